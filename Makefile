@@ -1,0 +1,76 @@
+# Everything a newcomer needs: `make demo`, `make test`. Both set up whatever is missing.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+NATIVE := build/native
+STOCK  := build/stock
+JOBS   ?= $(shell nproc 2>/dev/null || echo 2)
+
+# ccache compares paths relative to here, so that a second clone finds the first one's objects.
+export CCACHE_BASEDIR := $(CURDIR)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup native stock tools test test-native test-python check demo wheel sanitize bench-native train-tiny clean
+
+help: ## List the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | expand -t 16
+
+# The bindings are built without their own llama.cpp; no pip cache, lest another project be handed that build.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "bitexport needs Python 3.10 or newer; $(PYTHON) is older. Try make PYTHON=python3.11"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt torch numpy
+	CMAKE_ARGS=-DLLAMA_BUILD=OFF $(BIN)/pip install --quiet --disable-pip-version-check --no-cache-dir --constraint constraints.txt llama-cpp-python
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --config-settings wheel.cmake=false --editable '.[dev]'
+	touch $@
+
+# Ninja when it is there; the generator is chosen once, when the tree is first configured.
+configure = test -f $(1)/CMakeCache.txt || cmake -S native -B $(1) $$(command -v ninja >/dev/null && echo -G Ninja) -DPython3_EXECUTABLE=$(CURDIR)/$(BIN)/python $(2)
+
+setup: $(VENV)/.installed native ## Install everything into .venv and build/native
+
+native: $(VENV)/.installed ## Build libllama with I2_S
+	@$(call configure,$(NATIVE),-DTERNARY_TESTS=ON)
+	@cmake --build $(NATIVE) --parallel $(JOBS) -- $(if $(wildcard $(NATIVE)/build.ninja),--quiet,--no-print-directory -s)
+
+stock: native ## Build the same llama.cpp unpatched, the peer that tests compare with
+	@$(call configure,$(STOCK),-DBITEXPORT_STOCK=ON -DFETCH_FROM=$(CURDIR)/$(NATIVE)/download)
+	@cmake --build $(STOCK) --parallel $(JOBS) -- $(if $(wildcard $(STOCK)/build.ninja),--quiet,--no-print-directory -s)
+
+tools: native ## Build llama-cli, llama-server, llama-bench, llama-perplexity, llama-quantize with I2_S
+	cmake -S native -B $(NATIVE) -DBITEXPORT_TOOLS=ON
+	cmake --build $(NATIVE) --parallel $(JOBS) --target tools
+
+test: test-native test-python ## Run every test
+
+test-native: native
+	cd $(NATIVE) && ctest --output-on-failure
+
+test-python: native stock
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.installed ## Lint and type-check
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+demo: setup ## Convert the shipped checkpoint, prove it, bench it, run it
+	@$(BIN)/python scripts/demo.py
+
+sanitize: ## Run the kernel tests under address and undefined-behaviour sanitizers
+	cmake -S native/ternary -B build/sanitize -DTERNARY_SANITIZE=ON
+	cmake --build build/sanitize --parallel $(JOBS)
+	cd build/sanitize && ctest --output-on-failure
+
+bench-native: native ## Time the kernels against the machine's own peaks
+	$(NATIVE)/ternary/bench_ternary
+
+train-tiny: $(VENV)/.installed ## Train the shipped checkpoint again (an hour or two on 2 cores)
+	$(BIN)/python -m train pretrain examples/tiny-python/train.toml
+
+wheel: $(VENV)/.installed ## Build a wheel that carries the native libraries
+	$(BIN)/pip wheel --no-deps --wheel-dir dist .
+
+clean: ## Remove everything that was built or installed here
+	rm -rf $(VENV) build dist

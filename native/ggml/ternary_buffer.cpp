@@ -1,0 +1,275 @@
+// I2_S in ggml: a CPU buffer type that repacks weights as they are loaded and multiplies with our kernels.
+//
+// ggml asks every extra buffer type, in order, whether it can hold a weight and run its operation. This one says yes
+// to MUL_MAT with an I2_S matrix and float32 activations, and to nothing else; patches/0002 makes the ordinary CPU
+// path say no to everything that touches I2_S. So I2_S bytes are only ever read by the kernels in native/ternary.
+
+#include "ternary_buffer.h"
+
+#include "ggml-backend-impl.h"
+#include "ggml-cpu-impl.h"
+#include "ggml-cpu.h"
+#include "ggml-impl.h"
+#include "ternary.h"
+#include "traits.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+#include <stdexcept>
+#include <string>
+#include <thread>
+#include <vector>
+
+#if defined(__linux__)
+#    include <sys/mman.h>
+#endif
+
+namespace {
+
+constexpr size_t tail_bytes = 32;  // I2_S: after the codes, the scale and padding
+
+const ternary::Selection & selection() {
+    static const ternary::Selection chosen = [] {
+        auto result = ternary::select_kernels(ternary::cpu_features(), std::getenv("BITEXPORT_TIER"));
+        if (result.kernels == nullptr) {
+            GGML_LOG_ERROR("bitexport: %s\n", result.error.c_str());
+        }
+        return result;
+    }();
+    return chosen;
+}
+
+// In our buffer a tensor is its repacked codes, followed by its scale.
+struct Weights {
+    const ggml_tensor * tensor;
+
+    int64_t rows() const { return tensor->ne[1]; }
+    int64_t cols() const { return tensor->ne[0]; }
+    size_t  packed_bytes() const { return ternary::packed_bytes(rows(), cols()); }
+    size_t  bytes() const { return packed_bytes() + sizeof(float); }
+    uint8_t * packed() const { return static_cast<uint8_t *>(tensor->data); }
+
+    float scale() const {
+        float value;
+        std::memcpy(&value, packed() + packed_bytes(), sizeof(value));
+        return value;
+    }
+    void set_scale(float value) const { std::memcpy(packed() + packed_bytes(), &value, sizeof(value)); }
+};
+
+// Part `index` of `count` of the half-open range [0, total).
+struct Share {
+    int64_t begin, end;
+    Share(int64_t total, int64_t index, int64_t count)
+        : begin(total * index / count), end(total * (index + 1) / count) {}
+};
+
+bool is_ours(const ggml_tensor * weights) {
+    return weights != nullptr && weights->buffer != nullptr &&
+           weights->buffer->buft == bitexport_ternary_buffer_type();
+}
+
+class TernaryTraits : public ggml::cpu::tensor_traits {
+  public:
+    bool work_size(int n_threads, const ggml_tensor * op, size_t & size) override {
+        const int64_t tokens = ggml_nrows(op->src[1]);
+        const size_t  batch  = ternary::quantized_bytes(tokens, op->src[0]->ne[0]);
+        size                 = tokens == 1 ? batch * n_threads : batch;
+        return true;
+    }
+
+    bool compute_forward(ggml_compute_params * params, ggml_tensor * op) override {
+        const Weights       weights{op->src[0]};
+        const ggml_tensor * x      = op->src[1];
+        const int64_t       tokens = ggml_nrows(x);
+        const auto &        kernels = *selection().kernels;
+
+        auto * work = static_cast<uint8_t *>(params->wdata);
+        if (tokens == 1) {
+            // A token is quantized faster than threads can meet: each makes its own copy.
+            work += params->ith * ternary::quantized_bytes(1, weights.cols());
+        }
+        const auto batch = ternary::quantized_view(work, tokens, weights.cols());
+
+        const Share mine = tokens == 1 ? Share(1, 0, 1) : Share(tokens, params->ith, params->nth);
+        for (int64_t token = mine.begin; token < mine.end; ++token) {
+            kernels.quantize_token(row(x, token), weights.cols(), batch.q + token * batch.stride,
+                                   batch.inverse_scale + token, batch.sum + token);
+        }
+        if (tokens > 1) {
+            ggml_barrier(params->threadpool);
+        }
+
+        const Share panels(ternary::panel_count(weights.rows()), params->ith, params->nth);
+        kernels.matmul(weights.packed(), weights.rows(), weights.cols(), weights.scale(), batch,
+                       static_cast<float *>(op->data), weights.rows(), panels.begin, panels.end);
+        return true;
+    }
+
+  private:
+    static const float * row(const ggml_tensor * x, int64_t index) {
+        const int64_t i1 = index % x->ne[1];
+        const int64_t i2 = index / x->ne[1] % x->ne[2];
+        const int64_t i3 = index / x->ne[1] / x->ne[2];
+        return reinterpret_cast<const float *>(static_cast<const char *>(x->data) + i1 * x->nb[1] + i2 * x->nb[2] +
+                                               i3 * x->nb[3]);
+    }
+};
+
+class TernaryBufferType : public ggml::cpu::extra_buffer_type {
+  public:
+    bool supports_op(ggml_backend_dev_t, const ggml_tensor * op) override {
+        if (op->op != GGML_OP_MUL_MAT || !is_ours(op->src[0])) {
+            return false;
+        }
+        const ggml_tensor * weights = op->src[0];
+        const ggml_tensor * x       = op->src[1];
+        return weights->type == GGML_TYPE_I2_S && ggml_n_dims(weights) <= 2 && x->type == GGML_TYPE_F32 &&
+               x->nb[0] == sizeof(float) && op->type == GGML_TYPE_F32 &&
+               (x->buffer == nullptr || ggml_backend_buft_is_host(x->buffer->buft));
+    }
+
+    ggml::cpu::tensor_traits * get_tensor_traits(const ggml_tensor * op) override {
+        return op->op == GGML_OP_MUL_MAT && is_ours(op->src[0])
+                   ? static_cast<ggml::cpu::tensor_traits *>(op->src[0]->extra)
+                   : nullptr;
+    }
+};
+
+// Repacks in as many threads as there are processors; small tensors are not worth a second one.
+// Throws std::runtime_error when a code is 3.
+void repack(const Weights & weights, const uint8_t * codes) {
+    constexpr int64_t elements_per_thread = 1 << 20;
+    const int64_t elements = weights.rows() * weights.cols();
+    const int64_t panels   = ternary::panel_count(weights.rows());
+    const int64_t wanted   = std::min<int64_t>(std::thread::hardware_concurrency(), elements / elements_per_thread);
+    const int64_t count    = std::max<int64_t>(1, std::min(wanted, panels));
+
+    std::vector<int64_t>     invalid(count, -1);
+    std::vector<std::thread> threads;
+    const auto work = [&](int64_t index) {
+        const Share mine(panels, index, count);
+        invalid[index] = selection().kernels->pack(codes, weights.rows(), weights.cols(), weights.packed(),
+                                                   mine.begin, mine.end);
+    };
+    for (int64_t index = 1; index < count; ++index) {
+        threads.emplace_back(work, index);
+    }
+    work(0);
+    for (auto & thread : threads) {
+        thread.join();
+    }
+    for (const int64_t element : invalid) {
+        if (element >= 0) {
+            throw std::runtime_error(std::string("tensor '") + weights.tensor->name + "' holds code 3 at element " +
+                                     std::to_string(element) +
+                                     ", but I2_S has only 0, 1 and 2: the file is damaged, or is another layout "
+                                     "that shares type number 36; convert it again");
+        }
+    }
+}
+
+enum ggml_status init_tensor(ggml_backend_buffer_t, ggml_tensor * tensor) {
+    static TernaryTraits traits;
+    tensor->extra = static_cast<ggml::cpu::tensor_traits *>(&traits);
+    return GGML_STATUS_SUCCESS;
+}
+
+void set_tensor(ggml_backend_buffer_t, ggml_tensor * tensor, const void * data, size_t offset, size_t size) {
+    GGML_ASSERT(offset == 0 && size == ggml_nbytes(tensor) && "I2_S is repacked whole");
+    const auto * codes = static_cast<const uint8_t *>(data);
+    float        scale;
+    std::memcpy(&scale, codes + size - tail_bytes, sizeof(scale));
+    if (!std::isfinite(scale) || scale <= 0.0f) {
+        throw std::runtime_error(std::string("tensor '") + tensor->name + "' has scale " + std::to_string(scale) +
+                                 ", but a scale is positive and finite: the file is damaged; convert it again");
+    }
+    const Weights weights{tensor};
+    repack(weights, codes);
+    weights.set_scale(scale);
+}
+
+void get_tensor(ggml_backend_buffer_t, const ggml_tensor * tensor, void *, size_t, size_t) {
+    GGML_ABORT("bitexport: '%s' was repacked when it was loaded and cannot be read back; read the file", tensor->name);
+}
+
+const char * buffer_type_name(ggml_backend_buffer_type_t) {
+    return "CPU_TERNARY";
+}
+
+size_t buffer_type_alignment(ggml_backend_buffer_type_t) {
+    return 64;
+}
+
+size_t tensor_alloc_size(ggml_backend_buffer_type_t, const ggml_tensor * tensor) {
+    return tensor->type == GGML_TYPE_I2_S ? Weights{tensor}.bytes() : ggml_nbytes(tensor);
+}
+
+ggml_backend_buffer_t alloc_buffer(ggml_backend_buffer_type_t type, size_t size) {
+    ggml_backend_buffer_t buffer = ggml_backend_buft_alloc_buffer(ggml_backend_cpu_buffer_type(), size);
+    if (buffer == nullptr) {
+        return nullptr;
+    }
+#if defined(__linux__)
+    // Decode walks all of it once a token: large pages spare the address translation. A wish; refusal is fine.
+    constexpr size_t large_page = size_t(2) << 20;
+    const auto       base       = reinterpret_cast<uintptr_t>(ggml_backend_buffer_get_base(buffer));
+    const auto       begin      = (base + large_page - 1) / large_page * large_page;
+    const auto       end        = (base + size) / large_page * large_page;
+    if (begin < end) {
+        (void) madvise(reinterpret_cast<void *>(begin), end - begin, MADV_HUGEPAGE);
+    }
+#endif
+    buffer->buft              = type;
+    buffer->iface.init_tensor = init_tensor;
+    buffer->iface.set_tensor  = set_tensor;
+    buffer->iface.get_tensor  = get_tensor;
+    buffer->iface.cpy_tensor  = nullptr;
+    return buffer;
+}
+
+}  // namespace
+
+ggml_backend_buffer_type_t bitexport_ternary_buffer_type(void) {
+    static TernaryBufferType        context;
+    static ggml_backend_buffer_type type = {
+        /* .iface   = */ {
+            /* .get_name       = */ buffer_type_name,
+            /* .alloc_buffer   = */ alloc_buffer,
+            /* .get_alignment  = */ buffer_type_alignment,
+            /* .get_max_size   = */ nullptr,
+            /* .get_alloc_size = */ tensor_alloc_size,
+            /* .is_host        = */ nullptr,
+        },
+        /* .device  = */ ggml_backend_reg_dev_get(ggml_backend_cpu_reg(), 0),
+        /* .context = */ static_cast<ggml::cpu::extra_buffer_type *>(&context),
+    };
+    return selection().kernels == nullptr ? nullptr : &type;
+}
+
+bool bitexport_uses_ternary(const ggml_tensor * op) {
+    return std::any_of(op->src, op->src + GGML_MAX_SRC, [](const ggml_tensor * source) {
+        return source != nullptr && source->type == GGML_TYPE_I2_S;
+    });
+}
+
+void bitexport_refuse_ternary(const ggml_tensor * op) {
+    const bool only_a_view = op->op == GGML_OP_VIEW || op->op == GGML_OP_RESHAPE || op->op == GGML_OP_PERMUTE ||
+                             op->op == GGML_OP_TRANSPOSE;
+    if (!only_a_view && bitexport_uses_ternary(op)) {
+        GGML_ABORT("bitexport: %s of '%s' cannot be computed from I2_S; only a matrix product in the CPU_TERNARY "
+                   "buffer can",
+                   ggml_op_name(op->op), op->name);
+    }
+}
+
+const char * bitexport_tier_name(void) {
+    const auto * kernels = selection().kernels;
+    return kernels == nullptr ? nullptr : kernels->name;
+}
+
+const char * bitexport_tier_error(void) {
+    return selection().kernels == nullptr ? selection().error.c_str() : nullptr;
+}

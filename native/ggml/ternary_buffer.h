@@ -1,0 +1,29 @@
+// The CPU buffer type that owns I2_S weights, seen from ggml's side.
+#pragma once
+
+#include "ggml-backend.h"
+#include "ggml.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+// The buffer type, or NULL when no kernel can run here (BITEXPORT_TIER asks for one that this CPU lacks).
+// llama.cpp offers every weight to it first; it takes I2_S matrices and leaves the rest.
+ggml_backend_buffer_type_t bitexport_ternary_buffer_type(void);
+
+// True when the operation reads an I2_S tensor.
+bool bitexport_uses_ternary(const struct ggml_tensor * op);
+
+// Aborts with a message when the operation reads an I2_S tensor: called for operations that our buffer type did not
+// take, whose ordinary code would read the codes as something else.
+void bitexport_refuse_ternary(const struct ggml_tensor * op);
+
+// Name of the kernel tier in use ("avx2", ...); NULL when BITEXPORT_TIER cannot be obeyed, and then
+// bitexport_tier_error() says why.
+GGML_BACKEND_API const char * bitexport_tier_name(void);
+GGML_BACKEND_API const char * bitexport_tier_error(void);
+
+#ifdef __cplusplus
+}
+#endif

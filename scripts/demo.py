@@ -1,0 +1,40 @@
+"""The whole path on the shipped checkpoint, as a user would type it: `make demo`.
+
+Every step runs the real command in its own process and stops the story when it fails.
+"""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+CHECKPOINT = Path("examples/tiny-python")
+GGUF = Path("build/demo/tiny-python.gguf")
+PROMPT = "def read_lines(path):\n"
+
+STEPS: list[tuple[str, list[str]]] = [
+    ("What the checkpoint holds", ["inspect", str(CHECKPOINT)]),
+    ("Convert it to I2_S", ["convert", str(CHECKPOINT), str(GGUF), "--force"]),
+    ("Compare C++ with PyTorch, logit by logit", ["parity", str(CHECKPOINT), str(GGUF), "--tokens", "32"]),
+    ("Measure it", ["bench", str(GGUF), "--threads", "1,2", "--repetitions", "3"]),
+    ("Let it write", ["run", str(GGUF), "--prompt", PROMPT, "--max-tokens", "96", "--temperature", "0"]),
+]
+
+
+def main() -> int:
+    (ROOT / GGUF).parent.mkdir(parents=True, exist_ok=True)
+    for title, arguments in STEPS:
+        print(f"\n### {title}\n$ bitexport {shlex.join(arguments)}", flush=True)
+        code = subprocess.run([sys.executable, "-m", "bitexport", *arguments], cwd=ROOT, check=False).returncode
+        if code != 0:
+            print(f"\nbitexport {arguments[0]} ended with exit code {code}; the demo stops here.", file=sys.stderr)
+            return code
+    print("\nThat was the whole path. Next: bitexport convert YOUR_CHECKPOINT out.gguf")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
