@@ -1,0 +1,145 @@
+// I2_S code bytes -> packed panels.
+//
+// I2_S, in flattened order: block b of 128 elements is 32 bytes; byte j holds the elements j, j + 32, j + 64, j + 96 of
+// the block in bits 7-6, 5-4, 3-2, 1-0. Where cols is a multiple of 128 a row is a whole number of blocks and 16 bytes of
+// it are columns 16 h .. 16 h + 15 of each of its four quarters: four rows at a time, a 4 x 4 transpose of 32-bit words
+// and shifts give the panel's bytes. SSE2, which every x86-64 has, does this at about the memory's speed.
+
+#include "layout.h"
+
+#include <cstring>
+
+#if defined(__SSE2__) && !defined(TERNARY_SCALAR_ONLY)
+#include <emmintrin.h>
+#define TERNARY_SSE2 1
+#endif
+
+namespace ternary {
+namespace {
+
+constexpr int64_t block_elements = 128;
+constexpr int64_t block_code_bytes = 32;
+constexpr uint8_t padding_byte = 0x55;  // four codes 1: trit 0
+
+uint8_t code_at(const uint8_t * codes, int64_t element) {
+    const int64_t in_block = element % block_elements;
+    const uint8_t byte = codes[element / block_elements * block_code_bytes + in_block % 32];
+    return (byte >> (6 - 2 * (in_block / 32))) & 3;
+}
+
+int64_t first_code_3(const uint8_t * codes, int64_t begin, int64_t end) {
+    for (int64_t element = begin; element < end; ++element) {
+        if (code_at(codes, element) == 3) {
+            return element;
+        }
+    }
+    return -1;
+}
+
+// One row of a panel by the definition; returns true when a code 3 was seen.
+bool repack_row(const uint8_t * codes, int64_t row, int64_t cols, uint8_t * panel) {
+    uint8_t * out = panel + row % panel_rows / 16 * 64 + row % 16 * step_cols;
+    bool bad = false;
+    for (int64_t col = 0; col < cols; ++col) {
+        const uint8_t code = code_at(codes, row * cols + col);
+        const int64_t field = col % chunk_cols / step_cols;
+        uint8_t & byte = out[col / chunk_cols * chunk_bytes + col % step_cols];
+        byte = static_cast<uint8_t>((byte & ~(3 << (2 * field))) | code << (2 * field));
+        bad = bad || code == 3;
+    }
+    return bad;
+}
+
+bool repack_rows(const uint8_t * codes, int64_t row_begin, int64_t row_end, int64_t cols, uint8_t * panel) {
+    std::memset(panel, padding_byte, static_cast<size_t>(panel_bytes(cols)));
+    bool bad = false;
+    for (int64_t row = row_begin; row < row_end; ++row) {
+        bad = repack_row(codes, row, cols, panel) || bad;
+    }
+    return bad;
+}
+
+#if defined(TERNARY_SSE2)
+inline __m128i load128(const void * p) { return _mm_loadu_si128(static_cast<const __m128i *>(p)); }
+
+// Quarter g of each block sits at bits 6 - 2 g; word f of a 16-byte half becomes field f.
+template <int Quarter>
+void store_quarter(const __m128i (&words)[4], uint8_t * out) {
+    constexpr int shift = 6 - 2 * Quarter;
+    const __m128i mask = _mm_set1_epi8(3);
+    const __m128i f0 = _mm_and_si128(_mm_srli_epi16(words[0], shift), mask);
+    const __m128i f1 = _mm_and_si128(_mm_srli_epi16(words[1], shift), mask);
+    const __m128i f2 = _mm_and_si128(_mm_srli_epi16(words[2], shift), mask);
+    const __m128i f3 = _mm_and_si128(_mm_srli_epi16(words[3], shift), mask);
+    const __m128i low = _mm_or_si128(f0, _mm_slli_epi16(f1, 2));
+    const __m128i high = _mm_or_si128(_mm_slli_epi16(f2, 4), _mm_slli_epi16(f3, 6));
+    _mm_storeu_si128(reinterpret_cast<__m128i *>(out), _mm_or_si128(low, high));
+}
+
+// Four rows of one block, 16 bytes (half 0 or 1) of each: the chunks half, half + 2, half + 4, half + 6 of the block.
+void repack_four(const uint8_t * rows, int64_t row_bytes, uint8_t * out, __m128i & seen) {
+    const __m128i a = load128(rows);
+    const __m128i b = load128(rows + row_bytes);
+    const __m128i c = load128(rows + 2 * row_bytes);
+    const __m128i d = load128(rows + 3 * row_bytes);
+    const __m128i threes = _mm_or_si128(_mm_or_si128(_mm_and_si128(a, _mm_srli_epi16(a, 1)), _mm_and_si128(b, _mm_srli_epi16(b, 1))),
+                                        _mm_or_si128(_mm_and_si128(c, _mm_srli_epi16(c, 1)), _mm_and_si128(d, _mm_srli_epi16(d, 1))));
+    seen = _mm_or_si128(seen, threes);
+    const __m128i ab_low = _mm_unpacklo_epi32(a, b);
+    const __m128i ab_high = _mm_unpackhi_epi32(a, b);
+    const __m128i cd_low = _mm_unpacklo_epi32(c, d);
+    const __m128i cd_high = _mm_unpackhi_epi32(c, d);
+    const __m128i words[4] = {_mm_unpacklo_epi64(ab_low, cd_low), _mm_unpackhi_epi64(ab_low, cd_low),
+                              _mm_unpacklo_epi64(ab_high, cd_high), _mm_unpackhi_epi64(ab_high, cd_high)};
+    store_quarter<0>(words, out);
+    store_quarter<1>(words, out + 2 * chunk_bytes);
+    store_quarter<2>(words, out + 4 * chunk_bytes);
+    store_quarter<3>(words, out + 6 * chunk_bytes);
+}
+
+// A full panel with cols a multiple of 128.
+bool repack_panel_sse2(const uint8_t * codes, int64_t row, int64_t cols, uint8_t * panel) {
+    const int64_t row_bytes = cols / 4;
+    const uint8_t * rows = codes + row * row_bytes;
+    __m128i seen = _mm_setzero_si128();
+    for (int64_t block = 0; block < cols / block_elements; ++block) {
+        for (int64_t r = 0; r < panel_rows; r += 4) {
+            const uint8_t * in = rows + r * row_bytes + block * block_code_bytes;
+            uint8_t * out = panel + block * 8 * chunk_bytes + r * step_cols;
+            repack_four(in, row_bytes, out, seen);
+            repack_four(in + 16, row_bytes, out + chunk_bytes, seen);
+        }
+    }
+    const __m128i threes = _mm_and_si128(seen, _mm_set1_epi8(0x55));
+    return _mm_movemask_epi8(_mm_cmpeq_epi8(threes, _mm_setzero_si128())) != 0xffff;
+}
+#endif
+
+bool repack_panel(const uint8_t * codes, int64_t row, int64_t rows, int64_t cols, uint8_t * panel) {
+#if defined(TERNARY_SSE2)
+    if (cols % block_elements == 0 && row + panel_rows <= rows) {
+        return repack_panel_sse2(codes, row, cols, panel);
+    }
+#endif
+    const int64_t row_end = row + panel_rows < rows ? row + panel_rows : rows;
+    return repack_rows(codes, row, row_end, cols, panel);
+}
+
+}  // namespace
+
+RepackResult repack_i2_s(const uint8_t * codes, int64_t rows, int64_t cols, void * packed, int64_t panel_begin,
+                         int64_t panel_end) {
+    RepackResult result;
+    for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
+        const int64_t row = panel * panel_rows;
+        uint8_t * out = static_cast<uint8_t *>(packed) + panel * panel_bytes(cols);
+        if (repack_panel(codes, row, rows, cols, out) && result.ok) {
+            const int64_t row_end = row + panel_rows < rows ? row + panel_rows : rows;
+            result.ok = false;
+            result.bad_element = first_code_3(codes, row * cols, row_end * cols);
+        }
+    }
+    return result;
+}
+
+}  // namespace ternary

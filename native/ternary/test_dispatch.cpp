@@ -1,0 +1,68 @@
+// Dispatch: what is offered matches the features given, and a bad override is an error that says what to do.
+
+#include "test_support.h"
+
+using namespace ternary;
+using namespace ternary_test;
+
+static CpuFeatures everything() {
+    CpuFeatures cpu;
+    cpu.avx2 = cpu.avx512f = cpu.avx512bw = cpu.avx512vl = cpu.avx512vnni = true;
+    return cpu;
+}
+
+static bool contains(const std::string & text, const char * part) { return text.find(part) != std::string::npos; }
+
+static void test_scalar_is_always_there() {
+    check(kernels_for(Tier::scalar, CpuFeatures{}) != nullptr, "scalar runs on a CPU without features");
+    const Selection best = select_kernels(CpuFeatures{}, nullptr);
+    check(best.kernels != nullptr && best.kernels->tier == Tier::scalar, "a CPU without features gets scalar");
+}
+
+static void test_override() {
+    for (const Kernels * kernels : tiers()) {
+        const Selection selection = select_kernels(cpu_features(), kernels->name);
+        check(selection.kernels == kernels && selection.error.empty(), std::string("override ") + kernels->name);
+    }
+    const Selection best = select_kernels(cpu_features(), nullptr);
+    check(best.kernels == tiers().back(), "no override gives the last tier of the list that the CPU runs");
+    check(select_kernels(cpu_features(), "").kernels == best.kernels, "an empty override is none");
+}
+
+static void test_unknown_override() {
+    for (const char * name : {"avx9", "AVX2", "scalar ", "avx"}) {
+        const Selection selection = select_kernels(cpu_features(), name);
+        check(selection.kernels == nullptr, std::string("no kernels for the unknown tier '") + name + "'");
+        check(contains(selection.error, name) && contains(selection.error, "unknown"), "error names the value: " + selection.error);
+        check(contains(selection.error, "scalar"), "error lists what this CPU has: " + selection.error);
+        check(!contains(selection.error, "\n"), "error is one line");
+    }
+}
+
+#if defined(__x86_64__) && !defined(TERNARY_SCALAR_ONLY)
+static void test_missing_features() {
+    const Selection none = select_kernels(CpuFeatures{}, "avx2");
+    check(none.kernels == nullptr && contains(none.error, "avx2") && contains(none.error, "lacks"), "avx2 is refused: " + none.error);
+    CpuFeatures no_vnni = everything();
+    no_vnni.avx512vnni = false;
+    check(select_kernels(no_vnni, nullptr).kernels->tier == Tier::avx2, "without VNNI the best is avx2");
+    check(select_kernels(no_vnni, "avx512vnni").kernels == nullptr, "without VNNI avx512vnni is refused");
+    check(select_kernels(everything(), nullptr).kernels->tier == Tier::avx512vnni, "with everything the best is avx512vnni");
+
+    const CpuFeatures here = cpu_features();
+    check(here.avx2 == static_cast<bool>(__builtin_cpu_supports("avx2")), "avx2 as the compiler's runtime sees it");
+    check(here.avx512vnni == static_cast<bool>(__builtin_cpu_supports("avx512vnni")), "avx512vnni as the compiler's runtime sees it");
+}
+#endif
+
+int main() {
+    test_scalar_is_always_there();
+    test_override();
+    test_unknown_override();
+#if defined(__x86_64__) && !defined(TERNARY_SCALAR_ONLY)
+    test_missing_features();
+#else
+    check(select_kernels(everything(), nullptr).kernels->tier == Tier::scalar, "only scalar is built here");
+#endif
+    return finish("dispatch");
+}

@@ -1,0 +1,191 @@
+// Tier avx512vnni: AVX-512 F/BW/VL and VNNI (Cascade Lake, Ice Lake, Zen 4 and later).
+//
+// Instructions: vpdpbusd zmm adds four products u8 * s8 to each of 16 int32 lanes: codes are its unsigned operand,
+//   activations, four columns broadcast to every lane, its signed one. A lane is a row.
+// Algebra: sum(trit * q) = sum(code * q) - sum(q). Where a code is masked but not shifted down it is worth 4^field
+//   codes; those sums have accumulators of their own and are shifted back, exactly, at the end.
+// Bounds, for max_cols = 65536: a sum over codes is at most 2 * 128 * 65536 = 2^24. Unshifted, field 3 adds up to
+//   128 * 128 in a quarter of the columns: 2^28. Inside the instruction 4 * 255 * 128 fits without saturation.
+
+#include "matmul.h"
+#include "quantize.h"
+
+#include <immintrin.h>
+
+namespace ternary {
+extern const Kernels avx512vnni_kernels;
+
+namespace {
+
+inline __m512i load512(const void * p) { return _mm512_loadu_si512(p); }
+
+// Columns 4 * step .. 4 * step + 3 of a token, in every lane.
+inline __m512i broadcast_quad(const int8_t * q) {
+    int32_t quad;
+    memcpy(&quad, q, sizeof quad);
+    return _mm512_set1_epi32(quad);
+}
+
+struct Avx512Vnni {
+    static constexpr int direct_tokens = 12;
+    static constexpr int tile_tokens = 12;      // 24 accumulators, 2 weights, activations
+    static constexpr int unshifted_tokens = 3;  // up to here four accumulators for each token and half fit in registers
+    static constexpr int64_t prefetch_bytes = 4096;
+
+    // codes of `field`, each in the low bits of its byte
+    template <int Field>
+    static __m512i codes_of(__m512i chunk) {
+        return _mm512_and_si512(Field == 0 ? chunk : _mm512_srli_epi16(chunk, 2 * Field), _mm512_set1_epi8(3));
+    }
+
+    static void unpack(const uint8_t * codes, int64_t chunks, uint8_t * bytes) {
+        for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+            for (int half = 0; half < 2; ++half) {
+                const __m512i v = load512(codes + chunk * chunk_bytes + half * 64);
+                uint8_t * out = bytes + chunk * fields * step_bytes + half * 64;
+                _mm512_store_si512(out, codes_of<0>(v));
+                _mm512_store_si512(out + step_bytes, codes_of<1>(v));
+                _mm512_store_si512(out + 2 * step_bytes, codes_of<2>(v));
+                _mm512_store_si512(out + 3 * step_bytes, codes_of<3>(v));
+            }
+        }
+    }
+
+    template <int T>
+    static void tile(const uint8_t * bytes, int64_t steps, const int8_t * q, int64_t stride, int32_t * sums) {
+        __m512i sum_i32x16[T][2];
+        for (int t = 0; t < T; ++t) {
+            sum_i32x16[t][0] = _mm512_load_si512(sums + t * panel_rows);
+            sum_i32x16[t][1] = _mm512_load_si512(sums + t * panel_rows + 16);
+        }
+        for (int64_t step = 0; step < steps; ++step) {
+            const __m512i codes0 = _mm512_load_si512(bytes + step * step_bytes);
+            const __m512i codes1 = _mm512_load_si512(bytes + step * step_bytes + 64);
+#pragma GCC unroll 12
+            for (int t = 0; t < T; ++t) {
+                const __m512i quad = broadcast_quad(q + t * stride + step * step_cols);
+                sum_i32x16[t][0] = _mm512_dpbusd_epi32(sum_i32x16[t][0], codes0, quad);
+                sum_i32x16[t][1] = _mm512_dpbusd_epi32(sum_i32x16[t][1], codes1, quad);
+            }
+        }
+        for (int t = 0; t < T; ++t) {
+            _mm512_store_si512(sums + t * panel_rows, sum_i32x16[t][0]);
+            _mm512_store_si512(sums + t * panel_rows + 16, sum_i32x16[t][1]);
+        }
+    }
+
+    template <int T>
+    static void direct(const uint8_t * panel, int64_t chunks, const int8_t * q, int64_t stride, int32_t * sums) {
+        if constexpr (T <= unshifted_tokens) {
+            direct_unshifted<T>(panel, chunks, q, stride, sums);
+        } else {
+            direct_shifted<T>(panel, chunks, q, stride, sums);
+        }
+    }
+
+    // Memory-bound batches: a mask for each code and no shift; 8 accumulators a token hide the latency.
+    template <int T>
+    static void direct_unshifted(const uint8_t * panel, int64_t chunks, const int8_t * q, int64_t stride, int32_t * sums) {
+        __m512i sum_i32x16[T][2][4];
+        for (int t = 0; t < T; ++t) {
+            for (int i = 0; i < 8; ++i) {
+                sum_i32x16[t][i / 4][i % 4] = _mm512_setzero_si512();
+            }
+        }
+        for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+            const uint8_t * p = panel + chunk * chunk_bytes;
+            _mm_prefetch(reinterpret_cast<const char *>(p + prefetch_bytes), _MM_HINT_T0);
+            _mm_prefetch(reinterpret_cast<const char *>(p + prefetch_bytes + 64), _MM_HINT_T0);
+            const __m512i half0 = load512(p);
+            const __m512i half1 = load512(p + 64);
+#pragma GCC unroll 4
+            for (int field = 0; field < 4; ++field) {
+                const __m512i mask = _mm512_set1_epi8(static_cast<char>(3 << (2 * field)));
+                const __m512i codes0 = _mm512_and_si512(half0, mask);
+                const __m512i codes1 = _mm512_and_si512(half1, mask);
+#pragma GCC unroll 4
+                for (int t = 0; t < T; ++t) {
+                    const __m512i quad = broadcast_quad(q + t * stride + chunk * chunk_cols + field * step_cols);
+                    sum_i32x16[t][0][field] = _mm512_dpbusd_epi32(sum_i32x16[t][0][field], codes0, quad);
+                    sum_i32x16[t][1][field] = _mm512_dpbusd_epi32(sum_i32x16[t][1][field], codes1, quad);
+                }
+            }
+        }
+        for (int t = 0; t < T; ++t) {
+            for (int half = 0; half < 2; ++half) {
+                const __m512i * s = sum_i32x16[t][half];
+                const __m512i low = _mm512_add_epi32(s[0], _mm512_srai_epi32(s[1], 2));
+                const __m512i high = _mm512_add_epi32(_mm512_srai_epi32(s[2], 4), _mm512_srai_epi32(s[3], 6));
+                _mm512_store_si512(sums + t * panel_rows + half * 16, _mm512_add_epi32(low, high));
+            }
+        }
+    }
+
+    template <int Field, int T>
+    static void add_field(__m512i half0, __m512i half1, const int8_t * q, int64_t stride, __m512i (&sum_i32x16)[T][2]) {
+        const __m512i codes0 = codes_of<Field>(half0);
+        const __m512i codes1 = codes_of<Field>(half1);
+#pragma GCC unroll 12
+        for (int t = 0; t < T; ++t) {
+            const __m512i quad = broadcast_quad(q + t * stride + Field * step_cols);
+            sum_i32x16[t][0] = _mm512_dpbusd_epi32(sum_i32x16[t][0], codes0, quad);
+            sum_i32x16[t][1] = _mm512_dpbusd_epi32(sum_i32x16[t][1], codes1, quad);
+        }
+    }
+
+    template <int T>
+    static void direct_shifted(const uint8_t * panel, int64_t chunks, const int8_t * q, int64_t stride, int32_t * sums) {
+        __m512i sum_i32x16[T][2];
+        for (int t = 0; t < T; ++t) {
+            sum_i32x16[t][0] = sum_i32x16[t][1] = _mm512_setzero_si512();
+        }
+        for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+            const uint8_t * p = panel + chunk * chunk_bytes;
+            _mm_prefetch(reinterpret_cast<const char *>(p + prefetch_bytes), _MM_HINT_T0);
+            _mm_prefetch(reinterpret_cast<const char *>(p + prefetch_bytes + 64), _MM_HINT_T0);
+            const __m512i half0 = load512(p);
+            const __m512i half1 = load512(p + 64);
+            const int8_t * quads = q + chunk * chunk_cols;
+            add_field<0, T>(half0, half1, quads, stride, sum_i32x16);
+            add_field<1, T>(half0, half1, quads, stride, sum_i32x16);
+            add_field<2, T>(half0, half1, quads, stride, sum_i32x16);
+            add_field<3, T>(half0, half1, quads, stride, sum_i32x16);
+        }
+        for (int t = 0; t < T; ++t) {
+            _mm512_store_si512(sums + t * panel_rows, sum_i32x16[t][0]);
+            _mm512_store_si512(sums + t * panel_rows + 16, sum_i32x16[t][1]);
+        }
+    }
+
+    static __mmask16 lanes_left(int64_t left) { return static_cast<__mmask16>(left >= 16 ? 0xffff : (1u << left) - 1); }
+
+    static uint32_t max_abs_bits(const float * x, int64_t cols) {
+        const __m512i sign_mask = _mm512_set1_epi32(static_cast<int>(float_sign_mask));
+        __m512i max_u32x16 = _mm512_setzero_si512();
+        for (int64_t i = 0; i < cols; i += 16) {
+            const __m512i bits = _mm512_maskz_loadu_epi32(lanes_left(cols - i), x + i);
+            max_u32x16 = _mm512_max_epu32(max_u32x16, _mm512_and_si512(bits, sign_mask));
+        }
+        return _mm512_reduce_max_epu32(max_u32x16);
+    }
+
+    static int32_t round_scaled(const float * x, int64_t cols, float scale, int8_t * q) {
+        const __m512 scale_f32x16 = _mm512_set1_ps(scale);
+        __m512i sum_i32x16 = _mm512_setzero_si512();
+        for (int64_t i = 0; i < cols; i += 16) {
+            const __mmask16 lanes = lanes_left(cols - i);
+            const __m512 scaled = _mm512_mul_ps(_mm512_maskz_loadu_ps(lanes, x + i), scale_f32x16);
+            const __m512i rounded = _mm512_cvt_roundps_epi32(scaled, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+            sum_i32x16 = _mm512_add_epi32(sum_i32x16, rounded);  // |rounded| <= 127, so nothing saturates below
+            _mm_mask_storeu_epi8(q + i, lanes, _mm512_cvtsepi32_epi8(rounded));
+        }
+        return _mm512_reduce_add_epi32(sum_i32x16);
+    }
+};
+
+}  // namespace
+
+const Kernels avx512vnni_kernels = {Tier::avx512vnni, "avx512vnni", quantize_token<Avx512Vnni>, matmul_f32<Avx512Vnni>,
+                                    matmul_i32<Avx512Vnni>};
+
+}  // namespace ternary
