@@ -44,7 +44,7 @@ class UsageError(BitexportError):
     exit_code = 2
 
 
-class CheckFailed(BitexportError):
+class CheckFailed(BitexportError):  # noqa: N818 (nothing went wrong; the answer is no)
     """A check ran to its end and the result is below its threshold."""
 
     exit_code = 3

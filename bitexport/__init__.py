@@ -1,0 +1,35 @@
+"""Ternary (1.58-bit) language models: out of PyTorch, onto CPUs, provably right.
+
+Each verb of the command line is a function of the module that bears its name, for example
+``bitexport.convert.convert``. Nothing heavy is imported until it is used.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import os
+
+    from llama_cpp import Llama
+
+__version__ = "0.1.0"
+
+
+def load(path: str | os.PathLike[str], **kwargs: Any) -> Llama:
+    """Open a GGUF file with our llama.cpp, which knows I2_S.
+
+    Args:
+        path: the GGUF file.
+        kwargs: whatever ``llama_cpp.Llama`` takes (``n_ctx``, ``n_threads``, ...).
+
+    Returns:
+        An ordinary ``llama_cpp.Llama``.
+
+    Raises:
+        GGUFError: the file is damaged or cannot be run.
+        NativeLibraryError: our library is missing, or a foreign libllama is loaded already.
+    """
+    from bitexport.runtime.model import load as load_model
+
+    return load_model(path, **kwargs)

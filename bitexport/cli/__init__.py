@@ -1,0 +1,62 @@
+"""The ``bitexport`` command: one module a command, one output object, one error table, and no logic."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+import bitexport
+from bitexport.cli import errors
+
+app = typer.Typer(
+    name="bitexport",
+    help="Ternary language models: from PyTorch checkpoints to fast, proven GGUF files.",
+    epilog=(
+        "Exit codes: 0 success; 1 failure; 2 wrong usage; 3 a check's result is below its threshold; "
+        "130 interrupted. BITEXPORT_DEBUG=1 shows tracebacks."
+    ),
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+# In the order of --help. Command modules import their driver inside the function, so that --help is fast.
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"bitexport {bitexport.__version__}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    context: typer.Context,
+    version: Annotated[  # noqa: ARG001 (its callback does the work)
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+        raise typer.Exit(2)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit: never a traceback, always a documented exit code.
+
+    Args:
+        arguments: without the program's name; ``sys.argv[1:]`` when None.
+    """
+    try:
+        code = app(arguments, prog_name="bitexport", standalone_mode=False)
+    except BrokenPipeError:
+        # Whoever read our output had enough. Python's own flush at exit must not complain either.
+        sys.stdout = None
+        sys.exit(1)
+    except (Exception, KeyboardInterrupt) as error:
+        sys.exit(errors.report(error))
+    if code == errors.INTERRUPTED:  # typer turns Ctrl-C into this number
+        print("interrupted", file=sys.stderr)
+    sys.exit(code if isinstance(code, int) else 0)

@@ -1,0 +1,100 @@
+"""From an exception to one line on stderr and an exit code.
+
+Exit codes: 0 success; 1 a failure we can name; 2 wrong usage; 3 a check ran and its result is below the
+threshold; 130 interrupted. ``BITEXPORT_DEBUG=1`` shows the traceback as well.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import typer
+
+from bitexport.errors import BitexportError, CheckFailed, UsageError
+
+DEBUG_VARIABLE = "BITEXPORT_DEBUG"
+INTERRUPTED = 130
+
+# Which extra brings a module that a plain installation lacks.
+EXTRA_OF_MODULE = {
+    "torch": "parity",
+    "transformers": "parity",
+    "accelerate": "parity",
+    "safetensors": "parity",
+    "matplotlib": "train",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    kind: type[BaseException]
+    exit_code: int
+    prefix: str
+    message: Callable[[BaseException], str]
+
+
+def _usage(error: BaseException) -> str:
+    assert isinstance(error, typer.TyperException)
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context is not None else "bitexport"
+    return f"{error.format_message().rstrip('.')}; see {command} --help"
+
+
+def _missing_module(error: BaseException) -> str:
+    assert isinstance(error, ModuleNotFoundError)
+    module = (error.name or "?").partition(".")[0]
+    extra = EXTRA_OF_MODULE.get(module)
+    package = f"'bitexport[{extra}]'" if extra else f"{module}, or bitexport anew"
+    return f"this command needs the Python package {module}, which is not installed; pip install {package}"
+
+
+def _operating_system(error: BaseException) -> str:
+    assert isinstance(error, OSError)
+    where = f"{error.filename}: " if error.filename else ""
+    reason = error.strerror or str(error)
+    advice = {
+        errno.ENOSPC: "; free some space, or write to another disk",
+        errno.EDQUOT: "; free some space, or write to another disk",
+        errno.EACCES: "; check its permissions",
+        errno.ENOENT: "; check the path",
+    }.get(error.errno or 0, "")
+    return f"{where}{reason[:1].lower()}{reason[1:]}{advice}"
+
+
+def _unexpected(error: BaseException) -> str:
+    advice = f"this is a bug in bitexport; run again with {DEBUG_VARIABLE}=1 and report what it shows"
+    return f"{type(error).__name__}: {error}; {advice}"
+
+
+def _memory(_error: BaseException) -> str:
+    return "out of memory; close other programs, or use a smaller model or context"
+
+
+# The first row whose kind fits decides, so special kinds stand above general ones.
+TABLE: tuple[_Row, ...] = (
+    _Row(CheckFailed, CheckFailed.exit_code, "failed", str),
+    _Row(UsageError, UsageError.exit_code, "error", str),
+    _Row(BitexportError, BitexportError.exit_code, "error", str),
+    _Row(typer.TyperException, 2, "error", _usage),
+    _Row(KeyboardInterrupt, INTERRUPTED, "", lambda _: "interrupted"),
+    _Row(typer.Abort, INTERRUPTED, "", lambda _: "interrupted"),
+    _Row(ModuleNotFoundError, 1, "error", _missing_module),
+    _Row(MemoryError, 1, "error", _memory),
+    _Row(OSError, 1, "error", _operating_system),
+    _Row(Exception, 1, "error", _unexpected),
+)
+
+
+def report(error: BaseException) -> int:
+    """Print the one line that ``error`` deserves and return the exit code."""
+    row = next(row for row in TABLE if isinstance(error, row.kind))
+    if os.environ.get(DEBUG_VARIABLE, "") not in ("", "0"):
+        traceback.print_exception(error)
+    text = " ".join(row.message(error).split())  # one line, whatever a library put into its message
+    print(f"{row.prefix}: {text}" if row.prefix else text, file=sys.stderr)
+    return row.exit_code

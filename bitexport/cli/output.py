@@ -1,0 +1,176 @@
+"""Where a command's words go: results to stdout, everything else to stderr.
+
+Human mode prints tables and sentences; ``--json`` prints one document and nothing else on stdout; ``--quiet``
+keeps stderr to warnings and errors. Colour and progress bars appear on terminals only, and colour not where
+``NO_COLOR`` is set.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from bitexport.progress import Progress, ProgressEvent, ignore
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Task
+
+SCHEMA = 1
+
+# Where stdout is not a terminal nobody wraps lines for us, and a table must not be cut off.
+_UNLIMITED_WIDTH = 10_000
+
+
+class Output:
+    """The one object through which a command speaks.
+
+    Args:
+        json: one JSON document on stdout instead of tables and sentences.
+        quiet: no information and no progress on stderr; warnings and errors remain.
+    """
+
+    def __init__(self, *, json: bool = False, quiet: bool = False) -> None:
+        self.json = json
+        self.quiet = quiet
+
+    def result(self, document: Mapping[str, Any], human: Callable[[], None] | None = None) -> None:
+        """Print a command's result: ``document`` with --json, otherwise whatever ``human`` prints.
+
+        ``schema`` goes in front of the document's own keys. NaN and infinity, which JSON lacks, become null.
+        """
+        if self.json:
+            text = json.dumps({"schema": SCHEMA, **_jsonable(document)}, ensure_ascii=False, indent=2)
+            sys.stdout.write(text + "\n")
+            sys.stdout.flush()
+        elif human is not None:
+            human()
+
+    def line(self, text: str = "") -> None:
+        """A line of the result for humans, on stdout; nothing with --json."""
+        if not self.json:
+            self._stdout().print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def table(
+        self,
+        columns: Sequence[str],
+        rows: Sequence[Sequence[object]],
+        *,
+        title: str | None = None,
+        right: Sequence[str] = (),
+        markdown: bool = False,
+    ) -> None:
+        """A table of the result for humans, on stdout; nothing with --json.
+
+        Args:
+            columns: headings.
+            rows: cells, turned into text with ``str``.
+            title: a line above the table.
+            right: headings of the columns to align to the right (numbers).
+            markdown: draw it as a Markdown table, as llama-bench does.
+        """
+        if self.json:
+            return
+        from rich import box
+        from rich.table import Table
+        from rich.text import Text
+
+        if title is not None:
+            self.line(title)
+        table = Table(box=box.MARKDOWN if markdown else box.SIMPLE_HEAD, pad_edge=markdown)
+        for column in columns:
+            table.add_column(column, justify="right" if column in right else "left", no_wrap=markdown)
+        for row in rows:
+            table.add_row(*(Text(str(cell)) for cell in row))
+        self._stdout().print(table)
+
+    def info(self, text: str) -> None:
+        """A line about what is going on, on stderr; nothing with --quiet."""
+        if not self.quiet:
+            _stderr().print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def warn(self, text: str) -> None:
+        """Something the user should know, on stderr, always."""
+        _stderr().print("warning:", text, style="yellow", markup=False, highlight=False, soft_wrap=True)
+
+    @contextmanager
+    def progress(self, label: str) -> Iterator[Progress]:
+        """A progress bar on stderr while the ``with`` block runs; yields the listener to give to a driver.
+
+        Shown only on a terminal and without --quiet; elsewhere the listener does nothing.
+        """
+        console = _stderr()
+        if self.quiet or not console.is_terminal:
+            yield ignore
+            return
+        from rich.progress import BarColumn, ProgressColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bar
+        from rich.text import Text
+
+        class Amount(ProgressColumn):
+            def render(self, task: Task) -> Text:
+                return Text(_amount(int(task.completed), int(task.total or 0), str(task.fields["unit"])))
+
+        label_column = TextColumn("{task.description}", markup=False)
+        with Bar(
+            label_column, BarColumn(), Amount(), TimeRemainingColumn(), console=console, transient=True
+        ) as bar:
+            task = bar.add_task(label, total=None, unit="")
+
+            def listen(event: ProgressEvent) -> None:
+                bar.update(
+                    task,
+                    completed=event.done,
+                    total=event.total or None,
+                    description=f"{label}: {event.label}" if event.label else label,
+                    unit=event.unit,
+                )
+
+            yield listen
+
+    @staticmethod
+    def _stdout() -> Console:
+        from rich.console import Console
+
+        return Console(width=None if sys.stdout.isatty() else _UNLIMITED_WIDTH)
+
+
+def format_bytes(count: float) -> str:
+    """``1536`` -> ``"1.50 KiB"``; three significant figures from KiB on."""
+    if abs(count) < 1024:
+        return f"{int(count)} B"
+    power = min(4, int(math.log(abs(count), 1024)))
+    count /= 1024**power
+    digits = 2 if abs(count) < 10 else 1 if abs(count) < 100 else 0
+    return f"{count:.{digits}f} {'KMGT'[power - 1]}iB"
+
+
+def _amount(done: int, total: int, unit: str) -> str:
+    if unit == "B":
+        return f"{format_bytes(done)}/{format_bytes(total)}" if total else format_bytes(done)
+    return f"{done}/{total} {unit}" if total else f"{done} {unit}"
+
+
+def _stderr() -> Console:
+    from rich.console import Console
+
+    return Console(stderr=True)
+
+
+def _jsonable(value: Any) -> Any:
+    """The value with NaN and infinity as None, and NumPy scalars and paths as plain ones."""
+    if isinstance(value, Mapping):
+        return {str(key): _jsonable(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_jsonable(item) for item in value]
+    if isinstance(value, bool) or value is None or isinstance(value, (str, int)):
+        return value
+    if hasattr(value, "item"):
+        return _jsonable(value.item())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return str(value)
