@@ -26,16 +26,16 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	touch $@
 
 # Ninja when it is there; the generator is chosen once, when the tree is first configured.
-configure = test -f $(1)/CMakeCache.txt || cmake -S native -B $(1) $$(command -v ninja >/dev/null && echo -G Ninja) -DPython3_EXECUTABLE=$(CURDIR)/$(BIN)/python $(2)
+configure = test -f $(1)/CMakeCache.txt || cmake -S native -B $(1) $$(command -v ninja >/dev/null && echo -G Ninja) -DPython3_EXECUTABLE=$(CURDIR)/$(BIN)/python -DBITEXPORT_DOWNLOAD_DIR=$(CURDIR)/build/download $(2)
 
 setup: $(VENV)/.installed native ## Install everything into .venv and build/native
 
 native: $(VENV)/.installed ## Build libllama with I2_S
-	@$(call configure,$(NATIVE),-DTERNARY_TESTS=ON)
+	@$(call configure,$(NATIVE),)
 	@cmake --build $(NATIVE) --parallel $(JOBS) -- $(if $(wildcard $(NATIVE)/build.ninja),--quiet,--no-print-directory -s)
 
 stock: native ## Build the same llama.cpp unpatched, the peer that tests compare with
-	@$(call configure,$(STOCK),-DBITEXPORT_STOCK=ON -DFETCH_FROM=$(CURDIR)/$(NATIVE)/download)
+	@$(call configure,$(STOCK),-DBITEXPORT_STOCK=ON)
 	@cmake --build $(STOCK) --parallel $(JOBS) -- $(if $(wildcard $(STOCK)/build.ninja),--quiet,--no-print-directory -s)
 
 tools: native ## Build llama-cli, llama-server, llama-bench, llama-perplexity, llama-quantize with I2_S

@@ -6,6 +6,8 @@
 
 set(BITEXPORT_LLAMA_CPP "$ENV{BITEXPORT_LLAMA_CPP}" CACHE PATH "Folder of a llama.cpp source tree to use instead of the pinned one")
 
+set(BITEXPORT_DOWNLOAD_DIR ${CMAKE_BINARY_DIR}/download CACHE PATH "Where the source distribution is kept")
+
 set(_lock ${CMAKE_CURRENT_SOURCE_DIR}/llama_cpp.lock)
 set(_originals ${CMAKE_CURRENT_SOURCE_DIR}/patches/originals.sha256)
 file(GLOB _patches CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/patches/*.patch)
@@ -22,12 +24,12 @@ endforeach()
 function(_bitexport_download out)
     find_package(Python3 REQUIRED COMPONENTS Interpreter)
     set(name llama_cpp_python-${LLAMA_CPP_PYTHON_version}.tar.gz)
-    set(archive ${CMAKE_BINARY_DIR}/download/${name})
+    set(archive ${BITEXPORT_DOWNLOAD_DIR}/${name})
     if(NOT EXISTS ${archive})
         message(STATUS "Fetching llama-cpp-python ${LLAMA_CPP_PYTHON_version} (its source carries llama.cpp)")
         execute_process(
             COMMAND ${Python3_EXECUTABLE} -m pip download --quiet --disable-pip-version-check --no-deps
-                    --no-binary llama-cpp-python --dest ${CMAKE_BINARY_DIR}/download
+                    --no-binary llama-cpp-python --dest ${BITEXPORT_DOWNLOAD_DIR}
                     llama-cpp-python==${LLAMA_CPP_PYTHON_version}
             RESULT_VARIABLE failed)
         if(failed OR NOT EXISTS ${archive})

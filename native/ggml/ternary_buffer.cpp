@@ -75,30 +75,28 @@ class TernaryTraits : public ggml::cpu::tensor_traits {
   public:
     bool work_size(int n_threads, const ggml_tensor * op, size_t & size) override {
         const int64_t tokens = ggml_nrows(op->src[1]);
-        const size_t  batch  = ternary::quantized_bytes(tokens, op->src[0]->ne[0]);
+        const size_t  batch  = batch_bytes(op->src[0]->ne[0], tokens);
         size                 = tokens == 1 ? batch * n_threads : batch;
         return true;
     }
 
     bool compute_forward(ggml_compute_params * params, ggml_tensor * op) override {
         const Weights       weights{op->src[0]};
-        const ggml_tensor * x      = op->src[1];
-        const int64_t       tokens = ggml_nrows(x);
+        const ggml_tensor * x       = op->src[1];
+        const int64_t       tokens  = ggml_nrows(x);
         const auto &        kernels = *selection().kernels;
 
-        auto * work = static_cast<uint8_t *>(params->wdata);
-        if (tokens == 1) {
-            // A token is quantized faster than threads can meet: each makes its own copy.
-            work += params->ith * ternary::quantized_bytes(1, weights.cols());
-        }
-        const auto batch = ternary::quantized_view(work, tokens, weights.cols());
-
-        const Share mine = tokens == 1 ? Share(1, 0, 1) : Share(tokens, params->ith, params->nth);
+        // One token is quantized faster than threads can meet, so that each makes its own copy. More are shared out.
+        const bool  own_copy = tokens == 1;
+        auto *      work     = static_cast<uint8_t *>(params->wdata) +
+                          (own_copy ? params->ith * batch_bytes(weights.cols(), tokens) : 0);
+        const auto  batch    = ternary::quantized_buffer(work, weights.cols(), tokens);
+        const Share mine     = own_copy ? Share(tokens, 0, 1) : Share(tokens, params->ith, params->nth);
         for (int64_t token = mine.begin; token < mine.end; ++token) {
-            kernels.quantize_token(row(x, token), weights.cols(), batch.q + token * batch.stride,
-                                   batch.inverse_scale + token, batch.sum + token);
+            kernels.quantize_token(row(x, token), weights.cols(), batch.q + token * batch.stride, batch.scale + token,
+                                   batch.sum + token);
         }
-        if (tokens > 1) {
+        if (!own_copy) {
             ggml_barrier(params->threadpool);
         }
 
@@ -109,6 +107,11 @@ class TernaryTraits : public ggml::cpu::tensor_traits {
     }
 
   private:
+    // Whole cache lines, so that two threads' copies never share one.
+    static size_t batch_bytes(int64_t cols, int64_t tokens) {
+        return (ternary::quantized_bytes(cols, tokens) + 63) / 64 * 64;
+    }
+
     static const float * row(const ggml_tensor * x, int64_t index) {
         const int64_t i1 = index % x->ne[1];
         const int64_t i2 = index / x->ne[1] % x->ne[2];
@@ -126,8 +129,8 @@ class TernaryBufferType : public ggml::cpu::extra_buffer_type {
         }
         const ggml_tensor * weights = op->src[0];
         const ggml_tensor * x       = op->src[1];
-        return weights->type == GGML_TYPE_I2_S && ggml_n_dims(weights) <= 2 && x->type == GGML_TYPE_F32 &&
-               x->nb[0] == sizeof(float) && op->type == GGML_TYPE_F32 &&
+        return weights->type == GGML_TYPE_I2_S && ggml_n_dims(weights) <= 2 && weights->ne[0] <= ternary::max_cols &&
+               x->type == GGML_TYPE_F32 && x->nb[0] == sizeof(float) && op->type == GGML_TYPE_F32 &&
                (x->buffer == nullptr || ggml_backend_buft_is_host(x->buffer->buft));
     }
 
@@ -147,12 +150,12 @@ void repack(const Weights & weights, const uint8_t * codes) {
     const int64_t wanted   = std::min<int64_t>(std::thread::hardware_concurrency(), elements / elements_per_thread);
     const int64_t count    = std::max<int64_t>(1, std::min(wanted, panels));
 
-    std::vector<int64_t>     invalid(count, -1);
-    std::vector<std::thread> threads;
+    std::vector<ternary::RepackResult> results(count);
+    std::vector<std::thread>           threads;
     const auto work = [&](int64_t index) {
         const Share mine(panels, index, count);
-        invalid[index] = selection().kernels->pack(codes, weights.rows(), weights.cols(), weights.packed(),
-                                                   mine.begin, mine.end);
+        results[index] = ternary::repack_i2_s(codes, weights.rows(), weights.cols(), weights.packed(), mine.begin,
+                                              mine.end);
     };
     for (int64_t index = 1; index < count; ++index) {
         threads.emplace_back(work, index);
@@ -161,10 +164,10 @@ void repack(const Weights & weights, const uint8_t * codes) {
     for (auto & thread : threads) {
         thread.join();
     }
-    for (const int64_t element : invalid) {
-        if (element >= 0) {
+    for (const auto & result : results) {
+        if (!result.ok) {
             throw std::runtime_error(std::string("tensor '") + weights.tensor->name + "' holds code 3 at element " +
-                                     std::to_string(element) +
+                                     std::to_string(result.bad_element) +
                                      ", but I2_S has only 0, 1 and 2: the file is damaged, or is another layout "
                                      "that shares type number 36; convert it again");
         }
