@@ -1,0 +1,8 @@
+"""Reading a Hugging Face checkpoint folder: configuration, shards, tensors, and how the trits are packed."""
+
+from __future__ import annotations
+
+from bitexport.checkpoint.reader import Checkpoint, open_checkpoint
+from bitexport.checkpoint.safetensors import TensorInfo
+
+__all__ = ["Checkpoint", "TensorInfo", "open_checkpoint"]

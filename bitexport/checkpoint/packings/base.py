@@ -1,0 +1,64 @@
+"""What a packing is: one way in which a checkpoint stores trits and their scale."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+
+from bitexport.checkpoint.reader import Checkpoint
+from bitexport.errors import CheckpointError
+from bitexport.ternary import TernaryTensor
+
+
+class Packing(Protocol):
+    """One way of storing ternary tensors.
+
+    Attributes:
+        name: as reports show it.
+    """
+
+    name: str
+
+    def partners(self, weight_name: str) -> tuple[str, ...]:
+        """Names of the tensors that belong to a weight, whatever shard they are in."""
+        ...
+
+    def stored_shape(self, shape: tuple[int, int]) -> tuple[int, int]:
+        """The shape that the checkpoint's tensor has for a weight of ``shape`` ``[out, in]``.
+
+        Raises:
+            UnsupportedError: the packing cannot hold such a weight.
+        """
+        ...
+
+    def check(self, checkpoint: Checkpoint, weight_name: str) -> None:
+        """Check, without reading data, that dtype and partners are what this packing expects.
+
+        Raises:
+            CheckpointError: they are not.
+        """
+        ...
+
+    def unpack(self, checkpoint: Checkpoint, weight_name: str) -> TernaryTensor:
+        """Read one weight, ``[out, in]``.
+
+        Raises:
+            CheckpointError: a value that no ternary tensor can have.
+        """
+        ...
+
+
+def checked_scale(value: float | np.float32, tensor_name: str) -> np.float32:
+    """``value`` as the scale of a ternary tensor.
+
+    Raises:
+        CheckpointError: it is zero, negative, NaN or infinite, or cannot be inverted.
+    """
+    scale = np.float32(value)
+    if not np.isfinite(scale) or not scale > 0:
+        raise CheckpointError(
+            f"tensor '{tensor_name}' gives a scale of {scale}; expected a positive, finite number: "
+            "the checkpoint is damaged or its training diverged"
+        )
+    return scale

@@ -1,0 +1,156 @@
+"""A checkpoint folder, opened: its configuration and its tensors, read one at a time."""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bitexport.checkpoint.safetensors import DTYPE_BYTES, TensorInfo
+from bitexport.checkpoint.shards import find_tensors, read_json
+from bitexport.errors import CheckpointError
+
+#: dtypes whose values are weights; anything else in a model is an error where it is read.
+FLOAT_DTYPES = ("BF16", "F16", "F32")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """An opened checkpoint. Holds no tensor data: :meth:`read` maps what it needs and lets go of it.
+
+    Attributes:
+        path: the folder.
+        config: ``config.json``.
+        tensors: every tensor by name; all shards' headers have been checked.
+    """
+
+    path: Path
+    config: Mapping[str, Any]
+    tensors: Mapping[str, TensorInfo] = field(repr=False)
+
+    @property
+    def architecture(self) -> str:
+        """The class that transformers would load, from ``architectures`` in config.json."""
+        named = self.config.get("architectures")
+        if not isinstance(named, list) or not named or not isinstance(named[0], str):
+            raise CheckpointError(
+                f"{self.path}/config.json: no architectures; expected a list such as [\"BitNetForCausalLM\"]"
+            )
+        return named[0]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors together."""
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
+    def info(self, name: str) -> TensorInfo:
+        """Where a tensor lies.
+
+        Raises:
+            CheckpointError: there is no such tensor.
+        """
+        try:
+            return self.tensors[name]
+        except KeyError:
+            raise CheckpointError(
+                f"tensor '{name}' is missing from {self.path}; the checkpoint is incomplete: save or download it again"
+            ) from None
+
+    def read(self, name: str) -> npt.NDArray[Any]:
+        """One tensor: BF16, F16 and F32 as float32, U8 as uint8, in its own shape.
+
+        The result may be a read-only view of the mapped file; the mapping lives as long as the array does.
+
+        Raises:
+            CheckpointError: no such tensor, another dtype, or a value that is NaN or infinite.
+        """
+        info = self.info(name)
+        flat = _decode(info, self._bytes(info, 0, info.nbytes))
+        return flat.reshape(info.shape)
+
+    def read_rows(self, name: str, rows: int) -> Iterator[npt.NDArray[Any]]:
+        """One tensor of shape ``[n, ...]`` in pieces of up to ``rows`` rows, so that it is never whole in memory.
+
+        Values and errors as in :meth:`read`.
+        """
+        info = self.info(name)
+        if not info.shape or rows < 1:
+            raise ValueError("read_rows needs a tensor with rows and a positive number of them")
+        stride = info.nbytes // info.shape[0] if info.shape[0] else 0
+        for start in range(0, info.shape[0], rows):
+            count = min(rows, info.shape[0] - start)
+            flat = _decode(info, self._bytes(info, start * stride, count * stride))
+            yield flat.reshape((count, *info.shape[1:]))
+
+    def same_bytes(self, first: str, second: str) -> bool:
+        """Whether two tensors have the same dtype, shape and bytes."""
+        a, b = self.info(first), self.info(second)
+        if (a.dtype, a.shape) != (b.dtype, b.shape):
+            return False
+        step = 64 * 1024 * 1024
+        return all(
+            np.array_equal(self._bytes(a, at, min(step, a.nbytes - at)), self._bytes(b, at, min(step, b.nbytes - at)))
+            for at in range(0, a.nbytes, step)
+        )
+
+    def _bytes(self, info: TensorInfo, offset: int, nbytes: int) -> npt.NDArray[np.uint8]:
+        """A piece of a tensor's data, mapped by itself: dropping the array gives its pages back."""
+        if nbytes == 0:
+            return np.empty(0, dtype=np.uint8)
+        begin = info.offset + offset
+        base = begin - begin % mmap.ALLOCATIONGRANULARITY
+        try:
+            with info.shard.open("rb") as file:
+                mapped = mmap.mmap(file.fileno(), begin - base + nbytes, offset=base, access=mmap.ACCESS_READ)
+        except (OSError, ValueError) as error:
+            raise CheckpointError(
+                f"{info.shard.name}: tensor '{info.name}' cannot be mapped ({error}); did the file change?"
+            ) from error
+        if hasattr(mapped, "madvise"):
+            mapped.madvise(mmap.MADV_SEQUENTIAL)
+        return np.frombuffer(mapped, dtype=np.uint8, count=nbytes, offset=begin - base)
+
+
+def open_checkpoint(path: str | Path) -> Checkpoint:
+    """Open a Hugging Face checkpoint folder and check every shard's header.
+
+    Raises:
+        CheckpointError: no such folder, no or bad config.json, or anything :func:`find_tensors` refuses.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        what = "is a file" if folder.exists() else "does not exist"
+        raise CheckpointError(f"{folder} {what}; expected a checkpoint folder with config.json and safetensors")
+    if not (folder / "config.json").is_file():
+        raise CheckpointError(f"{folder}: no config.json; expected a checkpoint saved with save_pretrained")
+    config = read_json(folder / "config.json")
+    return Checkpoint(folder, MappingProxyType(config), MappingProxyType(find_tensors(folder)))
+
+
+def _decode(info: TensorInfo, raw: npt.NDArray[np.uint8]) -> npt.NDArray[Any]:
+    if info.dtype == "U8":
+        return raw
+    if info.dtype not in FLOAT_DTYPES:
+        raise CheckpointError(
+            f"tensor '{info.name}' has dtype {info.dtype}; expected {', '.join(FLOAT_DTYPES)} or U8: save it as BF16"
+        )
+    if raw.ctypes.data % DTYPE_BYTES[info.dtype]:
+        raw = raw.copy()
+    if info.dtype == "BF16":
+        values = (raw.view("<u2").astype(np.uint32) << np.uint32(16)).view(np.float32)
+    else:
+        values = raw.view("<f2" if info.dtype == "F16" else "<f4").astype(np.float32, copy=False)
+    # one number tells of every NaN and infinity without a mask as large as the tensor; float64 can't overflow here
+    if values.size and not np.isfinite(values.sum(dtype=np.float64)):
+        index = int(np.flatnonzero(~np.isfinite(values))[0])
+        raise CheckpointError(
+            f"tensor '{info.name}' holds {values[index]} (element {index} of this read); expected finite weights: "
+            "the training run diverged or the file is damaged"
+        )
+    return values

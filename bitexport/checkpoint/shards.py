@@ -1,0 +1,115 @@
+"""Which files of a checkpoint folder hold its tensors."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from bitexport.checkpoint.safetensors import TensorInfo, read_header
+from bitexport.errors import CheckpointError
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+
+#: JSON files beside the weights are small; a larger one is not what its name says.
+MAX_JSON_BYTES = 256 * 1024 * 1024
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file beside the weights.
+
+    Raises:
+        CheckpointError: missing, too large, not JSON, or not an object.
+    """
+    try:
+        if path.stat().st_size > MAX_JSON_BYTES:
+            raise CheckpointError(f"{path.name}: larger than {MAX_JSON_BYTES} bytes; this is no configuration file")
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({os.strerror(error.errno or 0)})") from error
+    except (ValueError, RecursionError) as error:
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(f"{path.name}: not valid JSON ({reason}); download it again") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path.name}: holds a {type(value).__name__}, expected a JSON object")
+    return value
+
+
+def find_tensors(folder: Path) -> dict[str, TensorInfo]:
+    """Every tensor of the checkpoint, by name; the headers of all shards are checked before this returns.
+
+    A single ``model.safetensors`` is preferred, as transformers does; otherwise the index names the shards.
+
+    Raises:
+        CheckpointError: no weights, a shard is missing or lies outside the folder, or shards and index disagree.
+    """
+    if (folder / SINGLE).is_file():
+        return read_header(_inside(folder, SINGLE))
+    if (folder / INDEX).is_file():
+        return _from_index(folder)
+    others = sorted(entry.name for entry in folder.iterdir() if entry.suffix in {".safetensors", ".bin", ".pt", ".pth"})
+    found = f"found {', '.join(others[:3])}" if others else "found no weights"
+    raise CheckpointError(
+        f"{folder}: no {SINGLE} or {INDEX} ({found}); save the model with save_pretrained(safe_serialization=True)"
+    )
+
+
+def _from_index(folder: Path) -> dict[str, TensorInfo]:
+    weight_map = read_json(folder / INDEX).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{INDEX}: no weight_map that names the shards; download it again")
+    shards: dict[str, Path] = {}
+    for name in weight_map.values():
+        if not isinstance(name, str):
+            raise CheckpointError(f"{INDEX}: shard name {name!r} is not text; download it again")
+        if name not in shards:
+            shards[name] = _inside(folder, name)
+    tensors: dict[str, TensorInfo] = {}
+    for name in sorted(shards):
+        _merge(tensors, read_header(shards[name]), weight_map)
+    for name, shard in weight_map.items():
+        if name not in tensors:
+            raise CheckpointError(
+                f"{INDEX}: tensor '{name}' is not in its shard {shard}; the shard is from another save: download it again"
+            )
+    return tensors
+
+
+def _merge(tensors: dict[str, TensorInfo], found: Mapping[str, TensorInfo], weight_map: Mapping[str, str]) -> None:
+    for name, tensor in found.items():
+        if weight_map.get(name) != tensor.shard.name:
+            listed = weight_map.get(name)
+            what = f"the index puts it into {listed}" if listed else "the index does not list it"
+            raise CheckpointError(
+                f"{tensor.shard.name}: holds tensor '{name}', but {what}; index and shards are from different saves: "
+                "download them again"
+            )
+        tensors[name] = tensor
+
+
+def _inside(folder: Path, name: str) -> Path:
+    """The path of a shard, which must be a file in the folder itself.
+
+    A link is followed only when the checkpoint folder is one of Hugging Face's cache, whose files are links
+    into ``blobs`` beside ``snapshots``.
+    """
+    if name in {"", ".", ".."} or re.search(r"[/\\\x00:]", name):
+        raise CheckpointError(
+            f"{INDEX}: shard name {name!r} points outside the folder; expected a plain file name: do not use this checkpoint"
+        )
+    path = folder / name
+    if not path.is_file():
+        raise CheckpointError(f"{folder}: shard {name} is missing; download the checkpoint again")
+    target, root = path.resolve(), folder.resolve()
+    allowed = [root]
+    if root.parent.name == "snapshots":
+        allowed.append(root.parent.parent / "blobs")
+    if not any(target.is_relative_to(place) for place in allowed):
+        raise CheckpointError(
+            f"{folder}: shard {name} is a link to {target}, outside the folder; copy the file into the folder"
+        )
+    return path

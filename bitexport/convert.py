@@ -1,0 +1,248 @@
+"""``bitexport convert``: a ternary checkpoint becomes a GGUF file."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
+
+from bitexport.checkpoint import open_checkpoint
+from bitexport.encode import TernaryFacts, encode
+from bitexport.errors import UsageError
+from bitexport.gguf.tokenizer import Vocabulary, read_vocabulary
+from bitexport.gguf.tokenizer_check import check_tokenizer
+from bitexport.gguf.types import F32, FILE_TYPES
+from bitexport.gguf.writer import MetadataValue, TensorSpec, check_output, write_gguf
+from bitexport.plan import EMBED_TYPES, TERNARY_TYPES, Plan, PlannedTensor, make_plan
+from bitexport.progress import ProgressEvent
+
+
+@dataclass(slots=True)
+class TypeRow:
+    """The tensors of one GGUF type in a conversion's report.
+
+    Attributes:
+        bits_per_weight: of the output.
+        zero_fraction, scale_min, scale_max: of ternary tensors; None for others.
+        scale_rounding: the largest relative change of a scale; 0 where the type keeps float32.
+    """
+
+    type: str
+    tensors: int = 0
+    weights: int = 0
+    bytes_before: int = 0
+    bytes_after: int = 0
+    bits_per_weight: float = 0.0
+    zero_fraction: float | None = None
+    scale_min: float | None = None
+    scale_max: float | None = None
+    scale_rounding: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ConvertReport:
+    """What a conversion did. Sizes in bytes; ``seconds`` is wall-clock time.
+
+    Attributes:
+        output: the file; with ``dry_run``, the one that would have been written.
+        architecture: the GGUF architecture.
+        tensors, ternary_tensors: how many were written, and how many of them hold trits.
+        input_bytes: of the checkpoint's tensors.
+        output_bytes: of the file; with ``dry_run``, of its tensors.
+        peak_rss_bytes: the most memory that this process ever held.
+        types: one row a GGUF type.
+    """
+
+    output: str
+    architecture: str
+    tensors: int
+    ternary_tensors: int
+    input_bytes: int
+    output_bytes: int
+    seconds: float
+    peak_rss_bytes: int
+    warnings: list[str]
+    packing: str
+    type: str
+    embed_type: str
+    pre_tokenizer: str
+    dry_run: bool
+    types: list[TypeRow] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as one JSON object, without ``schema``."""
+        return asdict(self)
+
+
+def convert(
+    checkpoint: str | Path,
+    output: str | Path,
+    *,
+    type: str = "i2_s",  # the command line's name for it
+    embed_type: str = "q6_k",
+    force: bool = False,
+    dry_run: bool = False,
+    pre_tokenizer: str | None = None,
+    progress: Callable[[ProgressEvent], None] | None = None,
+) -> ConvertReport:
+    """Convert a checkpoint folder to a GGUF file.
+
+    Args:
+        type: of the ternary tensors, one of :data:`~bitexport.plan.TERNARY_TYPES`.
+        embed_type: of the embeddings and the head, one of :data:`~bitexport.plan.EMBED_TYPES`.
+        force: replace ``output`` if it exists.
+        dry_run: read and convert everything, write nothing.
+        pre_tokenizer: llama.cpp's name of the pre-tokenizer, where it cannot be found out.
+        progress: told of every tensor, in bytes of the checkpoint.
+
+    Raises:
+        BitexportError: see the classes in :mod:`bitexport.errors`; no output is left behind.
+    """
+    started = time.monotonic()
+    _check_choice("type", type, TERNARY_TYPES)
+    _check_choice("embed_type", embed_type, EMBED_TYPES)
+    target = Path(output)
+    if not dry_run:
+        check_output(target, force)
+    source = open_checkpoint(checkpoint)
+    plan = make_plan(source, type, embed_type)
+    vocabulary = read_vocabulary(source.path, plan.numbers.vocab_size, pre_tokenizer)
+    work = _Work(plan, [*plan.warnings, *vocabulary.warnings], progress)
+    if dry_run:
+        size = sum(spec.nbytes for spec in work.specs)
+        for spec in work.specs:
+            for _ in work.data(spec):
+                pass
+    else:
+        size = write_gguf(
+            target,
+            plan.family.gguf_architecture,
+            _metadata(plan, vocabulary),
+            work.specs,
+            work.data,
+            force=force,
+            check=lambda path: work.warnings.extend(check_tokenizer(path, source.path, vocabulary)),
+        )
+    return ConvertReport(
+        output=str(target),
+        architecture=plan.family.gguf_architecture,
+        tensors=len(work.specs),
+        ternary_tensors=sum(tensor.ternary for tensor in plan.tensors),
+        input_bytes=source.nbytes,
+        output_bytes=size,
+        seconds=time.monotonic() - started,
+        peak_rss_bytes=peak_rss_bytes(),
+        warnings=work.warnings,
+        packing=plan.packing.name,
+        type=type,
+        embed_type=embed_type,
+        pre_tokenizer=vocabulary.pre,
+        dry_run=dry_run,
+        types=work.rows(),
+    )
+
+
+class _Work:
+    """The tensors of a conversion, one after another, and what is learned on the way."""
+
+    def __init__(self, plan: Plan, warnings: list[str], progress: Callable[[ProgressEvent], None] | None) -> None:
+        self.plan = plan
+        self.warnings = warnings
+        self.facts: dict[str, TernaryFacts] = {}
+        self.extra = plan.family.extra_tensors(plan.numbers)
+        self._planned = {tensor.spec.name: tensor for tensor in plan.tensors}
+        self._progress = progress
+        self._done_bytes = 0
+        self._done_tensors = 0
+        self._total_bytes = sum(tensor.source_bytes for tensor in plan.tensors)
+        self.specs = [TensorSpec(name, values.shape, F32) for name, values in self.extra.items()]
+        self.specs += [tensor.spec for tensor in plan.tensors]
+
+    def data(self, spec: TensorSpec) -> Iterator[npt.NDArray[Any]]:
+        """The bytes of one tensor."""
+        if spec.name in self.extra:
+            yield self.extra[spec.name]
+            return
+        tensor = self._planned[spec.name]
+        self._report(spec.name)
+        yield from encode(self.plan, tensor, lambda facts: self._learn(tensor, facts))
+        self._done_bytes += tensor.source_bytes
+        self._done_tensors += 1
+        if self._done_tensors == len(self.plan.tensors):
+            self._report("finishing")
+
+    def _learn(self, tensor: PlannedTensor, facts: TernaryFacts) -> None:
+        self.facts[tensor.spec.name] = facts
+        if facts.zeros == facts.weights:
+            self.warnings.append(f"tensor '{tensor.claim.source}' is all zeros: the checkpoint is likely damaged")
+
+    def _report(self, label: str) -> None:
+        if self._progress is not None:
+            count = f"{self._done_tensors}/{len(self.plan.tensors)}"
+            self._progress(ProgressEvent(self._done_bytes, self._total_bytes, "B", f"{count} {label}"))
+
+    def rows(self) -> list[TypeRow]:
+        """The report's table: ternary tensors first, then by size."""
+        rows: dict[tuple[str, bool], TypeRow] = {}
+        seen: dict[tuple[str, bool], list[TernaryFacts]] = {}
+        for tensor in self.plan.tensors:
+            key = (tensor.spec.type.name, tensor.ternary)
+            row = rows.setdefault(key, TypeRow(tensor.spec.type.name))
+            row.tensors += 1
+            row.bytes_before += tensor.source_bytes
+            row.bytes_after += tensor.spec.nbytes
+            weights = 1
+            for size in tensor.spec.shape:
+                weights *= size
+            row.weights += weights
+            if tensor.ternary:
+                seen.setdefault(key, []).append(self.facts[tensor.spec.name])
+        for key, row in rows.items():
+            row.bits_per_weight = 8 * row.bytes_after / row.weights
+            if facts := seen.get(key):
+                row.zero_fraction = sum(fact.zeros for fact in facts) / row.weights
+                row.scale_min = min(fact.scale for fact in facts)
+                row.scale_max = max(fact.scale for fact in facts)
+                row.scale_rounding = max(fact.rounding for fact in facts)
+        return [rows[key] for key in sorted(rows, key=lambda key: (not key[1], -rows[key].bytes_after))]
+
+
+def _metadata(plan: Plan, vocabulary: Vocabulary) -> dict[str, MetadataValue]:
+    found: dict[str, MetadataValue] = {
+        "general.type": "model",
+        "general.name": plan.checkpoint.path.resolve().name,
+        "general.file_type": FILE_TYPES[plan.ternary_type.name],
+        "general.quantization_version": 2,
+        "bitexport.packing": plan.packing.name,
+        "bitexport.ternary_type": plan.ternary_type.name,
+        "bitexport.embedding_type": plan.embed_type.name,
+    }
+    found.update(plan.family.metadata(plan.numbers))
+    found.update(vocabulary.metadata())
+    return found
+
+
+def _check_choice(option: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise UsageError(f"{option} {value!r} is unknown; expected one of {', '.join(known)}")
+
+
+def peak_rss_bytes() -> int:
+    """The most memory that this process ever held, in bytes."""
+    try:
+        # getrusage would count what the parent held before the exec
+        with open("/proc/self/status", encoding="ascii") as file:
+            for line in file:
+                if line.startswith("VmHWM:"):
+                    return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    import resource
+    import sys
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,107 @@
+"""From a checkpoint's tensor to the bytes of a GGUF tensor, in pieces, so that a large one is never whole in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bitexport.errors import UnsupportedError
+from bitexport.gguf import i2_s, tq2_0
+from bitexport.gguf.types import F16, F32, I2_S, TQ2_0
+from bitexport.gguf.writer import TensorSpec
+from bitexport.plan import Plan, PlannedTensor
+from bitexport.ternary import TernaryTensor
+
+#: about how many weights of a float tensor are in memory at once.
+CHUNK_WEIGHTS = 8 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class TernaryFacts:
+    """What was seen of a ternary tensor while it was converted.
+
+    Attributes:
+        weights, zeros: how many there are.
+        scale: its scale, before the output type rounds it.
+        rounding: how far the written scale is from it, as a fraction.
+    """
+
+    weights: int
+    zeros: int
+    scale: float
+    rounding: float
+
+
+def encode(
+    plan: Plan, tensor: PlannedTensor, learned: Callable[[TernaryFacts], None]
+) -> Iterator[npt.NDArray[Any]]:
+    """The bytes of one tensor, in pieces.
+
+    Args:
+        learned: called once for a ternary tensor.
+
+    Raises:
+        CheckpointError: a value that cannot be.
+        UnsupportedError: a value that the output type cannot hold.
+    """
+    order = plan.family.row_order(tensor.claim, plan.numbers)
+    if tensor.ternary:
+        weights = plan.packing.unpack(plan.checkpoint, tensor.claim.source)
+        if order is not None:
+            weights = TernaryTensor(weights.trits[order], weights.scale)
+        yield from _encode_ternary(tensor.spec, weights, learned)
+    elif order is not None:
+        yield _encode_float(tensor.spec, plan.checkpoint.read(tensor.claim.source)[order])
+    else:
+        rows = max(1, CHUNK_WEIGHTS // max(1, int(np.prod(tensor.spec.shape[1:]))))
+        for piece in plan.checkpoint.read_rows(tensor.claim.source, rows):
+            yield _encode_float(tensor.spec, piece)
+
+
+def _encode_ternary(
+    spec: TensorSpec, weights: TernaryTensor, learned: Callable[[TernaryFacts], None]
+) -> Iterator[npt.NDArray[Any]]:
+    written = weights.scale
+    if spec.type is I2_S:
+        yield i2_s.pack(weights)
+    elif spec.type is TQ2_0:
+        written = np.float32(tq2_0.rounded_scale(weights.scale))
+        yield tq2_0.pack(weights)
+    elif spec.type is F16:
+        written = np.float32(tq2_0.rounded_scale(weights.scale))
+        rows = max(1, CHUNK_WEIGHTS // weights.trits.shape[1])
+        for start in range(0, len(weights.trits), rows):
+            yield weights.trits[start : start + rows].astype(np.float16) * np.float16(written)
+    else:
+        raise AssertionError(f"{spec.type.name} is no type of ternary tensors")
+    size = weights.trits.size
+    learned(
+        TernaryFacts(
+            weights=size,
+            zeros=size - int(np.count_nonzero(weights.trits)),
+            scale=float(weights.scale),
+            rounding=abs(float(written) / float(weights.scale) - 1),
+        )
+    )
+
+
+def _encode_float(spec: TensorSpec, values: npt.NDArray[np.float32]) -> npt.NDArray[Any]:
+    if spec.type is F32:
+        return values
+    if spec.type is F16:
+        with np.errstate(over="ignore"):
+            halves = values.astype("<f2")
+        if not np.isfinite(halves.sum(dtype=np.float64)):
+            worst = float(np.abs(values).max())
+            raise UnsupportedError(
+                f"tensor '{spec.name}' holds {worst:g}, more than float16's 65504; use another --embed-type"
+            )
+        return halves
+    # imported here: only the k-quants need our native libraries
+    from bitexport.runtime.ggml import quantize
+
+    return quantize(np.ascontiguousarray(values), spec.type.name)

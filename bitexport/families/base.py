@@ -1,0 +1,272 @@
+"""What a model family is: which tensors it has, what they are called on both sides, and its hyper-parameters."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bitexport.errors import CheckpointError, UnsupportedError
+from bitexport.families.rope import Rope, read_rope
+
+
+class Role(Enum):
+    """What a tensor is for, which decides how it is stored."""
+
+    NORM = "norm"
+    """A gain; always float32."""
+    EMBEDDING = "embedding"
+    """The token embedding or the output head; stored as the embedding type."""
+    TERNARY = "ternary"
+    """A linear layer's weight; stored as the ternary type unless ``modules_to_not_convert`` names it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One line of a name map.
+
+    Attributes:
+        source: the name in the checkpoint; ``{layer}`` stands for the layer's number.
+        target: the name in the GGUF file, with the same placeholder.
+        role: what the tensor is for.
+        shape: its dimensions by name, outermost first; see :meth:`Hyperparameters.dimensions`.
+        rotated: whether its rows are a query's or key's, which RoPE rotates in pairs.
+    """
+
+    source: str
+    target: str
+    role: Role
+    shape: tuple[str, ...]
+    rotated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A rule applied to one layer: a tensor that the checkpoint must have."""
+
+    source: str
+    target: str
+    role: Role
+    shape: tuple[int, ...]
+    rotated: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Hyperparameters:
+    """The numbers of a decoder that its graph needs. Sizes count elements; ``rope`` is in :mod:`.rope`."""
+
+    vocab_size: int
+    context_length: int
+    hidden: int
+    layers: int
+    ffn: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    rms_eps: float
+    tied: bool
+    rope: Rope
+
+    def dimensions(self) -> dict[str, int]:
+        """The dimensions that a :class:`Rule` may name."""
+        return {
+            "vocab": self.vocab_size,
+            "hidden": self.hidden,
+            "ffn": self.ffn,
+            "q": self.heads * self.head_dim,
+            "kv": self.kv_heads * self.head_dim,
+        }
+
+
+@dataclass(frozen=True)
+class Family:
+    """One model family, as data; a subclass where data is not enough.
+
+    Attributes:
+        name: as reports show it.
+        architectures: the transformers classes it covers.
+        gguf_architecture: the graph that runs it.
+        activation: the only ``hidden_act`` that this graph runs.
+        default_theta: RoPE's base where config.json gives none, as in the transformers class.
+        default_eps: the same for ``rms_norm_eps``.
+        rules: the name map.
+        derived: names, as regular expressions, of tensors that old checkpoints carry and that follow from the
+            configuration.
+    """
+
+    name: str
+    architectures: tuple[str, ...]
+    gguf_architecture: str
+    activation: str
+    default_theta: float
+    default_eps: float
+    rules: tuple[Rule, ...]
+    derived: tuple[str, ...] = (r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq", r"model\.rotary_emb\.inv_freq")
+
+    def hyperparameters(self, config: Mapping[str, Any]) -> Hyperparameters:
+        """Read and check config.json.
+
+        Raises:
+            CheckpointError: a value is missing or makes no sense.
+            UnsupportedError: sound, but the graph cannot run it.
+        """
+        self._check_supported(config)
+        hidden, heads = count(config, "hidden_size"), count(config, "num_attention_heads")
+        kv_heads = heads if config.get("num_key_value_heads") is None else count(config, "num_key_value_heads")
+        if config.get("head_dim") is None and hidden % heads:
+            raise CheckpointError(
+                f"config.json: hidden_size {hidden} is no multiple of num_attention_heads {heads}; give head_dim"
+            )
+        head_dim = hidden // heads if config.get("head_dim") is None else count(config, "head_dim")
+        if heads % kv_heads or head_dim % 2:
+            raise CheckpointError(
+                f"config.json: {heads} heads, {kv_heads} key-value heads of {head_dim}; "
+                "expected a whole number of heads to each key-value head, and an even head_dim"
+            )
+        eps = config.get("rms_norm_eps", self.default_eps)
+        if isinstance(eps, bool) or not isinstance(eps, (int, float)) or not 0 <= eps < 1:
+            raise CheckpointError(f"config.json: rms_norm_eps is {eps!r}; expected a small positive number")
+        return Hyperparameters(
+            vocab_size=count(config, "vocab_size"),
+            context_length=count(config, "max_position_embeddings"),
+            hidden=hidden,
+            layers=count(config, "num_hidden_layers"),
+            ffn=count(config, "intermediate_size"),
+            heads=heads,
+            kv_heads=kv_heads,
+            head_dim=head_dim,
+            rms_eps=float(eps),
+            tied=bool(config.get("tie_word_embeddings", False)),
+            rope=read_rope(config, self.default_theta),
+        )
+
+    def _check_supported(self, config: Mapping[str, Any]) -> None:
+        activation = config.get("hidden_act", self.activation)
+        if activation != self.activation:
+            raise UnsupportedError(
+                f"hidden_act {activation!r} with architecture {self.architectures[0]}: the {self.gguf_architecture} graph "
+                f"computes {self.activation!r} only"
+            )
+        for key in ("attention_bias", "mlp_bias"):
+            if config.get(key):
+                raise UnsupportedError(
+                    f"{key} is true: biases of ternary layers are not converted yet; expected a model without them"
+                )
+
+    def claims(self, numbers: Hyperparameters) -> list[Claim]:
+        """Every tensor that the checkpoint must have, in the order in which it is written.
+
+        A tied model's head is not among them.
+        """
+        sizes = numbers.dimensions()
+        found: list[Claim] = []
+        before = [rule for rule in self.rules if rule.target.startswith("token_embd")]
+        blocks = [rule for rule in self.rules if "{layer}" in rule.source]
+        after = [rule for rule in self.rules if rule not in before and rule not in blocks]
+
+        def claim(rule: Rule, layer: int) -> Claim:
+            return Claim(
+                rule.source.format(layer=layer),
+                rule.target.format(layer=layer),
+                rule.role,
+                tuple(sizes[dim] for dim in rule.shape),
+                rule.rotated,
+            )
+
+        found.extend(claim(rule, 0) for rule in before)
+        found.extend(claim(rule, layer) for layer in range(numbers.layers) for rule in blocks)
+        found.extend(claim(rule, 0) for rule in after if not (numbers.tied and rule.source == "lm_head.weight"))
+        return found
+
+    def gguf_name(self, source: str) -> str | None:
+        """The GGUF name of a checkpoint's tensor; None when no rule claims it."""
+        return self._forward.rename(source)
+
+    def source_name(self, target: str) -> str | None:
+        """The checkpoint's name of a GGUF tensor; None when no rule claims it."""
+        return self._backward.rename(target)
+
+    def is_derived(self, source: str) -> bool:
+        """Whether a tensor carries nothing that the configuration does not say already."""
+        return any(re.fullmatch(pattern, source) for pattern in self.derived)
+
+    def row_order(self, claim: Claim, numbers: Hyperparameters) -> npt.NDArray[np.intp] | None:
+        """The order in which a tensor's rows are written; None where the order stays.
+
+        ``written[i] = stored[order[i]]``.
+        """
+        return None
+
+    def extra_tensors(self, numbers: Hyperparameters) -> dict[str, npt.NDArray[np.float32]]:
+        """Small float32 tensors that the GGUF graph wants and that the checkpoint does not hold, by GGUF name."""
+        if numbers.rope.kind == "llama3":
+            raise UnsupportedError(
+                f"rope_type 'llama3': the {self.gguf_architecture} graph has no per-frequency factors; "
+                "expected rope_type default or linear"
+            )
+        return {}
+
+    def metadata(self, numbers: Hyperparameters) -> dict[str, int | float | str]:
+        """The hyper-parameters as GGUF keys. Integers are uint32, floats float32."""
+        prefix = self.gguf_architecture
+        found: dict[str, int | float | str] = {
+            f"{prefix}.vocab_size": numbers.vocab_size,
+            f"{prefix}.context_length": numbers.context_length,
+            f"{prefix}.embedding_length": numbers.hidden,
+            f"{prefix}.block_count": numbers.layers,
+            f"{prefix}.feed_forward_length": numbers.ffn,
+            f"{prefix}.rope.dimension_count": numbers.head_dim,
+            f"{prefix}.attention.head_count": numbers.heads,
+            f"{prefix}.attention.head_count_kv": numbers.kv_heads,
+            f"{prefix}.attention.layer_norm_rms_epsilon": numbers.rms_eps,
+            f"{prefix}.rope.freq_base": numbers.rope.theta,
+        }
+        if numbers.head_dim * numbers.heads != numbers.hidden:
+            found[f"{prefix}.attention.key_length"] = numbers.head_dim
+            found[f"{prefix}.attention.value_length"] = numbers.head_dim
+        if numbers.rope.kind == "linear":
+            found[f"{prefix}.rope.scaling.type"] = "linear"
+            found[f"{prefix}.rope.scaling.factor"] = numbers.rope.factor
+        return found
+
+    @cached_property
+    def _forward(self) -> _Names:
+        return _Names({rule.source: rule.target for rule in self.rules})
+
+    @cached_property
+    def _backward(self) -> _Names:
+        return _Names({rule.target: rule.source for rule in self.rules})
+
+
+class _Names:
+    """A name map in one direction."""
+
+    def __init__(self, names: Mapping[str, str]) -> None:
+        self._patterns = [
+            (re.compile(re.escape(source).replace(r"\{layer\}", r"(0|[1-9]\d*)")), target)
+            for source, target in names.items()
+        ]
+
+    def rename(self, name: str) -> str | None:
+        for pattern, target in self._patterns:
+            if match := pattern.fullmatch(name):
+                return target.format(layer=match[1]) if match.groups() else target
+        return None
+
+
+def count(config: Mapping[str, Any], key: str) -> int:
+    """A positive whole number of config.json.
+
+    Raises:
+        CheckpointError: it is missing or something else.
+    """
+    value = config.get(key)
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 2**31:
+        raise CheckpointError(f"config.json: {key} is {value!r}; expected a positive whole number")
+    return value

@@ -1,0 +1,98 @@
+"""RoPE's settings, in transformers 5's spelling (``rope_parameters``) and the older one (``rope_theta``)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bitexport.errors import CheckpointError, UnsupportedError
+
+KINDS = ("default", "linear", "llama3")
+
+
+@dataclass(frozen=True, slots=True)
+class Rope:
+    """How positions turn queries and keys.
+
+    Attributes:
+        theta: the base of the frequencies.
+        kind: one of :data:`KINDS`.
+        factor: how much longer the context was made; 1 for ``default``.
+        low, high: llama3's two bounds, as multiples of the old context's frequency.
+        original_context: llama3's context length before it was extended.
+    """
+
+    theta: float
+    kind: str = "default"
+    factor: float = 1.0
+    low: float = 1.0
+    high: float = 4.0
+    original_context: int = 8192
+
+
+def read_rope(config: Mapping[str, Any], default_theta: float) -> Rope:
+    """RoPE's settings from config.json.
+
+    Raises:
+        CheckpointError: a value that makes no sense.
+        UnsupportedError: a kind that no graph here runs.
+    """
+    # old configs may carry both; transformers lets rope_scaling win, and rope_theta fill what is missing
+    found = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    if not isinstance(found, dict):
+        raise CheckpointError(f"config.json: rope_parameters is {found!r}; expected an object")
+    if any(isinstance(value, dict) for value in found.values()):
+        raise UnsupportedError(
+            "rope_parameters differ from layer to layer, which no graph here runs; expected one set for all layers"
+        )
+    theta = found.get("rope_theta", config.get("rope_theta"))
+    theta = default_theta if theta is None else _positive(theta, "rope_theta")
+    kind = found.get("rope_type", found.get("type", "default"))
+    partial = found.get("partial_rotary_factor", config.get("partial_rotary_factor"))
+    if kind not in KINDS:
+        raise UnsupportedError(f"rope_type {kind!r} is not converted; expected one of {', '.join(KINDS)}")
+    if partial not in (None, 1, 1.0):
+        raise UnsupportedError(f"partial_rotary_factor {partial!r} is not converted; expected 1: all of a head rotated")
+    if kind == "default":
+        return Rope(theta)
+    factor = _positive(found.get("factor"), "rope factor")
+    if kind == "linear":
+        return Rope(theta, kind, factor)
+    original = found.get("original_max_position_embeddings", config.get("original_max_position_embeddings"))
+    rope = Rope(
+        theta,
+        kind,
+        factor,
+        _positive(found.get("low_freq_factor"), "low_freq_factor"),
+        _positive(found.get("high_freq_factor"), "high_freq_factor"),
+        int(_positive(original or config.get("max_position_embeddings"), "original_max_position_embeddings")),
+    )
+    if rope.high <= rope.low:
+        raise CheckpointError(
+            f"config.json: high_freq_factor {rope.high} is not above low_freq_factor {rope.low}; check rope_parameters"
+        )
+    return rope
+
+
+def llama3_divisors(rope: Rope, head_dim: int) -> npt.NDArray[np.float32]:
+    """What each frequency is divided by under llama3 scaling: float32 ``[head_dim / 2]``.
+
+    With wavelength w of a frequency f and the old context c: w < c / high leaves f alone, w > c / low divides it by
+    ``factor``, and between the two ``f`` becomes ``(1 - t) * f / factor + t * f`` with
+    ``t = (c / w - low) / (high - low)`` (Llama 3.1; transformers' ``_compute_llama3_parameters``).
+    """
+    frequency = rope.theta ** (-np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
+    turns = rope.original_context * frequency / (2 * math.pi)
+    t = np.clip((turns - rope.low) / (rope.high - rope.low), 0, 1)
+    return (1 / ((1 - t) / rope.factor + t)).astype(np.float32)
+
+
+def _positive(value: Any, name: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+        raise CheckpointError(f"config.json: {name} is {value!r}; expected a positive number")
+    return float(value)

@@ -1,0 +1,3 @@
+"""Writing and reading GGUF: tensor types, packers, metadata and the tokenizer."""
+
+from __future__ import annotations

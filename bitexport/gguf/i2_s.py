@@ -1,0 +1,85 @@
+"""I2_S: two bits a weight, one scale a tensor.
+
+Codes are trit + 1. A block of 128 consecutive elements of the flattened tensor becomes 32 bytes; byte j holds
+elements j, j + 32, j + 64 and j + 96 in bits 7-6, 5-4, 3-2 and 1-0. After the codes come 32 bytes: the scale as
+little-endian float32, eight times (some writers give it once; the first counts).
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+
+from bitexport.errors import GGUFError, UnsupportedError
+from bitexport.gguf.types import I2_S
+from bitexport.ternary import TernaryTensor
+
+#: blocks handled at once: their codes stay in the processor's caches.
+CHUNK_BLOCKS = 4096
+
+#: where the codes of a block's four quarters go.
+SHIFTS = np.array([6, 4, 2, 0], dtype=np.uint8)
+
+
+def pack(tensor: TernaryTensor) -> npt.NDArray[np.uint8]:
+    """The bytes of an I2_S tensor: uint8 ``[n / 4 + 32]``.
+
+    Raises:
+        UnsupportedError: n is not a multiple of 128.
+        ValueError: a value that is not a trit, which no packing gives.
+    """
+    count = tensor.trits.size
+    if count % I2_S.block:
+        raise UnsupportedError(
+            f"{count} elements ({' x '.join(map(str, tensor.trits.shape))}) are no multiple of {I2_S.block}, "
+            "which I2_S needs; use --type f16"
+        )
+    codes = np.ascontiguousarray(tensor.trits).view(np.uint8).reshape(-1, 4, 32)
+    packed = np.empty(I2_S.nbytes((count,)), dtype=np.uint8)
+    blocks = packed[: -I2_S.tail_bytes].reshape(-1, 32)
+    for start in range(0, len(codes), CHUNK_BLOCKS):
+        chunk = codes[start : start + CHUNK_BLOCKS] + np.uint8(1)
+        if chunk.max() > 2:
+            raise ValueError("a trit outside {-1, 0, 1}")
+        target = blocks[start : start + CHUNK_BLOCKS]
+        np.left_shift(chunk[:, 0], SHIFTS[0], out=target)
+        for quarter in range(1, 4):
+            target |= chunk[:, quarter] << SHIFTS[quarter]
+    packed[-I2_S.tail_bytes :].view("<f4")[:] = tensor.scale
+    return packed
+
+
+def unpack(data: npt.NDArray[np.uint8], shape: tuple[int, int]) -> TernaryTensor:
+    """Bytes of an I2_S tensor of ``shape`` ``[out, in]`` to trits and scale.
+
+    Raises:
+        GGUFError: a wrong length, a code of 3, or a scale that is zero, negative, NaN or infinite.
+    """
+    count = math.prod(shape)
+    if count % I2_S.block or data.size != I2_S.nbytes(shape):
+        raise GGUFError(
+            f"an I2_S tensor of shape {list(shape)} has {data.size} bytes; expected {count} / 4 + {I2_S.tail_bytes} "
+            f"with {count} a multiple of {I2_S.block}: the file is damaged"
+        )
+    blocks, tail = data[: -I2_S.tail_bytes].reshape(-1, 32), data[-I2_S.tail_bytes :]
+    scale = np.frombuffer(tail[:4].tobytes(), dtype="<f4")[0]
+    if not np.isfinite(scale) or not scale > 0:
+        raise GGUFError(
+            f"an I2_S tensor has scale {scale}; expected a positive, finite number: the file is damaged or holds "
+            "another layout under number 36"
+        )
+    trits = np.empty((len(blocks), 4, 32), dtype=np.int8)
+    codes = trits.view(np.uint8)
+    for start in range(0, len(blocks), CHUNK_BLOCKS):
+        chunk = blocks[start : start + CHUNK_BLOCKS]
+        if np.any(chunk & (chunk >> np.uint8(1)) & np.uint8(0x55)):
+            raise GGUFError(
+                "an I2_S tensor holds a code of 3; expected 0, 1 or 2: the file is damaged or holds another layout "
+                "under number 36"
+            )
+        for quarter in range(4):
+            codes[start : start + CHUNK_BLOCKS, quarter] = (chunk >> SHIFTS[quarter]) & np.uint8(3)
+        trits[start : start + CHUNK_BLOCKS] -= np.int8(1)
+    return TernaryTensor(trits.reshape(shape), np.float32(scale))

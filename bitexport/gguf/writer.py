@@ -1,0 +1,200 @@
+"""Writing a GGUF file: metadata first, then the tensors one after another, and only a whole file gets the name.
+
+The file grows under a temporary name in the same folder, is flushed to the disk, checked, and renamed. Whatever
+goes wrong before that, the temporary file is removed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import gguf
+import numpy as np
+import numpy.typing as npt
+
+from bitexport.errors import OutputError
+from bitexport.gguf.types import TensorType
+
+ALIGNMENT = gguf.GGUF_DEFAULT_ALIGNMENT
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """A tensor to be written: its GGUF name, its shape (outermost first) and its type."""
+
+    name: str
+    shape: tuple[int, ...]
+    type: TensorType
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its data."""
+        return self.type.nbytes(self.shape)
+
+
+#: int is written as uint32, float as float32, bool and str as themselves; a list by its first element, where int is int32.
+MetadataValue = int | float | bool | str | Sequence[str] | Sequence[int] | Sequence[float]
+
+
+def write_gguf(
+    path: Path,
+    architecture: str,
+    metadata: Mapping[str, MetadataValue],
+    tensors: Sequence[TensorSpec],
+    data: Callable[[TensorSpec], Iterable[npt.NDArray[Any]]],
+    *,
+    force: bool = False,
+    check: Callable[[Path], None] | None = None,
+) -> int:
+    """Write a GGUF file and return its size in bytes.
+
+    Args:
+        data: gives a tensor's bytes, in pieces, in order; called once a tensor, in the order of ``tensors``.
+        force: replace an existing file.
+        check: called with the finished temporary file; what it raises keeps the name from appearing.
+
+    Raises:
+        OutputError: ``path`` exists, or it cannot be written.
+    """
+    check_output(path, force)
+    with _temporary(path) as temporary:
+        with _reported(path):
+            _write(temporary, architecture, metadata, tensors, data)
+        if check is not None:
+            check(temporary)
+        with _reported(path):
+            size = temporary.stat().st_size
+            _rename(temporary, path, force)
+    return size
+
+
+def check_output(path: Path, force: bool) -> None:
+    """Refuse early what could not be written in the end.
+
+    Raises:
+        OutputError: ``path`` is a folder, its folder is missing, or it exists and ``force`` is not set.
+    """
+    if path.is_dir():
+        raise OutputError(f"{path} is a folder; expected the name of a file to write, such as {path / 'model.gguf'}")
+    if not path.parent.is_dir():
+        raise OutputError(f"{path}: folder {path.parent} does not exist; create it first")
+    if path.exists() and not force:
+        raise OutputError(f"{path} exists already; use --force to replace it, or another name")
+
+
+def _write(
+    path: Path,
+    architecture: str,
+    metadata: Mapping[str, MetadataValue],
+    tensors: Sequence[TensorSpec],
+    data: Callable[[TensorSpec], Iterable[npt.NDArray[Any]]],
+) -> None:
+    writer = gguf.GGUFWriter(None, architecture)
+    for key, value in metadata.items():
+        _add(writer, key, value)
+    for spec in tensors:
+        # a dtype other than uint8 keeps the writer from taking the shape for one in bytes
+        writer.add_tensor_info(spec.name, spec.shape, np.dtype(np.float32), spec.nbytes, spec.type.id)  # type: ignore[arg-type]
+    try:
+        writer.write_header_to_file(path)
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        assert writer.fout is not None
+        file = writer.fout[0]
+        _pad(file)
+        _reserve(file, sum(spec.nbytes + -spec.nbytes % ALIGNMENT for spec in tensors))
+        for spec in tensors:
+            written = 0
+            for piece in data(spec):
+                written += file.write(memoryview(np.ascontiguousarray(piece).reshape(-1).view(np.uint8)))
+            if written != spec.nbytes:
+                raise RuntimeError(f"tensor '{spec.name}': {written} bytes given, {spec.nbytes} expected")
+            _pad(file)
+        file.flush()
+        os.fsync(file.fileno())
+    finally:
+        writer.close()
+
+
+def _add(writer: gguf.GGUFWriter, key: str, value: MetadataValue) -> None:
+    if isinstance(value, bool):
+        writer.add_bool(key, value)
+    elif isinstance(value, int):
+        writer.add_uint32(key, value)
+    elif isinstance(value, float):
+        writer.add_float32(key, value)
+    elif isinstance(value, str):
+        writer.add_string(key, value)
+    else:
+        writer.add_array(key, value)
+
+
+def _pad(file: IO[bytes]) -> None:
+    file.write(bytes(-file.tell() % ALIGNMENT))
+
+
+def _reserve(file: IO[bytes], count: int) -> None:
+    """Ask the disk for the space of all tensors now, so that a full one is known before any work is done."""
+    if not hasattr(os, "posix_fallocate") or count == 0:
+        return
+    file.flush()
+    try:
+        os.posix_fallocate(file.fileno(), file.tell(), count)
+    except OSError as error:
+        if error.errno not in {errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS}:
+            raise
+
+
+@contextlib.contextmanager
+def _temporary(path: Path) -> Iterator[Path]:
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        yield temporary
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            temporary.unlink()
+
+
+@contextlib.contextmanager
+def _reported(path: Path) -> Iterator[None]:
+    """Turn the operating system's errors into ours."""
+    try:
+        yield
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        hint = {
+            errno.ENOSPC: "free some space or choose another disk",
+            errno.EDQUOT: "free some of your quota or choose another disk",
+            errno.EFBIG: "raise the limit on file sizes or choose another disk",
+            errno.EACCES: "choose a folder that you may write to",
+            errno.EROFS: "choose a folder that you may write to",
+            errno.EEXIST: "use --force to replace it, or another name",
+        }.get(error.errno or 0, "choose another output")
+        raise OutputError(f"{path} cannot be written: {reason}; {hint}") from error
+
+
+def _rename(temporary: Path, path: Path, force: bool) -> None:
+    if force:
+        os.replace(temporary, path)
+    else:
+        try:
+            # unlike a rename, a link never replaces what another process wrote meanwhile
+            os.link(temporary, path)
+        except FileExistsError:
+            raise
+        except OSError:
+            if path.exists():
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from None
+            os.replace(temporary, path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

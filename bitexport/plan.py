@@ -1,0 +1,173 @@
+"""What a conversion will write: every tensor's source, target and type, checked before a byte is written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from bitexport.checkpoint.packings import Packing, keeps_float, packing_of, quantization_config
+from bitexport.checkpoint.reader import FLOAT_DTYPES, Checkpoint
+from bitexport.errors import CheckpointError, UnsupportedError
+from bitexport.families import Claim, Family, Hyperparameters, Role, family_of
+from bitexport.gguf.types import F16, F32, I2_S, TQ2_0, TYPES, TensorType
+from bitexport.gguf.writer import TensorSpec
+
+#: types of ternary tensors and of embeddings that ``convert`` writes, the default first.
+TERNARY_TYPES = ("i2_s", "f16", "tq2_0")
+EMBED_TYPES = ("q6_k", "q8_0", "f16")
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedTensor:
+    """One tensor of the output.
+
+    Attributes:
+        claim: where it comes from.
+        spec: what is written.
+        ternary: whether it goes through a ``TernaryTensor``.
+        source_bytes: bytes that it and its partners take in the checkpoint.
+    """
+
+    claim: Claim
+    spec: TensorSpec
+    ternary: bool
+    source_bytes: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A whole conversion; see :func:`make_plan`."""
+
+    checkpoint: Checkpoint
+    family: Family
+    numbers: Hyperparameters
+    packing: Packing
+    ternary_type: TensorType
+    embed_type: TensorType
+    tensors: tuple[PlannedTensor, ...]
+    warnings: tuple[str, ...]
+
+
+def make_plan(checkpoint: Checkpoint, ternary_type: str, embed_type: str) -> Plan:
+    """Decide what is written, and check that the checkpoint holds it, all of it, and nothing else.
+
+    Raises:
+        CheckpointError: a tensor is missing, is claimed by nobody, or has a wrong shape or dtype.
+        UnsupportedError: an unknown architecture or packing, or a type that cannot hold a tensor.
+    """
+    warnings: list[str] = []
+    family = family_of(checkpoint.config)
+    numbers = family.hyperparameters(checkpoint.config)
+    packing = packing_of(checkpoint)
+    claims = family.claims(numbers)
+    if numbers.tied:
+        claims += _head_beside_tied(checkpoint, family, numbers, warnings)
+    _warn_of_head(checkpoint, numbers, warnings)
+    tensors = tuple(
+        _planned(checkpoint, packing, claim, TYPES[ternary_type], TYPES[embed_type]) for claim in claims
+    )
+    _check_all_claimed(checkpoint, family, packing, tensors, numbers)
+    straddling = [t.spec for t in tensors if t.spec.type is I2_S and t.spec.shape[-1] % I2_S.block]
+    if straddling:
+        sizes = ", ".join(map(str, sorted({spec.shape[-1] for spec in straddling})))
+        warnings.append(
+            f"{len(straddling)} I2_S tensors have rows of {sizes} weights, no multiple of {I2_S.block}: blocks straddle "
+            "rows, which bitexport's runtime reads right and other I2_S runtimes do not"
+        )
+    return Plan(
+        checkpoint, family, numbers, packing, TYPES[ternary_type], TYPES[embed_type], tensors, tuple(warnings)
+    )
+
+
+def _planned(
+    checkpoint: Checkpoint, packing: Packing, claim: Claim, ternary_type: TensorType, embed_type: TensorType
+) -> PlannedTensor:
+    ternary = claim.role is Role.TERNARY and not keeps_float(checkpoint, claim.source)
+    info = checkpoint.info(claim.source)
+    stored = claim.shape
+    if ternary:
+        packing.check(checkpoint, claim.source)
+        stored = packing.stored_shape((claim.shape[0], claim.shape[1]))
+    elif info.dtype not in FLOAT_DTYPES:
+        raise CheckpointError(
+            f"tensor '{claim.source}' has dtype {info.dtype}; expected {', '.join(FLOAT_DTYPES)}: save it as BF16"
+        )
+    if info.shape != stored:
+        raise CheckpointError(
+            f"tensor '{claim.source}' has shape {list(info.shape)}; config.json makes it {list(stored)}: "
+            "config and weights are from different models"
+        )
+    kind = {Role.NORM: F32, Role.EMBEDDING: embed_type, Role.TERNARY: ternary_type if ternary else F16}[claim.role]
+    _check_fits(claim, kind)
+    partners = packing.partners(claim.source) if ternary else ()
+    source_bytes = info.nbytes + sum(checkpoint.info(name).nbytes for name in partners)
+    return PlannedTensor(claim, TensorSpec(claim.target, claim.shape, kind), ternary, source_bytes)
+
+
+def _check_fits(claim: Claim, kind: TensorType) -> None:
+    if kind.fits(claim.shape) and not (kind is I2_S and claim.shape[-1] % 4):
+        return
+    where = f"tensor '{claim.source}' of shape {list(claim.shape)}"
+    embedding = claim.role is Role.EMBEDDING
+    names = EMBED_TYPES if embedding else TERNARY_TYPES
+    fitting = [name for name in names if TYPES[name] is not kind and TYPES[name].fits(claim.shape)]
+    option = "--embed-type" if embedding else "--type"
+    needs = f"rows of a multiple of {kind.block} weights"
+    if kind is I2_S:
+        needs = f"a multiple of {I2_S.block} weights in all, and of 4 in a row"
+    raise UnsupportedError(f"{where} cannot be {kind.name}, which needs {needs}; use {option} {' or '.join(fitting)}")
+
+
+def _check_all_claimed(
+    checkpoint: Checkpoint,
+    family: Family,
+    packing: Packing,
+    tensors: tuple[PlannedTensor, ...],
+    numbers: Hyperparameters,
+) -> None:
+    claimed = {tensor.claim.source for tensor in tensors}
+    for tensor in tensors:
+        if tensor.ternary:
+            claimed.update(packing.partners(tensor.claim.source))
+    if numbers.tied:
+        claimed.add("lm_head.weight")
+    for name in checkpoint.tensors:
+        if name not in claimed and not family.is_derived(name):
+            raise CheckpointError(
+                f"tensor '{name}' {list(checkpoint.tensors[name].shape)} is nothing that {family.name} has; "
+                "it would be lost: is the architecture in config.json right?"
+            )
+
+
+def _head_beside_tied(
+    checkpoint: Checkpoint, family: Family, numbers: Hyperparameters, warnings: list[str]
+) -> list[Claim]:
+    """The head of a model that says it is tied and holds one all the same: kept when it differs, as transformers does."""
+    if "lm_head.weight" not in checkpoint.tensors:
+        return []
+    (head,) = [rule for rule in family.rules if rule.source == "lm_head.weight"]
+    (embedding,) = [rule for rule in family.rules if rule.target == "token_embd.weight"]
+    if checkpoint.same_bytes(head.source, embedding.source):
+        return []
+    warnings.append(
+        "tie_word_embeddings is true, but lm_head.weight is there and differs from the embeddings: it is written as the head"
+    )
+    sizes = numbers.dimensions()
+    return [Claim(head.source, head.target, head.role, tuple(sizes[dim] for dim in head.shape), False)]
+
+
+def _warn_of_head(checkpoint: Checkpoint, numbers: Hyperparameters, warnings: list[str]) -> None:
+    listed = quantization_config(checkpoint).get("modules_to_not_convert")
+    if listed is not None and not numbers.tied and not keeps_float(checkpoint, "lm_head.weight"):
+        warnings.append(
+            "modules_to_not_convert does not list lm_head: transformers would quantize the head as well; it stays float here"
+        )
+
+
+def unchanged_scale(kind: TensorType) -> bool:
+    """Whether a ternary tensor's scale survives in a type bit by bit."""
+    return kind is I2_S
+
+
+def rounds_scale(kind: TensorType) -> bool:
+    """Whether a type rounds a ternary tensor's scale to float16."""
+    return kind in (TQ2_0, F16)
