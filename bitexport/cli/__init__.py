@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 import bitexport
-from bitexport.cli import errors
+from bitexport.cli import convert, errors
 
 app = typer.Typer(
     name="bitexport",
@@ -23,6 +23,7 @@ app = typer.Typer(
 )
 
 # In the order of --help. Command modules import their driver inside the function, so that --help is fast.
+app.command("convert")(convert.convert)
 
 
 def _version(wanted: bool) -> None:

@@ -1,0 +1,91 @@
+"""``bitexport convert``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from bitexport.cli import options
+from bitexport.cli.output import Output, format_bytes
+
+if TYPE_CHECKING:
+    from bitexport.convert import ConvertReport
+
+
+# As in ``bitexport.plan``, which is not imported here so that --help is fast; a test compares them.
+TernaryType = Literal["i2_s", "f16", "tq2_0"]
+EmbedType = Literal["q6_k", "q8_0", "f16"]
+
+
+def convert(
+    checkpoint: options.Checkpoint,
+    output: Annotated[Path, typer.Argument(metavar="OUT.gguf", help="GGUF file to write.", show_default=False)],
+    ternary_type: Annotated[
+        TernaryType, typer.Option("--type", help="GGUF type of the ternary tensors.")
+    ] = "i2_s",
+    embed_type: Annotated[
+        EmbedType, typer.Option("--embed-type", help="GGUF type of the embeddings and the output head.")
+    ] = "q6_k",
+    force: Annotated[bool, typer.Option("--force", help="Replace OUT.gguf if it exists.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Read and convert everything, write nothing.")
+    ] = False,
+    pre_tokenizer: Annotated[
+        str | None,
+        typer.Option(
+            "--pre-tokenizer",
+            metavar="NAME",
+            help="llama.cpp's name of the pre-tokenizer, where it cannot be found out.",
+            show_default=False,
+        ),
+    ] = None,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Convert a ternary checkpoint to a GGUF file."""
+    from bitexport.convert import convert as run
+
+    out = Output(json=json, quiet=quiet)
+    with out.progress("converting") as progress:
+        report = run(
+            checkpoint,
+            output,
+            type=ternary_type,
+            embed_type=embed_type,
+            force=force,
+            dry_run=dry_run,
+            pre_tokenizer=pre_tokenizer,
+            progress=progress,
+        )
+    for warning in report.warnings:
+        out.warn(warning)
+    out.result(report.to_json(), human=lambda: _show(out, report))
+
+
+def _show(out: Output, report: ConvertReport) -> None:
+    rows = []
+    for row in report.types:
+        ternary = row.zero_fraction is not None
+        rows.append(
+            (
+                row.type,
+                row.tensors,
+                format_bytes(row.bytes_before),
+                format_bytes(row.bytes_after),
+                f"{row.bits_per_weight:.3f}",
+                f"{row.zero_fraction:.4f}" if ternary else "",
+                f"{row.scale_min:.6g} .. {row.scale_max:.6g}" if ternary else "",
+                f"{row.scale_rounding:.2g}" if ternary else "",
+            )
+        )
+    columns = ("type", "tensors", "before", "after", "bits/weight", "zeros", "scale", "scale rounded by")
+    out.table(columns, rows, right=columns[1:6])
+    what = "would write" if report.dry_run else "wrote"
+    out.line(
+        f"{what} {report.output}: {report.architecture} from {report.packing} weights, {report.tensors} tensors "
+        f"({report.ternary_tensors} ternary), {format_bytes(report.input_bytes)} -> "
+        f"{format_bytes(report.output_bytes)} in {report.seconds:.1f} s, "
+        f"at most {format_bytes(report.peak_rss_bytes)} of memory"
+    )
