@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 import bitexport
-from bitexport.cli import convert, errors
+from bitexport.cli import convert, errors, inspect
 
 app = typer.Typer(
     name="bitexport",
@@ -24,6 +24,7 @@ app = typer.Typer(
 
 # In the order of --help. Command modules import their driver inside the function, so that --help is fast.
 app.command("convert")(convert.convert)
+app.command("inspect")(inspect.inspect)
 
 
 def _version(wanted: bool) -> None:

@@ -1,0 +1,51 @@
+"""``bitexport inspect``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from bitexport.cli import options
+from bitexport.cli.output import Output, format_bytes
+
+if TYPE_CHECKING:
+    from bitexport.inspect import InspectReport
+
+MAX_TEXT = 72
+
+
+def inspect(
+    path: Annotated[
+        Path, typer.Argument(metavar="FILE_OR_DIR", help="GGUF file or checkpoint folder.", show_default=False)
+    ],
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Show what a GGUF file or a checkpoint holds."""
+    from bitexport.inspect import inspect as run
+
+    out = Output(json=json, quiet=quiet)
+    report = run(path)
+    for problem in report.problems:
+        out.warn(problem)
+    out.result(report.to_json(), human=lambda: _show(out, report))
+
+
+def _show(out: Output, report: InspectReport) -> None:
+    out.line(f"{report.path}: {report.kind}, {report.architecture}, {report.file_type}")
+    out.table(
+        ("key", "value"), [(key, _short(value)) for key, value in report.metadata.items()]
+    )
+    rows = [(row.name, row.type, " x ".join(map(str, row.shape)), row.bytes) for row in report.tensors]
+    out.table(("tensor", "type", "shape", "bytes"), rows, right=("bytes",))
+    types = ", ".join(f"{count} {kind}" for kind, count in report.types.items())
+    out.line(f"{len(report.tensors)} tensors ({types}), {format_bytes(report.total_bytes)}")
+
+
+def _short(value: object) -> str:
+    if isinstance(value, dict) and value.keys() == {"array_of", "length", "first"}:
+        value = f"{value['length']} x {value['array_of']}: {', '.join(map(repr, value['first'][:5]))}, ..."
+    text = " ".join(str(value).split())
+    return text if len(text) <= MAX_TEXT else text[: MAX_TEXT - 3] + "..."

@@ -1,0 +1,288 @@
+"""Reading a GGUF file's header: its metadata, and its tensors' types, shapes and places.
+
+Written beside the ``gguf`` package's reader because that one stops at type 36 and trusts the counts in the file.
+Here nothing is allocated for a number that the file claims before the bytes behind it are known to exist.
+
+Layout, little-endian: ``GGUF``, version (2 or 3), numbers of tensors and of metadata keys; the keys, each a name, a
+type and a value; the tensors, each a name, its dimensions innermost first, a type and an offset; padding; the data.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import numpy.typing as npt
+
+from bitexport.errors import GGUFError
+from bitexport.gguf.types import I2_S_ID, TYPES_BY_ID, TensorType
+
+MAGIC = b"GGUF"
+VERSIONS = (2, 3)
+MAX_DIMS = 4
+
+#: the least that a tensor or a key can take in a file, which bounds how many a file can hold.
+MIN_TENSOR_BYTES = 8 + 4 + 4 + 8
+MIN_KEY_BYTES = 8 + 4 + 1
+
+VALUE = gguf.GGUFValueType
+SCALARS: Mapping[int, str] = {
+    int(VALUE.UINT8): "<u1",
+    int(VALUE.INT8): "<i1",
+    int(VALUE.UINT16): "<u2",
+    int(VALUE.INT16): "<i2",
+    int(VALUE.UINT32): "<u4",
+    int(VALUE.INT32): "<i4",
+    int(VALUE.FLOAT32): "<f4",
+    int(VALUE.BOOL): "<u1",
+    int(VALUE.UINT64): "<u8",
+    int(VALUE.INT64): "<i8",
+    int(VALUE.FLOAT64): "<f8",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Array:
+    """A metadata array, left in the file until :meth:`GGUFFile.elements` is asked for it.
+
+    Attributes:
+        type: its elements' type, such as ``"string"``.
+        length: how many there are.
+        offset: where the first one starts in the file.
+    """
+
+    type: str
+    length: int
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class GGUFTensor:
+    """One tensor of a file: its shape outermost first, and where its ``nbytes`` bytes lie in the file."""
+
+    name: str
+    type: TensorType
+    shape: tuple[int, ...]
+    offset: int
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class GGUFFile:
+    """The header of a GGUF file, checked.
+
+    Attributes:
+        path: the file.
+        version: of the format.
+        metadata: keys in the order of the file; arrays stay there, see :class:`Array`.
+        tensors: in the order of the file.
+    """
+
+    path: Path
+    version: int
+    metadata: Mapping[str, Any]
+    tensors: tuple[GGUFTensor, ...]
+
+    def elements(self, key: str, limit: int | None = None) -> list[Any]:
+        """The first ``limit`` elements of an array; all of them without a limit.
+
+        Raises:
+            GGUFError: ``key`` is missing or no array.
+        """
+        array = self.metadata.get(key)
+        if not isinstance(array, Array):
+            raise GGUFError(f"{self.path.name}: {key} is no array; the file is incomplete: convert it again")
+        with _Cursor(self.path, array.offset) as cursor:
+            return cursor.elements(array, limit)
+
+    def data(self, tensor: GGUFTensor) -> npt.NDArray[np.uint8]:
+        """The bytes of a tensor, mapped."""
+        return np.memmap(self.path, dtype=np.uint8, mode="r", offset=tensor.offset, shape=(tensor.nbytes,))
+
+
+def read_gguf(path: str | Path) -> GGUFFile:
+    """Read and check a file's header.
+
+    Raises:
+        GGUFError: not a GGUF file, damaged, or with tensors that do not lie where and as long as their types say.
+    """
+    file = Path(path)
+    with _Cursor(file, 0) as cursor:
+        if cursor.take(4) != MAGIC:
+            raise GGUFError(f"{file.name}: not a GGUF file (it does not start with 'GGUF'); check the path")
+        version = cursor.number("<u4")
+        if version not in VERSIONS:
+            raise GGUFError(f"{file.name}: GGUF version {version}; expected 2 or 3, little-endian")
+        tensor_count = cursor.count("tensors", MIN_TENSOR_BYTES)
+        key_count = cursor.count("metadata keys", MIN_KEY_BYTES)
+        metadata = _metadata(cursor, key_count)
+        alignment = metadata.get("general.alignment", gguf.GGUF_DEFAULT_ALIGNMENT)
+        if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1):
+            raise cursor.damaged(f"general.alignment is {alignment!r}, expected a power of two")
+        tensors = _tensors(cursor, tensor_count, alignment)
+    return GGUFFile(file, version, metadata, tensors)
+
+
+def _metadata(cursor: _Cursor, key_count: int) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for _ in range(key_count):
+        key = cursor.string()
+        if key in found:
+            raise cursor.damaged(f"metadata key '{key}' appears twice")
+        found[key] = cursor.value(key)
+    return found
+
+
+def _tensors(cursor: _Cursor, tensor_count: int, alignment: int) -> tuple[GGUFTensor, ...]:
+    entries: list[tuple[str, tuple[int, ...], TensorType, int]] = []
+    names: set[str] = set()
+    for _ in range(tensor_count):
+        name = cursor.string()
+        if name in names:
+            raise cursor.damaged(f"tensor '{name}' appears twice")
+        names.add(name)
+        entries.append((name, *_entry(cursor, name)))
+    start = cursor.position + -cursor.position % alignment
+    found: list[GGUFTensor] = []
+    expected = 0
+    for name, shape, kind, offset in entries:
+        nbytes = kind.nbytes(shape)
+        if offset != expected:
+            _bad_place(cursor, found, name, offset, expected)
+        if start + offset + nbytes > cursor.size:
+            raise cursor.damaged(
+                f"tensor '{name}' ({kind.name}, {nbytes} bytes) ends at byte {start + offset + nbytes}, the file at "
+                f"{cursor.size}"
+            )
+        found.append(GGUFTensor(name, kind, shape, start + offset, nbytes))
+        expected = offset + nbytes + -nbytes % alignment
+    if found and found[-1].type.id == I2_S_ID and cursor.size > start + expected:
+        raise cursor.damaged(
+            f"tensor '{found[-1].name}' of type 36 (i2_s) is followed by bytes that are not its own; its shape "
+            f"{list(found[-1].shape)} makes it {found[-1].nbytes} bytes"
+        )
+    return tuple(found)
+
+
+def _entry(cursor: _Cursor, name: str) -> tuple[tuple[int, ...], TensorType, int]:
+    dims = cursor.number("<u4")
+    if dims > MAX_DIMS:
+        raise cursor.damaged(f"tensor '{name}' has {dims} dimensions, expected at most {MAX_DIMS}")
+    shape = tuple(cursor.number("<u8") for _ in range(dims))[::-1]
+    number = cursor.number("<u4")
+    offset = cursor.number("<u8")
+    if number not in TYPES_BY_ID:
+        raise GGUFError(f"{cursor.path.name}: tensor '{name}' has type {number}, which this version does not know")
+    kind = TYPES_BY_ID[number]
+    if any(size >= 2**63 for size in shape) or not kind.fits(shape):
+        raise cursor.damaged(
+            f"tensor '{name}' of type {number} ({kind.name}) has shape {list(shape)}, no multiple of its block of {kind.block}"
+        )
+    return shape, kind, offset
+
+
+def _bad_place(cursor: _Cursor, found: list[GGUFTensor], name: str, offset: int, expected: int) -> None:
+    if found:
+        before = found[-1]
+        room = before.nbytes + offset - expected
+        raise cursor.damaged(
+            f"tensor '{before.name}' of type {before.type.id} ({before.type.name}) and shape {list(before.shape)} has "
+            f"room for {room} bytes, expected {before.nbytes} (padded)"
+        )
+    raise cursor.damaged(f"tensor '{name}' starts at {offset}, expected {expected}")
+
+
+class _Cursor:
+    """A place in a mapped file; every step is checked against the file's end."""
+
+    def __init__(self, path: Path, position: int) -> None:
+        self.path = path
+        self.position = position
+        try:
+            with path.open("rb") as file:
+                self.size = os.fstat(file.fileno()).st_size
+                # an empty file cannot be mapped
+                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if self.size else None
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else str(error)
+            raise GGUFError(f"{path}: cannot be read ({reason}); check the path") from error
+
+    def __enter__(self) -> _Cursor:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._map is not None:
+            self._map.close()
+
+    def damaged(self, what: str) -> GGUFError:
+        return GGUFError(f"{self.path.name}: {what}; the file is damaged: convert or download it again")
+
+    def skip(self, count: int) -> int:
+        """Step over ``count`` bytes that must exist; returns where they start."""
+        start = self.position
+        if count > self.size - start:
+            raise self.damaged(f"the header wants {count} bytes at {start}, the file ends at {self.size}")
+        self.position = start + count
+        return start
+
+    def take(self, count: int) -> bytes:
+        start = self.skip(count)
+        return self._map[start : start + count] if self._map is not None else b""
+
+    def number(self, kind: str) -> int:
+        return int(np.frombuffer(self.take(np.dtype(kind).itemsize), kind)[0])
+
+    def count(self, what: str, least: int) -> int:
+        """A number of things that take at least ``least`` bytes each."""
+        number = self.number("<u8")
+        if number > (self.size - self.position) // least:
+            raise self.damaged(f"it claims {number} {what}, more than a file of {self.size} bytes can hold")
+        return number
+
+    def string(self) -> str:
+        (length,) = struct.unpack("<Q", self.take(8))
+        return self.take(length).decode("utf-8", errors="replace")
+
+    def value(self, key: str) -> Any:
+        kind = self.number("<u4")
+        if kind == VALUE.STRING:
+            return self.string()
+        if kind == VALUE.ARRAY:
+            return self._array(key)
+        return self._scalar(kind, key)
+
+    def _scalar(self, kind: int, key: str) -> Any:
+        if kind not in SCALARS:
+            raise self.damaged(f"metadata key '{key}' has type {kind}, expected one of GGUF's 13")
+        number = np.frombuffer(self.take(np.dtype(SCALARS[kind]).itemsize), SCALARS[kind])[0]
+        return bool(number) if kind == VALUE.BOOL else number.item()
+
+    def _array(self, key: str) -> Array:
+        kind = self.number("<u4")
+        if kind == VALUE.STRING:
+            length = self.count(f"strings in '{key}'", 8)
+            start = self.position
+            for _ in range(length):
+                (size,) = struct.unpack("<Q", self.take(8))
+                self.skip(size)
+            return Array("string", length, start)
+        if kind not in SCALARS:
+            raise self.damaged(f"metadata array '{key}' holds type {kind}, expected a number or text")
+        width = np.dtype(SCALARS[kind]).itemsize
+        length = self.count(f"elements in '{key}'", width)
+        return Array(VALUE(kind).name.lower(), length, self.skip(length * width))
+
+    def elements(self, array: Array, limit: int | None) -> list[Any]:
+        length = array.length if limit is None else min(array.length, limit)
+        if array.type == "string":
+            return [self.string() for _ in range(length)]
+        kind = SCALARS[int(VALUE[array.type.upper()])]
+        found = np.frombuffer(self.take(length * np.dtype(kind).itemsize), kind)
+        return [bool(value) for value in found] if array.type == "bool" else found.tolist()

@@ -1,0 +1,120 @@
+"""``bitexport inspect``: what a GGUF file or a checkpoint folder holds."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bitexport.checkpoint import open_checkpoint
+from bitexport.checkpoint.packings import packing_of
+from bitexport.errors import BitexportError
+from bitexport.families import family_of
+from bitexport.gguf.reader import Array, GGUFFile, read_gguf
+from bitexport.gguf.types import file_type_name
+
+#: arrays longer than this are shown by their first elements.
+MAX_SHOWN = 16
+
+
+@dataclass(frozen=True, slots=True)
+class TensorRow:
+    """A tensor: its shape outermost first, its bytes without padding."""
+
+    name: str
+    type: str
+    shape: list[int]
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class InspectReport:
+    """What was found.
+
+    Attributes:
+        path: what was looked at.
+        kind: ``gguf`` or ``checkpoint``.
+        architecture: the GGUF's, or the class in config.json.
+        file_type: by name; for a checkpoint, its packing.
+        tensors: in the order of the file.
+        metadata: GGUF keys, long arrays shortened; for a checkpoint, config.json.
+        types: how many tensors of each type there are.
+        problems: why a checkpoint could not be converted, as far as its headers tell.
+    """
+
+    path: str
+    kind: str
+    architecture: str
+    file_type: str
+    tensors: list[TensorRow]
+    metadata: dict[str, Any]
+    total_bytes: int
+    types: dict[str, int] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as one JSON object, without ``schema``."""
+        return asdict(self)
+
+
+def inspect(path: str | Path) -> InspectReport:
+    """Look at a GGUF file or a checkpoint folder; only headers are read.
+
+    Raises:
+        GGUFError: the file is damaged.
+        CheckpointError: the folder is no checkpoint, or a shard is damaged.
+    """
+    place = Path(path)
+    return _inspect_checkpoint(place) if place.is_dir() else _inspect_gguf(place)
+
+
+def _inspect_gguf(path: Path) -> InspectReport:
+    file = read_gguf(path)
+    rows = [TensorRow(t.name, t.type.name, list(t.shape), t.nbytes) for t in file.tensors]
+    number = file.metadata.get("general.file_type")
+    return InspectReport(
+        path=str(path),
+        kind="gguf",
+        architecture=str(file.metadata.get("general.architecture", "unknown")),
+        file_type=file_type_name(number, [row.type for row in rows]) if isinstance(number, int) else "not given",
+        tensors=rows,
+        metadata={key: _shown(file, key) for key in file.metadata},
+        total_bytes=sum(row.bytes for row in rows),
+        types=dict(Counter(row.type for row in rows).most_common()),
+    )
+
+
+def _shown(file: GGUFFile, key: str) -> Any:
+    value = file.metadata[key]
+    if not isinstance(value, Array):
+        return value
+    elements = file.elements(key, MAX_SHOWN)
+    if value.length <= MAX_SHOWN:
+        return elements
+    return {"array_of": value.type, "length": value.length, "first": elements}
+
+
+def _inspect_checkpoint(path: Path) -> InspectReport:
+    checkpoint = open_checkpoint(path)
+    rows = [
+        TensorRow(info.name, info.dtype.lower(), list(info.shape), info.nbytes) for info in checkpoint.tensors.values()
+    ]
+    problems: list[str] = []
+    packing = "unknown"
+    try:
+        packing = packing_of(checkpoint).name
+        family_of(checkpoint.config)
+    except BitexportError as error:
+        problems.append(str(error))
+    return InspectReport(
+        path=str(path),
+        kind="checkpoint",
+        architecture=checkpoint.architecture,
+        file_type=packing,
+        tensors=rows,
+        metadata=dict(checkpoint.config),
+        total_bytes=checkpoint.nbytes,
+        types=dict(Counter(row.type for row in rows).most_common()),
+        problems=problems,
+    )
