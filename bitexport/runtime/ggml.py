@@ -1,0 +1,133 @@
+"""ggml's own functions, for what must agree with llama.cpp bit by bit."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from bitexport.errors import NativeLibraryError, UnsupportedError
+from bitexport.runtime.library import find_library_dir, library_file, refuse_foreign_libraries
+
+TIER_VARIABLE = "BITEXPORT_TIER"
+
+
+@dataclass(frozen=True, slots=True)
+class _Type:
+    number: int
+    block: int  # weights
+    block_bytes: int
+
+
+# From ggml.h and ggml-common.h of the pinned llama.cpp.
+_TYPES = {
+    "f16": _Type(1, 1, 2),
+    "q8_0": _Type(8, 32, 34),
+    "q6_k": _Type(14, 256, 210),
+    "tq2_0": _Type(35, 256, 66),
+}
+
+
+def quantize(
+    weights: npt.NDArray[np.float32], type_name: str, threads: int | None = None
+) -> npt.NDArray[np.uint8]:
+    """Quantize a matrix with ``ggml_quantize_chunk``.
+
+    Args:
+        weights: float32, shape ``[rows, cols]``, finite.
+        type_name: ``"f16"``, ``"q8_0"``, ``"q6_k"`` or ``"tq2_0"``.
+        threads: how many; one a processor when None. The bytes do not depend on it.
+
+    Returns:
+        uint8, shape ``[rows, bytes of a row]``.
+
+    Raises:
+        UnsupportedError: ``type_name`` is another one, or ``cols`` is no multiple of its block.
+        NativeLibraryError: our library is missing.
+    """
+    kind = _TYPES.get(type_name)
+    if kind is None:
+        raise UnsupportedError(f"cannot quantize to '{type_name}'; expected one of {', '.join(_TYPES)}")
+    if weights.ndim != 2 or weights.shape[1] % kind.block != 0:
+        raise UnsupportedError(
+            f"a matrix of shape {weights.shape} cannot be {type_name}, whose rows are multiples of "
+            f"{kind.block} weights; use f16"
+        )
+    source = np.ascontiguousarray(weights, dtype=np.float32)
+    rows, cols = source.shape
+    result = np.empty((rows, cols // kind.block * kind.block_bytes), dtype=np.uint8)
+    workers = max(1, min(threads or processors(), rows))
+    bounds = [rows * index // workers for index in range(workers + 1)]
+
+    def work(begin: int, end: int) -> None:
+        part, target = source[begin:end], result[begin:end]
+        if end > begin:
+            written = _base().ggml_quantize_chunk(
+                kind.number, part.ctypes.data, target.ctypes.data, 0, end - begin, cols, None
+            )
+            assert written == target.nbytes, f"ggml wrote {written} bytes of {type_name}, not {target.nbytes}"
+
+    if workers == 1:
+        work(0, rows)
+    else:
+        with ThreadPoolExecutor(workers) as pool:  # ctypes lets go of the interpreter's lock
+            list(pool.map(work, bounds[:-1], bounds[1:]))
+    return result
+
+
+def cpu_tier() -> str:
+    """The name of the kernels that this process uses: ``"scalar"``, ``"avx2"`` or ``"avx512vnni"``.
+
+    Raises:
+        NativeLibraryError: ``BITEXPORT_TIER`` names one that this CPU lacks or that does not exist.
+    """
+    library = _cpu()
+    name = library.bitexport_tier_name()
+    if name is None:
+        why = (library.bitexport_tier_error() or b"no kernel tier can be used").decode()
+        raise NativeLibraryError(f"{TIER_VARIABLE}={os.environ.get(TIER_VARIABLE, '')}: {why}")
+    return str(name.decode())
+
+
+def processors() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@functools.cache
+def _base() -> ctypes.CDLL:
+    library = _open("ggml-base")
+    library.ggml_quantize_chunk.argtypes = [
+        ctypes.c_int,
+        ctypes.c_void_p,
+        ctypes.c_void_p,
+        ctypes.c_int64,
+        ctypes.c_int64,
+        ctypes.c_int64,
+        ctypes.c_void_p,
+    ]
+    library.ggml_quantize_chunk.restype = ctypes.c_size_t
+    return library
+
+
+@functools.cache
+def _cpu() -> ctypes.CDLL:
+    library = _open("ggml-cpu")
+    library.bitexport_tier_name.restype = ctypes.c_char_p
+    library.bitexport_tier_error.restype = ctypes.c_char_p
+    return library
+
+
+def _open(name: str) -> ctypes.CDLL:
+    refuse_foreign_libraries(find_library_dir())
+    file = library_file(name)
+    try:
+        return ctypes.CDLL(str(file))
+    except OSError as error:
+        raise NativeLibraryError(
+            f"{file} cannot be loaded: {error}; build it again with `make native`"
+        ) from error

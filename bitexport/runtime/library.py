@@ -1,0 +1,143 @@
+"""Finding our native libraries and binding llama-cpp-python to them.
+
+llama-cpp-python loads whatever libllama lies in its own folder, unless ``LLAMA_CPP_LIB_PATH`` names another
+one before it is imported. Two libllamas in one process would share symbols and crash, and a stock one does
+not know I2_S: so a foreign one that is loaded already is an error that names it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import os
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
+
+from bitexport.errors import NativeLibraryError
+from bitexport.runtime import log
+
+DIRECTORY_VARIABLE = "BITEXPORT_LIB_DIR"
+_BINDING_VARIABLE = "LLAMA_CPP_LIB_PATH"
+_PACKAGE = Path(__file__).resolve().parent.parent
+_SUFFIX = {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so")
+_PREFIX = "" if sys.platform == "win32" else "lib"
+_MAPS = Path("/proc/self/maps")
+_OURS_OR_THEIRS = re.compile(r"^lib(llama|ggml)([-.].*)?\.(so|dylib)(\.\d+)*$")
+
+_bound: ModuleType | None = None
+
+
+def library_file(name: str) -> Path:
+    """The file of one of our libraries: ``library_file("ggml-base")`` -> ``.../libggml-base.so``."""
+    return find_library_dir() / f"{_PREFIX}{name}{_SUFFIX}"
+
+
+def find_library_dir() -> Path:
+    """The folder that holds our libllama and its companions.
+
+    ``$BITEXPORT_LIB_DIR`` when set; else ``bitexport/lib``, where a wheel has it; else
+    ``build/native/lib`` of the source checkout.
+
+    Raises:
+        NativeLibraryError: there is no libllama in any of them.
+    """
+    name = f"{_PREFIX}llama{_SUFFIX}"
+    override = os.environ.get(DIRECTORY_VARIABLE)
+    if override:
+        chosen = Path(override).resolve()
+        if not (chosen / name).is_file():
+            raise NativeLibraryError(
+                f"{DIRECTORY_VARIABLE} is {override}, which holds no {name}; "
+                "give the folder of bitexport's libraries, or unset it"
+            )
+        return chosen
+    places = [_PACKAGE / "lib", _PACKAGE.parent / "build" / "native" / "lib"]
+    for place in places:
+        if (place / name).is_file():
+            return place
+    raise NativeLibraryError(
+        f"no {name} in {' or '.join(map(str, places))}; run `make native` in a source checkout, "
+        f"install a wheel that carries it, or set {DIRECTORY_VARIABLE}"
+    )
+
+
+def bind() -> ModuleType:
+    """Import llama-cpp-python on our libraries; its log lines go to :mod:`bitexport.runtime.log`.
+
+    Returns:
+        The module ``llama_cpp``. Calling again returns the same module.
+
+    Raises:
+        NativeLibraryError: our library is missing or damaged, llama-cpp-python is missing, or another
+            libllama or libggml is loaded in this process already.
+    """
+    global _bound
+    if _bound is None:
+        directory = find_library_dir()
+        refuse_foreign_libraries(directory)
+        _bound = _import_on(directory)
+        log.capture(_bound)
+    return _bound
+
+
+def refuse_foreign_libraries(directory: Path) -> None:
+    """Raise NativeLibraryError when a libllama or libggml from outside ``directory`` is loaded already."""
+    foreign = _foreign_binding(directory) or _foreign_mapping(directory)
+    if foreign is not None:
+        raise NativeLibraryError(
+            f"{foreign} is loaded in this process already, and two llama.cpp libraries cannot live together; "
+            "import bitexport and open the model before llama_cpp, or use a process of its own"
+        )
+
+
+def _foreign_binding(directory: Path) -> Path | None:
+    module = sys.modules.get("llama_cpp.llama_cpp")
+    if module is None:
+        return None
+    used = Path(module._base_path).resolve()
+    return None if used == directory.resolve() else used / f"{_PREFIX}llama{_SUFFIX}"
+
+
+def _foreign_mapping(directory: Path) -> Path | None:
+    if not _MAPS.exists():  # not Linux
+        return None
+    for line in _MAPS.read_text(errors="replace").splitlines():
+        fields = line.split(maxsplit=5)
+        if len(fields) < 6:
+            continue
+        mapped = Path(fields[5].removesuffix(" (deleted)"))
+        if _OURS_OR_THEIRS.match(mapped.name) and mapped.parent.resolve() != directory.resolve():
+            return mapped
+    return None
+
+
+def _import_on(directory: Path) -> ModuleType:
+    before = os.environ.get(_BINDING_VARIABLE)
+    os.environ[_BINDING_VARIABLE] = str(directory)
+    try:
+        return importlib.import_module("llama_cpp")
+    except ModuleNotFoundError as error:
+        raise NativeLibraryError(
+            f"the Python package {error.name} is not installed; "
+            "CMAKE_ARGS=-DLLAMA_BUILD=OFF pip install llama-cpp-python"
+        ) from error
+    except (OSError, RuntimeError, FileNotFoundError, AttributeError) as error:
+        raise NativeLibraryError(
+            f"llama-cpp-python {_binding_version()} cannot load the libraries in {directory}: {error}; "
+            "build them again with `make native`"
+        ) from error
+    finally:
+        # Another llama_cpp, in a child process, must not inherit our choice.
+        if before is None:
+            del os.environ[_BINDING_VARIABLE]
+        else:
+            os.environ[_BINDING_VARIABLE] = before
+
+
+def _binding_version() -> str:
+    try:
+        return importlib.metadata.version("llama-cpp-python")
+    except importlib.metadata.PackageNotFoundError:
+        return "(version unknown)"

@@ -1,0 +1,74 @@
+"""What llama.cpp logs, kept for error messages instead of filling the user's terminal."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import sys
+import threading
+from collections import deque
+from types import ModuleType
+
+_logger = logging.getLogger("bitexport.native")
+
+# ggml's levels; 5 continues the line before it.
+_LEVELS = {1: logging.INFO, 2: logging.WARNING, 3: logging.ERROR, 4: logging.DEBUG}
+_CONTINUED = 5
+_KEPT_ERRORS = 20
+# llama.cpp says this much around the reason that a user needs.
+_REASON_MARK = "error loading model: "
+
+_errors: deque[str] = deque(maxlen=_KEPT_ERRORS)
+_lock = threading.Lock()
+_level = logging.DEBUG
+_unfinished = ""
+_callback: object = None  # ctypes keeps no reference, and a collected callback would crash
+
+
+def capture(llama_cpp: ModuleType) -> None:
+    """Send llama.cpp's and ggml's log to this module from now on."""
+    global _callback
+    verbose = logging.getLogger("llama-cpp-python")  # llama_cpp.Llama(verbose=True) sets its level to DEBUG
+
+    def receive(level: int, text: bytes, _user_data: object) -> None:
+        decoded = text.decode("utf-8", errors="replace")
+        if verbose.level == logging.DEBUG:
+            print(decoded, end="", file=sys.stderr, flush=True)
+        _collect(level, decoded)
+
+    _callback = llama_cpp.llama_log_callback(receive)
+    llama_cpp.llama_log_set(_callback, ctypes.c_void_p(0))
+
+
+def clear() -> None:
+    """Forget the errors so far: call it before the operation whose errors matter."""
+    with _lock:
+        _errors.clear()
+
+
+def reason(default: str) -> str:
+    """Why llama.cpp failed, in its own words but for its functions' names; ``default`` if it said nothing.
+
+    When it says why a model cannot be loaded, that line is it; otherwise the first error since :func:`clear`.
+    """
+    with _lock:
+        lines = list(_errors)
+    for line in lines:
+        if _REASON_MARK in line:
+            return line.partition(_REASON_MARK)[2]
+    if not lines:
+        return default
+    head, separator, rest = lines[0].partition(": ")
+    return rest if separator and head.isidentifier() else lines[0]
+
+
+def _collect(level: int, text: str) -> None:
+    global _level, _unfinished
+    with _lock:
+        if level != _CONTINUED:
+            _level = _LEVELS.get(level, logging.DEBUG)
+        *lines, _unfinished = (_unfinished + text).split("\n")
+        for line in filter(None, map(str.strip, lines)):
+            if _level >= logging.ERROR:
+                _errors.append(line)
+            _logger.log(_level if _level < logging.WARNING else logging.DEBUG, "%s", line)

@@ -1,0 +1,262 @@
+"""A GGUF model on our llama.cpp: an ordinary ``llama_cpp.Llama``, or a :class:`Session` that gives logits."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bitexport.errors import GGUFError, UsageError
+from bitexport.runtime import ggml, log
+from bitexport.runtime.library import bind
+
+if TYPE_CHECKING:
+    from llama_cpp import Llama
+
+_MAGIC = b"GGUF"
+_F32 = 0  # ggml's number of the type
+_MAX_BATCH = 512
+
+
+def load(path: str | os.PathLike[str], **kwargs: Any) -> Llama:
+    """Open a GGUF file as a ``llama_cpp.Llama`` on our libraries. See :func:`bitexport.load`."""
+    file = _checked(path)
+    llama_cpp = bind()
+    ggml.cpu_tier()
+    kwargs.setdefault("verbose", False)
+    log.clear()
+    try:
+        return llama_cpp.Llama(str(file), **kwargs)
+    except ValueError as error:  # what llama-cpp-python raises when libllama returns nothing
+        raise _load_error(file, str(error)) from error
+
+
+class Session:
+    """One model and one context, driven position by position.
+
+    Args:
+        path: the GGUF file.
+        n_ctx: tokens that fit; 0 takes what the model was trained with.
+        n_threads: 0 takes one a processor.
+        exact: float32 key-value cache and plain attention, the arithmetic that is closest to PyTorch's;
+            otherwise llama.cpp's defaults, which are what a user runs.
+        memory_map: map the file instead of reading it (weights that are repacked are read either way).
+
+    Raises:
+        GGUFError: the file is missing, damaged, or cannot be run.
+        NativeLibraryError: see :func:`bitexport.runtime.library.bind`.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        n_ctx: int = 0,
+        n_threads: int = 0,
+        exact: bool = True,
+        memory_map: bool = True,
+    ) -> None:
+        self._model: Any = None
+        self._context: Any = None
+        self.path = _checked(path)
+        self._api = bind().llama_cpp
+        self.tier = ggml.cpu_tier()
+        log.clear()
+        self._api.llama_backend_init()
+        self._load_model(memory_map)
+        self._open_context(n_ctx, n_threads or ggml.processors(), exact)
+        self._vocab = self._api.llama_model_get_vocab(self._model)
+        self.n_vocab: int = self._api.llama_vocab_n_tokens(self._vocab)
+        self.n_ctx: int = self._api.llama_n_ctx(self._context)
+        self._used = 0  # positions in the cache
+
+    def _load_model(self, memory_map: bool) -> None:
+        params = self._api.llama_model_default_params()
+        params.load_mode = self._api.LLAMA_LOAD_MODE_MMAP if memory_map else self._api.LLAMA_LOAD_MODE_NONE
+        self._model = self._api.llama_model_load_from_file(os.fsencode(self.path), params)
+        if not self._model:
+            raise _load_error(self.path, "libllama gave no reason")
+
+    def _open_context(self, n_ctx: int, n_threads: int, exact: bool) -> None:
+        params = self._api.llama_context_default_params()
+        params.n_ctx = n_ctx
+        params.n_batch = params.n_ubatch = _MAX_BATCH
+        params.n_threads = params.n_threads_batch = n_threads
+        if exact:
+            params.type_k = params.type_v = _F32
+            params.flash_attn_type = self._api.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        self._context = self._api.llama_init_from_model(self._model, params)
+        if not self._context:
+            why = log.reason("libllama gave no reason")
+            self.close()
+            raise GGUFError(f"{self.path}: no context of {n_ctx} tokens: {why}; try a shorter one")
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free the model and the context. Closing twice does nothing."""
+        if self._context:
+            self._api.llama_free(self._context)
+        if self._model:
+            self._api.llama_model_free(self._model)
+        self._model = self._context = None
+
+    def __del__(self) -> None:
+        self.close()
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of all tensors in the file."""
+        return int(self._api.llama_model_size(self._model))
+
+    @property
+    def parameters(self) -> int:
+        """How many weights the model has."""
+        return int(self._api.llama_model_n_params(self._model))
+
+    @property
+    def description(self) -> str:
+        """What llama.cpp calls the model: architecture, size class, file type."""
+        buffer = ctypes.create_string_buffer(256)
+        self._api.llama_model_desc(self._model, buffer, len(buffer))
+        return buffer.value.decode("utf-8", errors="replace")
+
+    def set_threads(self, n_threads: int) -> None:
+        """Use this many threads from now on."""
+        self._api.llama_set_n_threads(self._context, n_threads, n_threads)
+
+    def tokenize(self, text: str) -> list[int]:
+        """Token ids of ``text``, with the special tokens that the model wants around it."""
+        data = text.encode("utf-8")
+        room = len(data) + 16
+        ids = (self._api.llama_token * room)()
+        count = self._api.llama_tokenize(self._vocab, data, len(data), ids, room, True, True)
+        if count < 0:
+            ids = (self._api.llama_token * -count)()
+            count = self._api.llama_tokenize(self._vocab, data, len(data), ids, -count, True, True)
+        return list(ids[:count])
+
+    def piece(self, token: int) -> bytes:
+        """The bytes of one token; special tokens by name. They may be part of a character."""
+        room = 64
+        while True:
+            buffer = ctypes.create_string_buffer(room)
+            count = self._api.llama_token_to_piece(self._vocab, token, buffer, room, 0, True)
+            if count >= 0:
+                return buffer.raw[:count]
+            room = -count
+
+    def clear(self) -> None:
+        """Forget every position, so that the next token is the first."""
+        self._api.llama_memory_clear(self._api.llama_get_memory(self._context), True)
+        self._used = 0
+
+    def logits(self, ids: Sequence[int]) -> npt.NDArray[np.float32]:
+        """Logits after every position of ``ids``, from an empty context.
+
+        Args:
+            ids: T token ids.
+
+        Returns:
+            float32, shape ``[T, V]``.
+
+        Raises:
+            UsageError: T is 0 or longer than the context.
+        """
+        self.clear()
+        return np.concatenate(list(self.logits_in_parts(ids)))
+
+    def logits_in_parts(self, ids: Sequence[int]) -> Iterator[npt.NDArray[np.float32]]:
+        """Like :meth:`logits`, continuing the context, in arrays of at most 512 positions."""
+        self._check_room(ids)
+        for begin in range(0, len(ids), _MAX_BATCH):
+            part = ids[begin : begin + _MAX_BATCH]
+            self._decode(part, every_position=True)
+            flat = np.ctypeslib.as_array(
+                self._api.llama_get_logits(self._context), shape=(len(part) * self.n_vocab,)
+            )
+            yield flat.reshape(len(part), self.n_vocab).copy()
+
+    def feed(self, ids: Sequence[int]) -> npt.NDArray[np.float32]:
+        """Continue the context with ``ids`` and return the logits after the last of them, float32 ``[V]``."""
+        self._check_room(ids)
+        for begin in range(0, len(ids), _MAX_BATCH):
+            self._decode(ids[begin : begin + _MAX_BATCH], every_position=False)
+        last = self._api.llama_get_logits_ith(self._context, -1)
+        return np.ctypeslib.as_array(last, shape=(self.n_vocab,)).copy()
+
+    def greedy(self, ids: Sequence[int], count: int) -> list[int]:
+        """The ``count`` most likely tokens after ``ids``, one by one; it does not stop at an end of text."""
+        self.clear()
+        continuation: list[int] = []
+        following: Sequence[int] = ids
+        for _ in range(count):
+            following = [int(self.feed(following).argmax())]
+            continuation += following
+        return continuation
+
+    def _check_room(self, ids: Sequence[int]) -> None:
+        if not ids:
+            raise UsageError("there are no tokens to run; give a text that is not empty")
+        if self._used + len(ids) > self.n_ctx:
+            raise UsageError(
+                f"{self._used + len(ids)} tokens do not fit a context of {self.n_ctx}; shorten the text"
+            )
+        if min(ids) < 0 or max(ids) >= self.n_vocab:
+            raise UsageError(
+                f"a token id is outside 0..{self.n_vocab - 1}; was it made by another tokenizer?"
+            )
+
+    def _decode(self, ids: Sequence[int], *, every_position: bool) -> None:
+        count = len(ids)
+        batch = self._api.llama_batch_init(count, 0, 1)
+        try:
+            batch.n_tokens = count
+            for index, token in enumerate(ids):
+                batch.token[index] = token
+                batch.pos[index] = self._used + index
+                batch.n_seq_id[index] = 1
+                batch.seq_id[index][0] = 0
+                batch.logits[index] = every_position or index == count - 1
+            log.clear()
+            code = self._api.llama_decode(self._context, batch)
+        finally:
+            self._api.llama_batch_free(batch)
+        if code != 0:
+            raise GGUFError(
+                f"{self.path}: libllama's decode failed with code {code}: {log.reason('no reason given')}"
+            )
+        self._used += count
+
+
+def _checked(path: str | os.PathLike[str]) -> Path:
+    """The path, when it is a file that starts as a GGUF does."""
+    file = Path(path)
+    try:
+        with file.open("rb") as stream:
+            magic = stream.read(len(_MAGIC))
+    except OSError as error:
+        reason = (error.strerror or "cannot be read").lower()
+        raise GGUFError(f"{file}: {reason}; give the path of a GGUF file") from error
+    if magic != _MAGIC:
+        raise GGUFError(
+            f"{file} starts with {magic!r}, not {_MAGIC!r}, so it is not GGUF; "
+            "make one with `bitexport convert`"
+        )
+    return file
+
+
+def _load_error(file: Path, default: str) -> GGUFError:
+    return GGUFError(f"{file} cannot be loaded: {log.reason(default)}")
