@@ -41,6 +41,8 @@ const ternary::Selection & selection() {
     return chosen;
 }
 
+bitexport_observer observer = nullptr;
+
 // In our buffer a tensor is its repacked codes, followed by its scale.
 struct Weights {
     const ggml_tensor * tensor;
@@ -98,6 +100,9 @@ class TernaryTraits : public ggml::cpu::tensor_traits {
         }
         if (!own_copy) {
             ggml_barrier(params->threadpool);
+        }
+        if (params->ith == 0 && observer != nullptr) {
+            observer(weights.tensor->name, batch.q, batch.stride, batch.scale, weights.cols(), tokens);
         }
 
         const Share panels(ternary::panel_count(weights.rows()), params->ith, params->nth);
@@ -275,4 +280,8 @@ const char * bitexport_tier_name(void) {
 
 const char * bitexport_tier_error(void) {
     return selection().kernels == nullptr ? selection().error.c_str() : nullptr;
+}
+
+void bitexport_observe(bitexport_observer new_observer) {
+    observer = new_observer;
 }

@@ -24,6 +24,13 @@ void bitexport_refuse_ternary(const struct ggml_tensor * op);
 GGML_BACKEND_API const char * bitexport_tier_name(void);
 GGML_BACKEND_API const char * bitexport_tier_error(void);
 
+// Watches what the ternary products really multiply. Called once a product, in the thread that called ggml, with the
+// weight's name and its quantized activations: q is int8 [tokens][stride], of which cols are used; scale is [tokens].
+// The memory is valid during the call only. NULL ends it. Not for use while another thread computes.
+typedef void (*bitexport_observer)(const char * weight, const int8_t * q, int64_t stride, const float * scale,
+                                   int64_t cols, int64_t tokens);
+GGML_BACKEND_API void bitexport_observe(bitexport_observer observer);
+
 #ifdef __cplusplus
 }
 #endif

@@ -15,6 +15,11 @@
 
 #include "layout.h"
 
+// The inner loops stay functions of their own: one for both kinds of output, and visible in a profile.
+#define TERNARY_NOINLINE __attribute__((noinline))
+// Before every loop over an array of accumulators: one loop left rolled, and the whole array lives in memory.
+#define TERNARY_UNROLL _Pragma("GCC unroll 16")
+
 namespace ternary {
 namespace {
 

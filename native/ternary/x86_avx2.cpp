@@ -28,6 +28,13 @@ inline __m256i broadcast_quad(const int8_t * q) {
     return _mm256_set1_epi32(quad);
 }
 
+// One accumulator, one register: without the empty statement GCC 12 copies sums to the stack in every step. (Look for ymm
+// beside rsp in the loops when you change them.)
+inline void add_products(__m256i & sum_i16x16, __m256i codes_u8x32, __m256i quad_s8x32) {
+    sum_i16x16 = _mm256_add_epi16(sum_i16x16, _mm256_maddubs_epi16(codes_u8x32, quad_s8x32));
+    __asm__("" : "+x"(sum_i16x16));
+}
+
 // sums[8] += the 8 rows of 16 int16 lanes
 inline void add_widened(int32_t * sums, __m256i sum_i16x16) {
     const __m256i sum_i32x8 = _mm256_madd_epi16(sum_i16x16, _mm256_set1_epi16(1));
@@ -41,7 +48,7 @@ struct Avx2 {
     static constexpr int64_t direct_chunks = 8;
     static constexpr int64_t prefetch_bytes = 4096;
 
-    static void unpack(const uint8_t * codes, int64_t chunks, uint8_t * bytes) {
+    TERNARY_NOINLINE static void unpack(const uint8_t * codes, int64_t chunks, uint8_t * bytes) {
         const __m256i mask = _mm256_set1_epi8(3);
         for (int64_t chunk = 0; chunk < chunks; ++chunk) {
             for (int part = 0; part < 4; ++part) {
@@ -67,21 +74,23 @@ struct Avx2 {
     }
 
     template <int T>
-    static void tile16(const uint8_t * bytes, int64_t steps, const int8_t * q, int64_t stride, int32_t * sums) {
+    TERNARY_NOINLINE static void tile16(const uint8_t * bytes, int64_t steps, const int8_t * q, int64_t stride, int32_t * sums) {
         __m256i sum_i16x16[T][2];
+        TERNARY_UNROLL
         for (int t = 0; t < T; ++t) {
             sum_i16x16[t][0] = sum_i16x16[t][1] = _mm256_setzero_si256();
         }
         for (int64_t step = 0; step < steps; ++step) {
             const __m256i codes0 = load256(bytes + step * step_bytes);
             const __m256i codes1 = load256(bytes + step * step_bytes + 32);
-#pragma GCC unroll 6
+            TERNARY_UNROLL
             for (int t = 0; t < T; ++t) {
                 const __m256i quad = broadcast_quad(q + t * stride + step * step_cols);
-                sum_i16x16[t][0] = _mm256_add_epi16(sum_i16x16[t][0], _mm256_maddubs_epi16(codes0, quad));
-                sum_i16x16[t][1] = _mm256_add_epi16(sum_i16x16[t][1], _mm256_maddubs_epi16(codes1, quad));
+                add_products(sum_i16x16[t][0], codes0, quad);
+                add_products(sum_i16x16[t][1], codes1, quad);
             }
         }
+        TERNARY_UNROLL
         for (int t = 0; t < T; ++t) {
             add_widened(sums + t * panel_rows, sum_i16x16[t][0]);
             add_widened(sums + t * panel_rows + 8, sum_i16x16[t][1]);
@@ -105,12 +114,14 @@ struct Avx2 {
     }
 
     template <int T, int G>
-    static void direct_groups(const uint8_t * codes, int64_t chunks, const int8_t * q, int64_t stride, int32_t * sums) {
+    TERNARY_NOINLINE static void direct_groups(const uint8_t * codes, int64_t chunks, const int8_t * q, int64_t stride, int32_t * sums) {
         const __m256i mask0 = _mm256_set1_epi8(3);
         const __m256i mask1 = _mm256_set1_epi8(12);
-        __m256i plain_i16x16[T][G];      // fields 0 and 2
+        __m256i plain_i16x16[T][G];       // fields 0 and 2
         __m256i times_four_i16x16[T][G];  // fields 1 and 3
+        TERNARY_UNROLL
         for (int t = 0; t < T; ++t) {
+            TERNARY_UNROLL
             for (int g = 0; g < G; ++g) {
                 plain_i16x16[t][g] = times_four_i16x16[t][g] = _mm256_setzero_si256();
             }
@@ -119,7 +130,7 @@ struct Avx2 {
             const uint8_t * p = codes + chunk * chunk_bytes;
             _mm_prefetch(reinterpret_cast<const char *>(p + prefetch_bytes), _MM_HINT_T0);
             _mm_prefetch(reinterpret_cast<const char *>(p + prefetch_bytes + 64), _MM_HINT_T0);
-#pragma GCC unroll 4
+            TERNARY_UNROLL
             for (int g = 0; g < G; ++g) {
                 const __m256i low = load256(p + g * 32);
                 const __m256i high = _mm256_srli_epi16(low, 4);
@@ -127,19 +138,21 @@ struct Avx2 {
                 const __m256i codes1 = _mm256_and_si256(low, mask1);
                 const __m256i codes2 = _mm256_and_si256(high, mask0);
                 const __m256i codes3 = _mm256_and_si256(high, mask1);
-#pragma GCC unroll 4
+                TERNARY_UNROLL
                 for (int t = 0; t < T; ++t) {
                     const int8_t * quads = q + t * stride + chunk * chunk_cols;
                     __m256i & plain = plain_i16x16[t][g];
                     __m256i & times_four = times_four_i16x16[t][g];
-                    plain = _mm256_add_epi16(plain, _mm256_maddubs_epi16(codes0, broadcast_quad(quads)));
-                    times_four = _mm256_add_epi16(times_four, _mm256_maddubs_epi16(codes1, broadcast_quad(quads + 4)));
-                    plain = _mm256_add_epi16(plain, _mm256_maddubs_epi16(codes2, broadcast_quad(quads + 8)));
-                    times_four = _mm256_add_epi16(times_four, _mm256_maddubs_epi16(codes3, broadcast_quad(quads + 12)));
+                    add_products(plain, codes0, broadcast_quad(quads));
+                    add_products(times_four, codes1, broadcast_quad(quads + 4));
+                    add_products(plain, codes2, broadcast_quad(quads + 8));
+                    add_products(times_four, codes3, broadcast_quad(quads + 12));
                 }
             }
         }
+        TERNARY_UNROLL
         for (int t = 0; t < T; ++t) {
+            TERNARY_UNROLL
             for (int g = 0; g < G; ++g) {
                 const __m256i sum = _mm256_add_epi16(plain_i16x16[t][g], _mm256_srai_epi16(times_four_i16x16[t][g], 2));
                 add_widened(sums + t * panel_rows + g * 8, sum);

@@ -19,6 +19,13 @@ namespace {
 
 inline __m512i load512(const void * p) { return _mm512_loadu_si512(p); }
 
+// One accumulator, one register: without the empty statement GCC 12 copies the sums of a large tile to the stack in every
+// step. (Look for zmm beside rsp in the loops when you change them.)
+inline void add_products(__m512i & sum_i32x16, __m512i codes_u8x64, __m512i quad_s8x64) {
+    sum_i32x16 = _mm512_dpbusd_epi32(sum_i32x16, codes_u8x64, quad_s8x64);
+    __asm__("" : "+v"(sum_i32x16));
+}
+
 // Columns 4 * step .. 4 * step + 3 of a token, in every lane.
 inline __m512i broadcast_quad(const int8_t * q) {
     int32_t quad;
@@ -38,8 +45,9 @@ struct Avx512Vnni {
         return _mm512_and_si512(Field == 0 ? chunk : _mm512_srli_epi16(chunk, 2 * Field), _mm512_set1_epi8(3));
     }
 
-    static void unpack(const uint8_t * codes, int64_t chunks, uint8_t * bytes) {
+    TERNARY_NOINLINE static void unpack(const uint8_t * codes, int64_t chunks, uint8_t * bytes) {
         for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+            TERNARY_UNROLL
             for (int half = 0; half < 2; ++half) {
                 const __m512i v = load512(codes + chunk * chunk_bytes + half * 64);
                 uint8_t * out = bytes + chunk * fields * step_bytes + half * 64;
@@ -52,8 +60,9 @@ struct Avx512Vnni {
     }
 
     template <int T>
-    static void tile(const uint8_t * bytes, int64_t steps, const int8_t * q, int64_t stride, int32_t * sums) {
+    TERNARY_NOINLINE static void tile(const uint8_t * bytes, int64_t steps, const int8_t * q, int64_t stride, int32_t * sums) {
         __m512i sum_i32x16[T][2];
+        TERNARY_UNROLL
         for (int t = 0; t < T; ++t) {
             sum_i32x16[t][0] = _mm512_load_si512(sums + t * panel_rows);
             sum_i32x16[t][1] = _mm512_load_si512(sums + t * panel_rows + 16);
@@ -61,13 +70,14 @@ struct Avx512Vnni {
         for (int64_t step = 0; step < steps; ++step) {
             const __m512i codes0 = _mm512_load_si512(bytes + step * step_bytes);
             const __m512i codes1 = _mm512_load_si512(bytes + step * step_bytes + 64);
-#pragma GCC unroll 12
+            TERNARY_UNROLL
             for (int t = 0; t < T; ++t) {
                 const __m512i quad = broadcast_quad(q + t * stride + step * step_cols);
-                sum_i32x16[t][0] = _mm512_dpbusd_epi32(sum_i32x16[t][0], codes0, quad);
-                sum_i32x16[t][1] = _mm512_dpbusd_epi32(sum_i32x16[t][1], codes1, quad);
+                add_products(sum_i32x16[t][0], codes0, quad);
+                add_products(sum_i32x16[t][1], codes1, quad);
             }
         }
+        TERNARY_UNROLL
         for (int t = 0; t < T; ++t) {
             _mm512_store_si512(sums + t * panel_rows, sum_i32x16[t][0]);
             _mm512_store_si512(sums + t * panel_rows + 16, sum_i32x16[t][1]);
@@ -85,11 +95,13 @@ struct Avx512Vnni {
 
     // Memory-bound batches: a mask for each code and no shift; 8 accumulators a token hide the latency.
     template <int T>
-    static void direct_unshifted(const uint8_t * panel, int64_t chunks, const int8_t * q, int64_t stride, int32_t * sums) {
+    TERNARY_NOINLINE static void direct_unshifted(const uint8_t * panel, int64_t chunks, const int8_t * q, int64_t stride, int32_t * sums) {
         __m512i sum_i32x16[T][2][4];
+        TERNARY_UNROLL
         for (int t = 0; t < T; ++t) {
-            for (int i = 0; i < 8; ++i) {
-                sum_i32x16[t][i / 4][i % 4] = _mm512_setzero_si512();
+            TERNARY_UNROLL
+            for (int field = 0; field < 4; ++field) {
+                sum_i32x16[t][0][field] = sum_i32x16[t][1][field] = _mm512_setzero_si512();
             }
         }
         for (int64_t chunk = 0; chunk < chunks; ++chunk) {
@@ -98,20 +110,22 @@ struct Avx512Vnni {
             _mm_prefetch(reinterpret_cast<const char *>(p + prefetch_bytes + 64), _MM_HINT_T0);
             const __m512i half0 = load512(p);
             const __m512i half1 = load512(p + 64);
-#pragma GCC unroll 4
+            TERNARY_UNROLL
             for (int field = 0; field < 4; ++field) {
                 const __m512i mask = _mm512_set1_epi8(static_cast<char>(3 << (2 * field)));
                 const __m512i codes0 = _mm512_and_si512(half0, mask);
                 const __m512i codes1 = _mm512_and_si512(half1, mask);
-#pragma GCC unroll 4
+                TERNARY_UNROLL
                 for (int t = 0; t < T; ++t) {
                     const __m512i quad = broadcast_quad(q + t * stride + chunk * chunk_cols + field * step_cols);
-                    sum_i32x16[t][0][field] = _mm512_dpbusd_epi32(sum_i32x16[t][0][field], codes0, quad);
-                    sum_i32x16[t][1][field] = _mm512_dpbusd_epi32(sum_i32x16[t][1][field], codes1, quad);
+                    add_products(sum_i32x16[t][0][field], codes0, quad);
+                    add_products(sum_i32x16[t][1][field], codes1, quad);
                 }
             }
         }
+        TERNARY_UNROLL
         for (int t = 0; t < T; ++t) {
+            TERNARY_UNROLL
             for (int half = 0; half < 2; ++half) {
                 const __m512i * s = sum_i32x16[t][half];
                 const __m512i low = _mm512_add_epi32(s[0], _mm512_srai_epi32(s[1], 2));
@@ -125,17 +139,18 @@ struct Avx512Vnni {
     static void add_field(__m512i half0, __m512i half1, const int8_t * q, int64_t stride, __m512i (&sum_i32x16)[T][2]) {
         const __m512i codes0 = codes_of<Field>(half0);
         const __m512i codes1 = codes_of<Field>(half1);
-#pragma GCC unroll 12
+        TERNARY_UNROLL
         for (int t = 0; t < T; ++t) {
             const __m512i quad = broadcast_quad(q + t * stride + Field * step_cols);
-            sum_i32x16[t][0] = _mm512_dpbusd_epi32(sum_i32x16[t][0], codes0, quad);
-            sum_i32x16[t][1] = _mm512_dpbusd_epi32(sum_i32x16[t][1], codes1, quad);
+            add_products(sum_i32x16[t][0], codes0, quad);
+            add_products(sum_i32x16[t][1], codes1, quad);
         }
     }
 
     template <int T>
-    static void direct_shifted(const uint8_t * panel, int64_t chunks, const int8_t * q, int64_t stride, int32_t * sums) {
+    TERNARY_NOINLINE static void direct_shifted(const uint8_t * panel, int64_t chunks, const int8_t * q, int64_t stride, int32_t * sums) {
         __m512i sum_i32x16[T][2];
+        TERNARY_UNROLL
         for (int t = 0; t < T; ++t) {
             sum_i32x16[t][0] = sum_i32x16[t][1] = _mm512_setzero_si512();
         }
@@ -151,6 +166,7 @@ struct Avx512Vnni {
             add_field<2, T>(half0, half1, quads, stride, sum_i32x16);
             add_field<3, T>(half0, half1, quads, stride, sum_i32x16);
         }
+        TERNARY_UNROLL
         for (int t = 0; t < T; ++t) {
             _mm512_store_si512(sums + t * panel_rows, sum_i32x16[t][0]);
             _mm512_store_si512(sums + t * panel_rows + 16, sum_i32x16[t][1]);

@@ -1,0 +1,63 @@
+"""Watches what our kernels multiply: the int8 activations of every ternary product, as C++ quantized them."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import numpy.typing as npt
+
+from bitexport.errors import NativeLibraryError
+from bitexport.runtime.library import bind, find_library_dir
+
+_Observer = ctypes.CFUNCTYPE(
+    None,
+    ctypes.c_char_p,
+    ctypes.POINTER(ctypes.c_int8),
+    ctypes.c_int64,
+    ctypes.POINTER(ctypes.c_float),
+    ctypes.c_int64,
+    ctypes.c_int64,
+)
+
+#: GGUF weight name -> int8 activations [tokens, in] that entered it, in the order of the tokens.
+Recorded = dict[str, npt.NDArray[np.int8]]
+
+
+@contextmanager
+def record_activations() -> Iterator[Recorded]:
+    """Record the activations of every ternary product until the block ends.
+
+    The dictionary is complete when the block has ended. Products of a later batch are appended as further tokens.
+    One recording at a time, and no other thread may run a model meanwhile.
+
+    Raises:
+        NativeLibraryError: the library in use has no observer, so it is not ours.
+    """
+    bind()
+    path = find_library_dir() / "libggml-cpu.so"
+    try:
+        observe = ctypes.CDLL(str(path)).bitexport_observe
+    except (OSError, AttributeError) as error:
+        raise NativeLibraryError(
+            f"{path} has no bitexport_observe ({error}); build it again: make native"
+        ) from error
+    observe.argtypes = [_Observer]
+    observe.restype = None
+
+    pieces: dict[str, list[npt.NDArray[np.int8]]] = {}
+
+    def note(weight: bytes, q: object, stride: int, scale: object, cols: int, tokens: int) -> None:
+        view = np.ctypeslib.as_array(q, shape=(tokens, stride))  # type: ignore[arg-type]
+        pieces.setdefault(weight.decode(), []).append(view[:, :cols].copy())
+
+    callback = _Observer(note)
+    recorded: Recorded = {}
+    observe(callback)
+    try:
+        yield recorded
+    finally:
+        observe(ctypes.cast(None, _Observer))
+        recorded.update({weight: np.concatenate(parts) for weight, parts in pieces.items()})

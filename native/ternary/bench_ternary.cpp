@@ -1,0 +1,342 @@
+// Speed of every tier over the shapes of real models, beside this machine's own limits measured around each figure.
+//
+//   bench_ternary [--tier NAME] [--shape ROWSxCOLS] [--tokens N] [--threads N] [--rounds N] [--seconds S] [--json FILE]
+//
+// Each figure is the median of several rounds: limit, kernel, limit. Time is the CPU time of the slowest thread: nobody
+// waits for anybody here, so on an idle machine it is the wall clock, and on a busy one it leaves the others' turns out. The weights are random codes, at least 256 MB of
+// them in rotation, so that none stay in a cache between two uses. The result is checked against the scalar tier before
+// anything is timed.
+
+#include "bench_peaks.h"
+#include "ternary.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <ctime>
+#include <memory>
+#include <string>
+#include <thread>
+#include <vector>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+namespace {
+
+using namespace ternary;
+
+constexpr int64_t rotation_bytes = 256 << 20;
+
+struct Shape {
+    int64_t rows, cols;
+};
+
+struct Options {
+    std::string tier;
+    std::vector<Shape> shapes = {{2560, 2560}, {6912, 2560}, {2560, 6912}, {640, 2560}};  // BitNet b1.58 2B4T
+    std::vector<int64_t> tokens = {1, 2, 4, 8, 16, 128, 512};
+    std::vector<int> threads = {1, 2};
+    int rounds = 5;
+    double seconds = 0.1;  // of kernel time in a round
+    std::string json;
+};
+
+struct TierBench {
+    const Kernels * kernels;
+    ternary_bench::MultiplyAdds multiply_adds;
+    ternary_bench::ReadMemory read;
+};
+
+std::vector<TierBench> tiers_here() {
+    std::vector<TierBench> result;
+    const CpuFeatures cpu = cpu_features();
+#define TERNARY_TIER(name, needs)                                                                          \
+    if (const Kernels * kernels = kernels_for(Tier::name, cpu)) {                                          \
+        result.push_back({kernels, ternary_bench::name##_multiply_adds, ternary_bench::name##_read});      \
+    }
+#include "tiers.inc"
+#undef TERNARY_TIER
+    return result;
+}
+
+// Page-aligned memory, on large pages where the system grants them.
+struct Memory {
+    uint8_t * data;
+    int64_t bytes;
+    explicit Memory(int64_t size) : bytes((size + (2 << 20) - 1) / (2 << 20) * (2 << 20)) {
+        data = static_cast<uint8_t *>(std::aligned_alloc(2 << 20, bytes));
+        if (data == nullptr) {
+            std::fprintf(stderr, "bench_ternary: no memory for %lld bytes\n", static_cast<long long>(bytes));
+            std::exit(1);
+        }
+#if defined(__linux__)
+        madvise(data, bytes, MADV_HUGEPAGE);
+#endif
+    }
+    ~Memory() { std::free(data); }
+    Memory(const Memory &) = delete;
+    Memory & operator=(const Memory &) = delete;
+};
+
+uint64_t next_random(uint64_t & state) {
+    state ^= state << 13;
+    state ^= state >> 7;
+    state ^= state << 17;
+    return state;
+}
+
+double thread_seconds() {
+    timespec now;
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
+    return static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec);
+}
+
+// Runs work(thread) in all threads at once; CPU seconds of the slowest.
+template <class Work>
+double timed(int threads, Work work) {
+    std::atomic<int> waiting{threads};
+    std::vector<double> seconds(threads);
+    auto body = [&](int thread) {
+        --waiting;
+        while (waiting.load() > 0) {
+            std::this_thread::yield();
+        }
+        const double start = thread_seconds();
+        work(thread);
+        seconds[thread] = thread_seconds() - start;
+    };
+    std::vector<std::thread> others;
+    for (int thread = 1; thread < threads; ++thread) {
+        others.emplace_back(body, thread);
+    }
+    body(0);
+    for (std::thread & other : others) {
+        other.join();
+    }
+    return *std::max_element(seconds.begin(), seconds.end());
+}
+
+double median(std::vector<double> values) {
+    std::sort(values.begin(), values.end());
+    return values[values.size() / 2];
+}
+
+struct Case {
+    Shape shape;
+    int64_t tokens;
+    std::vector<float> y;
+    std::unique_ptr<Memory> activations;
+    QuantizedBuffer q;
+
+    Case(Shape s, int64_t n, const Kernels & kernels) : shape(s), tokens(n), y(n * s.rows) {
+        activations = std::make_unique<Memory>(quantized_bytes(s.cols, n));
+        q = quantized_buffer(activations->data, s.cols, n);
+        std::vector<float> x(s.cols);
+        uint64_t state = 88172645463325252ull;
+        for (int64_t token = 0; token < n; ++token) {
+            for (float & v : x) {
+                v = static_cast<float>(static_cast<int64_t>(next_random(state) >> 40) - (1 << 23));
+            }
+            quantize(kernels, x.data() - token * s.cols, s.cols, s.cols, q, token, token + 1);
+        }
+    }
+};
+
+// First and last panels of the first matrix against the scalar tier.
+bool check(const TierBench & tier, Case & c, const uint8_t * packed) {
+    const Kernels & scalar = *kernels_for(Tier::scalar, CpuFeatures{});
+    std::vector<int32_t> want(c.y.size()), got(c.y.size());
+    const int64_t last = panel_count(c.shape.rows) - 1;
+    for (const int64_t panel : {static_cast<int64_t>(0), last}) {
+        scalar.matmul_i32(packed, c.shape.rows, c.shape.cols, c.q, want.data(), c.shape.rows, panel, panel + 1);
+        tier.kernels->matmul_i32(packed, c.shape.rows, c.shape.cols, c.q, got.data(), c.shape.rows, panel, panel + 1);
+    }
+    return want == got;
+}
+
+struct Result {
+    std::string tier;
+    Shape shape;
+    int64_t tokens;
+    int threads;
+    double multiply_adds, bytes, peak_multiply_adds, peak_bytes;  // a second; medians
+    double percent_multiply_adds, percent_bytes;                  // medians of the rounds' own ratios
+    double low_percent, high_percent;                             // of the larger of the two
+};
+
+class Bench {
+public:
+    Bench(const Options & options, Memory & weights) : options_(options), weights_(weights) {}
+
+    double peak_multiply_adds(const TierBench & tier, int threads) const {
+        constexpr int64_t iterations = 2000000;
+        int64_t done = tier.multiply_adds(1000);
+        if (done == 0) {
+            return 0;
+        }
+        const double seconds = timed(threads, [&](int) { tier.multiply_adds(iterations); });
+        return static_cast<double>(done) / 1000 * iterations * threads / seconds;
+    }
+
+    double peak_read(const TierBench & tier, int threads) const {
+        const int64_t part = weights_.bytes / threads / 4096 * 4096;
+        std::atomic<uint64_t> sink{0};
+        const double seconds = timed(threads, [&](int thread) { sink += tier.read(weights_.data + thread * part, part); });
+        return static_cast<double>(part) * threads / seconds;
+    }
+
+    double kernel_seconds(const TierBench & tier, Case & c, int threads, int64_t calls) const {
+        const int64_t bytes = static_cast<int64_t>(packed_bytes(c.shape.rows, c.shape.cols));
+        const int64_t matrices = weights_.bytes / bytes;
+        const int64_t panels = panel_count(c.shape.rows);
+        return timed(threads, [&](int thread) {
+            for (int64_t call = 0; call < calls; ++call) {
+                tier.kernels->matmul(weights_.data + call % matrices * bytes, c.shape.rows, c.shape.cols, 0.5f, c.q, c.y.data(),
+                                     c.shape.rows, thread * panels / threads, (thread + 1) * panels / threads);
+            }
+        }) / static_cast<double>(calls);
+    }
+
+    Result run(const TierBench & tier, Case & c, int threads) const {
+        const double once = kernel_seconds(tier, c, threads, 1);
+        const int64_t calls = std::max<int64_t>(1, static_cast<int64_t>(options_.seconds / once));
+        const double bytes = static_cast<double>(packed_bytes(c.shape.rows, c.shape.cols));
+        const double multiply_adds = static_cast<double>(c.shape.rows) * c.shape.cols * c.tokens;
+        std::vector<double> seconds, peak_mac, peak_byte, percent_mac, percent_byte;
+        for (int round = 0; round < options_.rounds; ++round) {
+            const double mac_before = peak_multiply_adds(tier, threads);
+            const double byte_before = peak_read(tier, threads);
+            seconds.push_back(kernel_seconds(tier, c, threads, calls));
+            peak_byte.push_back((byte_before + peak_read(tier, threads)) / 2);
+            peak_mac.push_back((mac_before + peak_multiply_adds(tier, threads)) / 2);
+            percent_mac.push_back(peak_mac.back() > 0 ? 100 * multiply_adds / seconds.back() / peak_mac.back() : 0);
+            percent_byte.push_back(100 * bytes / seconds.back() / peak_byte.back());
+        }
+        const double percent_m = median(percent_mac), percent_b = median(percent_byte);
+        const std::vector<double> & larger = percent_m > percent_b ? percent_mac : percent_byte;
+        return {tier.kernels->name, c.shape, c.tokens, threads, multiply_adds / median(seconds), bytes / median(seconds),
+                median(peak_mac), median(peak_byte), percent_m, percent_b, *std::min_element(larger.begin(), larger.end()),
+                *std::max_element(larger.begin(), larger.end())};
+    }
+
+private:
+    const Options & options_;
+    Memory & weights_;
+};
+
+void print(const Result & r) {
+    if (r.peak_multiply_adds > 0) {
+        std::printf("| %-10s | %4lld x %4lld | %6lld | %7d | %7.1f | %4.0f%% of %5.1f | %6.2f | %4.0f%% of %5.1f | %3.0f-%3.0f%% |\n", r.tier.c_str(),
+                    static_cast<long long>(r.shape.rows), static_cast<long long>(r.shape.cols), static_cast<long long>(r.tokens), r.threads,
+                    r.multiply_adds / 1e9, r.percent_multiply_adds, r.peak_multiply_adds / 1e9, r.bytes / 1e9, r.percent_bytes,
+                    r.peak_bytes / 1e9, r.low_percent, r.high_percent);
+    } else {
+        std::printf("| %-10s | %4lld x %4lld | %6lld | %7d | %7.1f | %14s | %6.2f | %4.0f%% of %5.1f | %3.0f-%3.0f%% |\n", r.tier.c_str(),
+                    static_cast<long long>(r.shape.rows), static_cast<long long>(r.shape.cols), static_cast<long long>(r.tokens), r.threads,
+                    r.multiply_adds / 1e9, "", r.bytes / 1e9, r.percent_bytes, r.peak_bytes / 1e9, r.low_percent, r.high_percent);
+    }
+    std::fflush(stdout);
+}
+
+bool write_json(const std::string & path, const std::vector<Result> & results) {
+    FILE * file = path == "-" ? stdout : std::fopen(path.c_str(), "w");
+    if (file == nullptr) {
+        std::perror(path.c_str());
+        return false;
+    }
+    std::fprintf(file, "{\"schema\": 1, \"rotation_bytes\": %lld, \"rows\": [", static_cast<long long>(rotation_bytes));
+    for (size_t i = 0; i < results.size(); ++i) {
+        const Result & r = results[i];
+        std::fprintf(file,
+                     "%s\n {\"tier\": \"%s\", \"rows\": %lld, \"cols\": %lld, \"tokens\": %lld, \"threads\": %d, \"gmacs\": %.3f, \"gbps\": %.3f,"
+                     " \"peak_gmacs\": %.3f, \"peak_gbps\": %.3f, \"percent_of_gmacs\": %.2f, \"percent_of_gbps\": %.2f,"
+                     " \"percent_low\": %.2f, \"percent_high\": %.2f}",
+                     i ? "," : "", r.tier.c_str(), static_cast<long long>(r.shape.rows), static_cast<long long>(r.shape.cols),
+                     static_cast<long long>(r.tokens), r.threads, r.multiply_adds / 1e9, r.bytes / 1e9, r.peak_multiply_adds / 1e9,
+                     r.peak_bytes / 1e9, r.percent_multiply_adds, r.percent_bytes, r.low_percent, r.high_percent);
+    }
+    std::fprintf(file, "\n]}\n");
+    return path == "-" || std::fclose(file) == 0;
+}
+
+bool parse(int argc, char ** argv, Options & options) {
+    for (int i = 1; i < argc; i += 2) {
+        const std::string name = argv[i];
+        if (i + 1 == argc) {
+            return false;
+        }
+        const char * value = argv[i + 1];
+        if (name == "--tier") {
+            options.tier = value;
+        } else if (name == "--shape") {
+            long long rows = 0, cols = 0;
+            if (std::sscanf(value, "%lldx%lld", &rows, &cols) != 2 || rows < 1 || cols < 1 || cols > max_cols || rows * cols % 128 != 0) {
+                return false;
+            }
+            options.shapes = {{rows, cols}};
+        } else if (name == "--tokens") {
+            options.tokens = {std::max(1, std::atoi(value))};
+        } else if (name == "--threads") {
+            options.threads = {std::max(1, std::atoi(value))};
+        } else if (name == "--rounds") {
+            options.rounds = std::max(1, std::atoi(value));
+        } else if (name == "--seconds") {
+            options.seconds = std::atof(value);
+        } else if (name == "--json") {
+            options.json = value;
+        } else {
+            return false;
+        }
+    }
+    return true;
+}
+
+}  // namespace
+
+int main(int argc, char ** argv) {
+    Options options;
+    if (!parse(argc, argv, options)) {
+        std::fprintf(stderr, "usage: bench_ternary [--tier NAME] [--shape ROWSxCOLS] [--tokens N] [--threads N] [--rounds N] [--seconds S] [--json FILE]\n");
+        return 2;
+    }
+    const Selection selection = select_kernels(cpu_features(), options.tier.c_str());
+    if (selection.kernels == nullptr) {
+        std::fprintf(stderr, "bench_ternary: %s\n", selection.error.c_str());
+        return 1;
+    }
+    Memory weights(rotation_bytes);
+    uint64_t state = 42;
+    for (int64_t i = 0; i < weights.bytes; i += 8) {
+        uint64_t codes = next_random(state);
+        codes &= ~(codes & codes >> 1 & 0x5555555555555555ull);  // a code 3 becomes a 2
+        std::memcpy(weights.data + i, &codes, sizeof codes);
+    }
+    const Bench bench(options, weights);
+    std::vector<Result> results;
+    std::printf("| tier       | rows x cols | tokens | threads | Gmac/s  | of the peak    | GB/s   | of the memory  | rounds   |\n"
+                "| ---------- | ----------- | ------ | ------- | ------- | -------------- | ------ | -------------- | -------- |\n");
+    for (const TierBench & tier : tiers_here()) {
+        if (!options.tier.empty() && options.tier != tier.kernels->name) {
+            continue;
+        }
+        for (const Shape shape : options.shapes) {
+            for (const int64_t tokens : options.tokens) {
+                Case c(shape, tokens, *tier.kernels);
+                if (!check(tier, c, weights.data)) {
+                    std::fprintf(stderr, "bench_ternary: %s is wrong at %lld x %lld, %lld tokens: run the tests\n", tier.kernels->name,
+                                 static_cast<long long>(shape.rows), static_cast<long long>(shape.cols), static_cast<long long>(tokens));
+                    return 1;
+                }
+                for (const int threads : options.threads) {
+                    results.push_back(bench.run(tier, c, threads));
+                    print(results.back());
+                }
+            }
+        }
+    }
+    return options.json.empty() || write_json(options.json, results) ? 0 : 1;
+}
