@@ -149,7 +149,9 @@ def convert(
 class _Work:
     """The tensors of a conversion, one after another, and what is learned on the way."""
 
-    def __init__(self, plan: Plan, warnings: list[str], progress: Callable[[ProgressEvent], None] | None) -> None:
+    def __init__(
+        self, plan: Plan, warnings: list[str], progress: Callable[[ProgressEvent], None] | None
+    ) -> None:
         self.plan = plan
         self.warnings = warnings
         self.facts: dict[str, TernaryFacts] = {}
@@ -178,7 +180,9 @@ class _Work:
     def _learn(self, tensor: PlannedTensor, facts: TernaryFacts) -> None:
         self.facts[tensor.spec.name] = facts
         if facts.zeros == facts.weights:
-            self.warnings.append(f"tensor '{tensor.claim.source}' is all zeros: the checkpoint is likely damaged")
+            self.warnings.append(
+                f"tensor '{tensor.claim.source}' is all zeros: the checkpoint is likely damaged"
+            )
 
     def _report(self, label: str) -> None:
         if self._progress is not None:
@@ -235,7 +239,7 @@ def peak_rss_bytes() -> int:
     """The most memory that this process ever held, in bytes."""
     try:
         # getrusage would count what the parent held before the exec
-        with open("/proc/self/status", encoding="ascii") as file:
+        with Path("/proc/self/status").open(encoding="ascii") as file:
             for line in file:
                 if line.startswith("VmHWM:"):
                     return int(line.split()[1]) * 1024

@@ -1,4 +1,4 @@
-"""From a checkpoint's tensor to the bytes of a GGUF tensor, in pieces, so that a large one is never whole in memory."""
+"""From a checkpoint's tensor to the bytes of a GGUF tensor, in pieces: a large one is never whole."""
 
 from __future__ import annotations
 

@@ -77,7 +77,9 @@ def _inspect_gguf(path: Path) -> InspectReport:
         path=str(path),
         kind="gguf",
         architecture=str(file.metadata.get("general.architecture", "unknown")),
-        file_type=file_type_name(number, [row.type for row in rows]) if isinstance(number, int) else "not given",
+        file_type=file_type_name(number, [row.type for row in rows])
+        if isinstance(number, int)
+        else "not given",
         tensors=rows,
         metadata={key: _shown(file, key) for key in file.metadata},
         total_bytes=sum(row.bytes for row in rows),
@@ -98,7 +100,8 @@ def _shown(file: GGUFFile, key: str) -> Any:
 def _inspect_checkpoint(path: Path) -> InspectReport:
     checkpoint = open_checkpoint(path)
     rows = [
-        TensorRow(info.name, info.dtype.lower(), list(info.shape), info.nbytes) for info in checkpoint.tensors.values()
+        TensorRow(info.name, info.dtype.lower(), list(info.shape), info.nbytes)
+        for info in checkpoint.tensors.values()
     ]
     problems: list[str] = []
     packing = "unknown"

@@ -70,7 +70,8 @@ def make_plan(checkpoint: Checkpoint, ternary_type: str, embed_type: str) -> Pla
     if straddling:
         sizes = ", ".join(map(str, sorted({spec.shape[-1] for spec in straddling})))
         warnings.append(
-            f"{len(straddling)} I2_S tensors have rows of {sizes} weights, no multiple of {I2_S.block}: blocks straddle "
+            f"{len(straddling)} I2_S tensors have rows of {sizes} weights, no multiple of {I2_S.block}: "
+            "blocks straddle "
             "rows, which bitexport's runtime reads right and other I2_S runtimes do not"
         )
     return Plan(
@@ -89,14 +90,17 @@ def _planned(
         stored = packing.stored_shape((claim.shape[0], claim.shape[1]))
     elif info.dtype not in FLOAT_DTYPES:
         raise CheckpointError(
-            f"tensor '{claim.source}' has dtype {info.dtype}; expected {', '.join(FLOAT_DTYPES)}: save it as BF16"
+            f"tensor '{claim.source}' has dtype {info.dtype}; expected {', '.join(FLOAT_DTYPES)}: save it as "
+            "BF16"
         )
     if info.shape != stored:
         raise CheckpointError(
             f"tensor '{claim.source}' has shape {list(info.shape)}; config.json makes it {list(stored)}: "
             "config and weights are from different models"
         )
-    kind = {Role.NORM: F32, Role.EMBEDDING: embed_type, Role.TERNARY: ternary_type if ternary else F16}[claim.role]
+    kind = {Role.NORM: F32, Role.EMBEDDING: embed_type, Role.TERNARY: ternary_type if ternary else F16}[
+        claim.role
+    ]
     _check_fits(claim, kind)
     partners = packing.partners(claim.source) if ternary else ()
     source_bytes = info.nbytes + sum(checkpoint.info(name).nbytes for name in partners)
@@ -114,7 +118,9 @@ def _check_fits(claim: Claim, kind: TensorType) -> None:
     needs = f"rows of a multiple of {kind.block} weights"
     if kind is I2_S:
         needs = f"a multiple of {I2_S.block} weights in all, and of 4 in a row"
-    raise UnsupportedError(f"{where} cannot be {kind.name}, which needs {needs}; use {option} {' or '.join(fitting)}")
+    raise UnsupportedError(
+        f"{where} cannot be {kind.name}, which needs {needs}; use {option} {' or '.join(fitting)}"
+    )
 
 
 def _check_all_claimed(
@@ -141,7 +147,7 @@ def _check_all_claimed(
 def _head_beside_tied(
     checkpoint: Checkpoint, family: Family, numbers: Hyperparameters, warnings: list[str]
 ) -> list[Claim]:
-    """The head of a model that says it is tied and holds one all the same: kept when it differs, as transformers does."""
+    """The head beside a tied embedding: kept where the two differ, as transformers does."""
     if "lm_head.weight" not in checkpoint.tensors:
         return []
     (head,) = [rule for rule in family.rules if rule.source == "lm_head.weight"]
@@ -149,7 +155,8 @@ def _head_beside_tied(
     if checkpoint.same_bytes(head.source, embedding.source):
         return []
     warnings.append(
-        "tie_word_embeddings is true, but lm_head.weight is there and differs from the embeddings: it is written as the head"
+        "tie_word_embeddings is true, but lm_head.weight is there and differs from the embeddings: it is "
+        "written as the head"
     )
     sizes = numbers.dimensions()
     return [Claim(head.source, head.target, head.role, tuple(sizes[dim] for dim in head.shape), False)]
@@ -159,7 +166,8 @@ def _warn_of_head(checkpoint: Checkpoint, numbers: Hyperparameters, warnings: li
     listed = quantization_config(checkpoint).get("modules_to_not_convert")
     if listed is not None and not numbers.tied and not keeps_float(checkpoint, "lm_head.weight"):
         warnings.append(
-            "modules_to_not_convert does not list lm_head: transformers would quantize the head as well; it stays float here"
+            "modules_to_not_convert does not list lm_head: transformers would quantize the head as well; it "
+            "stays float here"
         )
 
 

@@ -1,7 +1,7 @@
 """Tiny random ternary checkpoints in every packing, made with transformers and saved as it saves them.
 
-The same weights can be saved as master weights, packed with autobitlinear, and packed with bitlinear, such that
-all three mean the same trits and the same scale to the last bit.
+The same weights can be saved as master weights, packed with autobitlinear, and packed with bitlinear, such
+that all three mean the same trits and the same scale to the last bit.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import BitNetConfig, BitNetForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
@@ -25,14 +26,16 @@ QUANTIZATION = {
 }
 
 TERNARY_SUFFIXES = tuple(
-    f"{module}.weight" for module in ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    f"{module}.weight"
+    for module in ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 )
 
 TEXT = [
     "def add(left, right):\n    return left + right\n",
     "for index in range(10):\n    print(index, 'items')\n",
     "The quick brown fox jumps over the lazy dog. It's 1234 o'clock, isn't it?",
-    "class Example:\n    '''A docstring.'''\n\n    def __init__(self, value=None):\n        self.value = value\n",
+    "class Example:\n    '''A docstring.'''\n\n    def __init__(self, value=None):\n        self.value = "
+    "value\n",
     "Съешь ещё этих мягких французских булок 敏捷的棕色狐狸 いろは 👩‍👩‍👧‍👦",
 ] * 4
 
@@ -160,7 +163,7 @@ def stable_master(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.float3
 
 
 def pack_two_bit(trits: np.ndarray) -> np.ndarray:
-    """transformers' packed bytes, written from their description: row k * (out / 4) + r is in bits 2k+1..2k of row r."""
+    """transformers' packed bytes, by description: row k * (out / 4) + r goes to bits 2k+1..2k of row r."""
     quarter = trits.shape[0] // 4
     packed = np.zeros((quarter, trits.shape[1]), dtype=np.uint8)
     for k in range(4):
@@ -182,8 +185,6 @@ def save_checkpoint(
 
     ``dtype`` is that of everything but the ternary weights and scales, which stay float32 or uint8.
     """
-    from safetensors.torch import save_file
-
     folder.mkdir(parents=True, exist_ok=True)
     tensors: dict[str, torch.Tensor] = {}
     for name, value in model.state_dict().items():
@@ -199,18 +200,22 @@ def save_checkpoint(
             tensors[name.removesuffix(".weight") + ".weight_scale"] = torch.tensor([scale])
         else:
             tensors[name] = value.to(dtype).contiguous()
-    _save_sharded(tensors, folder, shards, save_file)
+    _save_sharded(tensors, folder, shards)
     config = model.config.to_dict()
     config["architectures"] = [type(model).__name__]
     config["dtype"] = str(dtype).removeprefix("torch.")
-    config["quantization_config"] = {"quant_method": "bitnet", "modules_to_not_convert": None, **QUANTIZATION[packing]}
+    config["quantization_config"] = {
+        "quant_method": "bitnet",
+        "modules_to_not_convert": None,
+        **QUANTIZATION[packing],
+    }
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True))
     if tokenizer is not None:
         write_tokenizer(folder, tokenizer, tokenizer_size)
     return folder
 
 
-def _save_sharded(tensors: dict[str, torch.Tensor], folder: Path, shards: int, save_file) -> None:  # type: ignore[no-untyped-def]
+def _save_sharded(tensors: dict[str, torch.Tensor], folder: Path, shards: int) -> None:
     names = sorted(tensors)
     if shards == 1:
         save_file(tensors, str(folder / "model.safetensors"), metadata={"format": "pt"})
@@ -221,7 +226,7 @@ def _save_sharded(tensors: dict[str, torch.Tensor], folder: Path, shards: int, s
         chosen = names[number::shards]
         file = f"model-{number + 1:05d}-of-{shards:05d}.safetensors"
         save_file({name: tensors[name] for name in chosen}, str(folder / file), metadata={"format": "pt"})
-        weight_map.update({name: file for name in chosen})
+        weight_map.update(dict.fromkeys(chosen, file))
     total = sum(tensor.nbytes for tensor in tensors.values())
     index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))

@@ -40,7 +40,7 @@ class Checkpoint:
         named = self.config.get("architectures")
         if not isinstance(named, list) or not named or not isinstance(named[0], str):
             raise CheckpointError(
-                f"{self.path}/config.json: no architectures; expected a list such as [\"BitNetForCausalLM\"]"
+                f'{self.path}/config.json: no architectures; expected a list such as ["BitNetForCausalLM"]'
             )
         return named[0]
 
@@ -59,7 +59,8 @@ class Checkpoint:
             return self.tensors[name]
         except KeyError:
             raise CheckpointError(
-                f"tensor '{name}' is missing from {self.path}; the checkpoint is incomplete: save or download it again"
+                f"tensor '{name}' is missing from {self.path}; the checkpoint is incomplete: save or "
+                "download it again"
             ) from None
 
     def read(self, name: str) -> npt.NDArray[Any]:
@@ -75,7 +76,7 @@ class Checkpoint:
         return flat.reshape(info.shape)
 
     def read_rows(self, name: str, rows: int) -> Iterator[npt.NDArray[Any]]:
-        """One tensor of shape ``[n, ...]`` in pieces of up to ``rows`` rows, so that it is never whole in memory.
+        """One tensor of shape ``[n, ...]`` in pieces of up to ``rows`` rows, never whole in memory.
 
         Values and errors as in :meth:`read`.
         """
@@ -95,7 +96,9 @@ class Checkpoint:
             return False
         step = 64 * 1024 * 1024
         return all(
-            np.array_equal(self._bytes(a, at, min(step, a.nbytes - at)), self._bytes(b, at, min(step, b.nbytes - at)))
+            np.array_equal(
+                self._bytes(a, at, min(step, a.nbytes - at)), self._bytes(b, at, min(step, b.nbytes - at))
+            )
             for at in range(0, a.nbytes, step)
         )
 
@@ -126,7 +129,9 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     folder = Path(path)
     if not folder.is_dir():
         what = "is a file" if folder.exists() else "does not exist"
-        raise CheckpointError(f"{folder} {what}; expected a checkpoint folder with config.json and safetensors")
+        raise CheckpointError(
+            f"{folder} {what}; expected a checkpoint folder with config.json and safetensors"
+        )
     if not (folder / "config.json").is_file():
         raise CheckpointError(f"{folder}: no config.json; expected a checkpoint saved with save_pretrained")
     config = read_json(folder / "config.json")
@@ -138,7 +143,8 @@ def _decode(info: TensorInfo, raw: npt.NDArray[np.uint8]) -> npt.NDArray[Any]:
         return raw
     if info.dtype not in FLOAT_DTYPES:
         raise CheckpointError(
-            f"tensor '{info.name}' has dtype {info.dtype}; expected {', '.join(FLOAT_DTYPES)} or U8: save it as BF16"
+            f"tensor '{info.name}' has dtype {info.dtype}; expected {', '.join(FLOAT_DTYPES)} or U8: save it "
+            "as BF16"
         )
     if raw.ctypes.data % DTYPE_BYTES[info.dtype]:
         raw = raw.copy()
@@ -146,11 +152,13 @@ def _decode(info: TensorInfo, raw: npt.NDArray[np.uint8]) -> npt.NDArray[Any]:
         values = (raw.view("<u2").astype(np.uint32) << np.uint32(16)).view(np.float32)
     else:
         values = raw.view("<f2" if info.dtype == "F16" else "<f4").astype(np.float32, copy=False)
-    # one number tells of every NaN and infinity without a mask as large as the tensor; float64 can't overflow here
+    # one number tells of every NaN and infinity without a mask as large as the tensor; float64 can't overflow
+    # here
     if values.size and not np.isfinite(values.sum(dtype=np.float64)):
         index = int(np.flatnonzero(~np.isfinite(values))[0])
         raise CheckpointError(
-            f"tensor '{info.name}' holds {values[index]} (element {index} of this read); expected finite weights: "
+            f"tensor '{info.name}' holds {values[index]} (element {index} of this read); expected finite "
+            "weights: "
             "the training run diverged or the file is damaged"
         )
     return values

@@ -3,8 +3,9 @@
 The ``safetensors`` package gives NumPy arrays for the dtypes that NumPy has, and bfloat16 is not one of them.
 So the header is read here, and the data is mapped by :mod:`bitexport.checkpoint.reader`.
 
-Layout: 8 bytes little-endian length of the header, the header as JSON, then the tensors' bytes. The header maps
-each name to ``{"dtype", "shape", "data_offsets": [begin, end]}``, offsets counted from the end of the header.
+Layout: 8 bytes little-endian length of the header, the header as JSON, then the tensors' bytes. The header
+maps each name to ``{"dtype", "shape", "data_offsets": [begin, end]}``, offsets counted from the end of the
+header.
 """
 
 from __future__ import annotations
@@ -73,8 +74,8 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
     """The tensors of one safetensors file, by name, in the order of their data.
 
     Raises:
-        CheckpointError: the file is truncated, its header is not valid, a dtype is unknown, or a tensor's bytes
-            are outside the file, overlap another's, leave a hole, or do not match its shape.
+        CheckpointError: the file is truncated, its header is not valid, a dtype is unknown, or a tensor's
+            bytes are outside the file, overlap another's, leave a hole, or do not match its shape.
     """
     try:
         size = path.stat().st_size
@@ -82,7 +83,8 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
             prefix = file.read(8)
             if len(prefix) < 8:
                 raise CheckpointError(
-                    f"{path.name}: the file has {size} bytes, too few for a safetensors header; download it again"
+                    f"{path.name}: the file has {size} bytes, too few for a safetensors header; download it "
+                    "again"
                 )
             (length,) = struct.unpack("<Q", prefix)
             if length > MAX_HEADER_BYTES or length > size - 8:
@@ -129,16 +131,21 @@ def _parse(path: Path, raw: bytes) -> dict[str, Any]:
 def _tensor(path: Path, name: str, entry: Any, data_start: int) -> TensorInfo:
     where = f"{path.name}: tensor '{name}'"
     if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= entry.keys():
-        raise CheckpointError(f"{where}: its header entry lacks dtype, shape or data_offsets; save the file again")
+        raise CheckpointError(
+            f"{where}: its header entry lacks dtype, shape or data_offsets; save the file again"
+        )
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPE_BYTES:
         raise CheckpointError(
-            f"{where}: unknown dtype {dtype!r}; expected one of {', '.join(DTYPE_BYTES)}; save it as BF16 or F32"
+            f"{where}: unknown dtype {dtype!r}; expected one of {', '.join(DTYPE_BYTES)}; save it as BF16 or "
+            "F32"
         )
     if not isinstance(shape, list) or not all(_is_count(dim) for dim in shape):
         raise CheckpointError(f"{where}: shape {shape!r} is not a list of sizes; save the file again")
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(_is_count(offset) for offset in offsets):
-        raise CheckpointError(f"{where}: data_offsets {offsets!r} is not a pair of positions; save the file again")
+        raise CheckpointError(
+            f"{where}: data_offsets {offsets!r} is not a pair of positions; save the file again"
+        )
     begin, end = offsets
     expected = math.prod(shape) * DTYPE_BYTES[dtype]
     if end - begin != expected:
@@ -161,7 +168,8 @@ def _check_layout(path: Path, tensors: list[TensorInfo], data_start: int, size: 
         if tensor.offset != expected:
             what = "overlaps the one before it" if tensor.offset < expected else "leaves a hole before it"
             raise CheckpointError(
-                f"{path.name}: tensor '{tensor.name}' starts at byte {tensor.offset}, expected {expected}: it {what}; "
+                f"{path.name}: tensor '{tensor.name}' starts at byte {tensor.offset}, expected {expected}: "
+                f"it {what}; "
                 "the file is damaged: download it again"
             )
         expected = end

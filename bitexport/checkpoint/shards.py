@@ -27,7 +27,9 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         if path.stat().st_size > MAX_JSON_BYTES:
-            raise CheckpointError(f"{path.name}: larger than {MAX_JSON_BYTES} bytes; this is no configuration file")
+            raise CheckpointError(
+                f"{path.name}: larger than {MAX_JSON_BYTES} bytes; this is no configuration file"
+            )
         value = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({os.strerror(error.errno or 0)})") from error
@@ -45,16 +47,20 @@ def find_tensors(folder: Path) -> dict[str, TensorInfo]:
     A single ``model.safetensors`` is preferred, as transformers does; otherwise the index names the shards.
 
     Raises:
-        CheckpointError: no weights, a shard is missing or lies outside the folder, or shards and index disagree.
+        CheckpointError: no weights, a shard is missing or lies outside the folder, or shards and index
+            disagree.
     """
     if (folder / SINGLE).is_file():
         return read_header(_inside(folder, SINGLE))
     if (folder / INDEX).is_file():
         return _from_index(folder)
-    others = sorted(entry.name for entry in folder.iterdir() if entry.suffix in {".safetensors", ".bin", ".pt", ".pth"})
+    others = sorted(
+        entry.name for entry in folder.iterdir() if entry.suffix in {".safetensors", ".bin", ".pt", ".pth"}
+    )
     found = f"found {', '.join(others[:3])}" if others else "found no weights"
     raise CheckpointError(
-        f"{folder}: no {SINGLE} or {INDEX} ({found}); save the model with save_pretrained(safe_serialization=True)"
+        f"{folder}: no {SINGLE} or {INDEX} ({found}); save the model with "
+        "save_pretrained(safe_serialization=True)"
     )
 
 
@@ -74,18 +80,22 @@ def _from_index(folder: Path) -> dict[str, TensorInfo]:
     for name, shard in weight_map.items():
         if name not in tensors:
             raise CheckpointError(
-                f"{INDEX}: tensor '{name}' is not in its shard {shard}; the shard is from another save: download it again"
+                f"{INDEX}: tensor '{name}' is not in its shard {shard}; the shard is from another save: "
+                "download it again"
             )
     return tensors
 
 
-def _merge(tensors: dict[str, TensorInfo], found: Mapping[str, TensorInfo], weight_map: Mapping[str, str]) -> None:
+def _merge(
+    tensors: dict[str, TensorInfo], found: Mapping[str, TensorInfo], weight_map: Mapping[str, str]
+) -> None:
     for name, tensor in found.items():
         if weight_map.get(name) != tensor.shard.name:
             listed = weight_map.get(name)
             what = f"the index puts it into {listed}" if listed else "the index does not list it"
             raise CheckpointError(
-                f"{tensor.shard.name}: holds tensor '{name}', but {what}; index and shards are from different saves: "
+                f"{tensor.shard.name}: holds tensor '{name}', but {what}; index and shards are from "
+                "different saves: "
                 "download them again"
             )
         tensors[name] = tensor
@@ -99,7 +109,8 @@ def _inside(folder: Path, name: str) -> Path:
     """
     if name in {"", ".", ".."} or re.search(r"[/\\\x00:]", name):
         raise CheckpointError(
-            f"{INDEX}: shard name {name!r} points outside the folder; expected a plain file name: do not use this checkpoint"
+            f"{INDEX}: shard name {name!r} points outside the folder; expected a plain file name: do not use "
+            "this checkpoint"
         )
     path = folder / name
     if not path.is_file():

@@ -21,7 +21,9 @@ EmbedType = Literal["q6_k", "q8_0", "f16"]
 
 def convert(
     checkpoint: options.Checkpoint,
-    output: Annotated[Path, typer.Argument(metavar="OUT.gguf", help="GGUF file to write.", show_default=False)],
+    output: Annotated[
+        Path, typer.Argument(metavar="OUT.gguf", help="GGUF file to write.", show_default=False)
+    ],
     ternary_type: Annotated[
         TernaryType, typer.Option("--type", help="GGUF type of the ternary tensors.")
     ] = "i2_s",
@@ -84,7 +86,8 @@ def _show(out: Output, report: ConvertReport) -> None:
     out.table(columns, rows, right=columns[1:6])
     what = "would write" if report.dry_run else "wrote"
     out.line(
-        f"{what} {report.output}: {report.architecture} from {report.packing} weights, {report.tensors} tensors "
+        f"{what} {report.output}: {report.architecture} from {report.packing} weights, {report.tensors} "
+        "tensors "
         f"({report.ternary_tensors} ternary), {format_bytes(report.input_bytes)} -> "
         f"{format_bytes(report.output_bytes)} in {report.seconds:.1f} s, "
         f"at most {format_bytes(report.peak_rss_bytes)} of memory"

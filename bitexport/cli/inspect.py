@@ -18,7 +18,8 @@ MAX_TEXT = 72
 
 def inspect(
     path: Annotated[
-        Path, typer.Argument(metavar="FILE_OR_DIR", help="GGUF file or checkpoint folder.", show_default=False)
+        Path,
+        typer.Argument(metavar="FILE_OR_DIR", help="GGUF file or checkpoint folder.", show_default=False),
     ],
     json: options.Json = False,
     quiet: options.Quiet = False,
@@ -35,9 +36,7 @@ def inspect(
 
 def _show(out: Output, report: InspectReport) -> None:
     out.line(f"{report.path}: {report.kind}, {report.architecture}, {report.file_type}")
-    out.table(
-        ("key", "value"), [(key, _short(value)) for key, value in report.metadata.items()]
-    )
+    out.table(("key", "value"), [(key, _short(value)) for key, value in report.metadata.items()])
     rows = [(row.name, row.type, " x ".join(map(str, row.shape)), row.bytes) for row in report.tensors]
     out.table(("tensor", "type", "shape", "bytes"), rows, right=("bytes",))
     types = ", ".join(f"{count} {kind}" for kind, count in report.types.items())

@@ -29,4 +29,6 @@ def family_of(config: Mapping[str, Any]) -> Family:
         if named[0] in family.architectures:
             return family
     known = ", ".join(name for family in FAMILIES for name in family.architectures)
-    raise UnsupportedError(f"unknown architecture {named[0]!r}; expected one of {known}: ask for it in an issue")
+    raise UnsupportedError(
+        f"unknown architecture {named[0]!r}; expected one of {known}: ask for it in an issue"
+    )

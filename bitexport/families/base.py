@@ -1,4 +1,4 @@
-"""What a model family is: which tensors it has, what they are called on both sides, and its hyper-parameters."""
+"""What a model family is: its tensors, their names and shapes on both sides, and its hyper-parameters."""
 
 from __future__ import annotations
 
@@ -107,7 +107,10 @@ class Family:
     default_theta: float
     default_eps: float
     rules: tuple[Rule, ...]
-    derived: tuple[str, ...] = (r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq", r"model\.rotary_emb\.inv_freq")
+    derived: tuple[str, ...] = (
+        r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq",
+        r"model\.rotary_emb\.inv_freq",
+    )
 
     def hyperparameters(self, config: Mapping[str, Any]) -> Hyperparameters:
         """Read and check config.json.
@@ -118,10 +121,13 @@ class Family:
         """
         self._check_supported(config)
         hidden, heads = count(config, "hidden_size"), count(config, "num_attention_heads")
-        kv_heads = heads if config.get("num_key_value_heads") is None else count(config, "num_key_value_heads")
+        kv_heads = (
+            heads if config.get("num_key_value_heads") is None else count(config, "num_key_value_heads")
+        )
         if config.get("head_dim") is None and hidden % heads:
             raise CheckpointError(
-                f"config.json: hidden_size {hidden} is no multiple of num_attention_heads {heads}; give head_dim"
+                f"config.json: hidden_size {hidden} is no multiple of num_attention_heads {heads}; give "
+                "head_dim"
             )
         head_dim = hidden // heads if config.get("head_dim") is None else count(config, "head_dim")
         if heads % kv_heads or head_dim % 2:
@@ -150,13 +156,15 @@ class Family:
         activation = config.get("hidden_act", self.activation)
         if activation != self.activation:
             raise UnsupportedError(
-                f"hidden_act {activation!r} with architecture {self.architectures[0]}: the {self.gguf_architecture} graph "
+                f"hidden_act {activation!r} with architecture {self.architectures[0]}: the "
+                f"{self.gguf_architecture} graph "
                 f"computes {self.activation!r} only"
             )
         for key in ("attention_bias", "mlp_bias"):
             if config.get(key):
                 raise UnsupportedError(
-                    f"{key} is true: biases of ternary layers are not converted yet; expected a model without them"
+                    f"{key} is true: biases of ternary layers are not converted yet; expected a model "
+                    "without them"
                 )
 
     def claims(self, numbers: Hyperparameters) -> list[Claim]:
@@ -181,7 +189,9 @@ class Family:
 
         found.extend(claim(rule, 0) for rule in before)
         found.extend(claim(rule, layer) for layer in range(numbers.layers) for rule in blocks)
-        found.extend(claim(rule, 0) for rule in after if not (numbers.tied and rule.source == "lm_head.weight"))
+        found.extend(
+            claim(rule, 0) for rule in after if not (numbers.tied and rule.source == "lm_head.weight")
+        )
         return found
 
     def gguf_name(self, source: str) -> str | None:
@@ -196,7 +206,11 @@ class Family:
         """Whether a tensor carries nothing that the configuration does not say already."""
         return any(re.fullmatch(pattern, source) for pattern in self.derived)
 
-    def row_order(self, claim: Claim, numbers: Hyperparameters) -> npt.NDArray[np.intp] | None:
+    def row_order(
+        self,
+        claim: Claim,  # noqa: ARG002
+        numbers: Hyperparameters,  # noqa: ARG002
+    ) -> npt.NDArray[np.intp] | None:
         """The order in which a tensor's rows are written; None where the order stays.
 
         ``written[i] = stored[order[i]]``.
@@ -204,7 +218,7 @@ class Family:
         return None
 
     def extra_tensors(self, numbers: Hyperparameters) -> dict[str, npt.NDArray[np.float32]]:
-        """Small float32 tensors that the GGUF graph wants and that the checkpoint does not hold, by GGUF name."""
+        """Small float32 tensors that the GGUF graph wants and the checkpoint does not hold, by GGUF name."""
         if numbers.rope.kind == "llama3":
             raise UnsupportedError(
                 f"rope_type 'llama3': the {self.gguf_architecture} graph has no per-frequency factors; "

@@ -48,7 +48,8 @@ def read_rope(config: Mapping[str, Any], default_theta: float) -> Rope:
         raise CheckpointError(f"config.json: rope_parameters is {found!r}; expected an object")
     if any(isinstance(value, dict) for value in found.values()):
         raise UnsupportedError(
-            "rope_parameters differ from layer to layer, which no graph here runs; expected one set for all layers"
+            "rope_parameters differ from layer to layer, which no graph here runs; expected one set for all "
+            "layers"
         )
     theta = found.get("rope_theta", config.get("rope_theta"))
     theta = default_theta if theta is None else _positive(theta, "rope_theta")
@@ -57,7 +58,9 @@ def read_rope(config: Mapping[str, Any], default_theta: float) -> Rope:
     if kind not in KINDS:
         raise UnsupportedError(f"rope_type {kind!r} is not converted; expected one of {', '.join(KINDS)}")
     if partial not in (None, 1, 1.0):
-        raise UnsupportedError(f"partial_rotary_factor {partial!r} is not converted; expected 1: all of a head rotated")
+        raise UnsupportedError(
+            f"partial_rotary_factor {partial!r} is not converted; expected 1: all of a head rotated"
+        )
     if kind == "default":
         return Rope(theta)
     factor = _positive(found.get("factor"), "rope factor")
@@ -74,7 +77,8 @@ def read_rope(config: Mapping[str, Any], default_theta: float) -> Rope:
     )
     if rope.high <= rope.low:
         raise CheckpointError(
-            f"config.json: high_freq_factor {rope.high} is not above low_freq_factor {rope.low}; check rope_parameters"
+            f"config.json: high_freq_factor {rope.high} is not above low_freq_factor {rope.low}; check "
+            "rope_parameters"
         )
     return rope
 
@@ -82,8 +86,8 @@ def read_rope(config: Mapping[str, Any], default_theta: float) -> Rope:
 def llama3_divisors(rope: Rope, head_dim: int) -> npt.NDArray[np.float32]:
     """What each frequency is divided by under llama3 scaling: float32 ``[head_dim / 2]``.
 
-    With wavelength w of a frequency f and the old context c: w < c / high leaves f alone, w > c / low divides it by
-    ``factor``, and between the two ``f`` becomes ``(1 - t) * f / factor + t * f`` with
+    With wavelength w of a frequency f and the old context c: w < c / high leaves f alone, w > c / low divides
+    it by ``factor``, and between the two ``f`` becomes ``(1 - t) * f / factor + t * f`` with
     ``t = (c / w - low) / (high - low)`` (Llama 3.1; transformers' ``_compute_llama3_parameters``).
     """
     frequency = rope.theta ** (-np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)

@@ -1,8 +1,8 @@
 """I2_S: two bits a weight, one scale a tensor.
 
 Codes are trit + 1. A block of 128 consecutive elements of the flattened tensor becomes 32 bytes; byte j holds
-elements j, j + 32, j + 64 and j + 96 in bits 7-6, 5-4, 3-2 and 1-0. After the codes come 32 bytes: the scale as
-little-endian float32, eight times (some writers give it once; the first counts).
+elements j, j + 32, j + 64 and j + 96 in bits 7-6, 5-4, 3-2 and 1-0. After the codes come 32 bytes: the scale
+as little-endian float32, eight times (some writers give it once; the first counts).
 """
 
 from __future__ import annotations
@@ -60,14 +60,16 @@ def unpack(data: npt.NDArray[np.uint8], shape: tuple[int, int]) -> TernaryTensor
     count = math.prod(shape)
     if count % I2_S.block or data.size != I2_S.nbytes(shape):
         raise GGUFError(
-            f"an I2_S tensor of shape {list(shape)} has {data.size} bytes; expected {count} / 4 + {I2_S.tail_bytes} "
+            f"an I2_S tensor of shape {list(shape)} has {data.size} bytes; expected {count} / 4 + "
+            f"{I2_S.tail_bytes} "
             f"with {count} a multiple of {I2_S.block}: the file is damaged"
         )
     blocks, tail = data[: -I2_S.tail_bytes].reshape(-1, 32), data[-I2_S.tail_bytes :]
     scale = np.frombuffer(tail[:4].tobytes(), dtype="<f4")[0]
     if not np.isfinite(scale) or not scale > 0:
         raise GGUFError(
-            f"an I2_S tensor has scale {scale}; expected a positive, finite number: the file is damaged or holds "
+            f"an I2_S tensor has scale {scale}; expected a positive, finite number: the file is damaged or "
+            "holds "
             "another layout under number 36"
         )
     trits = np.empty((len(blocks), 4, 32), dtype=np.int8)
@@ -76,7 +78,8 @@ def unpack(data: npt.NDArray[np.uint8], shape: tuple[int, int]) -> TernaryTensor
         chunk = blocks[start : start + CHUNK_BLOCKS]
         if np.any(chunk & (chunk >> np.uint8(1)) & np.uint8(0x55)):
             raise GGUFError(
-                "an I2_S tensor holds a code of 3; expected 0, 1 or 2: the file is damaged or holds another layout "
+                "an I2_S tensor holds a code of 3; expected 0, 1 or 2: the file is damaged or holds another "
+                "layout "
                 "under number 36"
             )
         for quarter in range(4):

@@ -1,10 +1,11 @@
 """The name that llama.cpp gives to a tokenizer's pre-tokenizer: how text is split before the merges.
 
-A wrong name gives other tokens, and a missing one llama.cpp's default, which almost no model was trained with. So
-the name is found in this order, and never assumed:
+A wrong name gives other tokens, and a missing one llama.cpp's default, which almost no model was trained
+with. So the name is found in this order, and never assumed:
 
 1. what the user says (``--pre-tokenizer``);
-2. llama.cpp's own table: the hash of the token ids of its check text, installed beside our libraries at build time;
+2. llama.cpp's own table: the hash of the token ids of its check text, installed beside our libraries at build
+time;
 3. the structure of tokenizer.json, compared with the splitting rules that llama.cpp implements.
 """
 
@@ -23,10 +24,12 @@ from bitexport.errors import BitexportError, TokenizerError
 
 #: The regular expressions of tokenizer.json files, by the name of the model that brought them.
 LLAMA3_SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 QWEN2_SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
 
@@ -36,8 +39,8 @@ class Split:
 
     Attributes:
         steps: the steps in front of the byte encoding: ``"digits"``, ``"gpt2"``, or a regular expression.
-        ignore_merges: whether a word that is a token is taken whole. Not known (None) where it makes no difference
-            to llama.cpp's choice.
+        ignore_merges: whether a word that is a token is taken whole. Not known (None) where it makes no
+            difference to llama.cpp's choice.
     """
 
     steps: tuple[str, ...]
@@ -71,9 +74,14 @@ def name_of(tokenizer: Tokenizer, description: Mapping[str, Any], given: str | N
     split = _structure(description)
     if split is not None and split in SPLITS:
         return SPLITS[split]
-    seen = "unlike any known" if split is None else f"{' then '.join(split.steps)}, ignore_merges {split.ignore_merges}"
+    seen = (
+        "unlike any known"
+        if split is None
+        else f"{' then '.join(split.steps)}, ignore_merges {split.ignore_merges}"
+    )
     raise TokenizerError(
-        f"the pre-tokenizer of tokenizer.json is unknown ({seen}); give llama.cpp's name of it with --pre-tokenizer, "
+        f"the pre-tokenizer of tokenizer.json is unknown ({seen}); give llama.cpp's name of it with "
+        "--pre-tokenizer, "
         f"such as {', '.join(sorted(SPLITS.values()))}"
     )
 
@@ -107,7 +115,7 @@ def _table() -> dict[str, Any] | None:
 
 
 def _structure(description: Mapping[str, Any]) -> Split | None:
-    """The steps of tokenizer.json's pre-tokenizer; None when one of them is nothing that :data:`SPLITS` speaks of."""
+    """The steps of tokenizer.json's pre-tokenizer; None when :data:`SPLITS` speaks of no such step."""
     top = description.get("pre_tokenizer") or {}
     parts = top.get("pretokenizers", []) if top.get("type") == "Sequence" else [top]
     steps: list[str] = []
@@ -129,4 +137,6 @@ def _structure(description: Mapping[str, Any]) -> Split | None:
             steps.append(str(pattern["Regex"]))
         else:
             return None
-    return Split(tuple(steps), bool(description.get("model", {}).get("ignore_merges"))) if byte_level else None
+    return (
+        Split(tuple(steps), bool(description.get("model", {}).get("ignore_merges"))) if byte_level else None
+    )

@@ -1,10 +1,12 @@
 """Reading a GGUF file's header: its metadata, and its tensors' types, shapes and places.
 
-Written beside the ``gguf`` package's reader because that one stops at type 36 and trusts the counts in the file.
-Here nothing is allocated for a number that the file claims before the bytes behind it are known to exist.
+Written beside the ``gguf`` package's reader because that one stops at type 36 and trusts the counts in the
+file. Here nothing is allocated for a number that the file claims before the bytes behind it are known to
+exist.
 
-Layout, little-endian: ``GGUF``, version (2 or 3), numbers of tensors and of metadata keys; the keys, each a name, a
-type and a value; the tensors, each a name, its dimensions innermost first, a type and an offset; padding; the data.
+Layout, little-endian: ``GGUF``, version (2 or 3), numbers of tensors and of metadata keys; the keys, each a
+name, a type and a value; the tensors, each a name, its dimensions innermost first, a type and an offset;
+padding; the data.
 """
 
 from __future__ import annotations
@@ -111,7 +113,8 @@ def read_gguf(path: str | Path) -> GGUFFile:
     """Read and check a file's header.
 
     Raises:
-        GGUFError: not a GGUF file, damaged, or with tensors that do not lie where and as long as their types say.
+        GGUFError: not a GGUF file, damaged, or with tensors that do not lie where and as long as their types
+            say.
     """
     file = Path(path)
     with _Cursor(file, 0) as cursor:
@@ -158,14 +161,16 @@ def _tensors(cursor: _Cursor, tensor_count: int, alignment: int) -> tuple[GGUFTe
             _bad_place(cursor, found, name, offset, expected)
         if start + offset + nbytes > cursor.size:
             raise cursor.damaged(
-                f"tensor '{name}' ({kind.name}, {nbytes} bytes) ends at byte {start + offset + nbytes}, the file at "
+                f"tensor '{name}' ({kind.name}, {nbytes} bytes) ends at byte {start + offset + nbytes}, the "
+                "file at "
                 f"{cursor.size}"
             )
         found.append(GGUFTensor(name, kind, shape, start + offset, nbytes))
         expected = offset + nbytes + -nbytes % alignment
     if found and found[-1].type.id == I2_S_ID and cursor.size > start + expected:
         raise cursor.damaged(
-            f"tensor '{found[-1].name}' of type 36 (i2_s) is followed by bytes that are not its own; its shape "
+            f"tensor '{found[-1].name}' of type 36 (i2_s) is followed by bytes that are not its own; its "
+            "shape "
             f"{list(found[-1].shape)} makes it {found[-1].nbytes} bytes"
         )
     return tuple(found)
@@ -179,11 +184,14 @@ def _entry(cursor: _Cursor, name: str) -> tuple[tuple[int, ...], TensorType, int
     number = cursor.number("<u4")
     offset = cursor.number("<u8")
     if number not in TYPES_BY_ID:
-        raise GGUFError(f"{cursor.path.name}: tensor '{name}' has type {number}, which this version does not know")
+        raise GGUFError(
+            f"{cursor.path.name}: tensor '{name}' has type {number}, which this version does not know"
+        )
     kind = TYPES_BY_ID[number]
     if any(size >= 2**63 for size in shape) or not kind.fits(shape):
         raise cursor.damaged(
-            f"tensor '{name}' of type {number} ({kind.name}) has shape {list(shape)}, no multiple of its block of {kind.block}"
+            f"tensor '{name}' of type {number} ({kind.name}) has shape {list(shape)}, no multiple of its "
+            f"block of {kind.block}"
         )
     return shape, kind, offset
 
@@ -193,7 +201,8 @@ def _bad_place(cursor: _Cursor, found: list[GGUFTensor], name: str, offset: int,
         before = found[-1]
         room = before.nbytes + offset - expected
         raise cursor.damaged(
-            f"tensor '{before.name}' of type {before.type.id} ({before.type.name}) and shape {list(before.shape)} has "
+            f"tensor '{before.name}' of type {before.type.id} ({before.type.name}) and shape "
+            f"{list(before.shape)} has "
             f"room for {room} bytes, expected {before.nbytes} (padded)"
         )
     raise cursor.damaged(f"tensor '{name}' starts at {offset}, expected {expected}")
@@ -262,6 +271,10 @@ class _Cursor:
         if kind not in SCALARS:
             raise self.damaged(f"metadata key '{key}' has type {kind}, expected one of GGUF's 13")
         number = np.frombuffer(self.take(np.dtype(SCALARS[kind]).itemsize), SCALARS[kind])[0]
+        if kind == VALUE.FLOAT32:
+            return float(
+                str(number)
+            )  # the shortest decimal that is this float32: 1e-05, not 9.999999747378752e-06
         return bool(number) if kind == VALUE.BOOL else number.item()
 
     def _array(self, key: str) -> Array:

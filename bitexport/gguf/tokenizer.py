@@ -1,7 +1,7 @@
 """A checkpoint's tokenizer as GGUF metadata, read from tokenizer.json and tokenizer_config.json.
 
-Two kinds exist on llama.cpp's side: ``gpt2``, byte-level BPE, and ``llama``, SentencePiece-like BPE with bytes as
-its fallback. What is neither is an error.
+Two kinds exist on llama.cpp's side: ``gpt2``, byte-level BPE, and ``llama``, SentencePiece-like BPE with
+bytes as its fallback. What is neither is an error.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Vocabulary:
     warnings: tuple[str, ...] = field(default=())
 
     def metadata(self) -> dict[str, MetadataValue]:
-        """The GGUF keys. ``add_bos_token`` is always among them: llama.cpp's own default differs by pre-tokenizer."""
+        """The GGUF keys. ``add_bos_token`` is always there: llama.cpp's default differs by pre-tokenizer."""
         found: dict[str, MetadataValue] = {
             "tokenizer.ggml.model": self.model,
             "tokenizer.ggml.pre": self.pre,
@@ -72,7 +72,14 @@ class Vocabulary:
             found["tokenizer.ggml.scores"] = self.scores
         if self.merges:
             found["tokenizer.ggml.merges"] = self.merges
-        names = {"bos": "bos", "eos": "eos", "unk": "unknown", "sep": "seperator", "pad": "padding", "mask": "mask"}
+        names = {
+            "bos": "bos",
+            "eos": "eos",
+            "unk": "unknown",
+            "sep": "seperator",
+            "pad": "padding",
+            "mask": "mask",
+        }
         for part, key in names.items():
             if part in self.special:
                 found[f"tokenizer.ggml.{key}_token_id"] = self.special[part]
@@ -101,7 +108,8 @@ def read_vocabulary(folder: Path, vocab_size: int, given_pre: str | None = None)
     if not path.is_file():
         also = " (tokenizer.model alone is not read)" if (folder / "tokenizer.model").is_file() else ""
         raise TokenizerError(
-            f"{folder}: no tokenizer.json{also}; save it with AutoTokenizer.from_pretrained(...).save_pretrained(...)"
+            f"{folder}: no tokenizer.json{also}; save it with "
+            "AutoTokenizer.from_pretrained(...).save_pretrained(...)"
         )
     try:
         description = read_json(path)
@@ -118,7 +126,8 @@ def read_vocabulary(folder: Path, vocab_size: int, given_pre: str | None = None)
     model = description.get("model") or {}
     if model.get("type") != "BPE":
         raise TokenizerError(
-            f"{path.name}: a tokenizer of type {model.get('type')!r}; expected BPE: llama.cpp reads others in other ways"
+            f"{path.name}: a tokenizer of type {model.get('type')!r}; expected BPE: llama.cpp reads others "
+            "in other ways"
         )
     if model.get("byte_fallback"):
         kind, pre, merges = "llama", "default", []
@@ -206,10 +215,13 @@ def _check_byte_level(description: Mapping[str, Any], warnings: list[str]) -> No
     if normalizer is None or (normalizer.get("type") == "Sequence" and not normalizer.get("normalizers")):
         return
     if normalizer.get("type") == "NFC":
-        warnings.append("the tokenizer normalizes text to NFC, llama.cpp does not: text in other forms gets other tokens")
+        warnings.append(
+            "the tokenizer normalizes text to NFC, llama.cpp does not: text in other forms gets other tokens"
+        )
         return
     raise TokenizerError(
-        f"tokenizer.json normalizes text ({normalizer.get('type')}), which llama.cpp's byte-level BPE does not; "
+        f"tokenizer.json normalizes text ({normalizer.get('type')}), which llama.cpp's byte-level BPE does "
+        "not; "
         "expected no normalizer, or NFC"
     )
 
@@ -245,13 +257,14 @@ def _space_prefix(description: Mapping[str, Any]) -> bool:
     splitters = steps(description.get("pre_tokenizer"), "pretokenizers")
     prepended = any(step.get("type") == "Prepend" for step in normalizers)
     metaspace = any(
-        step.get("type") == "Metaspace" and step.get("prepend_scheme", "always") != "never" for step in splitters
+        step.get("type") == "Metaspace" and step.get("prepend_scheme", "always") != "never"
+        for step in splitters
     )
     return prepended or metaspace
 
 
 def _added_ends(tokenizer: Tokenizer, special: gguf.SpecialVocab, warnings: list[str]) -> tuple[bool, bool]:
-    """Whether bos and eos go around a text: what tokenizer_config.json says, else what tokenizer.json does."""
+    """Whether bos and eos go around a text: as tokenizer_config.json says, else as tokenizer.json does."""
     bare = tokenizer.encode("a", add_special_tokens=False).ids
     full = tokenizer.encode("a", add_special_tokens=True).ids
     bos, eos = special.special_token_ids.get("bos"), special.special_token_ids.get("eos")
@@ -271,7 +284,9 @@ def _added_ends(tokenizer: Tokenizer, special: gguf.SpecialVocab, warnings: list
         )
     for part, wanted in (("bos", add_bos), ("eos", add_eos)):
         if wanted and part not in special.special_token_ids:
-            raise TokenizerError(f"add_{part}_token is true, but there is no {part} token; name it in tokenizer_config.json")
+            raise TokenizerError(
+                f"add_{part}_token is true, but there is no {part} token; name it in tokenizer_config.json"
+            )
     return add_bos, add_eos
 
 
@@ -279,7 +294,9 @@ def _named_templates(templates: list[Any]) -> dict[str, MetadataValue]:
     named = {
         entry["name"]: entry["template"]
         for entry in templates
-        if isinstance(entry, dict) and isinstance(entry.get("name"), str) and isinstance(entry.get("template"), str)
+        if isinstance(entry, dict)
+        and isinstance(entry.get("name"), str)
+        and isinstance(entry.get("template"), str)
     }
     found: dict[str, MetadataValue] = {}
     if "default" in named:

@@ -21,7 +21,7 @@ HARD_STRINGS = (
     "\n\nlines\r\nof\n \n  every kind\n",
     "0 12 345 6789 12345678901234567890 3.14159 1,000,000 1e-5 0xFF",
     "I've they're we'll you'd he's I'M YOU'RE don't DON'T 'tis",
-    "def f(x: int) -> str:\n    return f\"{x!r:>8}\"  # comment\n\n\nclass A_b(C):\n\t__slots__ = ()\n",
+    'def f(x: int) -> str:\n    return f"{x!r:>8}"  # comment\n\n\nclass A_b(C):\n\t__slots__ = ()\n',
     "if (a && b || !c) { x += y << 3; } // http://example.org/?q=1&r=%20#frag",
     "The naïve café façade — “quoted”, ‘single’, … and so on™",
     "Съешь ещё этих мягких французских булок, да выпей чаю 2024",
@@ -97,8 +97,13 @@ def _encode(model: Llama, text: str, add_special: bool) -> list[int]:
 def _compare(text: str, expected: list[int], got: list[int], vocabulary: Vocabulary) -> None:
     if expected == got:
         return
-    at = next((i for i, (a, b) in enumerate(zip(expected, got)) if a != b), min(len(expected), len(got)))
+    at = next(
+        (i for i, (a, b) in enumerate(zip(expected, got, strict=False)) if a != b),
+        min(len(expected), len(got)),
+    )
     raise TokenizerError(
-        f"llama.cpp tokenizes {text!r} differently from token {at} on: {got[at : at + 6]}, tokenizer.json gives "
-        f"{expected[at : at + 6]}; pre-tokenizer '{vocabulary.pre}' is not this model's: give another with --pre-tokenizer"
+        f"llama.cpp tokenizes {text!r} differently from token {at} on: {got[at : at + 6]}, tokenizer.json "
+        "gives "
+        f"{expected[at : at + 6]}; pre-tokenizer '{vocabulary.pre}' is not this model's: give another with "
+        "--pre-tokenizer"
     )

@@ -1,7 +1,7 @@
 """The tensor types of GGUF files, I2_S among them.
 
-The ``gguf`` package knows every type but number 36, which upstream gave up and Microsoft's files use for I2_S. This
-is the one place where it joins the others.
+The ``gguf`` package knows every type but number 36, which upstream gave up and Microsoft's files use for
+I2_S. This is the one place where it joins the others.
 """
 
 from __future__ import annotations
@@ -65,7 +65,8 @@ F32 = TYPES["f32"]
 F16 = TYPES["f16"]
 TQ2_0 = TYPES["tq2_0"]
 
-#: ``general.file_type`` by the type of the ternary tensors. 40 is Microsoft's number; upstream gave it to Q1_0 too.
+#: ``general.file_type`` by the type of the ternary tensors. 40 is Microsoft's number; upstream gave it to
+#: Q1_0 too.
 FILE_TYPES: Mapping[str, int] = MappingProxyType({"i2_s": 40, "f16": 1, "tq2_0": 37})
 
 
@@ -74,6 +75,7 @@ def file_type_name(number: int, tensor_types: Sequence[str]) -> str:
     if number == FILE_TYPES["i2_s"] and I2_S.name in tensor_types:
         return I2_S.name
     try:
-        return gguf.LlamaFileType(number).name.lower().removeprefix("mostly_").removeprefix("all_")
+        name: str = gguf.LlamaFileType(number).name
+        return name.lower().removeprefix("mostly_").removeprefix("all_")
     except ValueError:
         return f"unknown ({number})"

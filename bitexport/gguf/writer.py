@@ -1,7 +1,7 @@
-"""Writing a GGUF file: metadata first, then the tensors one after another, and only a whole file gets the name.
+"""Writing a GGUF file: metadata, then the tensors one after another; only a whole file gets the name.
 
-The file grows under a temporary name in the same folder, is flushed to the disk, checked, and renamed. Whatever
-goes wrong before that, the temporary file is removed.
+The file grows under a temporary name in the same folder, is flushed to the disk, checked, and renamed.
+Whatever goes wrong before that, the temporary file is removed.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ class TensorSpec:
         return self.type.nbytes(self.shape)
 
 
-#: int is written as uint32, float as float32, bool and str as themselves; a list by its first element, where int is int32.
+#: int is written as uint32, float as float32, bool and str as themselves; a list by its first element, where
+#: int is int32.
 MetadataValue = int | float | bool | str | Sequence[str] | Sequence[int] | Sequence[float]
 
 
@@ -82,7 +83,9 @@ def check_output(path: Path, force: bool) -> None:
         OutputError: ``path`` is a folder, its folder is missing, or it exists and ``force`` is not set.
     """
     if path.is_dir():
-        raise OutputError(f"{path} is a folder; expected the name of a file to write, such as {path / 'model.gguf'}")
+        raise OutputError(
+            f"{path} is a folder; expected the name of a file to write, such as {path / 'model.gguf'}"
+        )
     if not path.parent.is_dir():
         raise OutputError(f"{path}: folder {path.parent} does not exist; create it first")
     if path.exists() and not force:
@@ -101,7 +104,7 @@ def _write(
         _add(writer, key, value)
     for spec in tensors:
         # a dtype other than uint8 keeps the writer from taking the shape for one in bytes
-        writer.add_tensor_info(spec.name, spec.shape, np.dtype(np.float32), spec.nbytes, spec.type.id)  # type: ignore[arg-type]
+        writer.add_tensor_info(spec.name, spec.shape, np.dtype(np.float32), spec.nbytes, spec.type.id)
     try:
         writer.write_header_to_file(path)
         writer.write_kv_data_to_file()
@@ -113,7 +116,7 @@ def _write(
         for spec in tensors:
             written = 0
             for piece in data(spec):
-                written += file.write(memoryview(np.ascontiguousarray(piece).reshape(-1).view(np.uint8)))
+                written += file.write(np.ascontiguousarray(piece).reshape(-1).view(np.uint8).data)
             if written != spec.nbytes:
                 raise RuntimeError(f"tensor '{spec.name}': {written} bytes given, {spec.nbytes} expected")
             _pad(file)
@@ -182,7 +185,7 @@ def _reported(path: Path) -> Iterator[None]:
 
 def _rename(temporary: Path, path: Path, force: bool) -> None:
     if force:
-        os.replace(temporary, path)
+        temporary.replace(path)
     else:
         try:
             # unlike a rename, a link never replaces what another process wrote meanwhile
@@ -192,7 +195,7 @@ def _rename(temporary: Path, path: Path, force: bool) -> None:
         except OSError:
             if path.exists():
                 raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from None
-            os.replace(temporary, path)
+            temporary.replace(path)
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)

@@ -41,12 +41,16 @@ def quantization_config(checkpoint: Checkpoint) -> Mapping[str, Any]:
     found = checkpoint.config.get("quantization_config")
     if not isinstance(found, dict):
         raise CheckpointError(
-            f"{checkpoint.path}/config.json: no quantization_config, so its weights are not ternary; expected "
-            'quant_method "bitnet": for master weights add linear_class "autobitlinear", quantization_mode "online"'
+            f"{checkpoint.path}/config.json: no quantization_config, so its weights are not ternary; "
+            "expected "
+            'quant_method "bitnet": for master weights add linear_class "autobitlinear" and '
+            'quantization_mode "online"'
         )
     method = found.get("quant_method")
     if method != "bitnet":
-        raise UnsupportedError(f"quant_method {method!r} is not ternary; expected 'bitnet': convert that model elsewhere")
+        raise UnsupportedError(
+            f"quant_method {method!r} is not ternary; expected 'bitnet': convert that model elsewhere"
+        )
     if found.get("use_rms_norm"):
         raise UnsupportedError(
             "use_rms_norm puts a norm in front of every linear layer, which no GGUF graph here runs yet; "
@@ -68,7 +72,8 @@ def packing_of(checkpoint: Checkpoint) -> Packing:
     if key not in PACKINGS:
         known = "; ".join(f"{linear} {mode}" for linear, mode in PACKINGS)
         raise UnsupportedError(
-            f"unknown packing: linear_class {key[0]!r}, quantization_mode {key[1]!r}; expected one of: {known}"
+            f"unknown packing: linear_class {key[0]!r}, quantization_mode {key[1]!r}; expected one of: "
+            f"{known}"
         )
     return PACKINGS[key]
 
@@ -76,8 +81,8 @@ def packing_of(checkpoint: Checkpoint) -> Packing:
 def keeps_float(checkpoint: Checkpoint, weight_name: str) -> bool:
     """Whether ``modules_to_not_convert`` keeps a linear layer in float, by transformers' own matching rule.
 
-    A pattern matches from the start of the module's name up to a dot, as a regular expression too, or as the end
-    of the name.
+    A pattern matches from the start of the module's name up to a dot, as a regular expression too, or as the
+    end of the name.
 
     Raises:
         CheckpointError: the list holds something that is not a pattern.
@@ -93,5 +98,6 @@ def keeps_float(checkpoint: Checkpoint, weight_name: str) -> bool:
         )
     except (re.error, TypeError) as error:
         raise CheckpointError(
-            f"modules_to_not_convert {patterns!r} holds a pattern that cannot be matched ({error}); expected module names"
+            f"modules_to_not_convert {patterns!r} holds a pattern that cannot be matched ({error}); expected "
+            "module names"
         ) from error

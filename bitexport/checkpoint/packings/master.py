@@ -5,8 +5,8 @@ As transformers' ``WeightQuant`` computes it, in float32 and over the whole tens
     m = max(mean(|w|), 1e-5);  s = 1 / m;  trit = clamp(round_half_to_even(w * s), -1, 1)
 
 The value is ``trit * m``. (transformers divides by ``s``, which is the same number up to the last bit of
-``1 / (1 / m)``.) The mean is summed here in float64 and rounded once to float32, so that it is the best float32
-and does not depend on the order of the sum.
+``1 / (1 / m)``.) The mean is summed here in float64 and rounded once to float32, so that it is the best
+float32 and does not depend on the order of the sum.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class MasterWeights:
 
     name = "master"
 
-    def partners(self, weight_name: str) -> tuple[str, ...]:
+    def partners(self, weight_name: str) -> tuple[str, ...]:  # noqa: ARG002
         """None: the scale follows from the weights."""
         return ()
 
@@ -44,7 +44,8 @@ class MasterWeights:
         dtype = checkpoint.info(weight_name).dtype
         if dtype not in FLOAT_DTYPES:
             raise CheckpointError(
-                f"tensor '{weight_name}' has dtype {dtype}, but quantization_config says online: expected master weights "
+                f"tensor '{weight_name}' has dtype {dtype}, but quantization_config says online: expected "
+                "master weights "
                 f"in {', '.join(FLOAT_DTYPES)}; a packed checkpoint has quantization_mode offline"
             )
 

@@ -1,4 +1,4 @@
-"""Packed weights of linear_class ``bitlinear``, the default: the layer divides its output by ``weight_scale``.
+"""Packed weights of linear_class ``bitlinear``, the default: its layers divide by ``weight_scale``.
 
 So the value is ``trit * (1 / weight_scale)``, the reciprocal rounded to float32.
 """

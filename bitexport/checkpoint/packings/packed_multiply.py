@@ -1,4 +1,4 @@
-"""Packed weights of linear_class ``autobitlinear``, offline: the layer multiplies its output by ``weight_scale``.
+"""Packed weights of linear_class ``autobitlinear``, offline: its layers multiply by ``weight_scale``.
 
 So the value is ``trit * weight_scale``.
 """

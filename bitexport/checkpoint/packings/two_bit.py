@@ -1,8 +1,8 @@
 """The bytes of transformers' packed ternary weights, which both packed packings share.
 
-A weight ``[out, in]`` is stored as uint8 ``[out / 4, in]``. Bits 2k+1 and 2k of byte (r, c) are the trit plus one
-of row ``k * (out / 4) + r``, column c. Only what ``weight_scale`` means differs: see packed_multiply.py and
-packed_divide.py.
+A weight ``[out, in]`` is stored as uint8 ``[out / 4, in]``. Bits 2k+1 and 2k of byte (r, c) are the trit plus
+one of row ``k * (out / 4) + r``, column c. Only what ``weight_scale`` means differs: see packed_multiply.py
+and packed_divide.py.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ def packed_shape(shape: tuple[int, int]) -> tuple[int, int]:
     out, columns = shape
     if out % 4:
         raise UnsupportedError(
-            f"a weight of {out} rows cannot be packed four to a byte; expected a multiple of 4: use master weights"
+            f"a weight of {out} rows cannot be packed four to a byte; expected a multiple of 4: use master "
+            "weights"
         )
     return out // 4, columns
 
@@ -43,13 +44,15 @@ def check_packed(checkpoint: Checkpoint, weight_name: str) -> None:
     dtype = checkpoint.info(weight_name).dtype
     if dtype != "U8":
         raise CheckpointError(
-            f"tensor '{weight_name}' has dtype {dtype}, but quantization_config says packed (offline): expected U8; "
+            f"tensor '{weight_name}' has dtype {dtype}, but quantization_config says packed (offline): "
+            "expected U8; "
             "master weights have linear_class autobitlinear and quantization_mode online"
         )
     scale = checkpoint.info(scale_name(weight_name))
     if scale.dtype not in FLOAT_DTYPES:
         raise CheckpointError(
-            f"tensor '{scale.name}' has dtype {scale.dtype}; expected {', '.join(FLOAT_DTYPES)}: save it as F32"
+            f"tensor '{scale.name}' has dtype {scale.dtype}; expected {', '.join(FLOAT_DTYPES)}: save it as "
+            "F32"
         )
     if scale.shape not in ((), (1,), (1, 1)):
         raise UnsupportedError(
@@ -77,7 +80,8 @@ def unpack_trits(packed: npt.NDArray[np.uint8], name: str) -> npt.NDArray[np.int
     if np.any(packed & (packed >> np.uint8(1)) & np.uint8(0x55)):
         row, column = np.argwhere(packed & (packed >> np.uint8(1)) & np.uint8(0x55))[0]
         raise CheckpointError(
-            f"tensor '{name}' holds a two-bit value of 3 (byte {row}, {column}: 0x{packed[row, column]:02x}); "
+            f"tensor '{name}' holds a two-bit value of 3 (byte {row}, {column}: "
+            f"0x{packed[row, column]:02x}); "
             "expected 0, 1 or 2: the file is damaged or packed in another way"
         )
     quarter, columns = packed.shape
