@@ -1,0 +1,60 @@
+"""Files for other runtimes load in llama.cpp as it comes: the pinned source, built without our patches."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bitexport.convert import convert
+from bitexport.runtime.library import find_library_dir
+from tests.models import tiny_checkpoint
+
+ROOT = Path(__file__).resolve().parents[2]
+STOCK = ROOT / "build" / "stock" / "lib"
+PROMPT = [5, 17, 101, 42, 7, 230]
+
+
+def greedy(library_dir: Path, gguf: Path, tokens: int = 64) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(Path(__file__).with_name("greedy.py")), str(gguf), str(tokens), *map(str, PROMPT)],
+        env={**os.environ, "LLAMA_CPP_LIB_PATH": str(library_dir)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def stock() -> Path:
+    assert (STOCK / "libllama.so").exists(), "the unpatched llama.cpp is not built; run: make stock"
+    return STOCK
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_checkpoint(tmp_path_factory.mktemp("llama"), "packed-multiply", architecture="llama", tied=False)
+
+
+@pytest.mark.parametrize("kind", ["tq2_0", "f16"])
+def test_same_greedy_text_in_stock_llama_cpp(kind: str, stock: Path, checkpoint: Path, tmp_path: Path) -> None:
+    gguf = tmp_path / f"{kind}.gguf"
+    convert(checkpoint, gguf, type=kind, embed_type="f16")
+    ours, theirs = greedy(find_library_dir(), gguf), greedy(stock, gguf)
+    assert theirs.returncode == 0, theirs.stderr
+    assert ours.returncode == 0, ours.stderr
+    assert len(json.loads(theirs.stdout)) == 64
+    assert len(set(json.loads(theirs.stdout))) > 8, "a text that repeats itself would compare nothing"
+    assert json.loads(ours.stdout) == json.loads(theirs.stdout)
+
+
+def test_stock_llama_cpp_refuses_i2_s(stock: Path, checkpoint: Path, tmp_path: Path) -> None:
+    """The peer really is unpatched."""
+    gguf = tmp_path / "i2_s.gguf"
+    convert(checkpoint, gguf, type="i2_s", embed_type="f16")
+    assert greedy(stock, gguf).returncode != 0
+    assert greedy(find_library_dir(), gguf).returncode == 0
