@@ -1,0 +1,7 @@
+"""The PyTorch side of parity: a checkpoint as transformers itself runs it."""
+
+from __future__ import annotations
+
+from bitexport.reference.model import Reference, load_reference
+
+__all__ = ["Reference", "load_reference"]

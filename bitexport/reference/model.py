@@ -1,0 +1,178 @@
+"""A checkpoint run by transformers' own classes and BitNet layers, in float32, without compilation.
+
+Nothing is fetched and no code of the checkpoint is run: local files, safetensors only.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import transformers
+from torch import nn
+from transformers.utils import logging as transformers_logging
+
+from bitexport.errors import CheckpointError, TokenizerError, UsageError
+from bitexport.families import family_of
+
+
+class Reference:
+    """A causal language model in float32 on the CPU, as :func:`load_reference` returns it.
+
+    Attributes:
+        path: the checkpoint's folder.
+        model: the transformers model, in evaluation mode.
+        tokenizer: the transformers tokenizer.
+        n_vocab: V, the number of logits.
+        n_ctx: positions that the model was made for.
+    """
+
+    def __init__(self, path: Path, model: Any, tokenizer: Any) -> None:
+        self.path = path
+        self.model = model
+        self.tokenizer = tokenizer
+        self.n_vocab = int(model.config.vocab_size)
+        self.n_ctx = int(model.config.max_position_embeddings)
+
+    def tokenize(self, text: str) -> list[int]:
+        """Token ids of ``text``, with the special tokens that the tokenizer puts around it."""
+        return list(self.tokenizer(text)["input_ids"])
+
+    def text(self, ids: Sequence[int]) -> str:
+        """The text of some tokens, special ones by name."""
+        return str(self.tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))
+
+    def logits(self, ids: Sequence[int]) -> npt.NDArray[np.float32]:
+        """Logits after every position of ``ids``.
+
+        Args:
+            ids: T token ids.
+
+        Returns:
+            float32, shape ``[T, V]``.
+
+        Raises:
+            UsageError: T is 0.
+        """
+        return self._run(ids).logits[0].numpy()  # type: ignore[no-any-return]
+
+    def greedy(self, ids: Sequence[int], count: int) -> list[int]:
+        """The ``count`` most likely tokens after ``ids``, one by one; it does not stop at an end of text."""
+        continuation: list[int] = []
+        following, cache = list(ids), None
+        for _ in range(count):
+            output = self._run(following, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            following, cache = [int(output.logits[0, -1].argmax())], output.past_key_values
+            continuation += following
+        return continuation
+
+    def ternary_layers(self) -> dict[str, nn.Module]:
+        """The layers that run as ternary ones, by the GGUF name of their weight."""
+        from transformers.integrations.bitnet import AutoBitLinear, BitLinear
+
+        family = family_of(self.model.config.to_dict())
+        found = {}
+        for name, module in self.model.named_modules():
+            target = family.gguf_name(f"{name}.weight")
+            if isinstance(module, (AutoBitLinear, BitLinear)) and target is not None:
+                found[target] = module
+        return found
+
+    def _run(self, ids: Sequence[int], **options: Any) -> Any:
+        if not ids:
+            raise UsageError("there are no tokens to run; give a text that is not empty")
+        options.setdefault("use_cache", False)
+        with torch.inference_mode(), eager():
+            return self.model(input_ids=torch.tensor([list(ids)]), **options)
+
+
+@contextmanager
+def eager() -> Iterator[None]:
+    """Run transformers' ``@torch.compile`` functions as plain Python while the ``with`` block lasts.
+
+    Compiling them would need a C++ compiler at run time and minutes, and reorders float operations.
+    """
+    with torch.compiler.set_stance("force_eager"):
+        yield
+
+
+def load_reference(path: str | os.PathLike[str]) -> Reference:
+    """Load a checkpoint folder as transformers does: float32, eager attention, on the CPU.
+
+    Raises:
+        CheckpointError: transformers cannot load it, or would leave weights unset.
+        TokenizerError: it has no tokenizer that transformers can load.
+    """
+    folder = Path(path)
+    if not (folder / "config.json").is_file():
+        raise CheckpointError(f"{folder} holds no config.json; give the folder of a checkpoint")
+    with _quiet(), eager():
+        model = _load_model(folder)
+        tokenizer = _load_tokenizer(folder)
+    return Reference(folder, model.eval(), tokenizer)
+
+
+def _load_model(folder: Path) -> Any:
+    try:
+        model, info = transformers.AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=torch.float32,
+            attn_implementation="eager",
+            local_files_only=True,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, RuntimeError, KeyError, AttributeError, ImportError) as error:
+        raise CheckpointError(
+            f"{folder}: transformers {transformers.__version__} cannot load it: {_first_line(error)}; "
+            "see `bitexport inspect` on that folder"
+        ) from error
+    for kind, found in info.items():
+        if kind in ("missing_keys", "mismatched_keys", "unexpected_keys") and found:
+            what = kind.replace("_keys", "")
+            raise CheckpointError(
+                f"{folder}: {len(found)} tensors are {what} for transformers' {type(model).__name__}, "
+                f"'{min(map(str, found))}' among them; expected exactly its own: save the checkpoint again"
+            )
+    return model
+
+
+def _load_tokenizer(folder: Path) -> Any:
+    try:
+        return transformers.AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
+    except (OSError, ValueError, RuntimeError, KeyError, AttributeError, ImportError) as error:
+        raise TokenizerError(
+            f"{folder}: transformers cannot load its tokenizer: {_first_line(error)}; "
+            "put the model's tokenizer.json there"
+        ) from error
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Transformers' log, progress bars and warnings off: what matters in them is checked here."""
+    verbosity = transformers_logging.get_verbosity()
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity(transformers_logging.CRITICAL)
+    transformers_logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()
