@@ -1,0 +1,54 @@
+"""Fixtures that several test modules share."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def checkpoint_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """``checkpoint_of(packing, **options)`` -> folder of a :func:`tests.models.tiny_checkpoint`, made once a session.
+
+    Read-only by agreement: a test that damages a checkpoint copies it first.
+    """
+    from tests.models import tiny_checkpoint
+
+    made: dict[tuple[Any, ...], Path] = {}
+
+    def make(packing: str = "master", **options: Any) -> Path:
+        key = (packing, *sorted(options.items()))
+        if key not in made:
+            made[key] = tiny_checkpoint(tmp_path_factory.mktemp("tiny") / packing, packing, **options)
+        return made[key]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def run_cli() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """``run_cli("convert", ...)`` runs ``python -m bitexport`` in a process of its own, without the debug variable."""
+
+    def run(*arguments: str | Path, **options: Any) -> subprocess.CompletedProcess[str]:
+        environment = {name: value for name, value in os.environ.items() if name != "BITEXPORT_DEBUG"}
+        environment.update(options.pop("env", {}))
+        return subprocess.run(
+            [sys.executable, "-m", "bitexport", *map(str, arguments)],
+            cwd=REPOSITORY,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+            **options,
+        )
+
+    return run
