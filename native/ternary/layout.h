@@ -6,8 +6,6 @@
 //   code  of row 16 * half + row, column 16 * chunk + 4 * field + col;   code = trit + 1
 // So one 64-byte load gives 16 rows x 16 columns, one shift and one mask gives 16 rows x 4 columns in bytes, and these
 // meet the same four activations, broadcast to every 32-bit lane. Rows and columns of padding hold code 1 (trit 0).
-//
-// Unpacked, a chunk becomes four steps of 128 bytes, one for each field, a code in each byte.
 #pragma once
 
 #include "ternary.h"
@@ -17,8 +15,7 @@ namespace {
 
 constexpr int64_t chunk_cols = 16;
 constexpr int64_t chunk_bytes = 128;
-constexpr int64_t step_cols = 4;
-constexpr int64_t step_bytes = 128;
+constexpr int64_t step_cols = 4;  // columns of one field
 constexpr int64_t fields = 4;
 
 constexpr int64_t chunks_of(int64_t cols) { return (cols + chunk_cols - 1) / chunk_cols; }

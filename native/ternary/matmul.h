@@ -1,10 +1,12 @@
-// The blocked matrix product, once for every tier. An instruction set `Isa` brings the inner loops:
+// The blocked matrix product, once for every tier. An instruction set `Isa` brings the inner loop:
 //
-//   direct_tokens   largest batch that reads the packed codes themselves; larger ones unpack them first
-//   tile_tokens     most tokens of one register tile
-//   direct<T>(panel, chunks, q, stride, sums)   sums[T][32]  = sum(code * q) over a whole panel
-//   unpack(codes, chunks, bytes)                packed chunks -> steps of one code a byte
-//   tile<T>(bytes, steps, q, stride, sums)      sums[T][32] += sum(code * q) over unpacked steps
+//   tile_tokens                              most tokens that a tile takes
+//   tile<T>(panel, chunks, q, stride, sums)  sums[T][32] = sum(code * q) of a whole panel and T tokens
+//
+// Loops: blocks of tokens, whose activations fit in the second-level cache; panels; tiles of tokens. A panel's codes come
+// from memory for the first tile and from the first-level cache for the others (20 KiB for 2,560 columns). They are
+// unpacked again by each tile, which costs a few instructions among many multiply-adds: see benchmarks/kernels.md for
+// what unpacking once to bytes gave.
 //
 // The sums are over codes, trit + 1; the token's sum of q is taken off at the end: sum(trit * q) = sum(code * q) - sum(q).
 //
@@ -26,10 +28,8 @@ namespace {
 constexpr int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// Unpacked weights of a block stay in the first-level cache: 32 rows x 512 columns = 16 KiB.
-constexpr int64_t block_cols = 512;
-constexpr int64_t block_chunks = block_cols / chunk_cols;
-// Tokens that share one unpacking; their sums (24 KiB) and activations stay in the second-level cache.
+// Bytes of activations that a block of tokens may take, and most tokens in it.
+constexpr int64_t block_bytes = 384 << 10;
 constexpr int64_t block_tokens = 192;
 
 struct FloatOutput {
@@ -60,22 +60,13 @@ struct Int32Output {
     }
 };
 
-// Calls Isa::direct<tokens> or Isa::tile<tokens> for a number known only at run time, 1 <= tokens <= T.
+// Calls Isa::tile<tokens> for a number known only at run time, 1 <= tokens <= T.
 template <class Isa, int T>
-void call_direct(int64_t tokens, const uint8_t * panel, int64_t chunks, const int8_t * q, int64_t stride, int32_t * sums) {
+void call_tile(int64_t tokens, const uint8_t * panel, int64_t chunks, const int8_t * q, int64_t stride, int32_t * sums) {
     if (tokens == T) {
-        Isa::template direct<T>(panel, chunks, q, stride, sums);
+        Isa::template tile<T>(panel, chunks, q, stride, sums);
     } else if constexpr (T > 1) {
-        call_direct<Isa, T - 1>(tokens, panel, chunks, q, stride, sums);
-    }
-}
-
-template <class Isa, int T>
-void call_tile(int64_t tokens, const uint8_t * bytes, int64_t steps, const int8_t * q, int64_t stride, int32_t * sums) {
-    if (tokens == T) {
-        Isa::template tile<T>(bytes, steps, q, stride, sums);
-    } else if constexpr (T > 1) {
-        call_tile<Isa, T - 1>(tokens, bytes, steps, q, stride, sums);
+        call_tile<Isa, T - 1>(tokens, panel, chunks, q, stride, sums);
     }
 }
 
@@ -93,52 +84,17 @@ void store_panel(const int32_t * sums, int64_t row, int64_t rows, const Quantize
     }
 }
 
-// Few tokens: every weight is read once, from memory, and used at once.
+// One panel and the tokens [begin, end). Tiles are of even size: 16 tokens are 8 + 8, not 12 + 4.
 template <class Isa, class Output>
-void matmul_direct(const uint8_t * packed, int64_t rows, int64_t cols, const QuantizedTokens & in, const Output & out,
-                   int64_t panel_begin, int64_t panel_end) {
-    alignas(64) int32_t sums[Isa::direct_tokens * panel_rows];
-    for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
-        call_direct<Isa, Isa::direct_tokens>(in.tokens, packed + panel * panel_bytes(cols), chunks_of(cols), in.q, in.stride,
-                                             sums);
-        store_panel(sums, panel * panel_rows, rows, in, 0, in.tokens, out);
-    }
-}
-
-// One panel for the tokens [begin, end), by blocks of columns. Tiles are of even size: 16 tokens are 8 + 8, not 12 + 4.
-template <class Isa>
-void panel_sums(const uint8_t * panel, int64_t chunks, const QuantizedTokens & in, int64_t begin, int64_t end, int32_t * sums) {
-    alignas(64) uint8_t bytes[block_chunks * fields * step_bytes];
-    const int64_t tokens = end - begin;
-    const int64_t tiles = ceil_div(tokens, Isa::tile_tokens);
-    for (int64_t i = 0; i < tokens * panel_rows; ++i) {
-        sums[i] = 0;
-    }
-    for (int64_t chunk = 0; chunk < chunks; chunk += block_chunks) {
-        const int64_t chunks_here = min64(block_chunks, chunks - chunk);
-        Isa::unpack(panel + chunk * chunk_bytes, chunks_here, bytes);
-        for (int64_t tile = 0; tile < tiles; ++tile) {
-            const int64_t first = tile * tokens / tiles;
-            const int64_t last = (tile + 1) * tokens / tiles;
-            const int8_t * q = in.q + (begin + first) * in.stride + chunk * chunk_cols;
-            call_tile<Isa, Isa::tile_tokens>(last - first, bytes, chunks_here * fields, q, in.stride, sums + first * panel_rows);
-        }
-    }
-}
-
-// Many tokens: a panel is unpacked once and used for a block of tokens.
-template <class Isa, class Output>
-void matmul_blocked(const uint8_t * packed, int64_t rows, int64_t cols, const QuantizedTokens & in, const Output & out,
-                    int64_t panel_begin, int64_t panel_end) {
-    alignas(64) int32_t sums[block_tokens * panel_rows];
-    const int64_t blocks = ceil_div(in.tokens, block_tokens);
-    for (int64_t block = 0; block < blocks; ++block) {
-        const int64_t begin = block * in.tokens / blocks;
-        const int64_t end = (block + 1) * in.tokens / blocks;
-        for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
-            panel_sums<Isa>(packed + panel * panel_bytes(cols), chunks_of(cols), in, begin, end, sums);
-            store_panel(sums, panel * panel_rows, rows, in, begin, end, out);
-        }
+void panel_by_tokens(const uint8_t * panel, int64_t row, int64_t rows, int64_t cols, const QuantizedTokens & in, int64_t begin,
+                     int64_t end, const Output & out) {
+    alignas(64) int32_t sums[Isa::tile_tokens * panel_rows];
+    const int64_t tiles = ceil_div(end - begin, Isa::tile_tokens);
+    for (int64_t tile = 0; tile < tiles; ++tile) {
+        const int64_t first = begin + tile * (end - begin) / tiles;
+        const int64_t last = begin + (tile + 1) * (end - begin) / tiles;
+        call_tile<Isa, Isa::tile_tokens>(last - first, panel, chunks_of(cols), in.q + first * in.stride, in.stride, sums);
+        store_panel(sums, row, rows, in, first, last, out);
     }
 }
 
@@ -146,13 +102,15 @@ template <class Isa, class Output>
 void matmul_any(const void * packed, int64_t rows, int64_t cols, const QuantizedTokens & in, const Output & out,
                 int64_t panel_begin, int64_t panel_end) {
     const uint8_t * panels = static_cast<const uint8_t *>(packed);
-    if (in.tokens <= 0) {
-        return;
-    }
-    if (in.tokens <= Isa::direct_tokens) {
-        matmul_direct<Isa>(panels, rows, cols, in, out, panel_begin, panel_end);
-    } else {
-        matmul_blocked<Isa>(panels, rows, cols, in, out, panel_begin, panel_end);
+    const int64_t fitting = block_bytes / in.stride / Isa::tile_tokens * Isa::tile_tokens;
+    const int64_t tokens_of_block = fitting < Isa::tile_tokens ? Isa::tile_tokens : min64(fitting, block_tokens);
+    const int64_t blocks = ceil_div(in.tokens, tokens_of_block);
+    for (int64_t block = 0; block < blocks; ++block) {
+        const int64_t begin = block * in.tokens / blocks;
+        const int64_t end = (block + 1) * in.tokens / blocks;
+        for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
+            panel_by_tokens<Isa>(panels + panel * panel_bytes(cols), panel * panel_rows, rows, cols, in, begin, end, out);
+        }
     }
 }
 

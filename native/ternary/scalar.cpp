@@ -14,42 +14,24 @@ extern const Kernels scalar_kernels;
 namespace {
 
 struct Scalar {
-    static constexpr int direct_tokens = 1;
     static constexpr int tile_tokens = 4;
 
-    static void unpack(const uint8_t * codes, int64_t chunks, uint8_t * bytes) {
-        for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-            for (int64_t field = 0; field < fields; ++field) {
-                for (int64_t lane = 0; lane < step_bytes; ++lane) {
-                    *bytes++ = (codes[chunk * chunk_bytes + lane] >> (2 * field)) & 3;
-                }
-            }
-        }
-    }
-
     template <int T>
-    static void tile(const uint8_t * bytes, int64_t steps, const int8_t * q, int64_t stride, int32_t * sums) {
-        for (int64_t step = 0; step < steps; ++step) {
-            for (int64_t row = 0; row < panel_rows; ++row) {
-                for (int64_t token = 0; token < T; ++token) {
-                    for (int64_t col = 0; col < step_cols; ++col) {
-                        sums[token * panel_rows + row] +=
-                            bytes[step * step_bytes + row * step_cols + col] * q[token * stride + step * step_cols + col];
-                    }
-                }
-            }
-        }
-    }
-
-    template <int T>
-    static void direct(const uint8_t * panel, int64_t chunks, const int8_t * q, int64_t stride, int32_t * sums) {
+    static void tile(const uint8_t * panel, int64_t chunks, const int8_t * q, int64_t stride, int32_t * sums) {
         for (int64_t i = 0; i < T * panel_rows; ++i) {
             sums[i] = 0;
         }
-        uint8_t bytes[fields * step_bytes];
         for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-            unpack(panel + chunk * chunk_bytes, 1, bytes);
-            tile<T>(bytes, fields, q + chunk * chunk_cols, stride, sums);
+            for (int64_t byte = 0; byte < chunk_bytes; ++byte) {
+                const int64_t row = byte / step_cols;
+                const int64_t col = chunk * chunk_cols + byte % step_cols;
+                for (int64_t field = 0; field < fields; ++field) {
+                    const int32_t code = (panel[chunk * chunk_bytes + byte] >> (2 * field)) & 3;
+                    for (int64_t token = 0; token < T; ++token) {
+                        sums[token * panel_rows + row] += code * q[token * stride + col + field * step_cols];
+                    }
+                }
+            }
         }
     }
 

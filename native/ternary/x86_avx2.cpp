@@ -5,9 +5,8 @@
 // Algebra: sum(trit * q) = sum(code * q) - sum(q). A code of field 1 that is masked but not shifted down counts 4 times;
 //   those int16 sums are shifted back, exactly, when they are widened.
 // Bounds: one vpmaddubsw gives at most 2 * 2 * 128 = 512 a lane (-512..508), and 4 times that unshifted (-2048..2032).
-//   tile: 64 additions (-32768..32512) are what int16 holds; it widens after tile_steps = 64.
-//   direct: 8 chunks add 16 times 512 to one sum (8192) and 16 times -2048..2032 to the other (-32768..32512); shifted back
-//   and added they stay within 2 * 8192.
+//   A run of 8 chunks adds 16 of the latter (-32768..32512: what int16 holds), shifts them back (-8192..8128), adds 16 of
+//   the former (-16384..16256), and widens.
 
 #include "matmul.h"
 #include "quantize.h"
@@ -42,120 +41,86 @@ inline void add_widened(int32_t * sums, __m256i sum_i16x16) {
 }
 
 struct Avx2 {
-    static constexpr int direct_tokens = 4;
-    static constexpr int tile_tokens = 6;  // 16 rows x 6 tokens: 12 accumulators, 2 weights, activations, product
-    static constexpr int64_t tile_steps = 64;
-    static constexpr int64_t direct_chunks = 8;
+    static constexpr int tile_tokens = 6;  // 16 rows x 6 tokens: 12 accumulators, 2 weights, activations, a product
+    static constexpr int64_t run_chunks = 8;
     static constexpr int64_t prefetch_bytes = 4096;
 
-    TERNARY_NOINLINE static void unpack(const uint8_t * codes, int64_t chunks, uint8_t * bytes) {
-        const __m256i mask = _mm256_set1_epi8(3);
-        for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-            for (int part = 0; part < 4; ++part) {
-                const __m256i v = load256(codes + chunk * chunk_bytes + part * 32);
-                uint8_t * out = bytes + chunk * fields * step_bytes + part * 32;
-                store256(out, _mm256_and_si256(v, mask));
-                store256(out + step_bytes, _mm256_and_si256(_mm256_srli_epi16(v, 2), mask));
-                store256(out + 2 * step_bytes, _mm256_and_si256(_mm256_srli_epi16(v, 4), mask));
-                store256(out + 3 * step_bytes, _mm256_and_si256(_mm256_srli_epi16(v, 6), mask));
-            }
-        }
-    }
-
-    // Rows in two halves of 16, steps in runs that int16 can hold.
+    // A panel is four groups of 8 rows; as many at a time as keep their accumulators within 12 registers.
     template <int T>
-    static void tile(const uint8_t * bytes, int64_t steps, const int8_t * q, int64_t stride, int32_t * sums) {
-        for (int64_t half = 0; half < 2; ++half) {
-            for (int64_t step = 0; step < steps; step += tile_steps) {
-                const int64_t steps_here = min64(tile_steps, steps - step);
-                tile16<T>(bytes + step * step_bytes + half * 64, steps_here, q + step * step_cols, stride, sums + half * 16);
-            }
-        }
-    }
-
-    template <int T>
-    TERNARY_NOINLINE static void tile16(const uint8_t * bytes, int64_t steps, const int8_t * q, int64_t stride, int32_t * sums) {
-        __m256i sum_i16x16[T][2];
-        TERNARY_UNROLL
-        for (int t = 0; t < T; ++t) {
-            sum_i16x16[t][0] = sum_i16x16[t][1] = _mm256_setzero_si256();
-        }
-        for (int64_t step = 0; step < steps; ++step) {
-            const __m256i codes0 = load256(bytes + step * step_bytes);
-            const __m256i codes1 = load256(bytes + step * step_bytes + 32);
-            TERNARY_UNROLL
-            for (int t = 0; t < T; ++t) {
-                const __m256i quad = broadcast_quad(q + t * stride + step * step_cols);
-                add_products(sum_i16x16[t][0], codes0, quad);
-                add_products(sum_i16x16[t][1], codes1, quad);
-            }
-        }
-        TERNARY_UNROLL
-        for (int t = 0; t < T; ++t) {
-            add_widened(sums + t * panel_rows, sum_i16x16[t][0]);
-            add_widened(sums + t * panel_rows + 8, sum_i16x16[t][1]);
-        }
-    }
-
-    // T = 1 takes four groups of 8 rows at a time, 2 takes two, more take one: 8 accumulators or fewer.
-    template <int T>
-    static void direct(const uint8_t * panel, int64_t chunks, const int8_t * q, int64_t stride, int32_t * sums) {
-        constexpr int groups = T == 1 ? 4 : T == 2 ? 2 : 1;
+    static void tile(const uint8_t * panel, int64_t chunks, const int8_t * q, int64_t stride, int32_t * sums) {
+        constexpr int groups = T <= 3 ? 4 : 2;
         for (int64_t i = 0; i < T * panel_rows; ++i) {
             sums[i] = 0;
         }
-        for (int64_t chunk = 0; chunk < chunks; chunk += direct_chunks) {
-            const int64_t chunks_here = min64(direct_chunks, chunks - chunk);
+        for (int64_t chunk = 0; chunk < chunks; chunk += run_chunks) {
+            const int64_t chunks_here = min64(run_chunks, chunks - chunk);
             for (int group = 0; group < 4; group += groups) {
-                direct_groups<T, groups>(panel + chunk * chunk_bytes + group * 32, chunks_here, q + chunk * chunk_cols, stride,
-                                         sums + group * 8);
+                add_run<T, groups>(panel + chunk * chunk_bytes + group * 32, chunks_here, q + chunk * chunk_cols, stride,
+                                   sums + group * 8);
             }
         }
     }
 
     template <int T, int G>
-    TERNARY_NOINLINE static void direct_groups(const uint8_t * codes, int64_t chunks, const int8_t * q, int64_t stride, int32_t * sums) {
-        const __m256i mask0 = _mm256_set1_epi8(3);
-        const __m256i mask1 = _mm256_set1_epi8(12);
-        __m256i plain_i16x16[T][G];       // fields 0 and 2
-        __m256i times_four_i16x16[T][G];  // fields 1 and 3
+    TERNARY_NOINLINE static void add_run(const uint8_t * codes, int64_t chunks, const int8_t * q, int64_t stride, int32_t * sums) {
+        __m256i sum_i16x16[T][G];
         TERNARY_UNROLL
         for (int t = 0; t < T; ++t) {
             TERNARY_UNROLL
             for (int g = 0; g < G; ++g) {
-                plain_i16x16[t][g] = times_four_i16x16[t][g] = _mm256_setzero_si256();
+                sum_i16x16[t][g] = _mm256_setzero_si256();
             }
         }
+        add_fields<1>(codes, chunks, q, stride, sum_i16x16);
+        TERNARY_UNROLL
+        for (int t = 0; t < T; ++t) {
+            TERNARY_UNROLL
+            for (int g = 0; g < G; ++g) {
+                sum_i16x16[t][g] = _mm256_srai_epi16(sum_i16x16[t][g], 2);
+            }
+        }
+        add_fields<0>(codes, chunks, q, stride, sum_i16x16);
+        TERNARY_UNROLL
+        for (int t = 0; t < T; ++t) {
+            TERNARY_UNROLL
+            for (int g = 0; g < G; ++g) {
+                add_widened(sums + t * panel_rows + g * 8, sum_i16x16[t][g]);
+            }
+        }
+    }
+
+    // Fields 0 and 2, or 1 and 3; the latter pair counts 4 times.
+    template <int Field, int T, int G>
+    TERNARY_INLINE static void add_fields(const uint8_t * codes, int64_t chunks, const int8_t * q, int64_t stride,
+                                          __m256i (&sum_i16x16)[T][G]) {
+        const __m256i mask = _mm256_set1_epi8(3 << (2 * Field));
         for (int64_t chunk = 0; chunk < chunks; ++chunk) {
             const uint8_t * p = codes + chunk * chunk_bytes;
-            _mm_prefetch(reinterpret_cast<const char *>(p + prefetch_bytes), _MM_HINT_T0);
-            _mm_prefetch(reinterpret_cast<const char *>(p + prefetch_bytes + 64), _MM_HINT_T0);
-            TERNARY_UNROLL
-            for (int g = 0; g < G; ++g) {
-                const __m256i low = load256(p + g * 32);
-                const __m256i high = _mm256_srli_epi16(low, 4);
-                const __m256i codes0 = _mm256_and_si256(low, mask0);
-                const __m256i codes1 = _mm256_and_si256(low, mask1);
-                const __m256i codes2 = _mm256_and_si256(high, mask0);
-                const __m256i codes3 = _mm256_and_si256(high, mask1);
-                TERNARY_UNROLL
-                for (int t = 0; t < T; ++t) {
-                    const int8_t * quads = q + t * stride + chunk * chunk_cols;
-                    __m256i & plain = plain_i16x16[t][g];
-                    __m256i & times_four = times_four_i16x16[t][g];
-                    add_products(plain, codes0, broadcast_quad(quads));
-                    add_products(times_four, codes1, broadcast_quad(quads + 4));
-                    add_products(plain, codes2, broadcast_quad(quads + 8));
-                    add_products(times_four, codes3, broadcast_quad(quads + 12));
-                }
+            const int8_t * quads = q + chunk * chunk_cols + Field * step_cols;
+            if constexpr (Field == 1) {
+                _mm_prefetch(reinterpret_cast<const char *>(p + prefetch_bytes), _MM_HINT_T0);
+                _mm_prefetch(reinterpret_cast<const char *>(p + prefetch_bytes + 64), _MM_HINT_T0);
             }
+            add_quads(p, mask, 0, quads, stride, sum_i16x16);
+            add_quads(p, mask, 4, quads + 2 * step_cols, stride, sum_i16x16);
+        }
+    }
+
+    template <int T, int G>
+    TERNARY_INLINE static void add_quads(const uint8_t * p, __m256i mask, int shift, const int8_t * quads, int64_t stride,
+                                         __m256i (&sum_i16x16)[T][G]) {
+        __m256i codes[G];
+        TERNARY_UNROLL
+        for (int g = 0; g < G; ++g) {
+            codes[g] = load256(p + g * 32);
+            codes[g] = _mm256_and_si256(shift == 0 ? codes[g] : _mm256_srli_epi16(codes[g], 4), mask);
         }
         TERNARY_UNROLL
         for (int t = 0; t < T; ++t) {
+            const __m256i quad = broadcast_quad(quads + t * stride);
             TERNARY_UNROLL
             for (int g = 0; g < G; ++g) {
-                const __m256i sum = _mm256_add_epi16(plain_i16x16[t][g], _mm256_srai_epi16(times_four_i16x16[t][g], 2));
-                add_widened(sums + t * panel_rows + g * 8, sum);
+                add_products(sum_i16x16[t][g], codes[g], quad);
             }
         }
     }

@@ -34,8 +34,7 @@ inline __m512i broadcast_quad(const int8_t * q) {
 }
 
 struct Avx512Vnni {
-    static constexpr int direct_tokens = 12;
-    static constexpr int tile_tokens = 12;      // 24 accumulators, 2 weights, activations
+    static constexpr int tile_tokens = 12;      // 24 accumulators, 2 chunks, 2 of their fields, mask, activations
     static constexpr int unshifted_tokens = 3;  // up to here four accumulators for each token and half fit in registers
     static constexpr int64_t prefetch_bytes = 4096;
 
@@ -45,57 +44,18 @@ struct Avx512Vnni {
         return _mm512_and_si512(Field == 0 ? chunk : _mm512_srli_epi16(chunk, 2 * Field), _mm512_set1_epi8(3));
     }
 
-    TERNARY_NOINLINE static void unpack(const uint8_t * codes, int64_t chunks, uint8_t * bytes) {
-        for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-            TERNARY_UNROLL
-            for (int half = 0; half < 2; ++half) {
-                const __m512i v = load512(codes + chunk * chunk_bytes + half * 64);
-                uint8_t * out = bytes + chunk * fields * step_bytes + half * 64;
-                _mm512_store_si512(out, codes_of<0>(v));
-                _mm512_store_si512(out + step_bytes, codes_of<1>(v));
-                _mm512_store_si512(out + 2 * step_bytes, codes_of<2>(v));
-                _mm512_store_si512(out + 3 * step_bytes, codes_of<3>(v));
-            }
-        }
-    }
-
     template <int T>
-    TERNARY_NOINLINE static void tile(const uint8_t * bytes, int64_t steps, const int8_t * q, int64_t stride, int32_t * sums) {
-        __m512i sum_i32x16[T][2];
-        TERNARY_UNROLL
-        for (int t = 0; t < T; ++t) {
-            sum_i32x16[t][0] = _mm512_load_si512(sums + t * panel_rows);
-            sum_i32x16[t][1] = _mm512_load_si512(sums + t * panel_rows + 16);
-        }
-        for (int64_t step = 0; step < steps; ++step) {
-            const __m512i codes0 = _mm512_load_si512(bytes + step * step_bytes);
-            const __m512i codes1 = _mm512_load_si512(bytes + step * step_bytes + 64);
-            TERNARY_UNROLL
-            for (int t = 0; t < T; ++t) {
-                const __m512i quad = broadcast_quad(q + t * stride + step * step_cols);
-                add_products(sum_i32x16[t][0], codes0, quad);
-                add_products(sum_i32x16[t][1], codes1, quad);
-            }
-        }
-        TERNARY_UNROLL
-        for (int t = 0; t < T; ++t) {
-            _mm512_store_si512(sums + t * panel_rows, sum_i32x16[t][0]);
-            _mm512_store_si512(sums + t * panel_rows + 16, sum_i32x16[t][1]);
-        }
-    }
-
-    template <int T>
-    static void direct(const uint8_t * panel, int64_t chunks, const int8_t * q, int64_t stride, int32_t * sums) {
+    static void tile(const uint8_t * panel, int64_t chunks, const int8_t * q, int64_t stride, int32_t * sums) {
         if constexpr (T <= unshifted_tokens) {
-            direct_unshifted<T>(panel, chunks, q, stride, sums);
+            tile_unshifted<T>(panel, chunks, q, stride, sums);
         } else {
-            direct_shifted<T>(panel, chunks, q, stride, sums);
+            tile_shifted<T>(panel, chunks, q, stride, sums);
         }
     }
 
     // Memory-bound batches: a mask for each code and no shift; 8 accumulators a token hide the latency.
     template <int T>
-    TERNARY_NOINLINE static void direct_unshifted(const uint8_t * panel, int64_t chunks, const int8_t * q, int64_t stride, int32_t * sums) {
+    TERNARY_NOINLINE static void tile_unshifted(const uint8_t * panel, int64_t chunks, const int8_t * q, int64_t stride, int32_t * sums) {
         __m512i sum_i32x16[T][2][4];
         TERNARY_UNROLL
         for (int t = 0; t < T; ++t) {
@@ -148,7 +108,7 @@ struct Avx512Vnni {
     }
 
     template <int T>
-    TERNARY_NOINLINE static void direct_shifted(const uint8_t * panel, int64_t chunks, const int8_t * q, int64_t stride, int32_t * sums) {
+    TERNARY_NOINLINE static void tile_shifted(const uint8_t * panel, int64_t chunks, const int8_t * q, int64_t stride, int32_t * sums) {
         __m512i sum_i32x16[T][2];
         TERNARY_UNROLL
         for (int t = 0; t < T; ++t) {
