@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from tokenizers import Tokenizer
 
-from bitexport.errors import NativeLibraryError, TokenizerError
+from bitexport.errors import GGUFError, NativeLibraryError, TokenizerError
 from bitexport.gguf.tokenizer import Vocabulary
 
 if TYPE_CHECKING:
@@ -62,8 +62,7 @@ def verify_tokenizer(gguf_path: Path, folder: Path, vocabulary: Vocabulary) -> N
     """Encode hard strings, and every special token, with libllama and with tokenizer.json.
 
     Raises:
-        TokenizerError: a string's ids differ; names the first such string.
-        GGUFError: libllama cannot read the file.
+        TokenizerError: libllama cannot load the vocabulary, or a string's ids differ; names the first such string.
         NativeLibraryError: there is no libllama of ours.
     """
     from bitexport.runtime.model import load
@@ -71,7 +70,12 @@ def verify_tokenizer(gguf_path: Path, folder: Path, vocabulary: Vocabulary) -> N
     reference = Tokenizer.from_file(str(folder / "tokenizer.json"))
     reference.no_truncation()
     reference.no_padding()
-    model = load(gguf_path, vocab_only=True, verbose=False)
+    try:
+        model = load(gguf_path, vocab_only=True)
+    except GGUFError as error:
+        raise TokenizerError(
+            f"llama.cpp refuses the vocabulary (pre-tokenizer '{vocabulary.pre}'): {error}; check --pre-tokenizer"
+        ) from error
     try:
         for text in (*HARD_STRINGS, *_special_strings(reference)):
             expected = reference.encode(text, add_special_tokens=False).ids
