@@ -1,0 +1,88 @@
+"""``inspect``: GGUF files and checkpoint folders."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from subprocess import CompletedProcess
+
+import pytest
+
+from bitexport.convert import convert
+from bitexport.errors import CheckpointError, GGUFError
+from bitexport.inspect import inspect
+
+
+@pytest.fixture(scope="module")
+def converted(tmp_path_factory: pytest.TempPathFactory, checkpoint_of: Callable[..., Path]) -> Path:
+    path = tmp_path_factory.mktemp("inspect") / "x.gguf"
+    convert(checkpoint_of(), path)
+    return path
+
+
+def test_a_gguf_file(converted: Path) -> None:
+    report = inspect(converted)
+    assert (report.kind, report.architecture, report.file_type) == ("gguf", "bitnet-b1.58", "i2_s")
+    assert report.types == {"i2_s": 14, "f32": 9, "q6_k": 1}
+    by_name = {row.name: row for row in report.tensors}
+    query = by_name["blk.0.attn_q.weight"]
+    assert (query.type, query.shape, query.bytes) == ("i2_s", [256, 256], 256 * 256 // 4 + 32)
+    assert report.metadata["general.file_type"] == 40
+    tokens = report.metadata["tokenizer.ggml.tokens"]
+    assert (tokens["array_of"], tokens["length"], tokens["first"][0]) == ("string", 512, "<|begin_of_text|>")
+
+
+def test_a_file_type_of_forty_without_i2_s_is_upstreams(tmp_path: Path, checkpoint_of: Callable[..., Path]) -> None:
+    convert(checkpoint_of(), tmp_path / "x.gguf", type="f16", embed_type="f16")
+    content = (tmp_path / "x.gguf").read_bytes()
+    key = b"general.file_type" + struct.pack("<I", 4)
+    assert key + struct.pack("<I", 1) in content
+    (tmp_path / "x.gguf").write_bytes(content.replace(key + struct.pack("<I", 1), key + struct.pack("<I", 40)))
+    assert inspect(tmp_path / "x.gguf").file_type != "i2_s"
+
+
+@pytest.mark.parametrize("packing", ["master", "packed-multiply", "packed-divide"])
+def test_a_checkpoint(checkpoint_of: Callable[..., Path], packing: str) -> None:
+    report = inspect(checkpoint_of(packing))
+    assert (report.kind, report.architecture, report.file_type) == ("checkpoint", "BitNetForCausalLM", packing)
+    assert report.problems == []
+    assert report.types == ({"f32": 24} if packing == "master" else {"f32": 24, "u8": 14})
+    assert report.metadata["hidden_size"] == 256
+
+
+def test_a_checkpoint_that_cannot_be_converted_is_shown_all_the_same(
+    tmp_path: Path, checkpoint_of: Callable[..., Path]
+) -> None:
+    import shutil
+
+    shutil.copytree(checkpoint_of(), tmp_path / "c")
+    config = json.loads((tmp_path / "c" / "config.json").read_text())
+    config.pop("quantization_config")
+    (tmp_path / "c" / "config.json").write_text(json.dumps(config))
+    report = inspect(tmp_path / "c")
+    assert report.file_type == "unknown"
+    assert "no quantization_config" in report.problems[0]
+
+
+def test_nothing_there(tmp_path: Path) -> None:
+    with pytest.raises(GGUFError, match="cannot be read"):
+        inspect(tmp_path / "none")
+    with pytest.raises(CheckpointError, match=r"no config\.json"):
+        inspect(tmp_path)
+
+
+def test_the_command_line(
+    converted: Path, checkpoint_of: Callable[..., Path], run_cli: Callable[..., CompletedProcess[str]]
+) -> None:
+    done = run_cli("inspect", converted, "--json")
+    assert (done.returncode, done.stderr) == (0, "")
+    document = json.loads(done.stdout)
+    assert document["schema"] == 1
+    assert {"architecture", "file_type", "tensors", "metadata"} <= document.keys()
+    assert document["tensors"][0].keys() == {"name", "type", "shape", "bytes"}
+    human = run_cli("inspect", checkpoint_of("packed-divide"))
+    assert human.returncode == 0
+    assert "BitNetForCausalLM, packed-divide" in human.stdout
+    assert "38 tensors (24 f32, 14 u8)" in human.stdout
