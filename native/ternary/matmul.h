@@ -19,6 +19,8 @@
 
 // The inner loops stay functions of their own: one for both kinds of output, and visible in a profile.
 #define TERNARY_NOINLINE __attribute__((noinline))
+#define TERNARY_INLINE __attribute__((always_inline)) inline
+
 // Before every loop over an array of accumulators: one loop left rolled, and the whole array lives in memory.
 #define TERNARY_UNROLL _Pragma("GCC unroll 16")
 
@@ -29,7 +31,7 @@ constexpr int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Bytes of activations that a block of tokens may take, and most tokens in it.
-constexpr int64_t block_bytes = 384 << 10;
+constexpr int64_t block_bytes = 192 << 10;
 constexpr int64_t block_tokens = 192;
 
 struct FloatOutput {

@@ -21,6 +21,9 @@ namespace {
 inline __m256i load256(const void * p) { return _mm256_loadu_si256(static_cast<const __m256i *>(p)); }
 inline void store256(void * p, __m256i v) { _mm256_storeu_si256(static_cast<__m256i *>(p), v); }
 
+// Always inline: GCC takes the function for one without effect and drops its calls otherwise.
+TERNARY_INLINE void prefetch(const void * p) { _mm_prefetch(static_cast<const char *>(p), _MM_HINT_T0); }
+
 inline __m256i broadcast_quad(const int8_t * q) {
     int32_t quad;
     memcpy(&quad, q, sizeof quad);
@@ -48,7 +51,7 @@ struct Avx2 {
     // A panel is four groups of 8 rows; as many at a time as keep their accumulators within 12 registers.
     template <int T>
     static void tile(const uint8_t * panel, int64_t chunks, const int8_t * q, int64_t stride, int32_t * sums) {
-        constexpr int groups = T <= 3 ? 4 : 2;
+        constexpr int groups = T <= 2 ? 4 : 2;
         for (int64_t i = 0; i < T * panel_rows; ++i) {
             sums[i] = 0;
         }
@@ -91,15 +94,15 @@ struct Avx2 {
 
     // Fields 0 and 2, or 1 and 3; the latter pair counts 4 times.
     template <int Field, int T, int G>
-    TERNARY_INLINE static void add_fields(const uint8_t * codes, int64_t chunks, const int8_t * q, int64_t stride,
+    static TERNARY_INLINE void add_fields(const uint8_t * codes, int64_t chunks, const int8_t * q, int64_t stride,
                                           __m256i (&sum_i16x16)[T][G]) {
         const __m256i mask = _mm256_set1_epi8(3 << (2 * Field));
         for (int64_t chunk = 0; chunk < chunks; ++chunk) {
             const uint8_t * p = codes + chunk * chunk_bytes;
             const int8_t * quads = q + chunk * chunk_cols + Field * step_cols;
             if constexpr (Field == 1) {
-                _mm_prefetch(reinterpret_cast<const char *>(p + prefetch_bytes), _MM_HINT_T0);
-                _mm_prefetch(reinterpret_cast<const char *>(p + prefetch_bytes + 64), _MM_HINT_T0);
+                prefetch(p + prefetch_bytes);
+                prefetch(p + prefetch_bytes + 64);
             }
             add_quads(p, mask, 0, quads, stride, sum_i16x16);
             add_quads(p, mask, 4, quads + 2 * step_cols, stride, sum_i16x16);
@@ -107,7 +110,7 @@ struct Avx2 {
     }
 
     template <int T, int G>
-    TERNARY_INLINE static void add_quads(const uint8_t * p, __m256i mask, int shift, const int8_t * quads, int64_t stride,
+    static TERNARY_INLINE void add_quads(const uint8_t * p, __m256i mask, int shift, const int8_t * quads, int64_t stride,
                                          __m256i (&sum_i16x16)[T][G]) {
         __m256i codes[G];
         TERNARY_UNROLL

@@ -17,6 +17,8 @@ extern const Kernels avx512vnni_kernels;
 
 namespace {
 
+// Always inline: GCC takes the function for one without effect and drops its calls otherwise.
+TERNARY_INLINE void prefetch(const void * p) { _mm_prefetch(static_cast<const char *>(p), _MM_HINT_T0); }
 inline __m512i load512(const void * p) { return _mm512_loadu_si512(p); }
 
 // One accumulator, one register: without the empty statement GCC 12 copies the sums of a large tile to the stack in every
@@ -66,8 +68,8 @@ struct Avx512Vnni {
         }
         for (int64_t chunk = 0; chunk < chunks; ++chunk) {
             const uint8_t * p = panel + chunk * chunk_bytes;
-            _mm_prefetch(reinterpret_cast<const char *>(p + prefetch_bytes), _MM_HINT_T0);
-            _mm_prefetch(reinterpret_cast<const char *>(p + prefetch_bytes + 64), _MM_HINT_T0);
+            prefetch(p + prefetch_bytes);
+            prefetch(p + prefetch_bytes + 64);
             const __m512i half0 = load512(p);
             const __m512i half1 = load512(p + 64);
             TERNARY_UNROLL
@@ -116,8 +118,8 @@ struct Avx512Vnni {
         }
         for (int64_t chunk = 0; chunk < chunks; ++chunk) {
             const uint8_t * p = panel + chunk * chunk_bytes;
-            _mm_prefetch(reinterpret_cast<const char *>(p + prefetch_bytes), _MM_HINT_T0);
-            _mm_prefetch(reinterpret_cast<const char *>(p + prefetch_bytes + 64), _MM_HINT_T0);
+            prefetch(p + prefetch_bytes);
+            prefetch(p + prefetch_bytes + 64);
             const __m512i half0 = load512(p);
             const __m512i half1 = load512(p + 64);
             const int8_t * quads = q + chunk * chunk_cols;
