@@ -16,7 +16,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 @pytest.fixture(scope="session")
 def checkpoint_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """``checkpoint_of(packing, **options)`` -> folder of a :func:`tests.models.tiny_checkpoint`, made once a session.
+    """``checkpoint_of(packing, **options)`` -> folder of a :func:`tests.models.tiny_checkpoint`, made once.
 
     Read-only by agreement: a test that damages a checkpoint copies it first.
     """
@@ -35,7 +35,7 @@ def checkpoint_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Pat
 
 @pytest.fixture(scope="session")
 def run_cli() -> Callable[..., subprocess.CompletedProcess[str]]:
-    """``run_cli("convert", ...)`` runs ``python -m bitexport`` in a process of its own, without the debug variable."""
+    """``run_cli("convert", ...)`` runs ``python -m bitexport`` in a process of its own, not in debug mode."""
 
     def run(*arguments: str | Path, **options: Any) -> subprocess.CompletedProcess[str]:
         environment = {name: value for name, value in os.environ.items() if name != "BITEXPORT_DEBUG"}

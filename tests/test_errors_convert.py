@@ -1,4 +1,4 @@
-"""What goes wrong in convert and inspect, through the real command line: one line, an exit code, nothing left behind."""
+"""What goes wrong in convert and inspect, on the real command line: one line, a code, nothing left behind."""
 
 from __future__ import annotations
 
@@ -91,7 +91,12 @@ CASES: dict[str, tuple[str, dict[str, Any], Callable[[Path], object], str]] = {
     "truncated shard": ("master", {}, truncate, r"truncated"),
     "corrupt header": ("master", {}, corrupt_header, r"not valid JSON"),
     "huge header": ("master", {}, huge_header, r"claims 1152921504606846976 bytes"),
-    "missing shard": ("master", {"shards": 2}, lambda f: second_shard(f).unlink(), r"shard model-00002\S* is missing"),
+    "missing shard": (
+        "master",
+        {"shards": 2},
+        lambda f: second_shard(f).unlink(),
+        r"shard model-00002\S* is missing",
+    ),
     "truncated second shard": (
         "master",
         {"shards": 2},
@@ -116,10 +121,30 @@ CASES: dict[str, tuple[str, dict[str, Any], Callable[[Path], object], str]] = {
         tensors(lambda t: t.update({"model.layers.0.mlp.extra.weight": torch.ones(4)})),
         r"'model.layers.0.mlp.extra.weight' \[4\] is nothing that BitNet b1.58 has",
     ),
-    "a layer too many": ("master", {}, config(lambda c: c.update(num_hidden_layers=1)), r"'model.layers.1.*is nothing"),
-    "a layer too few": ("master", {}, config(lambda c: c.update(num_hidden_layers=3)), r"'model.layers.2.*is missing"),
-    "missing tensor": ("master", {}, tensors(lambda t: t.pop("model.norm.weight")), r"'model.norm.weight' is missing"),
-    "missing head": ("master", {}, config(lambda c: c.update(tie_word_embeddings=False)), r"'lm_head.weight' is missing"),
+    "a layer too many": (
+        "master",
+        {},
+        config(lambda c: c.update(num_hidden_layers=1)),
+        r"'model.layers.1.*is nothing",
+    ),
+    "a layer too few": (
+        "master",
+        {},
+        config(lambda c: c.update(num_hidden_layers=3)),
+        r"'model.layers.2.*is missing",
+    ),
+    "missing tensor": (
+        "master",
+        {},
+        tensors(lambda t: t.pop("model.norm.weight")),
+        r"'model.norm.weight' is missing",
+    ),
+    "missing head": (
+        "master",
+        {},
+        config(lambda c: c.update(tie_word_embeddings=False)),
+        r"'lm_head.weight' is missing",
+    ),
     "missing scale": (
         "packed-divide",
         {},
@@ -204,7 +229,12 @@ CASES: dict[str, tuple[str, dict[str, Any], Callable[[Path], object], str]] = {
         config(lambda c: c["quantization_config"].update(quant_method="awq")),
         r"quant_method 'awq' is not ternary",
     ),
-    "no quantization": ("master", {}, config(lambda c: c.pop("quantization_config")), r"no quantization_config"),
+    "no quantization": (
+        "master",
+        {},
+        config(lambda c: c.pop("quantization_config")),
+        r"no quantization_config",
+    ),
     "packed, said to be master": (
         "packed-multiply",
         {},
@@ -212,9 +242,19 @@ CASES: dict[str, tuple[str, dict[str, Any], Callable[[Path], object], str]] = {
         r"has dtype U8, but quantization_config says online",
     ),
     "another activation": ("master", {}, config(lambda c: c.update(hidden_act="gelu")), r"hidden_act 'gelu'"),
-    "config that is no JSON": ("master", {}, lambda f: (f / "config.json").write_text("{"), r"config.json: not valid JSON"),
+    "config that is no JSON": (
+        "master",
+        {},
+        lambda f: (f / "config.json").write_text("{"),
+        r"config.json: not valid JSON",
+    ),
     "no tokenizer": ("master", {}, lambda f: (f / "tokenizer.json").unlink(), r"no tokenizer.json"),
-    "vocabulary too long": ("master", {}, config(lambda c: c.update(vocab_size=100)), r"embed_tokens.*config.json makes it"),
+    "vocabulary too long": (
+        "master",
+        {},
+        config(lambda c: c.update(vocab_size=100)),
+        r"embed_tokens.*config.json makes it",
+    ),
     "no weights": ("master", {}, lambda f: (f / "model.safetensors").unlink(), r"no model.safetensors"),
 }
 
@@ -272,7 +312,9 @@ def test_a_forced_output_that_fails_stays_as_it_was(
 @pytest.mark.parametrize(
     "arguments", [("--type", "q4_0"), ("--embed-type", "tq2_0"), ("--no-such-option",), ("extra", "words")]
 )
-def test_wrong_usage(folder: Path, checkpoint_of: Checkpoints, run_cli: RunCli, arguments: tuple[str, ...]) -> None:
+def test_wrong_usage(
+    folder: Path, checkpoint_of: Checkpoints, run_cli: RunCli, arguments: tuple[str, ...]
+) -> None:
     line = one_line(run_cli("convert", checkpoint_of(), folder / "x.gguf", *arguments), 2)
     assert "--help" in line
 

@@ -34,19 +34,27 @@ def test_a_gguf_file(converted: Path) -> None:
     assert (tokens["array_of"], tokens["length"], tokens["first"][0]) == ("string", 512, "<|begin_of_text|>")
 
 
-def test_a_file_type_of_forty_without_i2_s_is_upstreams(tmp_path: Path, checkpoint_of: Callable[..., Path]) -> None:
+def test_a_file_type_of_forty_without_i2_s_is_upstreams(
+    tmp_path: Path, checkpoint_of: Callable[..., Path]
+) -> None:
     convert(checkpoint_of(), tmp_path / "x.gguf", type="f16", embed_type="f16")
     content = (tmp_path / "x.gguf").read_bytes()
     key = b"general.file_type" + struct.pack("<I", 4)
     assert key + struct.pack("<I", 1) in content
-    (tmp_path / "x.gguf").write_bytes(content.replace(key + struct.pack("<I", 1), key + struct.pack("<I", 40)))
+    (tmp_path / "x.gguf").write_bytes(
+        content.replace(key + struct.pack("<I", 1), key + struct.pack("<I", 40))
+    )
     assert inspect(tmp_path / "x.gguf").file_type != "i2_s"
 
 
 @pytest.mark.parametrize("packing", ["master", "packed-multiply", "packed-divide"])
 def test_a_checkpoint(checkpoint_of: Callable[..., Path], packing: str) -> None:
     report = inspect(checkpoint_of(packing))
-    assert (report.kind, report.architecture, report.file_type) == ("checkpoint", "BitNetForCausalLM", packing)
+    assert (report.kind, report.architecture, report.file_type) == (
+        "checkpoint",
+        "BitNetForCausalLM",
+        packing,
+    )
     assert report.problems == []
     assert report.types == ({"f32": 24} if packing == "master" else {"f32": 24, "u8": 14})
     assert report.metadata["hidden_size"] == 256

@@ -62,7 +62,8 @@ def verify_tokenizer(gguf_path: Path, folder: Path, vocabulary: Vocabulary) -> N
     """Encode hard strings, and every special token, with libllama and with tokenizer.json.
 
     Raises:
-        TokenizerError: libllama cannot load the vocabulary, or a string's ids differ; names the first such string.
+        TokenizerError: libllama cannot load the vocabulary, or a string's ids differ; names the first such
+            string.
         NativeLibraryError: there is no libllama of ours.
     """
     from bitexport.runtime.model import load
@@ -74,7 +75,8 @@ def verify_tokenizer(gguf_path: Path, folder: Path, vocabulary: Vocabulary) -> N
         model = load(gguf_path, vocab_only=True)
     except GGUFError as error:
         raise TokenizerError(
-            f"llama.cpp refuses the vocabulary (pre-tokenizer '{vocabulary.pre}'): {error}; check --pre-tokenizer"
+            f"llama.cpp refuses the vocabulary (pre-tokenizer '{vocabulary.pre}'): {error}; check "
+            "--pre-tokenizer"
         ) from error
     try:
         for text in (*HARD_STRINGS, *_special_strings(reference)):

@@ -85,7 +85,9 @@ def test_a_value_that_is_no_number(tmp_path: Path, bad: float) -> None:
 
 def test_large_finite_values_pass(tmp_path: Path) -> None:
     values = torch.full((4, 4), torch.finfo(torch.float32).max)
-    np.testing.assert_array_equal(open_checkpoint(folder_of(tmp_path, {"w": values})).read("w"), values.numpy())
+    np.testing.assert_array_equal(
+        open_checkpoint(folder_of(tmp_path, {"w": values})).read("w"), values.numpy()
+    )
 
 
 def test_other_dtypes_are_errors_where_they_are_read(tmp_path: Path) -> None:
@@ -142,7 +144,8 @@ def test_a_tensor_that_the_index_lacks_or_puts_elsewhere(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    "name", ["../outside.safetensors", "/etc/passwd", "a/b.safetensors", "..", ".", "", "a\\b", "C:x", "a\x00b"]
+    "name",
+    ["../outside.safetensors", "/etc/passwd", "a/b.safetensors", "..", ".", "", "a\\b", "C:x", "a\x00b"],
 )
 def test_an_index_that_points_outside(tmp_path: Path, name: str) -> None:
     folder = tmp_path / "checkpoint"
@@ -203,9 +206,11 @@ def test_no_folder(tmp_path: Path) -> None:
         open_checkpoint(tmp_path / "file")
 
 
-@pytest.mark.parametrize("index", ['{"weight_map": {}}', "{}", '{"weight_map": {"a": 1}}', '{"weight_map": []}'])
+@pytest.mark.parametrize(
+    "index", ['{"weight_map": {}}', "{}", '{"weight_map": {"a": 1}}', '{"weight_map": []}']
+)
 def test_an_index_without_a_map(tmp_path: Path, index: str) -> None:
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "model.safetensors.index.json").write_text(index)
-    with pytest.raises(CheckpointError, match="index.json"):
+    with pytest.raises(CheckpointError, match=r"index.json"):
         open_checkpoint(tmp_path)

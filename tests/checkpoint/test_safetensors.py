@@ -31,7 +31,11 @@ def entry(begin: int, end: int, shape: list[int], dtype: str = "F32") -> dict[st
 
 def test_reads_what_the_library_writes(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
-    arrays = {"b": np.ones((2, 3), np.float16), "a": np.arange(5, dtype=np.float32), "s": np.zeros((), np.uint8)}
+    arrays = {
+        "b": np.ones((2, 3), np.float16),
+        "a": np.arange(5, dtype=np.float32),
+        "s": np.zeros((), np.uint8),
+    }
     save_file(arrays, path, metadata={"format": "np"})
     found = read_header(path)
     assert {name: info.shape for name, info in found.items()} == {"a": (5,), "b": (2, 3), "s": ()}

@@ -49,7 +49,11 @@ def test_names_of_the_official_file() -> None:
     assert BITNET.gguf_name("model.layers.29.self_attn.attn_sub_norm.weight") == "blk.29.attn_sub_norm.weight"
     assert BITNET.gguf_name("model.layers.0.mlp.ffn_sub_norm.weight") == "blk.0.ffn_sub_norm.weight"
     assert BITNET.source_name("blk.3.attn_output.weight") == "model.layers.3.self_attn.o_proj.weight"
-    for name in ("model.layers.x.mlp.up_proj.weight", "model.layers.01.mlp.up_proj.weight", "model.layers.1.mlp.up_proj"):
+    for name in (
+        "model.layers.x.mlp.up_proj.weight",
+        "model.layers.01.mlp.up_proj.weight",
+        "model.layers.1.mlp.up_proj",
+    ):
         assert BITNET.gguf_name(name) is None
 
 
@@ -149,7 +153,9 @@ def test_rope_in_both_spellings() -> None:
     assert read_rope({}, 1e4) == Rope(1e4)
     linear = Rope(5e5, "linear", 2.0)
     assert read_rope({"rope_theta": 5e5, "rope_scaling": {"type": "linear", "factor": 2.0}}, 1e4) == linear
-    assert read_rope({"rope_parameters": {"rope_theta": 5e5, "rope_type": "linear", "factor": 2}}, 1e4) == linear
+    assert (
+        read_rope({"rope_parameters": {"rope_theta": 5e5, "rope_type": "linear", "factor": 2}}, 1e4) == linear
+    )
     metadata = BITNET.metadata(BITNET.hyperparameters(config(rope_scaling={"type": "linear", "factor": 2.0})))
     assert metadata["bitnet-b1.58.rope.scaling.type"] == "linear"
     assert metadata["bitnet-b1.58.rope.scaling.factor"] == 2.0

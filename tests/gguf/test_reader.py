@@ -123,14 +123,14 @@ def test_damaged_headers(tmp_path: Path, content: bytes, message: str) -> None:
 
 def test_type_36_without_its_tail(tmp_path: Path) -> None:
     short = header(i2_s_entry("t", 4, 0), 1) + bytes(128)  # the codes alone
-    with pytest.raises(GGUFError, match="'t' .i2_s, 160 bytes. ends at byte"):
+    with pytest.raises(GGUFError, match=r"'t' .i2_s, 160 bytes. ends at byte"):
         read_gguf(write(tmp_path, short))
 
 
 def test_type_36_with_too_little_room(tmp_path: Path) -> None:
     # the second tensor starts where the codes of the first end
     entries = i2_s_entry("first", 4, 0) + i2_s_entry("second", 4, 128)
-    with pytest.raises(GGUFError, match="'first' of type 36.*room for 128 bytes, expected 160"):
+    with pytest.raises(GGUFError, match=r"'first' of type 36.*room for 128 bytes, expected 160"):
         read_gguf(write(tmp_path, header(entries, 2) + bytes(320)))
 
 
@@ -143,7 +143,7 @@ def test_type_36_with_too_much_room(tmp_path: Path) -> None:
 
 
 def test_type_36_whose_elements_fill_no_block(tmp_path: Path) -> None:
-    with pytest.raises(GGUFError, match="type 36 .* no multiple of its block of 128"):
+    with pytest.raises(GGUFError, match=r"type 36 .* no multiple of its block of 128"):
         read_gguf(write(tmp_path, header(i2_s_entry("t", 3, 0, columns=64), 1) + bytes(160)))
 
 
@@ -159,7 +159,14 @@ def test_no_such_file(tmp_path: Path) -> None:
 def test_no_damage_gets_past_as_anything_but_our_error(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
-    keys = text("k") + struct.pack("<IIQ", 9, 8, 2) + text("x") + text("yz") + text("n") + struct.pack("<IB", 7, 1)
+    keys = (
+        text("k")
+        + struct.pack("<IIQ", 9, 8, 2)
+        + text("x")
+        + text("yz")
+        + text("n")
+        + struct.pack("<IB", 7, 1)
+    )
     good = bytearray(header(i2_s_entry("t", 4, 0) + i2_s_entry("u", 4, 160), 2, keys, 2) + bytes(320))
     for _ in range(data.draw(st.integers(1, 4))):
         good[data.draw(st.integers(0, len(good) - 1))] = data.draw(st.integers(0, 255))

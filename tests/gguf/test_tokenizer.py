@@ -9,7 +9,7 @@ from typing import Any
 
 import gguf
 import pytest
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, processors, trainers
 
 from bitexport.convert import convert
 from bitexport.errors import TokenizerError
@@ -43,7 +43,9 @@ def test_everything_that_llama_cpp_wants(folder: Path) -> None:
     assert found.tokens[size:] == [f"[PAD{i}]" for i in range(size, 512)]
     assert set(found.types[size:]) == {gguf.TokenType.UNUSED}
     assert found.padded == 512 - size
-    assert found.merges[0].split() == json.loads((folder / "tokenizer.json").read_text())["model"]["merges"][0]
+    assert (
+        found.merges[0].split() == json.loads((folder / "tokenizer.json").read_text())["model"]["merges"][0]
+    )
     assert found.special == {"bos": 0, "eos": 1, "pad": 2}
     assert (found.add_bos, found.add_eos) == (True, False)
     assert found.chat_template.startswith("{% for m in messages %}")
@@ -108,7 +110,9 @@ def test_tokenizers_that_llama_cpp_lacks(
 
 
 def test_other_kinds_of_model(tmp_path: Path) -> None:
-    Tokenizer(models.WordPiece({"a": 0, "[UNK]": 1}, unk_token="[UNK]")).save(str(tmp_path / "tokenizer.json"))
+    Tokenizer(models.WordPiece({"a": 0, "[UNK]": 1}, unk_token="[UNK]")).save(
+        str(tmp_path / "tokenizer.json")
+    )
     with pytest.raises(TokenizerError, match="type 'WordPiece'; expected BPE"):
         read_vocabulary(tmp_path, 512)
 
@@ -173,7 +177,9 @@ def test_names_by_structure(steps: list[tuple[str, ...]], ignore_merges: bool, n
     described = [parts[step[0]](*step[1:]) for step in steps]
     description = {
         "model": {"ignore_merges": ignore_merges},
-        "pre_tokenizer": {"type": "Sequence", "pretokenizers": described} if len(described) > 1 else described[0],
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": described}
+        if len(described) > 1
+        else described[0],
     }
     assert name_of(tiny_tokenizer(), description, None) == name
 
@@ -239,7 +245,12 @@ def test_sentencepiece_like_bpe(tmp_path: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     found = read_vocabulary(folder, 512)
     assert (found.model, found.pre, found.add_bos, found.add_space_prefix) == ("llama", "default", True, True)
-    assert found.types[:4] == [gguf.TokenType.UNKNOWN, gguf.TokenType.CONTROL, gguf.TokenType.CONTROL, gguf.TokenType.BYTE]
+    assert found.types[:4] == [
+        gguf.TokenType.UNKNOWN,
+        gguf.TokenType.CONTROL,
+        gguf.TokenType.CONTROL,
+        gguf.TokenType.BYTE,
+    ]
     assert found.scores[0] == UNMERGED_SCORE
     assert max(found.scores) == 0
     report = convert(folder, tmp_path / "x.gguf", embed_type="f16")
@@ -247,13 +258,15 @@ def test_sentencepiece_like_bpe(tmp_path: Path) -> None:
 
 
 def test_a_name_that_llama_cpp_lacks(tmp_path: Path, checkpoint_of: Callable[..., Path]) -> None:
-    with pytest.raises(TokenizerError, match="refuses the vocabulary .pre-tokenizer 'nonsense'.*--pre-tokenizer") as caught:
+    with pytest.raises(
+        TokenizerError, match=r"refuses the vocabulary .pre-tokenizer 'nonsense'.*--pre-tokenizer"
+    ) as caught:
         convert(checkpoint_of(), tmp_path / "x.gguf", embed_type="f16", pre_tokenizer="nonsense")
     assert "\n" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_wrong_pre_tokenizer_names_the_string(tmp_path: Path, checkpoint_of: Callable[..., Path]) -> None:
-    with pytest.raises(TokenizerError, match="llama.cpp tokenizes '.*' differently.*pre-tokenizer 'qwen2'"):
+    with pytest.raises(TokenizerError, match=r"llama.cpp tokenizes '.*' differently.*pre-tokenizer 'qwen2'"):
         convert(checkpoint_of(), tmp_path / "x.gguf", embed_type="f16", pre_tokenizer="qwen2")
     assert list(tmp_path.iterdir()) == []

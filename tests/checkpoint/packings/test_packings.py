@@ -106,7 +106,10 @@ def test_each_packing_gives_the_same_tensor(tmp_path: Path) -> None:
     packed = torch.from_numpy(pack_two_bit(trits))
     cases = {
         ("master", "autobitlinear", "online"): {"w.weight": torch.from_numpy(weights)},
-        ("packed-multiply", "autobitlinear", "offline"): {"w.weight": packed, "w.weight_scale": torch.tensor([mean])},
+        ("packed-multiply", "autobitlinear", "offline"): {
+            "w.weight": packed,
+            "w.weight_scale": torch.tensor([mean]),
+        },
         ("packed-divide", "bitlinear", "offline"): {
             "w.weight": packed,
             "w.weight_scale": torch.tensor([np.float32(1) / mean]),
@@ -134,14 +137,20 @@ def test_a_bfloat16_scale_without_dimensions(tmp_path: Path) -> None:
 @pytest.mark.parametrize("linear", ["autobitlinear", "bitlinear"])
 @pytest.mark.parametrize("scale", [0.0, -0.5, math.nan, math.inf])
 def test_a_scale_that_is_none_names_its_tensor(tmp_path: Path, linear: str, scale: float) -> None:
-    tensors = {"w.weight": torch.full((1, 4), 0b01010101, dtype=torch.uint8), "w.weight_scale": torch.tensor([scale])}
+    tensors = {
+        "w.weight": torch.full((1, 4), 0b01010101, dtype=torch.uint8),
+        "w.weight_scale": torch.tensor([scale]),
+    }
     checkpoint = folder_of(tmp_path, tensors, linear_class=linear)
     with pytest.raises(CheckpointError, match=r"'w\.weight_scale'"):
         packing_of(checkpoint).unpack(checkpoint, "w.weight")
 
 
 def test_a_scale_whose_reciprocal_is_none(tmp_path: Path) -> None:
-    tensors = {"w.weight": torch.full((1, 4), 0b01010101, dtype=torch.uint8), "w.weight_scale": torch.tensor([1e-45])}
+    tensors = {
+        "w.weight": torch.full((1, 4), 0b01010101, dtype=torch.uint8),
+        "w.weight_scale": torch.tensor([1e-45]),
+    }
     checkpoint = folder_of(tmp_path, tensors)
     with pytest.raises(CheckpointError, match=r"'w\.weight_scale' gives a scale of inf"):
         packing_of(checkpoint).unpack(checkpoint, "w.weight")
@@ -178,7 +187,7 @@ def test_packed_tensors_that_are_none(
 def test_master_weights_that_are_bytes(tmp_path: Path) -> None:
     tensors = {"w.weight": torch.zeros(1, 4, dtype=torch.uint8)}
     checkpoint = folder_of(tmp_path, tensors, linear_class="autobitlinear", quantization_mode="online")
-    with pytest.raises(CheckpointError, match="has dtype U8.*says online"):
+    with pytest.raises(CheckpointError, match=r"has dtype U8.*says online"):
         packing_of(checkpoint).check(checkpoint, "w.weight")
 
 
