@@ -40,6 +40,7 @@ class Reference:
         self.tokenizer = tokenizer
         self.n_vocab = int(model.config.vocab_size)
         self.n_ctx = int(model.config.max_position_embeddings)
+        self._cache: Any = None
 
     def tokenize(self, text: str) -> list[int]:
         """Token ids of ``text``, with the special tokens that the tokenizer puts around it."""
@@ -63,13 +64,23 @@ class Reference:
         """
         return self._run(ids).logits[0].numpy()  # type: ignore[no-any-return]
 
+    def clear(self) -> None:
+        """Forget what :meth:`feed` was given."""
+        self._cache = None
+
+    def feed(self, ids: Sequence[int]) -> npt.NDArray[np.float32]:
+        """Continue with ``ids`` and return the logits after the last of them, float32 ``[V]``."""
+        output = self._run(ids, past_key_values=self._cache, use_cache=True, logits_to_keep=1)
+        self._cache = output.past_key_values
+        return output.logits[0, -1].numpy()  # type: ignore[no-any-return]
+
     def greedy(self, ids: Sequence[int], count: int) -> list[int]:
         """The ``count`` most likely tokens after ``ids``, one by one; it does not stop at an end of text."""
+        self.clear()
         continuation: list[int] = []
-        following, cache = list(ids), None
+        following: Sequence[int] = ids
         for _ in range(count):
-            output = self._run(following, past_key_values=cache, use_cache=True, logits_to_keep=1)
-            following, cache = [int(output.logits[0, -1].argmax())], output.past_key_values
+            following = [int(self.feed(following).argmax())]
             continuation += following
         return continuation
 
@@ -116,6 +127,9 @@ def load_reference(path: str | os.PathLike[str]) -> Reference:
     with _quiet(), eager():
         model = _load_model(folder)
         tokenizer = _load_tokenizer(folder)
+    # Whatever dtype is asked for, transformers leaves what a pre-quantized checkpoint stores as bfloat16 as it
+    # is; and its own float() refuses quantized models, though packed weights stay uint8.
+    nn.Module.float(model)
     return Reference(folder, model.eval(), tokenizer)
 
 

@@ -1,0 +1,99 @@
+"""How far two sets of logits are apart."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+# Positions compared at once: in float64 that many rows of a 128k vocabulary take 32 MiB.
+_ROWS = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Two logit arrays compared position by position; every array has shape ``[T]``.
+
+    Attributes:
+        cosine: float64, cosine of the angle between the two rows; NaN where a row is zero or not finite.
+        same_top1: bool, whether both rows have their largest logit at the same token.
+        kl: float64, Kullback-Leibler divergence of the second distribution from the first, in nats.
+        max_abs_diff: float64, largest absolute difference of a logit.
+    """
+
+    cosine: npt.NDArray[np.float64]
+    same_top1: npt.NDArray[np.bool_]
+    kl: npt.NDArray[np.float64]
+    max_abs_diff: npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """A :class:`Comparison` in five numbers.
+
+    Attributes:
+        positions: how many were compared.
+        cosine_min, cosine_mean: of the positions' cosines.
+        top1_agreement: fraction of positions where both sides find the same token most likely.
+        kl_mean: mean divergence KL(Python || C++), in nats.
+        max_abs_diff: largest difference of any logit at any position.
+    """
+
+    positions: int
+    cosine_min: float
+    cosine_mean: float
+    top1_agreement: float
+    kl_mean: float
+    max_abs_diff: float
+
+
+def compare(first: npt.NDArray[np.float32], second: npt.NDArray[np.float32]) -> Comparison:
+    """Compare two logit arrays of shape ``[T, V]``, in float64."""
+    parts = [
+        _compare(
+            first[begin : begin + _ROWS].astype(np.float64), second[begin : begin + _ROWS].astype(np.float64)
+        )
+        for begin in range(0, len(first), _ROWS)
+    ]
+    return join(parts)
+
+
+def join(parts: list[Comparison]) -> Comparison:
+    """Several comparisons as one, in their order."""
+    return Comparison(
+        cosine=np.concatenate([part.cosine for part in parts]),
+        same_top1=np.concatenate([part.same_top1 for part in parts]),
+        kl=np.concatenate([part.kl for part in parts]),
+        max_abs_diff=np.concatenate([part.max_abs_diff for part in parts]),
+    )
+
+
+def summarize(comparison: Comparison) -> Agreement:
+    """The numbers that a report shows. A NaN anywhere makes the minimum and the means NaN."""
+    return Agreement(
+        positions=len(comparison.cosine),
+        cosine_min=float(comparison.cosine.min()),
+        cosine_mean=float(comparison.cosine.mean()),
+        top1_agreement=float(comparison.same_top1.mean()),
+        kl_mean=float(comparison.kl.mean()),
+        max_abs_diff=float(comparison.max_abs_diff.max()),
+    )
+
+
+def log_softmax(logits: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Log-probabilities along the last axis."""
+    shifted = logits - logits.max(axis=-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))  # type: ignore[no-any-return]
+
+
+def _compare(first: npt.NDArray[np.float64], second: npt.NDArray[np.float64]) -> Comparison:
+    with np.errstate(invalid="ignore", divide="ignore"):
+        norms = np.linalg.norm(first, axis=-1) * np.linalg.norm(second, axis=-1)
+        p, q = log_softmax(first), log_softmax(second)
+        return Comparison(
+            cosine=(first * second).sum(axis=-1) / norms,
+            same_top1=first.argmax(axis=-1) == second.argmax(axis=-1),
+            kl=(np.exp(p) * (p - q)).sum(axis=-1),
+            max_abs_diff=np.abs(first - second).max(axis=-1),
+        )

@@ -1,0 +1,75 @@
+"""Greedy continuation of one text by two models in step, and what to make of it where they part."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+#: Logits closer than this are a tie for all that rounding can tell: the two probabilities differ by a tenth.
+NEAR_TIE = 0.1
+
+
+class Steps(Protocol):
+    """A model that is run step by step."""
+
+    def clear(self) -> None:
+        """Forget every position."""
+        ...
+
+    def feed(self, ids: Sequence[int]) -> npt.NDArray[np.float32]:
+        """Continue with ``ids``; the logits after the last of them, float32 ``[V]``."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Parting:
+    """The first step at which two greedy continuations differ.
+
+    Attributes:
+        step: how many tokens they had in common.
+        python_token, cpp_token: what each side chose.
+        python_gap, cpp_gap: by how much each side preferred its own choice to the other's, in logits.
+    """
+
+    step: int
+    python_token: int
+    cpp_token: int
+    python_gap: float
+    cpp_gap: float
+
+    @property
+    def near_tie(self) -> bool:
+        """Whether neither side preferred its choice by more than :data:`NEAR_TIE`."""
+        return max(self.python_gap, self.cpp_gap) <= NEAR_TIE
+
+
+@dataclass(frozen=True, slots=True)
+class Continuation:
+    """What both models wrote up to where they part, if they do."""
+
+    tokens: list[int]
+    parting: Parting | None
+
+
+def continue_in_step(python: Steps, cpp: Steps, ids: Sequence[int], count: int) -> Continuation:
+    """Let both models choose the most likely token ``count`` times; stop where they choose differently.
+
+    Neither stops at an end of text.
+    """
+    python.clear()
+    cpp.clear()
+    common: list[int] = []
+    following: Sequence[int] = ids
+    for step in range(count):
+        ours, theirs = python.feed(following), cpp.feed(following)
+        a, b = int(ours.argmax()), int(theirs.argmax())
+        if a != b:
+            gaps = float(ours[a]) - float(ours[b]), float(theirs[b]) - float(theirs[a])
+            return Continuation(common, Parting(step, a, b, *gaps))
+        common.append(a)
+        following = [a]
+    return Continuation(common, None)

@@ -1,0 +1,279 @@
+"""Does C++ compute what PyTorch computes? Logits compared at every position, on the user's own files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from bitexport.comparison import Agreement, Comparison, compare, join, summarize
+from bitexport.errors import GGUFError, TokenizerError, UsageError
+from bitexport.greedy import Continuation, continue_in_step
+from bitexport.perplexity import WINDOW, Perplexities, perplexities
+from bitexport.progress import Progress, ProgressEvent, ignore
+from bitexport.prompts import built_in_prompts
+from bitexport.reference import Reference, load_reference
+from bitexport.rounding import Alignment, compare_aligned, noise_floor
+from bitexport.runtime.model import Session
+
+MIN_COSINE = 0.9999
+#: Perplexity of C++ and Python may differ by this much, relatively.
+MAX_PERPLEXITY_DIFFERENCE = 0.001
+
+
+@dataclass(frozen=True, slots=True)
+class PromptResult:
+    """One prompt: its tokens, how far the logits agree, and the greedy continuation if one was asked for."""
+
+    prompt: str
+    tokens: int
+    agreement: Agreement
+    continuation: Continuation | None
+
+
+@dataclass(frozen=True)
+class ParityReport:
+    """What :func:`parity` found.
+
+    Attributes:
+        prompts: one result a prompt.
+        plain: all positions, both sides left to themselves.
+        aligned: the same with rounding decisions aligned, and what those were; None when not looked at.
+        noise_floor: PyTorch against itself with embeddings moved by one float32 step; None when not asked for.
+        perplexity: None when no text was given.
+        min_cosine: the threshold.
+        judged_aligned: the threshold applies to ``aligned``, not to ``plain``.
+        greedy_tokens: asked for at each prompt.
+        tier: the kernels that ran.
+    """
+
+    prompts: list[PromptResult]
+    plain: Agreement
+    aligned: Alignment | None
+    noise_floor: Agreement | None
+    perplexity: Perplexities | None
+    min_cosine: float
+    judged_aligned: bool
+    greedy_tokens: int
+    tier: str
+
+    @property
+    def judged(self) -> Agreement:
+        """The numbers that the threshold applies to."""
+        return self.aligned.agreement if self.judged_aligned and self.aligned else self.plain
+
+    @property
+    def passed(self) -> bool:
+        """Whether every threshold holds. NaN never passes."""
+        explained = not self.judged_aligned or (self.aligned is not None and self.aligned.unexplained == 0)
+        same_perplexity = (
+            self.perplexity is None or self.perplexity.relative_difference <= MAX_PERPLEXITY_DIFFERENCE
+        )
+        return explained and same_perplexity and self.judged.cosine_min >= self.min_cosine
+
+    @property
+    def greedy_match(self) -> float | None:
+        """Fraction of prompts whose greedy continuations are identical; None when none were made."""
+        made = [result.continuation for result in self.prompts if result.continuation is not None]
+        return sum(item.parting is None for item in made) / len(made) if made else None
+
+    def to_json(self) -> dict[str, Any]:
+        """The contract's keys, then more."""
+        judged = asdict(self.judged)
+        return {
+            "prompts": len(self.prompts),
+            "positions": judged.pop("positions"),
+            **judged,
+            "greedy_match": self.greedy_match,
+            "passed": self.passed,
+            "min_cosine": self.min_cosine,
+            "judged": "aligned" if self.judged_aligned else "plain",
+            "plain": asdict(self.plain),
+            "aligned": asdict(self.aligned) if self.aligned else None,
+            "noise_floor": asdict(self.noise_floor) if self.noise_floor else None,
+            "perplexity": _perplexity_json(self.perplexity),
+            "greedy_tokens": self.greedy_tokens,
+            "tier": self.tier,
+            "verdict": verdict(self),
+            "rows": [_row_json(result) for result in self.prompts],
+        }
+
+
+def parity(
+    checkpoint: str | os.PathLike[str],
+    gguf: str | os.PathLike[str],
+    prompts: Sequence[str] | None = None,
+    *,
+    tokens: int = 0,
+    min_cosine: float = MIN_COSINE,
+    align: bool = False,
+    measure_noise_floor: bool = False,
+    text: str | None = None,
+    threads: int = 0,
+    progress: Progress = ignore,
+) -> ParityReport:
+    """Run prompts through PyTorch and through C++ and compare.
+
+    Args:
+        checkpoint: folder of the checkpoint, run by transformers in float32.
+        gguf: the file made of it, run by our libllama with a float32 key-value cache.
+        prompts: texts; the built-in ones when None.
+        tokens: greedy tokens to continue each prompt with on both sides.
+        min_cosine: what the smallest cosine of any position has to reach.
+        align: judge with rounding decisions aligned, see :mod:`bitexport.reference.alignment`. Otherwise they are
+            aligned only to explain positions below ``min_cosine``.
+        measure_noise_floor: also compare PyTorch with itself under the smallest disturbance.
+        text: compare the perplexity of this text as well.
+        threads: for C++; 0 takes one a processor.
+        progress: told of every prompt.
+
+    Raises:
+        TokenizerError: the sides disagree on the tokens of a prompt.
+        UsageError: a prompt is empty, or with ``tokens`` longer than the model's context.
+        CheckpointError, GGUFError, NativeLibraryError: a side cannot be loaded.
+    """
+    texts = list(prompts) if prompts is not None else built_in_prompts()
+    if not texts:
+        raise UsageError("there are no prompts; give at least one")
+    progress(ProgressEvent(0, len(texts), "prompts", "loading"))
+    reference = load_reference(checkpoint)
+    ids_of = [_python_ids(reference, index, prompt, tokens) for index, prompt in enumerate(texts)]
+    window = min(WINDOW, reference.n_ctx)
+    longest = max(len(ids) for ids in ids_of) + tokens
+    n_ctx = max(longest, window if text is not None else 0)
+    with Session(gguf, n_ctx=n_ctx, n_threads=threads) as session:
+        _check_same_vocabulary(reference, session)
+        for index, (prompt, ids) in enumerate(zip(texts, ids_of, strict=True)):
+            check_same_tokens(reference, session, f"prompt {index + 1}", prompt, ids)
+
+        results, comparisons = [], []
+        for index, (prompt, ids) in enumerate(zip(texts, ids_of, strict=True)):
+            progress(ProgressEvent(index, len(texts), "prompts", "comparing logits"))
+            comparison = compare(reference.logits(ids), session.logits(ids))
+            continuation = continue_in_step(reference, session, ids, tokens) if tokens else None
+            results.append(PromptResult(prompt, len(ids), summarize(comparison), continuation))
+            comparisons.append(comparison)
+
+        plain = join(comparisons)
+        aligned = _aligned(reference, session, ids_of, plain, min_cosine, align, progress)
+        return ParityReport(
+            prompts=results,
+            plain=summarize(plain),
+            aligned=aligned,
+            noise_floor=noise_floor(reference, ids_of, progress) if measure_noise_floor else None,
+            perplexity=_perplexity(reference, session, text, window, progress),
+            min_cosine=min_cosine,
+            judged_aligned=align,
+            greedy_tokens=tokens,
+            tier=session.tier,
+        )
+
+
+def check_same_tokens(
+    reference: Reference, session: Session, what: str, text: str, python_ids: Sequence[int]
+) -> None:
+    """Raise TokenizerError, naming the first token that differs, unless both sides give the same ids."""
+    cpp_ids = session.tokenize(text)
+    if list(python_ids) == cpp_ids:
+        return
+    pairs = zip(python_ids, cpp_ids, strict=False)
+    at = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(python_ids), len(cpp_ids)))
+
+    def name(ids: Sequence[int]) -> str:
+        return f"{ids[at]} ({reference.text([ids[at]])!r})" if at < len(ids) else "absent"
+
+    raise TokenizerError(
+        f"{what} is tokenized differently: token {at} is {name(python_ids)} in Python and {name(cpp_ids)} in C++; "
+        "the GGUF has another tokenizer or pre-tokenizer: convert the checkpoint again"
+    )
+
+
+def verdict(report: ParityReport) -> str:
+    """What the numbers mean, in a sentence."""
+    judged, threshold = report.judged, report.min_cosine
+    if report.passed:
+        how = " once rounding decisions are aligned" if report.judged_aligned else ""
+        return (
+            f"C++ computes what PyTorch computes: cosine is at least {judged.cosine_min:.8f} at all "
+            f"{judged.positions:,} positions{how} (threshold {threshold:g})."
+        )
+    text = report.perplexity
+    if judged.cosine_min >= threshold and text and text.relative_difference > MAX_PERPLEXITY_DIFFERENCE:
+        return (
+            f"The logits agree, but perplexity differs by {text.relative_difference:.3%} "
+            f"(at most {MAX_PERPLEXITY_DIFFERENCE:.1%} is expected)."
+        )
+    missed = f"cosine falls to {judged.cosine_min:.8f}, below the threshold {threshold:g}"
+    if report.aligned is None:
+        return f"C++ and PyTorch disagree: {missed}."
+    if report.aligned.unexplained:
+        return f"C++ and PyTorch disagree: {missed}; {report.aligned.describe()}."
+    if report.aligned.agreement.cosine_min >= threshold and not report.judged_aligned:
+        return (
+            f"Below the threshold by rounding alone: {missed}, but {report.aligned.describe()}; "
+            "--align judges by that."
+        )
+    return f"C++ and PyTorch disagree: {missed}; {report.aligned.describe()}."
+
+
+def _python_ids(reference: Reference, index: int, prompt: str, tokens: int) -> list[int]:
+    ids = reference.tokenize(prompt)
+    if not ids:
+        raise UsageError(f"prompt {index + 1} has no tokens; give a text that is not empty")
+    if len(ids) + tokens > reference.n_ctx:
+        raise UsageError(
+            f"prompt {index + 1} has {len(ids)} tokens, which with {tokens} more exceed the model's context of "
+            f"{reference.n_ctx}; shorten it or give a smaller --tokens"
+        )
+    return ids
+
+
+def _check_same_vocabulary(reference: Reference, session: Session) -> None:
+    if reference.n_vocab != session.n_vocab:
+        raise GGUFError(
+            f"{session.path} has a vocabulary of {session.n_vocab} tokens, the checkpoint of {reference.n_vocab}; "
+            "is it made from this checkpoint?"
+        )
+
+
+def _aligned(
+    reference: Reference,
+    session: Session,
+    ids_of: Sequence[Sequence[int]],
+    plain: Comparison,
+    min_cosine: float,
+    align: bool,
+    progress: Progress,
+) -> Alignment | None:
+    """Every prompt aligned when that is what is judged; else only when there is something to explain."""
+    if align or not plain.cosine.min() >= min_cosine:
+        return compare_aligned(reference, session, ids_of, progress)
+    return None
+
+
+def _perplexity(
+    reference: Reference, session: Session, text: str | None, window: int, progress: Progress
+) -> Perplexities | None:
+    if text is None:
+        return None
+    ids = reference.tokenize(text)
+    check_same_tokens(reference, session, "the text", text, ids)
+    return perplexities(reference, session, ids, window, progress)
+
+
+def _perplexity_json(found: Perplexities | None) -> dict[str, Any] | None:
+    return {**asdict(found), "relative_difference": found.relative_difference} if found else None
+
+
+def _row_json(result: PromptResult) -> dict[str, Any]:
+    row: dict[str, Any] = {"prompt": result.prompt, "tokens": result.tokens, **asdict(result.agreement)}
+    del row["positions"]
+    if result.continuation is not None:
+        parting = result.continuation.parting
+        row["greedy"] = {
+            "identical": parting is None,
+            "common_tokens": result.continuation.tokens,
+            "parting": {**asdict(parting), "near_tie": parting.near_tie} if parting else None,
+        }
+    return row

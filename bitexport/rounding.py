@@ -1,0 +1,102 @@
+"""How much of a disagreement is rounding: logits with rounding decisions aligned, and PyTorch's own noise."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from bitexport.comparison import Agreement, compare, join, summarize
+from bitexport.progress import Progress, ProgressEvent, ignore
+from bitexport.reference import Reference
+from bitexport.reference.alignment import Decisions, aligned_rounding
+from bitexport.runtime.model import Session
+from bitexport.runtime.observe import record_activations
+
+#: Half of float32's machine epsilon: what a single rounding may move a value by, relatively.
+_FLOAT32_ROUNDING = 2.0**-24
+
+
+@dataclass(frozen=True, slots=True)
+class Alignment:
+    """Agreement when PyTorch takes C++'s side wherever an activation lies on the edge between two steps.
+
+    Attributes:
+        agreement: of the logits, then.
+        compared: activations quantized on both sides.
+        adopted: those on the edge that C++ rounded the other way.
+        farthest_steps: the largest distance from the edge among them, in steps of the 8-bit activation.
+        unexplained: activations that differ without being on the edge.
+        first_unexplained: GGUF name of the first weight that received such a one.
+    """
+
+    agreement: Agreement
+    compared: int
+    adopted: int
+    farthest_steps: float
+    unexplained: int
+    first_unexplained: str | None
+
+    def describe(self) -> str:
+        """The finding as a clause."""
+        if self.unexplained:
+            return (
+                f"{self.unexplained:,} of {self.compared:,} activations differ by more than rounding explains, "
+                f"the first of them at the input of {self.first_unexplained}"
+            )
+        return (
+            f"cosine is at least {self.agreement.cosine_min:.8f} once PyTorch rounds as C++ did at the "
+            f"{self.adopted:,} of {self.compared:,} activations that lie on an edge "
+            f"(at most {self.farthest_steps:.1g} of a step from it)"
+        )
+
+
+def compare_aligned(
+    reference: Reference, session: Session, ids_of: Sequence[Sequence[int]], progress: Progress = ignore
+) -> Alignment:
+    """Compare logits with rounding decisions aligned, see :mod:`bitexport.reference.alignment`."""
+    layers = reference.ternary_layers()
+    comparisons = []
+    runs: list[Decisions] = []
+    for index, ids in enumerate(ids_of):
+        progress(ProgressEvent(index, len(ids_of), "prompts", "aligning rounding"))
+        with record_activations() as recorded:
+            theirs = session.logits(ids)
+        with aligned_rounding(layers, recorded) as decisions:
+            ours = reference.logits(ids)
+        comparisons.append(compare(ours, theirs))
+        runs.append(decisions)
+    return Alignment(
+        agreement=summarize(join(comparisons)),
+        compared=sum(run.compared for run in runs),
+        adopted=sum(run.adopted for run in runs),
+        farthest_steps=max(run.farthest for run in runs),
+        unexplained=sum(run.unexplained for run in runs),
+        first_unexplained=next((run.first_unexplained for run in runs if run.first_unexplained), None),
+    )
+
+
+def noise_floor(
+    reference: Reference, ids_of: Sequence[Sequence[int]], progress: Progress = ignore
+) -> Agreement:
+    """PyTorch against itself when every embedding value is off by at most one float32 rounding.
+
+    No implementation can be expected to agree with PyTorch better than PyTorch agrees with itself here.
+    """
+    generator = torch.Generator().manual_seed(0)
+
+    def disturb(_module: torch.nn.Module, _inputs: object, output: torch.Tensor) -> torch.Tensor:
+        sign = torch.randint(0, 2, output.shape, generator=generator) * 2 - 1
+        return output * (1 + 2 * _FLOAT32_ROUNDING * sign)
+
+    comparisons = []
+    for index, ids in enumerate(ids_of):
+        progress(ProgressEvent(index, len(ids_of), "prompts", "measuring noise"))
+        undisturbed = reference.logits(ids)
+        handle = reference.model.get_input_embeddings().register_forward_hook(disturb)
+        try:
+            comparisons.append(compare(undisturbed, reference.logits(ids)))
+        finally:
+            handle.remove()
+    return summarize(join(comparisons))
