@@ -273,6 +273,15 @@ void bitexport_refuse_ternary(const ggml_tensor * op) {
     }
 }
 
+void bitexport_wait(int * spins) {
+    // Some 20 microseconds: longer than threads with a processor each are apart, far shorter than a time slice.
+    constexpr int patience = 1024;
+    if (++*spins == patience) {
+        *spins = 0;
+        std::this_thread::yield();
+    }
+}
+
 const char * bitexport_tier_name(void) {
     const auto * kernels = selection().kernels;
     return kernels == nullptr ? nullptr : kernels->name;

@@ -19,6 +19,10 @@ bool bitexport_uses_ternary(const struct ggml_tensor * op);
 // take, whose ordinary code would read the codes as something else.
 void bitexport_refuse_ternary(const struct ggml_tensor * op);
 
+// Called in each turn of the loop in which a thread waits for the others, with a count that starts at 0. Now and then it
+// lets another thread run: with fewer free processors than threads, those that are waited for need the one that waits.
+void bitexport_wait(int * spins);
+
 // Name of the kernel tier in use ("avx2", ...); NULL when BITEXPORT_TIER cannot be obeyed, and then
 // bitexport_tier_error() says why.
 GGML_BACKEND_API const char * bitexport_tier_name(void);

@@ -38,7 +38,7 @@ inline __m512i broadcast_quad(const int8_t * q) {
 struct Avx512Vnni {
     static constexpr int tile_tokens = 12;      // 24 accumulators, 2 chunks, 2 of their fields, mask, activations
     static constexpr int unshifted_tokens = 3;  // up to here four accumulators for each token and half fit in registers
-    static constexpr int64_t prefetch_bytes = 4096;
+    static constexpr int64_t prefetch_bytes = 512;
 
     // codes of `field`, each in the low bits of its byte
     template <int Field>

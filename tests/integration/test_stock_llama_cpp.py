@@ -21,7 +21,13 @@ PROMPT = [5, 17, 101, 42, 7, 230]
 
 def greedy(library_dir: Path, gguf: Path, tokens: int = 64) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("greedy.py")), str(gguf), str(tokens), *map(str, PROMPT)],
+        [
+            sys.executable,
+            str(Path(__file__).with_name("greedy.py")),
+            str(gguf),
+            str(tokens),
+            *map(str, PROMPT),
+        ],
         env={**os.environ, "LLAMA_CPP_LIB_PATH": str(library_dir)},
         capture_output=True,
         text=True,
@@ -37,11 +43,15 @@ def stock() -> Path:
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_checkpoint(tmp_path_factory.mktemp("llama"), "packed-multiply", architecture="llama", tied=False)
+    return tiny_checkpoint(
+        tmp_path_factory.mktemp("llama"), "packed-multiply", architecture="llama", tied=False
+    )
 
 
 @pytest.mark.parametrize("kind", ["tq2_0", "f16"])
-def test_same_greedy_text_in_stock_llama_cpp(kind: str, stock: Path, checkpoint: Path, tmp_path: Path) -> None:
+def test_same_greedy_text_in_stock_llama_cpp(
+    kind: str, stock: Path, checkpoint: Path, tmp_path: Path
+) -> None:
     gguf = tmp_path / f"{kind}.gguf"
     convert(checkpoint, gguf, type=kind, embed_type="f16")
     ours, theirs = greedy(find_library_dir(), gguf), greedy(stock, gguf)

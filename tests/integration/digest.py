@@ -1,0 +1,41 @@
+"""Print what libllama computes, to compare builds and settings bit by bit; run as a process of its own.
+
+Usage: digest.py MODEL.gguf THREADS      prints {"tier": ..., "prefill": ..., "decode": ...}, sha256 of the logits
+
+A process chooses its kernel tier once (BITEXPORT_TIER), so that each tier needs one of its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+
+import numpy as np
+
+from bitexport.runtime.model import Session
+
+TOKENS = 70
+
+
+def main() -> None:
+    with Session(sys.argv[1], n_ctx=256, n_threads=int(sys.argv[2])) as session:
+        ids = [int(token) for token in np.random.default_rng(0).integers(3, session.n_vocab, TOKENS)]
+        prefill = session.logits(ids)
+        session.clear()
+        decode = np.stack([session.feed([token]) for token in ids])
+        assert np.isfinite(prefill).all()
+        assert np.abs(prefill).max() > 0
+        print(
+            json.dumps(
+                {
+                    "tier": session.tier,
+                    "prefill": hashlib.sha256(prefill.tobytes()).hexdigest(),
+                    "decode": hashlib.sha256(decode.tobytes()).hexdigest(),
+                }
+            )
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+"""Through libllama, every kernel tier and every number of threads gives the same bits."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from bitexport.convert import convert
+from bitexport.runtime.ggml import cpu_tier
+
+TIERS = ("scalar", "avx2", "avx512vnni")
+DIGEST = "tests.integration.digest"
+
+
+def run(gguf: Path, tier: str, threads: int) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", DIGEST, str(gguf), str(threads)],
+        env={**os.environ, "BITEXPORT_TIER": tier},
+        cwd=Path(__file__).resolve().parents[2],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def gguf(tmp_path_factory: pytest.TempPathFactory, checkpoint_of: Callable[..., Path]) -> Path:
+    target = tmp_path_factory.mktemp("tiers") / "model.gguf"
+    convert(checkpoint_of("packed-multiply"), target, embed_type="f16")
+    return target
+
+
+@pytest.fixture(scope="module")
+def expected(gguf: Path) -> dict[str, str]:
+    """What the scalar reference computes with one thread."""
+    done = run(gguf, "scalar", 1)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def available() -> list[str]:
+    """The tiers up to the one that is chosen by itself, which is the best that this CPU has."""
+    return list(TIERS[: TIERS.index(cpu_tier()) + 1])
+
+
+def test_the_list_above_is_the_build_s(gguf: Path) -> None:
+    done = run(gguf, "no-such-tier", 1)
+    assert done.returncode != 0
+    assert all(tier in done.stderr for tier in TIERS), done.stderr
+
+
+@pytest.mark.parametrize("tier", TIERS)
+def test_every_tier_computes_the_same_bits(tier: str, gguf: Path, expected: dict[str, str]) -> None:
+    done = run(gguf, tier, 2)
+    if tier in available():
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout) == {**expected, "tier": tier}
+    else:
+        assert done.returncode != 0, "a tier that this CPU lacks must be refused"
+        assert tier in done.stderr
+
+
+@pytest.mark.parametrize("threads", [1, 3, 8])
+def test_every_number_of_threads_computes_the_same_bits(
+    threads: int, gguf: Path, expected: dict[str, str]
+) -> None:
+    done = run(gguf, cpu_tier(), threads)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == {**expected, "tier": cpu_tier()}
