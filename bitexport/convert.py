@@ -218,7 +218,8 @@ class _Work:
 def _metadata(plan: Plan, vocabulary: Vocabulary) -> dict[str, MetadataValue]:
     found: dict[str, MetadataValue] = {
         "general.type": "model",
-        "general.name": plan.checkpoint.path.resolve().name,
+        # a folder's name may hold bytes that are no text
+        "general.name": plan.checkpoint.path.resolve().name.encode("utf-8", "replace").decode(),
         "general.file_type": FILE_TYPES[plan.ternary_type.name],
         "general.quantization_version": 2,
         "bitexport.packing": plan.packing.name,

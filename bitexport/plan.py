@@ -58,6 +58,12 @@ def make_plan(checkpoint: Checkpoint, ternary_type: str, embed_type: str) -> Pla
     family = family_of(checkpoint.config)
     numbers = family.hyperparameters(checkpoint.config)
     packing = packing_of(checkpoint)
+    if numbers.layers > len(checkpoint.tensors):
+        raise CheckpointError(
+            f"config.json: num_hidden_layers is {numbers.layers}, but there are only "
+            f"{len(checkpoint.tensors)} tensors; "
+            "config and weights are from different models"
+        )
     claims = family.claims(numbers)
     if numbers.tied:
         claims += _head_beside_tied(checkpoint, family, numbers, warnings)

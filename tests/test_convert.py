@@ -142,7 +142,7 @@ def test_types_and_file_types(tmp_path: Path, checkpoint_of: Checkpoints, kind: 
     assert (row.scale_rounding == 0) is (kind == "i2_s")
 
 
-@pytest.mark.parametrize(("kind", "tolerance"), [("f16", 1e-3), ("q8_0", 1e-2), ("q6_k", 3e-2)])
+@pytest.mark.parametrize(("kind", "tolerance"), [("f16", 0.0), ("q8_0", 1e-2), ("q6_k", 3e-2)])
 def test_embedding_types(tmp_path: Path, checkpoint_of: Checkpoints, kind: str, tolerance: float) -> None:
     source = checkpoint_of(tied=False)
     convert(source, tmp_path / "x.gguf", embed_type=kind)
@@ -154,7 +154,7 @@ def test_embedding_types(tmp_path: Path, checkpoint_of: Checkpoints, kind: str, 
     ):
         assert [t.type.name for t in file.tensors if t.name == name] == [kind]
         error = np.abs(values(file, name) - saved[original].numpy()).max()
-        assert 0 < error < tolerance * np.abs(saved[original].numpy()).max()
+        assert error <= tolerance * np.abs(saved[original].numpy()).max()
 
 
 def test_embeddings_are_the_same_in_pieces(

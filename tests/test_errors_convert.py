@@ -241,6 +241,18 @@ CASES: dict[str, tuple[str, dict[str, Any], Callable[[Path], object], str]] = {
         config(lambda c: c["quantization_config"].update(quantization_mode="online")),
         r"has dtype U8, but quantization_config says online",
     ),
+    "absurdly many layers": (
+        "master",
+        {},
+        config(lambda c: c.update(num_hidden_layers=2**31 - 1)),
+        r"num_hidden_layers is 2147483647, but there are only 24 tensors",
+    ),
+    "absurdly large RoPE base": (
+        "master",
+        {},
+        config(lambda c: c.update(rope_parameters={"rope_theta": 1e39})),
+        r"rope_theta is 1e\+39",
+    ),
     "another activation": ("master", {}, config(lambda c: c.update(hidden_act="gelu")), r"hidden_act 'gelu'"),
     "config that is no JSON": (
         "master",
@@ -421,7 +433,7 @@ main()
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_interrupted(tmp_path: Path, checkpoint_of: Checkpoints, number: signal.Signals) -> None:
     arguments = ["convert", str(checkpoint_of()), str(tmp_path / "x.gguf"), "--embed-type", "f16"]
     process = subprocess.Popen(
@@ -437,7 +449,7 @@ def test_interrupted(tmp_path: Path, checkpoint_of: Checkpoints, number: signal.
     process.send_signal(number)
     _, stderr = process.communicate(timeout=60)
     assert not (tmp_path / "x.gguf").exists()
-    if number is signal.SIGINT:
+    if number is not signal.SIGKILL:
         assert (process.returncode, stderr) == (130, "interrupted\n")
         assert list(tmp_path.iterdir()) == []
 

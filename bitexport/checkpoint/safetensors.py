@@ -125,6 +125,11 @@ def _parse(path: Path, raw: bytes) -> dict[str, Any]:
             "download the file again"
         )
     entries.pop("__metadata__", None)
+    for name in entries:
+        if not name.isprintable():
+            raise CheckpointError(
+                f"{path.name}: tensor name {name!r} is no printable text; download the file again"
+            )
     return entries
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from bitexport.cli import options
+from bitexport.cli.interrupt import terminable
 from bitexport.cli.output import Output, format_bytes
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def convert(
     from bitexport.convert import convert as run
 
     out = Output(json=json, quiet=quiet)
-    with out.progress("converting") as progress:
+    with terminable(), out.progress("converting") as progress:
         report = run(
             checkpoint,
             output,

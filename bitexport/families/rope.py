@@ -97,6 +97,7 @@ def llama3_divisors(rope: Rope, head_dim: int) -> npt.NDArray[np.float32]:
 
 
 def _positive(value: Any, name: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+    # GGUF holds it as float32
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 1e-30 < value < 1e30:
         raise CheckpointError(f"config.json: {name} is {value!r}; expected a positive number")
     return float(value)

@@ -109,7 +109,7 @@ def _table() -> dict[str, Any] | None:
         return None
     except (OSError, ValueError) as error:
         raise TokenizerError(f"{path} cannot be read ({error}); build the native libraries again") from error
-    if not isinstance(table, dict) or not isinstance(table.get("hashes"), dict):
+    if not isinstance(table, dict) or not isinstance(table.get("hashes"), dict) or "check_text" not in table:
         raise TokenizerError(f"{path} is not the table it should be; build the native libraries again")
     return table
 

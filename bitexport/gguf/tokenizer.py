@@ -6,6 +6,7 @@ bytes as its fallback. What is neither is an error.
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -139,6 +140,7 @@ def read_vocabulary(folder: Path, vocab_size: int, given_pre: str | None = None)
         kind, pre = "gpt2", pre_tokenizer.name_of(tokenizer, description, given_pre)
         merges, scores, space_prefix = special.merges, [], None
     add_bos, add_eos = _added_ends(tokenizer, special, warnings)
+    _check_text(special.chat_template)
     return Vocabulary(
         model=kind,
         pre=pre,
@@ -288,6 +290,17 @@ def _added_ends(tokenizer: Tokenizer, special: gguf.SpecialVocab, warnings: list
                 f"add_{part}_token is true, but there is no {part} token; name it in tokenizer_config.json"
             )
     return add_bos, add_eos
+
+
+def _check_text(template: Any) -> None:
+    try:
+        json.dumps(template, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise TokenizerError(
+            f"the chat template holds half a character ({error.object[error.start : error.end]!r}); expected "
+            "UTF-8: "
+            "correct tokenizer_config.json"
+        ) from error
 
 
 def _named_templates(templates: list[Any]) -> dict[str, MetadataValue]:

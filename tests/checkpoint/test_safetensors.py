@@ -53,6 +53,8 @@ def test_reads_what_the_library_writes(tmp_path: Path) -> None:
         (b"[" * 100000, b"", "not valid JSON"),
         (b"\xff\xfe", b"", "not valid JSON"),
         (b"[]", b"", "expected an object"),
+        ({"a\ud800": entry(0, 4, [1])}, bytes(4), "no printable text"),
+        ({"a\nb": entry(0, 4, [1])}, bytes(4), "no printable text"),
         (b'{"a": 1}', b"", "lacks dtype"),
         (b'{"a": {"dtype": "F32", "shape": [1]}}', b"", "lacks dtype, shape or data_offsets"),
         ({"a": entry(0, 4, [1], "F99")}, bytes(4), "unknown dtype 'F99'"),

@@ -78,6 +78,12 @@ def test_named_chat_templates(folder: Path) -> None:
     assert metadata["tokenizer.chat_template.tool_use"] == "B"
 
 
+def test_a_chat_template_that_is_no_text(folder: Path) -> None:
+    edit(folder, lambda c: c.update(chat_template="\ud83d"), "tokenizer_config.json")
+    with pytest.raises(TokenizerError, match="half a character"):
+        read_vocabulary(folder, 512)
+
+
 def test_a_chat_template_file(folder: Path) -> None:
     edit(folder, lambda c: c.pop("chat_template"), "tokenizer_config.json")
     (folder / "chat_template.jinja").write_text("from a file")

@@ -1,6 +1,6 @@
 """The packings that bitexport reads, and how a checkpoint says which one it has.
 
-The choice follows from ``quantization_config`` alone, never from magnitudes: see docs on each packing's file.
+The choice follows from ``quantization_config`` alone, never from magnitudes.
 Adding a packing: one file here, one line in :data:`PACKINGS`.
 """
 
