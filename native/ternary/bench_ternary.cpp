@@ -21,10 +21,6 @@
 #include <thread>
 #include <vector>
 
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
-
 namespace {
 
 using namespace ternary;
@@ -63,21 +59,16 @@ std::vector<TierBench> tiers_here() {
     return result;
 }
 
-// Page-aligned memory, on large pages where the system grants them.
 struct Memory {
     uint8_t * data;
     int64_t bytes;
-    explicit Memory(int64_t size) : bytes((size + (2 << 20) - 1) / (2 << 20) * (2 << 20)) {
-        data = static_cast<uint8_t *>(std::aligned_alloc(2 << 20, bytes));
+    explicit Memory(int64_t size) : data(static_cast<uint8_t *>(allocate_weights(size))), bytes(size) {
         if (data == nullptr) {
             std::fprintf(stderr, "bench_ternary: no memory for %lld bytes\n", static_cast<long long>(bytes));
             std::exit(1);
         }
-#if defined(__linux__)
-        madvise(data, bytes, MADV_HUGEPAGE);
-#endif
     }
-    ~Memory() { std::free(data); }
+    ~Memory() { free_weights(data); }
     Memory(const Memory &) = delete;
     Memory & operator=(const Memory &) = delete;
 };
@@ -223,6 +214,27 @@ public:
                 *std::max_element(larger.begin(), larger.end())};
     }
 
+    // Codes read a second by repack_i2_s, as the load of a model does it; median of the rounds.
+    double repack_bytes(int threads) const {
+        constexpr int64_t rows = 2560, cols = 2560;
+        constexpr int64_t bytes = rows * cols / 4;
+        const int64_t matrices = weights_.bytes / bytes;
+        Memory packed(matrices * bytes);
+        std::vector<double> rates;
+        for (int round = 0; round <= options_.rounds; ++round) {
+            const double seconds = timed(threads, [&](int thread) {
+                for (int64_t m = 0; m < matrices; ++m) {
+                    repack_i2_s(weights_.data + m * bytes, rows, cols, packed.data + m * bytes, thread * panel_count(rows) / threads,
+                                (thread + 1) * panel_count(rows) / threads);
+                }
+            });
+            if (round > 0) {  // the first one also maps the pages
+                rates.push_back(static_cast<double>(matrices * bytes) / seconds);
+            }
+        }
+        return median(rates);
+    }
+
 private:
     const Options & options_;
     Memory & weights_;
@@ -242,13 +254,17 @@ void print(const Result & r) {
     std::fflush(stdout);
 }
 
-bool write_json(const std::string & path, const std::vector<Result> & results) {
+bool write_json(const std::string & path, const std::vector<Result> & results, const std::vector<double> & repack) {
     FILE * file = path == "-" ? stdout : std::fopen(path.c_str(), "w");
     if (file == nullptr) {
         std::perror(path.c_str());
         return false;
     }
-    std::fprintf(file, "{\"schema\": 1, \"rotation_bytes\": %lld, \"rows\": [", static_cast<long long>(rotation_bytes));
+    std::fprintf(file, "{\"schema\": 1, \"rotation_bytes\": %lld, \"repack_gbps\": [", static_cast<long long>(rotation_bytes));
+    for (size_t i = 0; i < repack.size(); ++i) {
+        std::fprintf(file, "%s%.3f", i ? ", " : "", repack[i] / 1e9);
+    }
+    std::fprintf(file, "], \"rows\": [");
     for (size_t i = 0; i < results.size(); ++i) {
         const Result & r = results[i];
         std::fprintf(file,
@@ -317,7 +333,12 @@ int main(int argc, char ** argv) {
     }
     const Bench bench(options, weights);
     std::vector<Result> results;
-    std::printf("| tier       | rows x cols | tokens | threads | Gmac/s  | of the peak    | GB/s   | of the memory  | rounds   |\n"
+    std::vector<double> repack;
+    for (const int threads : options.threads) {
+        repack.push_back(bench.repack_bytes(threads));
+        std::printf("repack from I2_S, 2560 x 2560, %d thread(s): %.2f GB/s of codes\n", threads, repack.back() / 1e9);
+    }
+    std::printf("\n| tier       | rows x cols | tokens | threads | Gmac/s  | of the peak    | GB/s   | of the memory  | rounds   |\n"
                 "| ---------- | ----------- | ------ | ------- | ------- | -------------- | ------ | -------------- | -------- |\n");
     for (const TierBench & tier : tiers_here()) {
         if (!options.tier.empty() && options.tier != tier.kernels->name) {
@@ -338,5 +359,5 @@ int main(int argc, char ** argv) {
             }
         }
     }
-    return options.json.empty() || write_json(options.json, results) ? 0 : 1;
+    return options.json.empty() || write_json(options.json, results, repack) ? 0 : 1;
 }

@@ -62,19 +62,27 @@ bool repack_rows(const uint8_t * codes, int64_t row_begin, int64_t row_end, int6
 #if defined(TERNARY_SSE2)
 inline __m128i load128(const void * p) { return _mm_loadu_si128(static_cast<const __m128i *>(p)); }
 
-// Quarter g of each block sits at bits 6 - 2 g; word f of a 16-byte half becomes field f.
-template <int Quarter>
-void store_quarter(const __m128i (&words)[4], uint8_t * out) {
-    constexpr int shift = 6 - 2 * Quarter;
-    const __m128i mask = _mm_set1_epi8(3);
-    const __m128i f0 = _mm_and_si128(_mm_srli_epi16(words[0], shift), mask);
-    const __m128i f1 = _mm_and_si128(_mm_srli_epi16(words[1], shift), mask);
-    const __m128i f2 = _mm_and_si128(_mm_srli_epi16(words[2], shift), mask);
-    const __m128i f3 = _mm_and_si128(_mm_srli_epi16(words[3], shift), mask);
-    const __m128i low = _mm_or_si128(f0, _mm_slli_epi16(f1, 2));
-    const __m128i high = _mm_or_si128(_mm_slli_epi16(f2, 4), _mm_slli_epi16(f3, 6));
-    _mm_storeu_si128(reinterpret_cast<__m128i *>(out), _mm_or_si128(low, high));
+// Exchanges the high digits of a with the low digits of b, in every byte.
+template <int Shift>
+void exchange(__m128i & a, __m128i & b, __m128i low_digits) {
+    const __m128i difference = _mm_and_si128(_mm_xor_si128(_mm_srli_epi16(a, Shift), b), low_digits);
+    b = _mm_xor_si128(b, difference);
+    a = _mm_xor_si128(a, _mm_slli_epi16(difference, Shift));
 }
+
+// A byte is four digits of two bits. Transposes them: digit i of words[j] becomes digit j of words[i].
+void transpose_digits(__m128i (&words)[4]) {
+    const __m128i low_two = _mm_set1_epi8(0x0f);
+    const __m128i even = _mm_set1_epi8(0x33);
+    exchange<4>(words[0], words[2], low_two);
+    exchange<4>(words[1], words[3], low_two);
+    exchange<2>(words[0], words[1], even);
+    exchange<2>(words[2], words[3], even);
+}
+
+inline void store128(void * p, __m128i v) { _mm_storeu_si128(static_cast<__m128i *>(p), v); }
+
+inline __m128i pairs(__m128i v) { return _mm_and_si128(v, _mm_srli_epi16(v, 1)); }  // even bits: a code 3
 
 // Four rows of one block, 16 bytes (half 0 or 1) of each: the chunks half, half + 2, half + 4, half + 6 of the block.
 void repack_four(const uint8_t * rows, int64_t row_bytes, uint8_t * out, __m128i & seen) {
@@ -82,19 +90,18 @@ void repack_four(const uint8_t * rows, int64_t row_bytes, uint8_t * out, __m128i
     const __m128i b = load128(rows + row_bytes);
     const __m128i c = load128(rows + 2 * row_bytes);
     const __m128i d = load128(rows + 3 * row_bytes);
-    const __m128i threes = _mm_or_si128(_mm_or_si128(_mm_and_si128(a, _mm_srli_epi16(a, 1)), _mm_and_si128(b, _mm_srli_epi16(b, 1))),
-                                        _mm_or_si128(_mm_and_si128(c, _mm_srli_epi16(c, 1)), _mm_and_si128(d, _mm_srli_epi16(d, 1))));
-    seen = _mm_or_si128(seen, threes);
+    seen = _mm_or_si128(seen, _mm_or_si128(_mm_or_si128(pairs(a), pairs(b)), _mm_or_si128(pairs(c), pairs(d))));
     const __m128i ab_low = _mm_unpacklo_epi32(a, b);
     const __m128i ab_high = _mm_unpackhi_epi32(a, b);
     const __m128i cd_low = _mm_unpacklo_epi32(c, d);
     const __m128i cd_high = _mm_unpackhi_epi32(c, d);
-    const __m128i words[4] = {_mm_unpacklo_epi64(ab_low, cd_low), _mm_unpackhi_epi64(ab_low, cd_low),
-                              _mm_unpacklo_epi64(ab_high, cd_high), _mm_unpackhi_epi64(ab_high, cd_high)};
-    store_quarter<0>(words, out);
-    store_quarter<1>(words, out + 2 * chunk_bytes);
-    store_quarter<2>(words, out + 4 * chunk_bytes);
-    store_quarter<3>(words, out + 6 * chunk_bytes);
+    __m128i words[4] = {_mm_unpacklo_epi64(ab_low, cd_low), _mm_unpackhi_epi64(ab_low, cd_low),
+                        _mm_unpacklo_epi64(ab_high, cd_high), _mm_unpackhi_epi64(ab_high, cd_high)};
+    transpose_digits(words);  // from word = field, digit = quarter, the first quarter highest
+    store128(out, words[3]);
+    store128(out + 2 * chunk_bytes, words[2]);
+    store128(out + 4 * chunk_bytes, words[1]);
+    store128(out + 6 * chunk_bytes, words[0]);
 }
 
 // A full panel with cols a multiple of 128.

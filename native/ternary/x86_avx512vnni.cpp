@@ -38,7 +38,9 @@ inline __m512i broadcast_quad(const int8_t * q) {
 struct Avx512Vnni {
     static constexpr int tile_tokens = 12;      // 24 accumulators, 2 chunks, 2 of their fields, mask, activations
     static constexpr int unshifted_tokens = 3;  // up to here four accumulators for each token and half fit in registers
-    static constexpr int64_t prefetch_bytes = 512;
+
+    // Alone, a token leaves the reading to the hardware's prefetcher; more tokens take longer over a chunk than it waits.
+    static constexpr int64_t prefetch_bytes(int tokens) { return tokens == 1 ? 512 : 4096; }
 
     // codes of `field`, each in the low bits of its byte
     template <int Field>
@@ -68,8 +70,8 @@ struct Avx512Vnni {
         }
         for (int64_t chunk = 0; chunk < chunks; ++chunk) {
             const uint8_t * p = panel + chunk * chunk_bytes;
-            prefetch(p + prefetch_bytes);
-            prefetch(p + prefetch_bytes + 64);
+            prefetch(p + prefetch_bytes(T));
+            prefetch(p + prefetch_bytes(T) + 64);
             const __m512i half0 = load512(p);
             const __m512i half1 = load512(p + 64);
             TERNARY_UNROLL
@@ -118,8 +120,8 @@ struct Avx512Vnni {
         }
         for (int64_t chunk = 0; chunk < chunks; ++chunk) {
             const uint8_t * p = panel + chunk * chunk_bytes;
-            prefetch(p + prefetch_bytes);
-            prefetch(p + prefetch_bytes + 64);
+            prefetch(p + prefetch_bytes(T));
+            prefetch(p + prefetch_bytes(T) + 64);
             const __m512i half0 = load512(p);
             const __m512i half1 = load512(p + 64);
             const int8_t * quads = q + chunk * chunk_cols;
