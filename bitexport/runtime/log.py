@@ -11,8 +11,8 @@ from types import ModuleType
 
 _logger = logging.getLogger("bitexport.native")
 
-# ggml's levels; 5 continues the line before it.
-_LEVELS = {1: logging.INFO, 2: logging.WARNING, 3: logging.ERROR, 4: logging.DEBUG}
+# ggml_log_level of the pinned ggml.h; 5 continues the line before it.
+_LEVELS = {1: logging.DEBUG, 2: logging.INFO, 3: logging.WARNING, 4: logging.ERROR}
 _CONTINUED = 5
 _KEPT_ERRORS = 20
 # llama.cpp says this much around the reason that a user needs.
