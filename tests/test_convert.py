@@ -24,7 +24,8 @@ from bitexport.gguf import i2_s
 from bitexport.gguf.reader import GGUFFile, read_gguf
 from bitexport.plan import EMBED_TYPES, TERNARY_TYPES
 from bitexport.progress import ProgressEvent
-from tests.models import PACKINGS, Shape, stable_master
+from tests.conftest import REPOSITORY
+from tests.models import PACKINGS, Shape, stable_master, tiny_checkpoint
 
 Checkpoints = Callable[..., Path]
 SMALL = Shape(hidden=128, ffn=256, layers=1, heads=4, kv_heads=1, vocab=416)
@@ -164,6 +165,31 @@ def test_embeddings_are_the_same_in_pieces(
     monkeypatch.setattr("bitexport.encode.CHUNK_WEIGHTS", 256 * 7)
     convert(checkpoint_of(), tmp_path / "pieces.gguf")
     assert (tmp_path / "whole.gguf").read_bytes() == (tmp_path / "pieces.gguf").read_bytes()
+
+
+def test_memory_is_bounded_by_the_piece_and_not_by_the_tensor(
+    tmp_path: Path, run_cli: Callable[..., CompletedProcess[str]]
+) -> None:
+    shape = Shape(hidden=1024, ffn=1024, layers=1, heads=8, kv_heads=8, vocab=65536)
+    source = tiny_checkpoint(tmp_path / "c", "packed-multiply", shape=shape)
+    embedding = 65536 * 1024 * 4
+    done = run_cli("convert", source, tmp_path / "x.gguf", "--embed-type", "q8_0", "--json")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["input_bytes"] > embedding
+    # Python and its libraries take about 100 MiB of it
+    assert report["peak_rss_bytes"] < embedding
+
+
+def test_the_shipped_example(tmp_path: Path) -> None:
+    folder = REPOSITORY / "examples" / "tiny-python"
+    if not (folder / "model.safetensors").is_file():
+        pytest.skip("the example is not trained yet")
+    report = convert(folder, tmp_path / "x.gguf")
+    assert (report.architecture, report.packing) == ("bitnet-b1.58", "packed-multiply")
+    assert report.warnings == []
+    (row,) = [row for row in report.types if row.type == "i2_s"]
+    assert 0.2 < (row.zero_fraction or 0) < 0.5
 
 
 def test_the_same_bytes_every_time(tmp_path: Path, checkpoint_of: Checkpoints) -> None:
