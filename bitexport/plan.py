@@ -8,7 +8,7 @@ from bitexport.checkpoint.packings import Packing, keeps_float, packing_of, quan
 from bitexport.checkpoint.reader import FLOAT_DTYPES, Checkpoint
 from bitexport.errors import CheckpointError, UnsupportedError
 from bitexport.families import Claim, Family, Hyperparameters, Role, family_of
-from bitexport.gguf.types import F16, F32, I2_S, TQ2_0, TYPES, TensorType
+from bitexport.gguf.types import F16, F32, I2_S, TYPES, TensorType
 from bitexport.gguf.writer import TensorSpec
 
 #: types of ternary tensors and of embeddings that ``convert`` writes, the default first.
@@ -175,13 +175,3 @@ def _warn_of_head(checkpoint: Checkpoint, numbers: Hyperparameters, warnings: li
             "modules_to_not_convert does not list lm_head: transformers would quantize the head as well; it "
             "stays float here"
         )
-
-
-def unchanged_scale(kind: TensorType) -> bool:
-    """Whether a ternary tensor's scale survives in a type bit by bit."""
-    return kind is I2_S
-
-
-def rounds_scale(kind: TensorType) -> bool:
-    """Whether a type rounds a ternary tensor's scale to float16."""
-    return kind in (TQ2_0, F16)

@@ -77,7 +77,8 @@ def verify_tokenizer(gguf_path: Path, folder: Path, vocabulary: Vocabulary) -> N
         # the message names the temporary file, of which the user knows nothing
         why = str(error).replace(str(gguf_path), "it").removeprefix("it cannot be loaded: ")
         raise TokenizerError(
-            f"llama.cpp refuses the vocabulary (pre-tokenizer '{vocabulary.pre}'): {why}; check --pre-tokenizer"
+            f"llama.cpp refuses the vocabulary (pre-tokenizer '{vocabulary.pre}'): {why}; "
+            "check --pre-tokenizer"
         ) from error
     try:
         for text in (*HARD_STRINGS, *_special_strings(reference)):
