@@ -39,8 +39,8 @@ class ParityReport:
     Attributes:
         prompts: one result a prompt.
         plain: all positions, both sides left to themselves.
-        aligned: the same with rounding decisions aligned, and what those were; None when not looked at.
-        noise_floor: PyTorch against itself with embeddings moved by one float32 step; None when not asked for.
+        aligned: the same with embeddings and rounding decisions aligned; None when not looked at.
+        noise_floor: PyTorch against itself, its embeddings off by one rounding; None when not asked for.
         perplexity: None when no text was given.
         min_cosine: the threshold.
         judged_aligned: the threshold applies to ``aligned``, not to ``plain``.
@@ -121,8 +121,8 @@ def parity(
         prompts: texts; the built-in ones when None.
         tokens: greedy tokens to continue each prompt with on both sides.
         min_cosine: what the smallest cosine of any position has to reach.
-        align: judge with rounding decisions aligned, see :mod:`bitexport.reference.alignment`. Otherwise they are
-            aligned only to explain positions below ``min_cosine``.
+        align: judge with embeddings and rounding decisions aligned, see
+            :class:`bitexport.rounding.Alignment`. Otherwise they are aligned only to explain positions below ``min_cosine``.
         measure_noise_floor: also compare PyTorch with itself under the smallest disturbance.
         text: compare the perplexity of this text as well.
         threads: for C++; 0 takes one a processor.
@@ -184,8 +184,8 @@ def check_same_tokens(
         return f"{ids[at]} ({reference.text([ids[at]])!r})" if at < len(ids) else "absent"
 
     raise TokenizerError(
-        f"{what} is tokenized differently: token {at} is {name(python_ids)} in Python and {name(cpp_ids)} in C++; "
-        "the GGUF has another tokenizer or pre-tokenizer: convert the checkpoint again"
+        f"{what} is tokenized differently: token {at} is {name(python_ids)} in Python and {name(cpp_ids)} "
+        "in C++; the GGUF has another tokenizer or pre-tokenizer: convert the checkpoint again"
     )
 
 
@@ -193,7 +193,7 @@ def verdict(report: ParityReport) -> str:
     """What the numbers mean, in a sentence."""
     judged, threshold = report.judged, report.min_cosine
     if report.passed:
-        how = " once rounding decisions are aligned" if report.judged_aligned else ""
+        how = ", embeddings and rounding decisions aligned" if report.judged_aligned else ""
         return (
             f"C++ computes what PyTorch computes: cosine is at least {judged.cosine_min:.8f} at all "
             f"{judged.positions:,} positions{how} (threshold {threshold:g})."
@@ -211,7 +211,7 @@ def verdict(report: ParityReport) -> str:
         return f"C++ and PyTorch disagree: {missed}; {report.aligned.describe()}."
     if report.aligned.agreement.cosine_min >= threshold and not report.judged_aligned:
         return (
-            f"Below the threshold by rounding alone: {missed}, but {report.aligned.describe()}; "
+            f"No mistake, but below the threshold: {missed}; yet {report.aligned.describe()}. "
             "--align judges by that."
         )
     return f"C++ and PyTorch disagree: {missed}; {report.aligned.describe()}."
@@ -223,8 +223,8 @@ def _python_ids(reference: Reference, index: int, prompt: str, tokens: int) -> l
         raise UsageError(f"prompt {index + 1} has no tokens; give a text that is not empty")
     if len(ids) + tokens > reference.n_ctx:
         raise UsageError(
-            f"prompt {index + 1} has {len(ids)} tokens, which with {tokens} more exceed the model's context of "
-            f"{reference.n_ctx}; shorten it or give a smaller --tokens"
+            f"prompt {index + 1} has {len(ids)} tokens, which with {tokens} more exceed the model's context "
+            f"of {reference.n_ctx}; shorten it or give a smaller --tokens"
         )
     return ids
 
@@ -232,8 +232,8 @@ def _python_ids(reference: Reference, index: int, prompt: str, tokens: int) -> l
 def _check_same_vocabulary(reference: Reference, session: Session) -> None:
     if reference.n_vocab != session.n_vocab:
         raise GGUFError(
-            f"{session.path} has a vocabulary of {session.n_vocab} tokens, the checkpoint of {reference.n_vocab}; "
-            "is it made from this checkpoint?"
+            f"{session.path} has a vocabulary of {session.n_vocab} tokens, the checkpoint of "
+            f"{reference.n_vocab}; is it made from this checkpoint?"
         )
 
 

@@ -48,7 +48,7 @@ class Perplexities:
 
 
 def windows(ids: Sequence[int], length: int) -> list[Sequence[int]]:
-    """``ids`` cut into pieces of ``length``; a last one of a single token, which predicts nothing, is left out.
+    """``ids`` cut into pieces of ``length``; a last one of one token, which predicts nothing, is dropped.
 
     Raises:
         UsageError: there are fewer than two tokens.

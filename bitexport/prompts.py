@@ -20,11 +20,11 @@ def built_in_prompts() -> list[str]:
 def read_prompts(path: Path) -> list[str]:
     """The prompts of a file: one a line, blank lines ignored.
 
-    In a file whose name ends in ``.jsonl`` a line is JSON: a string, or an object with ``prompt`` or ``text``; so
-    a prompt can hold line breaks.
+    In a file whose name ends in ``.jsonl`` a line is JSON: a string, or an object with ``prompt`` or
+    ``text``; so a prompt can hold line breaks.
 
     Raises:
-        UsageError: the file cannot be read, is not UTF-8, holds no prompt, or a line of it is not what it should be.
+        UsageError: the file cannot be read, is not UTF-8, holds no prompt, or a line that is neither.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()

@@ -1,4 +1,4 @@
-"""How much of a disagreement is rounding: logits with rounding decisions aligned, and PyTorch's own noise."""
+"""How much of a disagreement is no mistake: quantized embeddings, rounding decisions, and PyTorch's own noise."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from dataclasses import dataclass
 import torch
 
 from bitexport.comparison import Agreement, compare, join, summarize
+from bitexport.gguf.embeddings import read_embeddings
 from bitexport.progress import Progress, ProgressEvent, ignore
 from bitexport.reference import Reference
 from bitexport.reference.alignment import Decisions, aligned_rounding
+from bitexport.reference.embeddings import replaced_embeddings
 from bitexport.runtime.model import Session
 from bitexport.runtime.observe import record_activations
 
@@ -20,7 +22,10 @@ _FLOAT32_ROUNDING = 2.0**-24
 
 @dataclass(frozen=True, slots=True)
 class Alignment:
-    """Agreement when PyTorch takes C++'s side wherever an activation lies on the edge between two steps.
+    """Agreement when PyTorch starts from the GGUF file's embeddings and rounds as C++ did on the edge.
+
+    The two things taken out are what a converted file owns up to, its quantized embeddings, and what no
+    implementation can share with another, the last bits of a float. What is left is a mistake.
 
     Attributes:
         agreement: of the logits, then.
@@ -42,12 +47,12 @@ class Alignment:
         """The finding as a clause."""
         if self.unexplained:
             return (
-                f"{self.unexplained:,} of {self.compared:,} activations differ by more than rounding explains, "
-                f"the first of them at the input of {self.first_unexplained}"
+                f"{self.unexplained:,} of {self.compared:,} activations differ by more than rounding "
+                f"explains, the first of them at the input of {self.first_unexplained}"
             )
         return (
-            f"cosine is at least {self.agreement.cosine_min:.8f} once PyTorch rounds as C++ did at the "
-            f"{self.adopted:,} of {self.compared:,} activations that lie on an edge "
+            f"cosine is at least {self.agreement.cosine_min:.8f} once PyTorch has the file's embeddings and "
+            f"rounds as C++ did at the {self.adopted:,} of {self.compared:,} activations that lie on an edge "
             f"(at most {self.farthest_steps:.1g} of a step from it)"
         )
 
@@ -55,18 +60,19 @@ class Alignment:
 def compare_aligned(
     reference: Reference, session: Session, ids_of: Sequence[Sequence[int]], progress: Progress = ignore
 ) -> Alignment:
-    """Compare logits with rounding decisions aligned, see :mod:`bitexport.reference.alignment`."""
+    """Compare logits with embeddings and rounding decisions aligned, see :class:`Alignment`."""
     layers = reference.ternary_layers()
     comparisons = []
     runs: list[Decisions] = []
-    for index, ids in enumerate(ids_of):
-        progress(ProgressEvent(index, len(ids_of), "prompts", "aligning rounding"))
-        with record_activations() as recorded:
-            theirs = session.logits(ids)
-        with aligned_rounding(layers, recorded) as decisions:
-            ours = reference.logits(ids)
-        comparisons.append(compare(ours, theirs))
-        runs.append(decisions)
+    with replaced_embeddings(reference.model, *read_embeddings(session.path)):
+        for index, ids in enumerate(ids_of):
+            progress(ProgressEvent(index, len(ids_of), "prompts", "aligning"))
+            with record_activations() as recorded:
+                theirs = session.logits(ids)
+            with aligned_rounding(layers, recorded) as decisions:
+                ours = reference.logits(ids)
+            comparisons.append(compare(ours, theirs))
+            runs.append(decisions)
     return Alignment(
         agreement=summarize(join(comparisons)),
         compared=sum(run.compared for run in runs),

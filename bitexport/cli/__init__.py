@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 import bitexport
-from bitexport.cli import convert, errors, inspect
+from bitexport.cli import convert, errors, inspect, parity
 
 app = typer.Typer(
     name="bitexport",
@@ -24,6 +24,7 @@ app = typer.Typer(
 
 # In the order of --help. Command modules import their driver inside the function, so that --help is fast.
 app.command("convert")(convert.convert)
+app.command("parity")(parity.parity)
 app.command("inspect")(inspect.inspect)
 
 

@@ -1,0 +1,182 @@
+"""``bitexport parity``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from bitexport.cli import options
+from bitexport.cli.output import Output
+from bitexport.errors import CheckFailed, UsageError
+
+if TYPE_CHECKING:
+    from bitexport.parity import ParityReport, PromptResult
+
+_EXCERPT = 32
+
+
+def parity(
+    checkpoint: options.Checkpoint,
+    gguf: options.Gguf,
+    prompt: Annotated[
+        list[str] | None,
+        typer.Option("--prompt", metavar="TEXT", help="A prompt; may be repeated.", show_default=False),
+    ] = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(
+            "--prompts",
+            metavar="FILE",
+            help='Prompts, one a line; in a .jsonl file each line is "TEXT" or {"prompt": "TEXT"}.',
+            show_default=False,
+        ),
+    ] = None,
+    tokens: Annotated[
+        int,
+        typer.Option("--tokens", min=0, help="Greedy tokens to continue each prompt with, on both sides."),
+    ] = 0,
+    min_cosine: Annotated[
+        float, typer.Option("--min-cosine", help="Exit 3 when any position's cosine is below this.")
+    ] = 0.9999,
+    align: Annotated[
+        bool,
+        typer.Option(
+            "--align", help="Judge with PyTorch on the file's embeddings, rounding as C++ did on edges."
+        ),
+    ] = False,
+    noise_floor: Annotated[
+        bool, typer.Option("--noise-floor", help="Also compare PyTorch with itself, minimally disturbed.")
+    ] = False,
+    text: Annotated[
+        Path | None,
+        typer.Option(
+            "--text", metavar="FILE", help="Also compare the perplexity of this text.", show_default=False
+        ),
+    ] = None,
+    threads: Annotated[int, typer.Option("--threads", "-t", min=0, help="For C++; 0: one a processor.")] = 0,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Compare C++ with PyTorch, logit by logit.
+
+    Runs prompts (a built-in set unless given) through transformers in float32 and through libllama, and
+    compares the logits at every position.
+    """
+    chosen = _prompts(prompt, prompts)
+    document = _text(text)
+    from bitexport.parity import parity as run
+    from bitexport.parity import verdict
+
+    out = Output(json=json, quiet=quiet)
+    with out.progress("parity") as progress:
+        report = run(
+            checkpoint,
+            gguf,
+            chosen,
+            tokens=tokens,
+            min_cosine=min_cosine,
+            align=align,
+            measure_noise_floor=noise_floor,
+            text=document,
+            threads=threads,
+            progress=progress,
+        )
+    out.result(report.to_json(), human=lambda: _show(out, report))
+    if not report.passed:
+        raise CheckFailed(verdict(report))
+
+
+def _prompts(prompt: list[str] | None, prompts: Path | None) -> list[str] | None:
+    from bitexport.prompts import read_prompts
+
+    if prompt is None and prompts is None:
+        return None
+    return (prompt or []) + (read_prompts(prompts) if prompts else [])
+
+
+def _text(text: Path | None) -> str | None:
+    if text is None:
+        return None
+    try:
+        return text.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"--text {text}: {error}; give a UTF-8 text file") from error
+
+
+def _show(out: Output, report: ParityReport) -> None:
+    from bitexport.parity import verdict
+
+    columns = ["prompt", "tokens", "cosine min", "cosine mean", "top-1", "KL", "max |diff|"]
+    if report.greedy_tokens:
+        columns.append("greedy")
+    rows = [_row(number, result, report) for number, result in enumerate(report.prompts, start=1)]
+    out.table(columns, rows, right=columns[1:7])
+    for line in _partings(report):
+        out.line(line)
+    for name, agreement in (
+        ("plain", report.plain),
+        ("aligned", report.aligned.agreement if report.aligned else None),
+        ("PyTorch against itself", report.noise_floor),
+    ):
+        if agreement is not None:
+            out.line(
+                f"{name}: {agreement.positions:,} positions, cosine min {agreement.cosine_min:.8f}, "
+                f"mean {agreement.cosine_mean:.8f}, top-1 {agreement.top1_agreement:.2%}, "
+                f"KL {_small(agreement.kl_mean)}, max |diff| {agreement.max_abs_diff:.3g}"
+            )
+    if report.aligned is not None:
+        out.line(f"that is: {report.aligned.describe()}")
+    if report.perplexity is not None:
+        text = report.perplexity
+        out.line(
+            f"perplexity of {text.tokens:,} tokens: Python {text.python:.4f}, C++ {text.cpp:.4f}, "
+            f"{text.relative_difference:.4%} apart"
+        )
+    if report.greedy_match is not None:
+        identical = round(report.greedy_match * len(report.prompts))
+        out.line(
+            f"greedy: {identical} of {len(report.prompts)} continuations of {report.greedy_tokens} tokens "
+            "identical"
+        )
+    out.line(f"{'PASS' if report.passed else 'FAIL'} ({report.tier} kernels): {verdict(report)}")
+
+
+def _row(number: int, result: PromptResult, report: ParityReport) -> list[str]:
+    agreement = result.agreement
+    excerpt = " ".join(result.prompt.split())
+    if len(excerpt) > _EXCERPT:
+        excerpt = excerpt[: _EXCERPT - 1] + "…"
+    row = [
+        f"{number} {excerpt}",
+        str(result.tokens),
+        f"{agreement.cosine_min:.8f}",
+        f"{agreement.cosine_mean:.8f}",
+        f"{agreement.top1_agreement:.1%}",
+        _small(agreement.kl_mean),
+        f"{agreement.max_abs_diff:.3g}",
+    ]
+    if result.continuation is not None:
+        parting = result.continuation.parting
+        row.append(f"{report.greedy_tokens} same" if parting is None else f"part at {parting.step}")
+    return row
+
+
+def _partings(report: ParityReport) -> list[str]:
+    lines = []
+    for number, result in enumerate(report.prompts, start=1):
+        parting = result.continuation.parting if result.continuation else None
+        if parting is not None:
+            lines.append(
+                f"prompt {number}, greedy token {parting.step}: Python takes {parting.python_token} "
+                f"({parting.python_gap:.2g} ahead), C++ takes {parting.cpp_token} "
+                f"({parting.cpp_gap:.2g} ahead): "
+                + ("a near-tie" if parting.near_tie else "not a tie; this is a real difference")
+            )
+    return lines
+
+
+def _small(value: float) -> str:
+    """A divergence; what lies below float64's own rounding is 0."""
+    return f"{value:.1e}" if abs(value) > 1e-14 else "0"
