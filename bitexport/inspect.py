@@ -9,10 +9,11 @@ from typing import Any
 
 from bitexport.checkpoint import open_checkpoint
 from bitexport.checkpoint.packings import packing_of
-from bitexport.errors import BitexportError
+from bitexport.errors import BitexportError, GGUFError
 from bitexport.families import family_of
-from bitexport.gguf.reader import Array, GGUFFile, read_gguf
-from bitexport.gguf.types import file_type_name
+from bitexport.gguf import i2_s
+from bitexport.gguf.reader import Array, GGUFFile, GGUFTensor, read_gguf
+from bitexport.gguf.types import I2_S, file_type_name
 
 #: arrays longer than this are shown by their first elements.
 MAX_SHOWN = 16
@@ -20,12 +21,13 @@ MAX_SHOWN = 16
 
 @dataclass(frozen=True, slots=True)
 class TensorRow:
-    """A tensor: its shape outermost first, its bytes without padding."""
+    """A tensor: its shape outermost first, its bytes without padding, and the scale of an I2_S tensor."""
 
     name: str
     type: str
     shape: list[int]
     bytes: int
+    scale: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +61,10 @@ class InspectReport:
 
 
 def inspect(path: str | Path) -> InspectReport:
-    """Look at a GGUF file or a checkpoint folder; only headers are read.
+    """Look at a GGUF file or a checkpoint folder; only headers and I2_S scales are read.
 
     Raises:
-        GGUFError: the file is damaged.
+        GGUFError: the file is damaged, as far as those tell.
         CheckpointError: the folder is no checkpoint, or a shard is damaged.
     """
     place = Path(path)
@@ -71,7 +73,7 @@ def inspect(path: str | Path) -> InspectReport:
 
 def _inspect_gguf(path: Path) -> InspectReport:
     file = read_gguf(path)
-    rows = [TensorRow(t.name, t.type.name, list(t.shape), t.nbytes) for t in file.tensors]
+    rows = [TensorRow(t.name, t.type.name, list(t.shape), t.nbytes, _scale(file, t)) for t in file.tensors]
     number = file.metadata.get("general.file_type")
     return InspectReport(
         path=str(path),
@@ -85,6 +87,15 @@ def _inspect_gguf(path: Path) -> InspectReport:
         total_bytes=sum(row.bytes for row in rows),
         types=dict(Counter(row.type for row in rows).most_common()),
     )
+
+
+def _scale(file: GGUFFile, tensor: GGUFTensor) -> float | None:
+    if tensor.type is not I2_S:
+        return None
+    try:
+        return float(str(i2_s.read_scale(file.data(tensor))))
+    except GGUFError as error:
+        raise GGUFError(f"{file.path.name}: tensor '{tensor.name}': {error}") from error
 
 
 def _shown(file: GGUFFile, key: str) -> Any:

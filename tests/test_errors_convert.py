@@ -21,6 +21,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from bitexport.convert import convert
+from bitexport.gguf.reader import read_gguf
 from tests.conftest import REPOSITORY
 
 RunCli = Callable[..., CompletedProcess[str]]
@@ -470,6 +471,20 @@ def test_type_36_with_a_bad_length(tmp_path: Path, checkpoint_of: Checkpoints, r
     assert re.search(r"'blk.0.attn_k.weight' of type 36.*room for 8224 bytes, expected 16416", line), line
     path.write_bytes(content[:-100])
     assert "ends at byte" in one_line(run_cli("inspect", path), 1)
+
+
+@pytest.mark.parametrize("scale", [0.0, float("nan"), -1.0])
+def test_type_36_with_a_scale_that_is_none(
+    tmp_path: Path, checkpoint_of: Checkpoints, run_cli: RunCli, scale: float
+) -> None:
+    path = tmp_path / "x.gguf"
+    convert(checkpoint_of(), path, embed_type="f16")
+    (tensor,) = [t for t in read_gguf(path).tensors if t.name == "blk.0.attn_k.weight"]
+    content = bytearray(path.read_bytes())
+    struct.pack_into("<f", content, tensor.offset + tensor.nbytes - 32, scale)
+    path.write_bytes(bytes(content))
+    line = one_line(run_cli("inspect", path), 1)
+    assert f"'blk.0.attn_k.weight': an I2_S tensor has scale {scale}; expected" in line
 
 
 def test_inspecting_what_is_not_there(tmp_path: Path, run_cli: RunCli) -> None:

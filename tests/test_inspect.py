@@ -29,6 +29,8 @@ def test_a_gguf_file(converted: Path) -> None:
     by_name = {row.name: row for row in report.tensors}
     query = by_name["blk.0.attn_q.weight"]
     assert (query.type, query.shape, query.bytes) == ("i2_s", [256, 256], 256 * 256 // 4 + 32)
+    assert 0.03 < (query.scale or 0) < 0.05
+    assert by_name["output_norm.weight"].scale is None
     assert report.metadata["general.file_type"] == 40
     tokens = report.metadata["tokenizer.ggml.tokens"]
     assert (tokens["array_of"], tokens["length"], tokens["first"][0]) == ("string", 512, "<|begin_of_text|>")
@@ -89,7 +91,7 @@ def test_the_command_line(
     document = json.loads(done.stdout)
     assert document["schema"] == 1
     assert {"architecture", "file_type", "tensors", "metadata"} <= document.keys()
-    assert document["tensors"][0].keys() == {"name", "type", "shape", "bytes"}
+    assert document["tensors"][0].keys() == {"name", "type", "shape", "bytes", "scale"}
     human = run_cli("inspect", checkpoint_of("packed-divide"))
     assert human.returncode == 0
     assert "BitNetForCausalLM, packed-divide" in human.stdout

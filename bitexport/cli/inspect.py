@@ -37,8 +37,17 @@ def inspect(
 def _show(out: Output, report: InspectReport) -> None:
     out.line(f"{report.path}: {report.kind}, {report.architecture}, {report.file_type}")
     out.table(("key", "value"), [(key, _short(value)) for key, value in report.metadata.items()])
-    rows = [(row.name, row.type, " x ".join(map(str, row.shape)), row.bytes) for row in report.tensors]
-    out.table(("tensor", "type", "shape", "bytes"), rows, right=("bytes",))
+    rows = [
+        (
+            row.name,
+            row.type,
+            " x ".join(map(str, row.shape)),
+            row.bytes,
+            "" if row.scale is None else f"{row.scale:.6g}",
+        )
+        for row in report.tensors
+    ]
+    out.table(("tensor", "type", "shape", "bytes", "scale"), rows, right=("bytes", "scale"))
     types = ", ".join(f"{count} {kind}" for kind, count in report.types.items())
     out.line(f"{len(report.tensors)} tensors ({types}), {format_bytes(report.total_bytes)}")
 

@@ -64,14 +64,8 @@ def unpack(data: npt.NDArray[np.uint8], shape: tuple[int, int]) -> TernaryTensor
             f"{I2_S.tail_bytes} "
             f"with {count} a multiple of {I2_S.block}: the file is damaged"
         )
-    blocks, tail = data[: -I2_S.tail_bytes].reshape(-1, 32), data[-I2_S.tail_bytes :]
-    scale = np.frombuffer(tail[:4].tobytes(), dtype="<f4")[0]
-    if not np.isfinite(scale) or not scale > 0:
-        raise GGUFError(
-            f"an I2_S tensor has scale {scale}; expected a positive, finite number: the file is damaged or "
-            "holds "
-            "another layout under number 36"
-        )
+    scale = read_scale(data)
+    blocks = data[: -I2_S.tail_bytes].reshape(-1, 32)
     trits = np.empty((len(blocks), 4, 32), dtype=np.int8)
     codes = trits.view(np.uint8)
     for start in range(0, len(blocks), CHUNK_BLOCKS):
@@ -85,4 +79,19 @@ def unpack(data: npt.NDArray[np.uint8], shape: tuple[int, int]) -> TernaryTensor
         for quarter in range(4):
             codes[start : start + CHUNK_BLOCKS, quarter] = (chunk >> SHIFTS[quarter]) & np.uint8(3)
         trits[start : start + CHUNK_BLOCKS] -= np.int8(1)
-    return TernaryTensor(trits.reshape(shape), np.float32(scale))
+    return TernaryTensor(trits.reshape(shape), scale)
+
+
+def read_scale(data: npt.NDArray[np.uint8]) -> np.float32:
+    """The scale of an I2_S tensor, from its bytes.
+
+    Raises:
+        GGUFError: it is zero, negative, NaN or infinite.
+    """
+    scale = np.float32(np.frombuffer(data[-I2_S.tail_bytes :][:4].tobytes(), dtype="<f4")[0])
+    if not np.isfinite(scale) or not scale > 0:
+        raise GGUFError(
+            f"an I2_S tensor has scale {scale}; expected a positive, finite number: "
+            "the file is damaged or holds another layout under number 36"
+        )
+    return scale
