@@ -122,7 +122,8 @@ def parity(
         tokens: greedy tokens to continue each prompt with on both sides.
         min_cosine: what the smallest cosine of any position has to reach.
         align: judge with embeddings and rounding decisions aligned, see
-            :class:`bitexport.rounding.Alignment`. Otherwise they are aligned only to explain positions below ``min_cosine``.
+            :class:`bitexport.rounding.Alignment`. Otherwise they are aligned only to explain positions
+            below ``min_cosine``.
         measure_noise_floor: also compare PyTorch with itself under the smallest disturbance.
         text: compare the perplexity of this text as well.
         threads: for C++; 0 takes one a processor.

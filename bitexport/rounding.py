@@ -1,4 +1,4 @@
-"""How much of a disagreement is no mistake: quantized embeddings, rounding decisions, and PyTorch's own noise."""
+"""How much of a disagreement is no mistake: quantized embeddings, rounding, and PyTorch's own noise."""
 
 from __future__ import annotations
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from typing import Annotated
 
 import typer
 
 import bitexport
-from bitexport.cli import convert, errors, inspect, parity
+from bitexport.cli import bench, convert, errors, inspect, parity, run
 
 app = typer.Typer(
     name="bitexport",
@@ -25,6 +26,8 @@ app = typer.Typer(
 # In the order of --help. Command modules import their driver inside the function, so that --help is fast.
 app.command("convert")(convert.convert)
 app.command("parity")(parity.parity)
+app.command("bench")(bench.bench)
+app.command("run")(run.run)
 app.command("inspect")(inspect.inspect)
 
 
@@ -52,6 +55,8 @@ def main(arguments: list[str] | None = None) -> None:
     Args:
         arguments: without the program's name; ``sys.argv[1:]`` when None.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a model writes what it likes; a terminal may lack it
     try:
         code = app(arguments, prog_name="bitexport", standalone_mode=False)
     except BrokenPipeError:

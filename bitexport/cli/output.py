@@ -55,6 +55,12 @@ class Output:
         if not self.json:
             self._stdout().print(text, markup=False, highlight=False, soft_wrap=True)
 
+    def stream(self, text: str) -> None:
+        """A piece of text of the result for humans, on stdout at once; nothing with --json."""
+        if not self.json:
+            sys.stdout.write(text)
+            sys.stdout.flush()
+
     def table(
         self,
         columns: Sequence[str],

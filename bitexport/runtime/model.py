@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bitexport.errors import GGUFError, UsageError
+from bitexport.gguf.reader import read_gguf
 from bitexport.runtime import ggml, log
 from bitexport.runtime.library import bind
 
@@ -191,11 +192,16 @@ class Session:
 
     def feed(self, ids: Sequence[int]) -> npt.NDArray[np.float32]:
         """Continue the context with ``ids`` and return the logits after the last of them, float32 ``[V]``."""
+        self.advance(ids)
+        last = self._api.llama_get_logits_ith(self._context, -1)
+        return np.ctypeslib.as_array(last, shape=(self.n_vocab,)).copy()
+
+    def advance(self, ids: Sequence[int]) -> None:
+        """Continue the context with ``ids`` and wait until they are computed."""
         self._check_room(ids)
         for begin in range(0, len(ids), _MAX_BATCH):
             self._decode(ids[begin : begin + _MAX_BATCH], every_position=False)
-        last = self._api.llama_get_logits_ith(self._context, -1)
-        return np.ctypeslib.as_array(last, shape=(self.n_vocab,)).copy()
+        self._api.llama_synchronize(self._context)
 
     def greedy(self, ids: Sequence[int], count: int) -> list[int]:
         """The ``count`` most likely tokens after ``ids``, one by one; it does not stop at an end of text."""
@@ -259,4 +265,12 @@ def _checked(path: str | os.PathLike[str]) -> Path:
 
 
 def _load_error(file: Path, default: str) -> GGUFError:
-    return GGUFError(f"{file} cannot be loaded: {log.reason(default)}")
+    """Why libllama refused: damage that our own reader names, or else libllama's own words."""
+    reason = log.reason(default)
+    try:
+        read_gguf(file)
+    except GGUFError as error:
+        return error
+    return GGUFError(
+        f"{file} cannot be loaded: {reason}; convert the checkpoint again, or see `bitexport inspect`"
+    )

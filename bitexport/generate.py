@@ -1,0 +1,131 @@
+"""Continuing a prompt: what ``bitexport run`` does, as a function."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from bitexport.errors import UsageError
+from bitexport.gguf.reader import read_gguf
+from bitexport.runtime.ggml import processors
+from bitexport.runtime.model import load
+
+#: Context unless one is asked for: enough for a try, and not what a model of 128k tokens would take.
+DEFAULT_CONTEXT = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How the next token is chosen.
+
+    Attributes:
+        temperature: 0 takes the most likely token; 1 the model's own probabilities.
+        top_k: only among so many most likely tokens; 0 is all.
+        top_p: only among the most likely tokens that together have this probability; 1 is all.
+        seed: the same seed gives the same text on the same machine.
+    """
+
+    temperature: float = 0.8
+    top_k: int = 40
+    top_p: float = 0.95
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
+            raise UsageError(
+                f"temperature {self.temperature}, top-k {self.top_k}, top-p {self.top_p}: expected "
+                "temperature and top-k of 0 or more, and top-p above 0 and at most 1"
+            )
+
+
+class Completion:
+    """A text on its way: iterate to get its pieces; the numbers are final when the iteration has ended.
+
+    Attributes:
+        prompt_tokens: tokens of the prompt.
+        tokens: tokens generated so far.
+        finish_reason: ``"stop"`` at an end of text, ``"length"`` at the limit; None until then.
+        load_seconds: from the file to a model that can run.
+        seconds: from the prompt to the last piece so far.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        prompt: str,
+        *,
+        sampling: Sampling = Sampling(),
+        max_tokens: int = 256,
+        n_ctx: int = 0,
+        threads: int = 0,
+    ) -> None:
+        """Load the model and check that the prompt fits.
+
+        Args:
+            path: the GGUF file.
+            prompt: the text to continue.
+            sampling: how to choose tokens.
+            max_tokens: tokens to generate at most.
+            n_ctx: context, prompt and completion together; 0 takes the model's own, up to 4096.
+            threads: 0 takes one a processor.
+
+        Raises:
+            UsageError: the prompt is empty or does not fit.
+            GGUFError, NativeLibraryError: the model cannot be loaded.
+        """
+        if max_tokens < 1:
+            raise UsageError(f"max tokens is {max_tokens}; expected 1 or more")
+        start = time.perf_counter()
+        threads = threads or processors()
+        self._llama = load(
+            path, n_ctx=n_ctx or _default_context(path), n_threads=threads, n_threads_batch=threads
+        )
+        self.load_seconds = time.perf_counter() - start
+        self._prompt = self._llama.tokenize(prompt.encode("utf-8"), special=True)
+        self.prompt_tokens = len(self._prompt)
+        self.tokens = 0
+        self.seconds = 0.0
+        self.finish_reason: str | None = None
+        room = self._llama.n_ctx() - self.prompt_tokens
+        if self.prompt_tokens == 0:
+            raise UsageError("the prompt has no tokens; give a text that is not empty")
+        if room < 1:
+            raise UsageError(
+                f"the prompt has {self.prompt_tokens} tokens and the context {self._llama.n_ctx()}; "
+                "shorten it or give a larger --ctx"
+            )
+        self._max_tokens = min(max_tokens, room)
+        self._sampling = sampling
+
+    def __iter__(self) -> Iterator[str]:
+        start = time.perf_counter()
+        chunks = self._llama.create_completion(
+            self._prompt,
+            max_tokens=self._max_tokens,
+            temperature=self._sampling.temperature,
+            top_k=self._sampling.top_k,
+            top_p=self._sampling.top_p,
+            seed=self._sampling.seed,
+            min_p=0.0,
+            repeat_penalty=1.0,
+            stream=True,
+        )
+        try:
+            for chunk in chunks:
+                choice = chunk["choices"][0]
+                self.finish_reason = choice["finish_reason"] or self.finish_reason
+                if choice["text"]:
+                    yield choice["text"]
+        finally:
+            self.seconds = time.perf_counter() - start
+            # Those that were run; the last one before the limit was chosen and not run.
+            self.tokens = self._llama.n_tokens - self.prompt_tokens + (self.finish_reason == "length")
+            self._llama.close()
+
+
+def _default_context(path: str | os.PathLike[str]) -> int:
+    metadata = read_gguf(os.fspath(path)).metadata
+    trained = metadata.get(f"{metadata.get('general.architecture')}.context_length", DEFAULT_CONTEXT)
+    return min(int(trained), DEFAULT_CONTEXT)
