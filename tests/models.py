@@ -14,8 +14,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors.torch import save_file
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import BitNetConfig, BitNetForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+
+from bitexport.gguf.pre_tokenizer import LLAMA3_SPLIT, QWEN2_SPLIT
 
 PACKINGS = ("master", "packed-multiply", "packed-divide")
 
@@ -57,17 +59,17 @@ class Shape:
 def tiny_tokenizer(size: int = 400, kind: str = "gpt2") -> Tokenizer:
     """A byte-level BPE tokenizer trained on a few lines, with bos, eos, pad and a token that is not special.
 
-    ``kind`` is the pre-tokenizer: ``gpt2``, ``llama3`` (with ``ignore_merges``) or ``qwen2``.
+    ``kind`` is the pre-tokenizer: ``gpt2``, ``smollm`` (single digits), ``qwen2``, ``llama3`` (with
+    ``ignore_merges``) or ``smaug`` (without).
     """
-    from bitexport.gguf.pre_tokenizer import LLAMA3_SPLIT, QWEN2_SPLIT
-
     tokenizer = Tokenizer(models.BPE(ignore_merges=kind == "llama3"))
-    if kind == "gpt2":
+    if kind in ("gpt2", "smollm"):
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        if kind == "smollm":
+            digits = pre_tokenizers.Digits(individual_digits=True)
+            tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, tokenizer.pre_tokenizer])
     else:
-        from tokenizers import Regex
-
-        split = pre_tokenizers.Split(Regex(LLAMA3_SPLIT if kind == "llama3" else QWEN2_SPLIT), "isolated")
+        split = pre_tokenizers.Split(Regex(QWEN2_SPLIT if kind == "qwen2" else LLAMA3_SPLIT), "isolated")
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
             [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
         )

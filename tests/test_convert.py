@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 import typing
 from collections.abc import Callable
 from pathlib import Path
@@ -396,6 +398,19 @@ def test_options_that_are_none(tmp_path: Path, checkpoint_of: Checkpoints) -> No
         convert(checkpoint_of(), tmp_path / "x.gguf", type="q4_0")
     with pytest.raises(UsageError, match="embed_type 'i2_s'"):
         convert(checkpoint_of(), tmp_path / "x.gguf", embed_type="i2_s")
+
+
+def test_neither_torch_nor_transformers_is_needed(tmp_path: Path, checkpoint_of: Checkpoints) -> None:
+    blocked = "import sys; sys.modules.update(dict.fromkeys(['torch', 'transformers', 'safetensors']))"
+    run = "from bitexport.cli import main; main(['convert', *sys.argv[1:]])"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{blocked}; {run}", checkpoint_of(), tmp_path / "x.gguf"],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_command_line(

@@ -215,12 +215,21 @@ def test_the_table_of_llama_cpp_comes_first(monkeypatch: pytest.MonkeyPatch, tmp
 # -- the check against llama.cpp -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "llama3", "qwen2"])
-def test_llama_cpp_tokenizes_alike(tmp_path: Path, kind: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ("gpt2", "gpt-2"),
+        ("smollm", "smollm"),
+        ("qwen2", "qwen2"),
+        ("llama3", "llama-bpe"),
+        ("smaug", "smaug-bpe"),
+    ],
+)
+def test_llama_cpp_tokenizes_alike(tmp_path: Path, kind: str, name: str) -> None:
     folder = tiny_checkpoint(tmp_path / "c", tokenizer=kind)
     report = convert(folder, tmp_path / "x.gguf", embed_type="f16")
     assert report.warnings == []
-    assert report.pre_tokenizer == {"gpt2": "gpt-2", "llama3": "llama-bpe", "qwen2": "qwen2"}[kind]
+    assert report.pre_tokenizer == name
 
 
 def test_sentencepiece_like_bpe(tmp_path: Path) -> None:
