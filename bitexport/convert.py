@@ -54,6 +54,8 @@ class ConvertReport:
         input_bytes: of the checkpoint's tensors.
         output_bytes: of the file; with ``dry_run``, of its tensors.
         peak_rss_bytes: the most memory that this process ever held.
+        tokenizer, pre_tokenizer: llama.cpp's names of them.
+        tokens, padded_tokens: ids of the vocabulary, and how many of them stand for no text.
         types: one row a GGUF type.
     """
 
@@ -69,7 +71,10 @@ class ConvertReport:
     packing: str
     type: str
     embed_type: str
+    tokenizer: str
     pre_tokenizer: str
+    tokens: int
+    padded_tokens: int
     dry_run: bool
     types: list[TypeRow] = field(default_factory=list)
 
@@ -95,7 +100,8 @@ def convert(
         type: of the ternary tensors, one of :data:`~bitexport.plan.TERNARY_TYPES`.
         embed_type: of the embeddings and the head, one of :data:`~bitexport.plan.EMBED_TYPES`.
         force: replace ``output`` if it exists.
-        dry_run: read and convert everything, write nothing.
+        dry_run: read and convert everything, write nothing. The check of the tokenizer against llama.cpp, which
+            needs a file, is left out.
         pre_tokenizer: llama.cpp's name of the pre-tokenizer, where it cannot be found out.
         progress: told of every tensor, in bytes of the checkpoint.
 
@@ -140,7 +146,10 @@ def convert(
         packing=plan.packing.name,
         type=type,
         embed_type=embed_type,
+        tokenizer=vocabulary.model,
         pre_tokenizer=vocabulary.pre,
+        tokens=len(vocabulary.tokens),
+        padded_tokens=vocabulary.padded,
         dry_run=dry_run,
         types=work.rows(),
     )

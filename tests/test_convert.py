@@ -431,6 +431,7 @@ def test_the_command_line(
     human = run_cli("convert", checkpoint_of(), tmp_path / "x.gguf", "--force", "--type", "tq2_0")
     assert human.returncode == 0
     assert "tq2_0" in human.stdout
+    assert "tokenizer gpt2, split as gpt-2, 512 tokens, 112 of them padding" in human.stdout
     assert (
         f"wrote {tmp_path / 'x.gguf'}: bitnet-b1.58 from master weights, 24 tensors (14 ternary)"
         in human.stdout

@@ -85,6 +85,10 @@ def _show(out: Output, report: ConvertReport) -> None:
         )
     columns = ("type", "tensors", "before", "after", "bits/weight", "zeros", "scale", "scale rounded by")
     out.table(columns, rows, right=columns[1:6])
+    padding = f", {report.padded_tokens} of them padding" if report.padded_tokens else ""
+    out.line(
+        f"tokenizer {report.tokenizer}, split as {report.pre_tokenizer}, {report.tokens} tokens{padding}"
+    )
     what = "would write" if report.dry_run else "wrote"
     out.line(
         f"{what} {report.output}: {report.architecture} from {report.packing} weights, {report.tensors} "

@@ -118,9 +118,8 @@ def read_vocabulary(folder: Path, vocab_size: int, given_pre: str | None = None)
     except CheckpointError as error:
         raise TokenizerError(str(error)) from error
     except Exception as error:  # tokenizers raises plain Exception for whatever it cannot read
-        raise TokenizerError(
-            f"{path.name}: not a tokenizer ({str(error).splitlines()[0]}); download it again"
-        ) from error
+        reason = " ".join(str(error).split())
+        raise TokenizerError(f"{path.name}: not a tokenizer ({reason}); download it again") from error
     warnings: list[str] = []
     special = _special_vocabulary(folder, vocab_size, warnings)
     tokens, types, padded = _tokens(tokenizer, vocab_size)
