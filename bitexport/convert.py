@@ -100,8 +100,8 @@ def convert(
         type: of the ternary tensors, one of :data:`~bitexport.plan.TERNARY_TYPES`.
         embed_type: of the embeddings and the head, one of :data:`~bitexport.plan.EMBED_TYPES`.
         force: replace ``output`` if it exists.
-        dry_run: read and convert everything, write nothing. The check of the tokenizer against llama.cpp, which
-            needs a file, is left out.
+        dry_run: read and convert everything, write nothing. The check of the tokenizer against llama.cpp
+            needs a file and is left out.
         pre_tokenizer: llama.cpp's name of the pre-tokenizer, where it cannot be found out.
         progress: told of every tensor, in bytes of the checkpoint.
 
