@@ -52,3 +52,25 @@ def run_cli() -> Callable[..., subprocess.CompletedProcess[str]]:
         )
 
     return run
+
+
+@pytest.fixture(scope="session")
+def gguf_of(
+    checkpoint_of: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Path]:
+    """``gguf_of(packing, embed_type="f16", **options)`` -> the GGUF of ``checkpoint_of(packing, **options)``.
+
+    Read-only by agreement, like the checkpoint.
+    """
+    from bitexport.convert import convert
+
+    made: dict[tuple[Any, ...], Path] = {}
+
+    def make(packing: str = "master", embed_type: str = "f16", **options: Any) -> Path:
+        key = (packing, embed_type, *sorted(options.items()))
+        if key not in made:
+            made[key] = tmp_path_factory.mktemp("gguf") / f"{packing}.gguf"
+            convert(checkpoint_of(packing, **options), made[key], embed_type=embed_type)
+        return made[key]
+
+    return make

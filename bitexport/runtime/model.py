@@ -271,6 +271,6 @@ def _load_error(file: Path, default: str) -> GGUFError:
         read_gguf(file)
     except GGUFError as error:
         return error
-    return GGUFError(
-        f"{file} cannot be loaded: {reason}; convert the checkpoint again, or see `bitexport inspect`"
-    )
+    # Our own messages end with advice.
+    advice = "" if "again" in reason else "; convert the checkpoint again, or see `bitexport inspect`"
+    return GGUFError(f"{file} cannot be loaded: {reason}{advice}")

@@ -1,0 +1,74 @@
+"""ggml's quantizers through ctypes, compared with the gguf package's NumPy ones."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import gguf
+import numpy as np
+import pytest
+
+from bitexport.errors import UnsupportedError
+from bitexport.runtime.ggml import cpu_tier, quantize
+from tests.conftest import REPOSITORY
+
+WEIGHTS = np.random.default_rng(7).standard_normal((37, 512)).astype(np.float32)
+
+
+@pytest.mark.parametrize("name", ["f16", "q8_0", "tq2_0"])
+def test_bytes_are_those_of_the_gguf_package(name: str) -> None:
+    kind = gguf.GGMLQuantizationType[name.upper()]
+    expected = gguf.quants.quantize(WEIGHTS, kind)
+    assert quantize(WEIGHTS, name).tobytes() == expected.tobytes()
+
+
+def test_q6_k_is_near_the_original() -> None:
+    # The gguf package reads Q6_K and does not write it.
+    back = gguf.quants.dequantize(quantize(WEIGHTS, "q6_k"), gguf.GGMLQuantizationType.Q6_K)
+    assert np.linalg.norm(back - WEIGHTS) < 0.02 * np.linalg.norm(WEIGHTS)
+
+
+@pytest.mark.parametrize("name", ["f16", "q8_0", "q6_k", "tq2_0"])
+@pytest.mark.parametrize("threads", [2, 3, 64])
+def test_bytes_do_not_depend_on_threads(name: str, threads: int) -> None:
+    assert quantize(WEIGHTS, name, threads).tobytes() == quantize(WEIGHTS, name, 1).tobytes()
+
+
+def test_input_need_not_be_contiguous() -> None:
+    assert quantize(WEIGHTS.T.copy().T, "q8_0").tobytes() == quantize(WEIGHTS, "q8_0").tobytes()
+
+
+def test_unknown_type() -> None:
+    with pytest.raises(UnsupportedError, match="'q4_0'; expected one of f16, q8_0, q6_k, tq2_0"):
+        quantize(WEIGHTS, "q4_0")
+
+
+def test_rows_that_do_not_fit_blocks() -> None:
+    with pytest.raises(UnsupportedError, match=r"\(2, 100\) cannot be q6_k.*multiples of 256"):
+        quantize(np.zeros((2, 100), np.float32), "q6_k")
+
+
+@pytest.mark.parametrize("tier", ["scalar", cpu_tier()])
+def test_tier_can_be_forced(tier: str) -> None:
+    assert _tier_of_process(tier).stdout.strip() == tier
+
+
+def test_unknown_tier_is_an_error_and_never_another_tier() -> None:
+    result = _tier_of_process("neon512")
+    assert result.stdout == ""
+    assert "BITEXPORT_TIER=neon512" in result.stderr
+    assert "NativeLibraryError" in result.stderr
+
+
+def _tier_of_process(tier: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", "from bitexport.runtime.ggml import cpu_tier; print(cpu_tier())"],
+        cwd=REPOSITORY,
+        env={**os.environ, "BITEXPORT_TIER": tier},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
