@@ -179,12 +179,15 @@ class _Work:
             yield self.extra[spec.name]
             return
         tensor = self._planned[spec.name]
-        self._report(spec.name)
-        yield from encode(self.plan, tensor, lambda facts: self._learn(tensor, facts))
+        self._report(spec.name, 0)
+        written = 0
+        for piece in encode(self.plan, tensor, lambda facts: self._learn(tensor, facts)):
+            yield piece
+            # an embedding is half of a small model: it must not look like a standstill
+            written += piece.nbytes
+            self._report(spec.name, tensor.source_bytes * written // spec.nbytes)
         self._done_bytes += tensor.source_bytes
         self._done_tensors += 1
-        if self._done_tensors == len(self.plan.tensors):
-            self._report("finishing")
 
     def _learn(self, tensor: PlannedTensor, facts: TernaryFacts) -> None:
         self.facts[tensor.spec.name] = facts
@@ -193,10 +196,11 @@ class _Work:
                 f"tensor '{tensor.claim.source}' is all zeros: the checkpoint is likely damaged"
             )
 
-    def _report(self, label: str) -> None:
+    def _report(self, label: str, part: int) -> None:
+        """Tell of the bytes done: of whole tensors, and ``part`` of the one at hand."""
         if self._progress is not None:
-            count = f"{self._done_tensors}/{len(self.plan.tensors)}"
-            self._progress(ProgressEvent(self._done_bytes, self._total_bytes, "B", f"{count} {label}"))
+            text = f"{self._done_tensors}/{len(self.plan.tensors)} {label}"
+            self._progress(ProgressEvent(self._done_bytes + part, self._total_bytes, "B", text))
 
     def rows(self) -> list[TypeRow]:
         """The report's table: ternary tensors first, then by size."""
