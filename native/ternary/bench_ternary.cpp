@@ -60,15 +60,18 @@ std::vector<TierBench> tiers_here() {
 }
 
 struct Memory {
+    static constexpr int64_t alignment = 2 << 20;
     uint8_t * data;
     int64_t bytes;
-    explicit Memory(int64_t size) : data(static_cast<uint8_t *>(allocate_weights(size))), bytes(size) {
+    explicit Memory(int64_t size) : bytes((size + alignment - 1) / alignment * alignment) {
+        data = static_cast<uint8_t *>(std::aligned_alloc(alignment, bytes));
         if (data == nullptr) {
             std::fprintf(stderr, "bench_ternary: no memory for %lld bytes\n", static_cast<long long>(bytes));
             std::exit(1);
         }
+        prefer_large_pages(data, bytes);
     }
-    ~Memory() { free_weights(data); }
+    ~Memory() { std::free(data); }
     Memory(const Memory &) = delete;
     Memory & operator=(const Memory &) = delete;
 };

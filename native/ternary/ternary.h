@@ -6,7 +6,7 @@
 // multiplication, in the order written above, each rounded once; so every tier, every split over threads and every
 // number of tokens gives the same bits.
 //
-// Nothing here starts threads or throws or, allocate_weights and the message of select_kernels apart, allocates.
+// Nothing here starts threads, throws or, but for the message of select_kernels, allocates.
 // A caller shares the work between threads by giving each a range of panels (repack, matmul) or of tokens (quantize).
 #pragma once
 
@@ -80,10 +80,9 @@ constexpr int64_t max_cols = 65536;
 int64_t panel_count(int64_t rows);
 size_t packed_bytes(int64_t rows, int64_t cols);  // 0 < rows, 0 < cols <= max_cols
 
-// Memory for packed weights, on large pages where the system grants them: worth up to half again the speed of decode.
-// At least 64-byte aligned; nullptr when there is none. Free it with free_weights.
-void * allocate_weights(size_t bytes);
-void free_weights(void * memory);
+// Asks the system to back this memory with large pages: worth up to half again the speed of decode. Call it on memory for
+// packed weights that nobody has touched yet. Does nothing where there are none.
+void prefer_large_pages(void * memory, size_t bytes);
 
 struct RepackResult {
     bool ok = true;

@@ -97,7 +97,19 @@ static void test_code_3() {
     }
 }
 
+// Any address and size may be given, and what is there already stays.
+static void test_large_pages() {
+    std::vector<uint8_t> memory(5 << 20, 0x5a);
+    for (const size_t offset : {0, 1, 4096}) {
+        prefer_large_pages(memory.data() + offset, memory.size() - offset);
+        prefer_large_pages(memory.data() + offset, 100);
+        prefer_large_pages(memory.data() + offset, 0);
+    }
+    check(memory == std::vector<uint8_t>(5 << 20, 0x5a), "prefer_large_pages keeps the contents");
+}
+
 int main() {
+    test_large_pages();
     test_bytes_by_hand();
     test_shapes();
     test_splits();
