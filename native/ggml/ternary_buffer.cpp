@@ -22,10 +22,6 @@
 #include <thread>
 #include <vector>
 
-#if defined(__linux__)
-#    include <sys/mman.h>
-#endif
-
 namespace {
 
 constexpr size_t tail_bytes = 32;  // I2_S: after the codes, the scale and padding
@@ -220,16 +216,7 @@ ggml_backend_buffer_t alloc_buffer(ggml_backend_buffer_type_t type, size_t size)
     if (buffer == nullptr) {
         return nullptr;
     }
-#if defined(__linux__)
-    // Decode walks all of it once a token: large pages spare the address translation. A wish; refusal is fine.
-    constexpr size_t large_page = size_t(2) << 20;
-    const auto       base       = reinterpret_cast<uintptr_t>(ggml_backend_buffer_get_base(buffer));
-    const auto       begin      = (base + large_page - 1) / large_page * large_page;
-    const auto       end        = (base + size) / large_page * large_page;
-    if (begin < end) {
-        (void) madvise(reinterpret_cast<void *>(begin), end - begin, MADV_HUGEPAGE);
-    }
-#endif
+    ternary::prefer_large_pages(ggml_backend_buffer_get_base(buffer), size);
     buffer->buft              = type;
     buffer->iface.init_tensor = init_tensor;
     buffer->iface.set_tensor  = set_tensor;
