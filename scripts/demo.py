@@ -28,9 +28,10 @@ def main() -> int:
     (ROOT / GGUF).parent.mkdir(parents=True, exist_ok=True)
     for title, arguments in STEPS:
         print(f"\n### {title}\n$ bitexport {shlex.join(arguments)}", flush=True)
-        code = subprocess.run([sys.executable, "-m", "bitexport", *arguments], cwd=ROOT, check=False).returncode
+        command = [sys.executable, "-m", "bitexport", *arguments]
+        code = subprocess.run(command, cwd=ROOT, check=False).returncode
         if code != 0:
-            print(f"\nbitexport {arguments[0]} ended with exit code {code}; the demo stops here.", file=sys.stderr)
+            print(f"\nThe demo stops: bitexport {arguments[0]} gave exit code {code}.", file=sys.stderr)
             return code
     print("\nThat was the whole path. Next: bitexport convert YOUR_CHECKPOINT out.gguf")
     return 0

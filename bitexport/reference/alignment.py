@@ -1,14 +1,16 @@
 """Tells rounding from error: lets PyTorch round the way C++ did, where its own value lies on the edge.
 
-A ternary model rounds every activation to one of 255 steps. Two correct implementations differ in the last bits of a
-float, and where a value lies within those bits of the middle between two steps, one rounds it up and the other down.
-That moves the layer's output by far more than the bits did, so that more values land on the other side in the next
-layer: after a few layers two correct implementations differ visibly, and so does PyTorch from itself when its thread
-count changes. A comparison of logits cannot tell this from a small mistake.
+A ternary model rounds every activation to one of 255 steps. Two correct implementations differ in the last
+bits of a float, and where a value lies within those bits of the middle between two steps, one rounds it up
+and the other down. That moves the layer's output by far more than the bits did, so that more values land on
+the other side in the next layer: after a few layers two correct implementations differ visibly, and so does
+PyTorch from itself when its thread count changes. A comparison of logits cannot tell this from a small
+mistake.
 
-Aligned, it can. While the reference runs, each value that C++ rounded to the neighbouring step is looked at: if
-PyTorch's own value is within ``tolerance`` steps of the edge, it takes the decision of C++; if not, it keeps its own
-and the difference is counted as unexplained. What is left between the logits is float error, or a mistake.
+Aligned, it can. While the reference runs, each value that C++ rounded to the neighbouring step is looked
+at: if PyTorch's own value is within ``tolerance`` steps of the edge, it takes the decision of C++; if not,
+it keeps its own and the difference is counted as unexplained. What is left between the logits is float
+error, or a mistake.
 """
 
 from __future__ import annotations
@@ -22,8 +24,8 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-#: How far from the edge, in steps of the 8-bit activation, a decision may be taken over. Float error reaches about
-#: 1e-3 of a step; a mistake in a weight, a scale or a norm moves values by whole steps.
+#: How far from the edge, in steps of the 8-bit activation, a decision may be taken over. Float error stays
+#: below 1e-3 of a step; a mistake in a weight, a scale or a norm moves values by whole steps.
 TOLERANCE = 0.02
 
 
@@ -82,13 +84,17 @@ def _hook(name: str, theirs: torch.Tensor, tolerance: float, decisions: Decision
     def align(_module: nn.Module, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
         (x,) = inputs  # (1, T, in)
         if x.shape[1:] != theirs.shape:
-            raise ValueError(f"{name}: recorded {tuple(theirs.shape)} activations, the reference has {tuple(x.shape[1:])}")
+            raise ValueError(
+                f"{name}: recorded {tuple(theirs.shape)} activations, the reference has {tuple(x.shape[1:])}"
+            )
         return (_align(name, x, theirs, tolerance, decisions),)
 
     return align
 
 
-def _align(name: str, x: torch.Tensor, theirs: torch.Tensor, tolerance: float, decisions: Decisions) -> torch.Tensor:
+def _align(
+    name: str, x: torch.Tensor, theirs: torch.Tensor, tolerance: float, decisions: Decisions
+) -> torch.Tensor:
     """``x`` with the values on the edge replaced by what quantizes to ``theirs``; counts into ``decisions``.
 
     The arithmetic is that of transformers' ActQuant: s = 127 / max(max|x|, 1e-5), q = clamp(round(x s), -128, 127).

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -30,8 +31,8 @@ Recorded = dict[str, npt.NDArray[np.int8]]
 def record_activations() -> Iterator[Recorded]:
     """Record the activations of every ternary product until the block ends.
 
-    The dictionary is complete when the block has ended. Products of a later batch are appended as further tokens.
-    One recording at a time, and no other thread may run a model meanwhile.
+    The dictionary is complete when the block has ended. Products of a later batch are appended as further
+    tokens. One recording at a time, and no other thread may run a model meanwhile.
 
     Raises:
         NativeLibraryError: the library in use has no observer, so it is not ours.
@@ -49,8 +50,8 @@ def record_activations() -> Iterator[Recorded]:
 
     pieces: dict[str, list[npt.NDArray[np.int8]]] = {}
 
-    def note(weight: bytes, q: object, stride: int, scale: object, cols: int, tokens: int) -> None:
-        view = np.ctypeslib.as_array(q, shape=(tokens, stride))  # type: ignore[arg-type]
+    def note(weight: bytes, q: Any, stride: int, _scale: Any, cols: int, tokens: int) -> None:
+        view = np.ctypeslib.as_array(q, shape=(tokens, stride))
         pieces.setdefault(weight.decode(), []).append(view[:, :cols].copy())
 
     callback = _Observer(note)
@@ -59,5 +60,5 @@ def record_activations() -> Iterator[Recorded]:
     try:
         yield recorded
     finally:
-        observe(ctypes.cast(None, _Observer))
+        observe(_Observer())  # a null pointer: nobody watches any more
         recorded.update({weight: np.concatenate(parts) for weight, parts in pieces.items()})

@@ -1,4 +1,4 @@
-"""Write llama.cpp's table of known pre-tokenizers as JSON, read from its converter's source without running it.
+"""Write llama.cpp's table of known pre-tokenizers as JSON, from its converter's source, unexecuted.
 
 Usage: pre_tokenizers.py CONVERSION_BASE_PY OUT.json
 
@@ -47,13 +47,13 @@ def read_table(method: ast.FunctionDef) -> tuple[str, dict[str, str]]:
         if not isinstance(statement, ast.If) or not isinstance(statement.test, ast.Compare):
             continue
         digest = statement.test.comparators[0]
-        if not isinstance(digest, ast.Constant) or not isinstance(digest.value, str) or len(digest.value) != 64:
+        if not isinstance(digest, ast.Constant) or len(str(digest.value)) != 64:
             continue
         names = [name for inner in statement.body if (name := assigned_string(inner, RESULT))]
         if len(names) == 1:
-            hashes[digest.value] = names[0]
+            hashes[str(digest.value)] = names[0]
     if not check_text or len(hashes) < 50:
-        raise SystemExit(f"pre_tokenizers.py: {METHOD} gave {len(hashes)} pre-tokenizers; its form has changed")
+        raise SystemExit(f"pre_tokenizers.py: {METHOD} gave {len(hashes)} names; its form has changed")
     return check_text, hashes
 
 

@@ -1,6 +1,7 @@
 """Print what libllama computes, to compare builds and settings bit by bit; run as a process of its own.
 
-Usage: digest.py MODEL.gguf THREADS      prints {"tier": ..., "prefill": ..., "decode": ...}, sha256 of the logits
+Usage: digest.py MODEL.gguf THREADS
+prints {"tier": ..., "prefill": ..., "decode": ...}, sha256 of the logits
 
 A process chooses its kernel tier once (BITEXPORT_TIER), so that each tier needs one of its own.
 """
