@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from bitexport.errors import UsageError
+from train.corpus import held_out_text, is_held_out, load_corpus, source_files, standard_library
+
+from .conftest import write_sources
+
+
+def test_the_standard_library_is_split_without_a_leak() -> None:
+    corpus = load_corpus(5)
+    train, held_out = set(corpus.train), set(corpus.held_out)
+    assert not train & held_out
+    assert {" ".join(text.split()) for text in train}.isdisjoint(" ".join(text.split()) for text in held_out)
+    assert 0.01 < len(held_out) / len(train) < 0.15
+    assert load_corpus(5) == corpus
+
+
+def test_tests_and_generated_tables_are_left_out() -> None:
+    names = {path.relative_to(standard_library()).as_posix() for path in source_files(standard_library())}
+    assert {"json/decoder.py", "argparse.py"} <= names
+    unwanted = ("site-packages/", "test/", "pydoc_data/", "encodings/", "html/entities.py", "_sysconfigdata")
+    assert not [name for name in names if name.startswith(unwanted)]
+    assert not [name for name in names if "/test/" in name or "/tests/" in name]
+
+
+def test_the_side_of_a_file_depends_on_its_path_alone(tmp_path: Path) -> None:
+    here = write_sources(tmp_path / "here")
+    there = tmp_path / "there"
+    shutil.copytree(here, there)
+    for path in sorted(there.iterdir()):  # other contents, same paths
+        path.write_text(path.read_text(encoding="utf-8") + "# changed\n", encoding="utf-8")
+    first, second = load_corpus(20, str(here)), load_corpus(20, str(there))
+    assert [text + "# changed\n" for text in first.held_out] == second.held_out
+    assert is_held_out(Path("json/decoder.py"), 100)
+    assert not is_held_out(Path("json/decoder.py"), 0)
+
+
+def test_a_copy_never_sits_on_both_sides(tmp_path: Path) -> None:
+    folder = write_sources(tmp_path / "sources")
+    before = load_corpus(50, str(folder))
+    for path in list(folder.iterdir()):
+        copy = path.read_text(encoding="utf-8").replace("    ", "\t") + "\n\n"
+        path.with_name("copy_of_" + path.name).write_text(copy, encoding="utf-8")
+    after = load_corpus(50, str(folder))
+    assert len(after.train) + len(after.held_out) == len(before.train) + len(before.held_out)
+    assert {" ".join(t.split()) for t in after.train}.isdisjoint(" ".join(t.split()) for t in after.held_out)
+
+
+def test_declared_encodings_are_read_and_broken_files_skipped(tmp_path: Path) -> None:
+    folder = write_sources(tmp_path / "sources")
+    (folder / "latin.py").write_bytes("# -*- coding: latin-1 -*-\r\nname = 'Zoë'\r\n".encode("latin-1"))
+    (folder / "broken.py").write_bytes(b"name = '\xff\xfe'\n")
+    (folder / "empty.py").write_bytes(b"\n\n")
+    corpus = load_corpus(20, str(folder))
+    texts = corpus.train + corpus.held_out
+    assert "# -*- coding: latin-1 -*-\nname = 'Zoë'\n" in texts
+    assert len(texts) == 61
+
+
+def test_held_out_text_is_cut_at_a_line(tmp_path: Path) -> None:
+    folder = str(write_sources(tmp_path / "sources"))
+    whole = held_out_text(20, folder)
+    part = held_out_text(20, folder, max_bytes=500)
+    assert whole.startswith(part)
+    assert part.endswith("\n")
+    assert 400 < len(part.encode()) <= 500
+    assert held_out_text(20, folder, max_bytes=10**9) == whole
+
+
+def test_too_little_text(tmp_path: Path) -> None:
+    (tmp_path / "only.py").write_text("x = 1\n", encoding="utf-8")
+    with pytest.raises(UsageError, match="give a larger text_dir"):
+        load_corpus(5, str(tmp_path))
+    with pytest.raises(UsageError, match="0 characters"):
+        load_corpus(5, str(tmp_path / "missing"))

@@ -1,0 +1,114 @@
+"""The text: sources of the Python standard library, found on the machine at run time.
+
+Nothing of it is kept in this repository. Whether a file is held out depends on a hash of its path inside the
+library and on nothing else, so that another Python version holds out (nearly) the same modules.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sysconfig
+import tokenize
+from dataclasses import dataclass
+from pathlib import Path
+
+from bitexport.errors import UsageError
+
+# Folders without prose or ordinary code: other people's packages, tests, tables that a program wrote.
+SKIPPED_FOLDERS = frozenset(
+    [
+        "site-packages",
+        "dist-packages",
+        "test",
+        "tests",
+        "idle_test",
+        "__pycache__",
+        "pydoc_data",
+        "encodings",
+        "lib2to3",
+        "lib-dynload",
+    ]
+)
+# The same for single files. _sysconfigdata_*.py is a list of the paths of the machine that built Python.
+SKIPPED_FILES = ("html/entities.py", "locale.py", "stringprep.py", "_sysconfigdata*.py", "LICENSE*")
+# Less text than this, and the machine has a trimmed Python: a model would only learn it by heart.
+LEAST_CHARACTERS = 2_000_000
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Texts of the two sides; a text is one source file. No text is on both sides."""
+
+    train: list[str]
+    held_out: list[str]
+
+
+def standard_library() -> Path:
+    """The folder of this interpreter's standard library."""
+    return Path(sysconfig.get_paths()["stdlib"])
+
+
+def load_corpus(held_out_percent: int, text_dir: str = "") -> Corpus:
+    """Read every usable source file below ``text_dir`` (empty: the standard library), in order of path.
+
+    Raises:
+        UsageError: a trimmed standard library, or one side of the split is empty.
+    """
+    root = Path(text_dir) if text_dir else standard_library()
+    least = 1 if text_dir else LEAST_CHARACTERS
+    corpus = Corpus(train=[], held_out=[])
+    seen: set[str] = set()
+    for path in source_files(root):
+        text = _read(path)
+        # Copies that differ only in white space count as one: a copy must not sit on both sides.
+        fingerprint = " ".join(text.split())
+        if not fingerprint or fingerprint in seen:
+            continue
+        seen.add(fingerprint)
+        side = corpus.held_out if is_held_out(path.relative_to(root), held_out_percent) else corpus.train
+        side.append(text)
+    size = sum(map(len, corpus.train + corpus.held_out))
+    if size < least or not corpus.train or not corpus.held_out:
+        raise UsageError(
+            f"corpus {root}: {size:,} characters in {len(corpus.train)} training and {len(corpus.held_out)} "
+            f"held-out files; expected at least {least:,} and files on both sides; "
+            "give a larger text_dir, or use a Python with its full standard library"
+        )
+    return corpus
+
+
+def source_files(root: Path) -> list[Path]:
+    """The ``.py`` files below ``root`` that hold human-written text, sorted by path."""
+    found = []
+    for path in root.rglob("*.py"):
+        relative = path.relative_to(root)
+        if SKIPPED_FOLDERS.isdisjoint(relative.parts[:-1]) and not any(map(relative.match, SKIPPED_FILES)):
+            found.append(path)
+    return sorted(found, key=lambda path: path.relative_to(root).as_posix())
+
+
+def is_held_out(relative_path: Path, percent: int) -> bool:
+    """True for about ``percent`` in 100 paths, always the same ones."""
+    digest = hashlib.sha256(relative_path.as_posix().encode()).digest()
+    return int.from_bytes(digest[:8], "big") % 100 < percent
+
+
+def held_out_text(held_out_percent: int = 5, text_dir: str = "", max_bytes: int | None = None) -> str:
+    """The held-out files in one string, a line break between them; the first ``max_bytes`` bytes at most.
+
+    The cut never splits a line. The same Python version gives the same text on every machine.
+    """
+    text = "\n".join(load_corpus(held_out_percent, text_dir).held_out)
+    if max_bytes is None or len(text.encode()) <= max_bytes:
+        return text
+    cut = text.encode()[:max_bytes].decode(errors="ignore")
+    return cut[: cut.rfind("\n") + 1]
+
+
+def _read(path: Path) -> str:
+    """The file's text in the encoding that it declares, with ``\\n`` as line end; empty if undecodable."""
+    try:
+        with tokenize.open(path) as file:
+            return file.read()
+    except (SyntaxError, UnicodeDecodeError):  # a few sources are broken on purpose
+        return ""

@@ -1,0 +1,128 @@
+"""A trained model to a packed checkpoint: four trits a byte and one scale a matrix.
+
+The layout is transformers' offline ``autobitlinear``: value = trit * weight_scale. Trits and scale are taken
+from the very function that quantizes in the forward pass: what is saved is what the model was running on.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors.torch import load_file, save
+from transformers.integrations.bitnet import WeightQuant
+
+from bitexport.errors import CheckpointError, OutputError
+from bitexport.ternary import TernaryTensor
+from train.model import quantization_config
+
+
+def export_packed(master: Path, output: Path, *, force: bool = False) -> None:
+    """Pack the checkpoint in ``master`` (online quantization, float master weights) into folder ``output``.
+
+    Embeddings are rounded to float16, so that a float16 GGUF holds the very same values, but stored as
+    float32 like everything that is not packed: transformers leaves the dtypes of a quantized checkpoint as
+    they are, and cannot compute with two of them.
+
+    Raises:
+        CheckpointError: ``master`` is incomplete, or is not a checkpoint with online quantization.
+        OutputError: ``output`` holds a model already and ``force`` is off.
+    """
+    config = read_online_config(master)
+    if (output / "model.safetensors").exists() and not force:
+        raise OutputError(f"{output}: holds a model already; add --force to replace it")
+    tensors: dict[str, torch.Tensor] = {}
+    for name, tensor in load_file(master / "model.safetensors").items():
+        if name.endswith("_proj.weight"):
+            ternary = quantize_as_forward(tensor, name)
+            tensors[name] = torch.from_numpy(pack(ternary.trits))
+            tensors[name + "_scale"] = torch.tensor([ternary.scale], dtype=torch.float32)
+        elif name in ("model.embed_tokens.weight", "lm_head.weight"):
+            tensors[name] = tensor.to(torch.float16).to(torch.float32)
+        else:
+            tensors[name] = tensor.to(torch.float32)
+    config["quantization_config"] = quantization_config("offline")
+    config["dtype"] = "float32"
+    config["use_cache"] = True  # the Trainer switches it off
+
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(master / "tokenizer.json", output / "tokenizer.json")
+        write_json(output / "tokenizer_config.json", tokenizer_config(master))
+        ends = {name: config[name] for name in ("bos_token_id", "eos_token_id")}
+        write_json(output / "generation_config.json", {**ends, "pad_token_id": ends["eos_token_id"]})
+        write_json(output / "config.json", config)
+        # Last and by renaming: a folder with model.safetensors in it is complete.
+        temporary = output / "model.safetensors.tmp"
+        temporary.write_bytes(save(tensors, metadata={"format": "pt"}))
+        temporary.replace(output / "model.safetensors")
+    except OSError as error:
+        raise OutputError(f"{output}: {error.strerror}; give another folder, or make room") from error
+
+
+def quantize_as_forward(weight: torch.Tensor, name: str) -> TernaryTensor:
+    """Trits and scale that transformers' online layer computes with, from master weights ``[out, in]``.
+
+    ``name`` is for the message.
+
+    Raises:
+        CheckpointError: every trit is zero, or a weight is not finite.
+    """
+    with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+        values = WeightQuant.apply(weight.to(torch.float32))  # each one is -scale, 0 or +scale
+    scale = np.float32(values.abs().max().item())
+    if not (np.isfinite(scale) and scale > 0):
+        raise CheckpointError(
+            f"{name}: quantizes to scale {scale}; expected a positive, finite number; "
+            "the training has diverged, export an earlier checkpoint"
+        )
+    return TernaryTensor(trits=values.sign().to(torch.int8).numpy(), scale=scale)
+
+
+def pack(trits: npt.NDArray[np.int8]) -> npt.NDArray[np.uint8]:
+    """int8 ``[out, in]`` in {-1, 0, 1} to uint8 ``[out / 4, in]``: the quarters of the rows, low bits first.
+
+    Raises:
+        CheckpointError: the number of rows is no multiple of 4.
+    """
+    rows, columns = trits.shape
+    if rows % 4:
+        raise CheckpointError(f"a weight has {rows} rows; expected a multiple of 4, since four share a byte")
+    codes = (trits + 1).astype(np.uint8).reshape(4, rows // 4, columns)
+    packed: npt.NDArray[np.uint8] = codes[0] | codes[1] << 2 | codes[2] << 4 | codes[3] << 6
+    return packed
+
+
+def read_online_config(master: Path) -> dict[str, object]:
+    """config.json of a checkpoint with master weights.
+
+    Raises:
+        CheckpointError: it cannot be read, or does not say autobitlinear and online.
+    """
+    for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"):
+        if not (master / name).exists():
+            raise CheckpointError(f"{master}: no {name}; give a run's master/ or checkpoint-<step>/ folder")
+    config: dict[str, object] = json.loads((master / "config.json").read_text(encoding="utf-8"))
+    found = config.get("quantization_config")
+    mode = (found.get("linear_class"), found.get("quantization_mode")) if isinstance(found, dict) else None
+    if mode != ("autobitlinear", "online"):
+        raise CheckpointError(
+            f"{master}: quantization is {mode}; expected autobitlinear and online; "
+            "give a folder of a training run"
+        )
+    return config
+
+
+def tokenizer_config(master: Path) -> dict[str, object]:
+    """tokenizer_config.json, with a class name that transformers 4 knows too."""
+    settings: dict[str, object] = json.loads((master / "tokenizer_config.json").read_text(encoding="utf-8"))
+    settings.pop("backend", None)
+    return {**settings, "tokenizer_class": "PreTrainedTokenizerFast"}
+
+
+def write_json(path: Path, value: dict[str, object]) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
