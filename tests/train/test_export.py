@@ -108,10 +108,11 @@ def test_transformers_computes_the_same_from_both(finished_run: Path, exported: 
     assert not layer.online_quant
     ids = torch.randint(300, (2, 32), generator=torch.manual_seed(0))
     with torch.no_grad():
-        difference = (offline(ids).logits - online(ids).logits).abs().amax(dim=-1)
-    # The scale multiplies before the sum here and after it there, which rounds differently: an activation that
-    # lies between two int8 steps may then fall to the other side.
-    assert (difference < 1e-4).float().mean() > 0.9
+        difference = (offline(ids).logits - online(ids).logits).abs().amax(dim=-1)  # (B, T)
+    # The scale multiplies before the sum in one, after it in the other, which rounds differently: a value
+    # that lies between two int8 steps may fall to the other side, and later positions look back at it.
+    assert difference[:, 0].max() < 1e-4
+    assert difference.median() < 1e-4
     assert difference.max() < 0.05
 
 
