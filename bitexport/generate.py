@@ -18,7 +18,7 @@ DEFAULT_CONTEXT = 4096
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How the next token is chosen.
+    """How the next token is chosen: as in llama.cpp, from what top_k and top_p leave, at the temperature.
 
     Attributes:
         temperature: 0 takes the most likely token; 1 the model's own probabilities.

@@ -10,6 +10,7 @@ import typer
 
 import bitexport
 from bitexport.cli import bench, convert, errors, inspect, parity, run
+from bitexport.cli.interrupt import terminable
 
 app = typer.Typer(
     name="bitexport",
@@ -58,7 +59,8 @@ def main(arguments: list[str] | None = None) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a model writes what it likes; a terminal may lack it
     try:
-        code = app(arguments, prog_name="bitexport", standalone_mode=False)
+        with terminable():
+            code = app(arguments, prog_name="bitexport", standalone_mode=False)
     except BrokenPipeError:
         # Whoever read our output had enough. Python's own flush at exit must not complain either.
         sys.stdout = None

@@ -44,7 +44,7 @@ class Reference:
 
     def tokenize(self, text: str) -> list[int]:
         """Token ids of ``text``, with the special tokens that the tokenizer puts around it."""
-        return list(self.tokenizer(text)["input_ids"])
+        return list(self.tokenizer(text, verbose=False)["input_ids"])
 
     def text(self, ids: Sequence[int]) -> str:
         """The text of some tokens, special ones by name."""
