@@ -68,7 +68,7 @@ def _operating_system(error: BaseException) -> str:
 
 def _unexpected(error: BaseException) -> str:
     advice = f"this is a bug in bitexport; run again with {DEBUG_VARIABLE}=1 and report what it shows"
-    return f"{type(error).__name__}: {error}; {advice}"
+    return f"{type(error).__name__}: {str(error).strip()}; {advice}"
 
 
 def _memory(_error: BaseException) -> str:

@@ -1,0 +1,143 @@
+"""Results on stdout, the rest on stderr; JSON alone when asked for; colour and bars on terminals only."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bitexport.cli.output import Output, format_bytes
+from bitexport.progress import ProgressEvent
+from tests.conftest import REPOSITORY
+
+
+def test_json_is_one_document_with_a_schema(capsys: pytest.CaptureFixture[str]) -> None:
+    out = Output(json=True)
+    out.line("not shown")
+    out.table(("a",), [("b",)])
+    out.stream("not shown")
+    out.result({"x": np.float32(0.5), "y": [float("nan"), float("inf")], "path": Path("a/b"), "ok": True})
+    text, error = capsys.readouterr()
+    assert json.loads(text) == {"schema": 1, "x": 0.5, "y": [None, None], "path": "a/b", "ok": True}
+    assert next(iter(json.loads(text))) == "schema"
+    assert error == ""
+
+
+def test_json_keeps_text_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    Output(json=True).result({"text": "naïve ☃"})
+    assert "naïve ☃" in capsys.readouterr().out
+
+
+def test_human_result(capsys: pytest.CaptureFixture[str]) -> None:
+    out = Output()
+    out.result({"x": 1}, human=lambda: out.line("x is 1 [bold]really[/bold]"))
+    assert capsys.readouterr() == ("x is 1 [bold]really[/bold]\n", "")
+
+
+def test_information_and_warnings_go_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
+    out = Output()
+    out.info("reading")
+    out.warn("odd")
+    assert capsys.readouterr() == ("", "reading\nwarning: odd\n")
+
+
+def test_quiet_keeps_warnings(capsys: pytest.CaptureFixture[str]) -> None:
+    out = Output(quiet=True)
+    out.info("reading")
+    out.warn("odd")
+    assert capsys.readouterr() == ("", "warning: odd\n")
+
+
+def test_tables_are_not_cut_off(capsys: pytest.CaptureFixture[str]) -> None:
+    long = "x" * 300
+    Output().table(("name", "size"), [(long, 12), ("[red]y[/red]", 3)], right=("size",))
+    text = capsys.readouterr().out
+    assert long in text
+    assert "[red]y[/red]" in text
+
+
+def test_markdown_table(capsys: pytest.CaptureFixture[str]) -> None:
+    Output().table(("test", "t/s"), [("pp8", "1.0 ± 0.1")], right=("t/s",), markdown=True)
+    header, rule, row = [line for line in capsys.readouterr().out.splitlines() if line.strip()]
+    assert header.split("|")[1:3] == [" test ", "       t/s "]
+    assert set(rule.strip()) <= {"|", "-", ":"}
+    assert row.split("|")[1].strip() == "pp8"
+
+
+def test_no_bar_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    with Output().progress("working") as progress:
+        progress(ProgressEvent(1, 2, "B", "x"))
+    assert capsys.readouterr() == ("", "")
+
+
+SCRIPT = """
+from bitexport.cli.output import Output
+from bitexport.progress import ProgressEvent
+out = Output(quiet=QUIET)
+out.warn("odd")
+with out.progress("working") as progress:
+    progress(ProgressEvent(1024, 4096, "B", "tensor 1"))
+"""
+
+
+def on_a_terminal(script: str, **environment: str) -> str:
+    """stderr of a script whose stderr is a terminal."""
+    master, slave = pty.openpty()
+    kept = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "COLUMNS")}
+    process = subprocess.Popen(
+        [sys.executable, "-c", script],
+        cwd=REPOSITORY,
+        stderr=slave,
+        env={**kept, "TERM": "xterm-256color", "COLUMNS": "120", **environment},
+    )
+    os.close(slave)
+    chunks = []
+    try:
+        while chunk := os.read(master, 4096):
+            chunks.append(chunk)
+    except OSError:  # Linux: the other end is closed
+        pass
+    os.close(master)
+    assert process.wait(timeout=60) == 0
+    return b"".join(chunks).decode()
+
+
+def test_bar_and_colour_on_a_terminal() -> None:
+    text = on_a_terminal(SCRIPT.replace("QUIET", "False"))
+    assert "\x1b[33m" in text  # a yellow warning
+    assert "working: tensor 1" in text
+    assert "1.00 KiB/4.00 KiB" in text
+
+
+def test_no_color() -> None:
+    text = on_a_terminal(SCRIPT.replace("QUIET", "False"), NO_COLOR="1")
+    assert "warning: odd" in text
+    assert "\x1b[3" not in text  # no foreground colour, though a bar may move the cursor
+
+
+def test_quiet_has_no_bar() -> None:
+    text = on_a_terminal(SCRIPT.replace("QUIET", "True"))
+    assert "warning: odd" in text.replace("\x1b[33m", "").replace("\x1b[0m", "")
+    assert "working" not in text
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (0, "0 B"),
+        (1023, "1023 B"),
+        (1024, "1.00 KiB"),
+        (1536, "1.50 KiB"),
+        (15 << 20, "15.0 MiB"),
+        (1_180_000_000, "1.10 GiB"),
+        (3 << 50, "3072 TiB"),
+    ],
+)
+def test_bytes(count: int, text: str) -> None:
+    assert format_bytes(count) == text
