@@ -107,7 +107,7 @@ def parity(
     *,
     tokens: int = 0,
     min_cosine: float = MIN_COSINE,
-    align: bool = False,
+    align: bool = True,
     measure_noise_floor: bool = False,
     text: str | None = None,
     threads: int = 0,
@@ -213,7 +213,7 @@ def verdict(report: ParityReport) -> str:
     if report.aligned.agreement.cosine_min >= threshold and not report.judged_aligned:
         return (
             f"No mistake, but below the threshold: {missed}; yet {report.aligned.describe()}. "
-            "--align judges by that."
+            "leave out --plain to judge by that."
         )
     return f"C++ and PyTorch disagree: {missed}; {report.aligned.describe()}."
 

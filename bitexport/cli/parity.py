@@ -43,9 +43,11 @@ def parity(
     align: Annotated[
         bool,
         typer.Option(
-            "--align", help="Judge with PyTorch on the file's embeddings, rounding as C++ did on edges."
+            "--align/--plain",
+            help="Judge with PyTorch on the file's embeddings, rounding as C++ did where a value lies on the "
+            "edge of two steps, so that only mistakes count; or judge both as they are.",
         ),
-    ] = False,
+    ] = True,
     noise_floor: Annotated[
         bool, typer.Option("--noise-floor", help="Also compare PyTorch with itself, minimally disturbed.")
     ] = False,

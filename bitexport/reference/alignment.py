@@ -97,7 +97,8 @@ def _align(
 ) -> torch.Tensor:
     """``x`` with the values on the edge replaced by what quantizes to ``theirs``; counts into ``decisions``.
 
-    The arithmetic is that of transformers' ActQuant: s = 127 / max(max|x|, 1e-5), q = clamp(round(x s), -128, 127).
+    The arithmetic is that of transformers' ActQuant:
+    s = 127 / max(max|x|, 1e-5), q = clamp(round(x s), -128, 127).
     """
     largest = x.abs().amax(dim=-1, keepdim=True).clamp(min=1e-5)  # (1, T, 1)
     scale = 127 / largest

@@ -127,8 +127,8 @@ def load_reference(path: str | os.PathLike[str]) -> Reference:
     with _quiet(), eager():
         model = _load_model(folder)
         tokenizer = _load_tokenizer(folder)
-    # Whatever dtype is asked for, transformers leaves what a pre-quantized checkpoint stores as bfloat16 as it
-    # is; and its own float() refuses quantized models, though packed weights stay uint8.
+    # Whatever dtype is asked for, transformers leaves what a pre-quantized checkpoint stores as bfloat16 as
+    # it is; and its own float() refuses quantized models, though packed weights stay uint8.
     nn.Module.float(model)
     return Reference(folder, model.eval(), tokenizer)
 
