@@ -25,21 +25,25 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --config-settings wheel.cmake=false --editable '.[dev]'
 	touch $@
 
-# Ninja when it is there; the generator is chosen once, when the tree is first configured.
-configure = test -f $(1)/CMakeCache.txt || cmake -S native -B $(1) $$(command -v ninja >/dev/null && echo -G Ninja) -DPython3_EXECUTABLE=$(CURDIR)/$(BIN)/python -DBITEXPORT_DOWNLOAD_DIR=$(CURDIR)/build/download $(2)
+# Configured every time, which takes a second or two: a first try that failed, or another BITEXPORT_LLAMA_CPP, mends
+# itself. Ninja when it is there; that is chosen once, when the tree is new.
+configure = cmake -S native -B $(1) -Wno-dev --log-level=WARNING \
+	$$(test -f $(1)/CMakeCache.txt || ! command -v ninja >/dev/null || echo -G Ninja) \
+	"-DPython3_EXECUTABLE=$(CURDIR)/$(BIN)/python" "-DBITEXPORT_DOWNLOAD_DIR=$(CURDIR)/build/download" \
+	"-DBITEXPORT_LLAMA_CPP=$(abspath $(BITEXPORT_LLAMA_CPP))" $(2)
 
 setup: $(VENV)/.installed native ## Install everything into .venv and build/native
 
 native: $(VENV)/.installed ## Build libllama with I2_S
-	@$(call configure,$(NATIVE),)
-	@cmake --build $(NATIVE) --parallel $(JOBS) -- $(if $(wildcard $(NATIVE)/build.ninja),--quiet,--no-print-directory -s)
+	@$(call configure,$(NATIVE))
+	@cmake --build $(NATIVE) --parallel $(JOBS)
 
 stock: native ## Build the same llama.cpp unpatched, the peer that tests compare with
 	@$(call configure,$(STOCK),-DBITEXPORT_STOCK=ON)
-	@cmake --build $(STOCK) --parallel $(JOBS) -- $(if $(wildcard $(STOCK)/build.ninja),--quiet,--no-print-directory -s)
+	@cmake --build $(STOCK) --parallel $(JOBS)
 
 tools: native ## Build llama-cli, llama-server, llama-bench, llama-perplexity, llama-quantize with I2_S
-	cmake -S native -B $(NATIVE) -DBITEXPORT_TOOLS=ON
+	@$(call configure,$(NATIVE),-DBITEXPORT_TOOLS=ON)
 	cmake --build $(NATIVE) --parallel $(JOBS) --target tools
 
 test: test-native test-python ## Run every test

@@ -4,7 +4,7 @@
 # patched instead; the same checks apply, so it must be the release that the patches were made for.
 # With BITEXPORT_STOCK=ON nothing is patched: that build is the peer in tests.
 
-set(BITEXPORT_LLAMA_CPP "$ENV{BITEXPORT_LLAMA_CPP}" CACHE PATH "Folder of a llama.cpp source tree to use instead of the pinned one")
+set(BITEXPORT_LLAMA_CPP "$ENV{BITEXPORT_LLAMA_CPP}" CACHE STRING "Folder of a llama.cpp source tree to use instead of the pinned one")
 
 set(BITEXPORT_DOWNLOAD_DIR ${CMAKE_BINARY_DIR}/download CACHE PATH "Where the source distribution is kept")
 

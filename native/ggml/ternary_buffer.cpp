@@ -19,6 +19,7 @@
 #include <cstring>
 #include <stdexcept>
 #include <string>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -159,7 +160,11 @@ void repack(const Weights & weights, const uint8_t * codes) {
                                               mine.end);
     };
     for (int64_t index = 1; index < count; ++index) {
-        threads.emplace_back(work, index);
+        try {
+            threads.emplace_back(work, index);
+        } catch (const std::system_error &) {
+            work(index);  // no more threads to be had
+        }
     }
     work(0);
     for (auto & thread : threads) {
