@@ -39,8 +39,8 @@ class Vocabulary:
         types: ``gguf.TokenType`` of each id.
         merges: pairs joined by a space, best first (``gpt2``).
         scores: of each id (``llama``).
-        special: ids by their part: bos, eos, unk, sep, pad, mask.
-        add_bos, add_eos: whether encoding a text puts them around it.
+        special: ids by their part: bos, eos, eot, unk, sep, pad, mask.
+        add_bos, add_eos: whether encoding a text puts them around it, as tokenizer.json does.
         add_space_prefix: whether a space goes in front of the text (``llama``).
         chat_template: the template, or named ones.
         padded: how many ids at the end of the vocabulary have no token.
@@ -76,6 +76,7 @@ class Vocabulary:
         names = {
             "bos": "bos",
             "eos": "eos",
+            "eot": "eot",
             "unk": "unknown",
             "sep": "seperator",
             "pad": "padding",
@@ -115,11 +116,15 @@ def read_vocabulary(folder: Path, vocab_size: int, given_pre: str | None = None)
     try:
         description = read_json(path)
         tokenizer = Tokenizer.from_file(str(path))
+        settings = _settings(folder / "tokenizer_config.json")
     except CheckpointError as error:
         raise TokenizerError(str(error)) from error
     except Exception as error:  # tokenizers raises plain Exception for whatever it cannot read
         reason = " ".join(str(error).split())
         raise TokenizerError(f"{path.name}: not a tokenizer ({reason}); download it again") from error
+    # saved settings of a training run, which transformers ignores as well
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
     warnings: list[str] = []
     special = _special_vocabulary(folder, vocab_size, warnings)
     tokens, types, padded = _tokens(tokenizer, vocab_size)
@@ -138,7 +143,7 @@ def read_vocabulary(folder: Path, vocab_size: int, given_pre: str | None = None)
         _check_byte_level(description, warnings)
         kind, pre = "gpt2", pre_tokenizer.name_of(tokenizer, description, given_pre)
         merges, scores, space_prefix = special.merges, [], None
-    add_bos, add_eos = _added_ends(tokenizer, special, warnings)
+    add_bos, add_eos = _added_ends(tokenizer, special.special_token_ids, settings, warnings)
     _check_text(special.chat_template)
     return Vocabulary(
         model=kind,
@@ -157,6 +162,23 @@ def read_vocabulary(folder: Path, vocab_size: int, given_pre: str | None = None)
     )
 
 
+def _settings(path: Path) -> dict[str, Any]:
+    """tokenizer_config.json, where there is one.
+
+    Raises:
+        CheckpointError: it is no JSON object, or says something about bos and eos that is neither yes nor no.
+    """
+    if not path.exists():
+        return {}
+    settings = read_json(path)
+    for key in ("add_bos_token", "add_eos_token"):
+        if not isinstance(settings.get(key), bool | None):
+            raise CheckpointError(
+                f"{path.name}: {key} is {settings[key]!r}; expected true, false or nothing: correct it"
+            )
+    return settings
+
+
 def _special_vocabulary(folder: Path, vocab_size: int, warnings: list[str]) -> gguf.SpecialVocab:
     """Merges, special ids and chat template; what the gguf package logs about them joins ``warnings``."""
 
@@ -172,9 +194,9 @@ def _special_vocabulary(folder: Path, vocab_size: int, warnings: list[str]) -> g
     logger.propagate = False
     try:
         return gguf.SpecialVocab(folder, load_merges=True, n_vocab=vocab_size)
-    except (OSError, ValueError, TypeError, AttributeError, KeyError, IndexError) as error:
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         raise TokenizerError(
-            f"{folder}: tokenizer_config.json or tokenizer.json cannot be read ({error}); download them again"
+            f"{folder}: tokenizer_config.json, tokenizer.json or the chat template cannot be read ({error}); download them again"
         ) from error
     finally:
         logger.removeHandler(collector)
@@ -264,31 +286,44 @@ def _space_prefix(description: Mapping[str, Any]) -> bool:
     return prepended or metaspace
 
 
-def _added_ends(tokenizer: Tokenizer, special: gguf.SpecialVocab, warnings: list[str]) -> tuple[bool, bool]:
-    """Whether bos and eos go around a text: as tokenizer_config.json says, else as tokenizer.json does."""
+def _added_ends(
+    tokenizer: Tokenizer, special: dict[str, int], settings: Mapping[str, Any], warnings: list[str]
+) -> tuple[bool, bool]:
+    """Whether bos and eos go around a text; ``special`` gets the ids that do.
+
+    tokenizer.json alone decides: transformers 5 never looks at ``add_bos_token`` where there is one.
+    """
     bare = tokenizer.encode("a", add_special_tokens=False).ids
     full = tokenizer.encode("a", add_special_tokens=True).ids
-    bos, eos = special.special_token_ids.get("bos"), special.special_token_ids.get("eos")
-    does_bos = len(full) > len(bare) and full[0] == bos
-    does_eos = len(full) > len(bare) and full[-1] == eos
-    if len(full) != len(bare) + does_bos + does_eos:
+    ends = next(
+        (
+            (full[:at], full[at + len(bare) :])
+            for at in range(len(full) - len(bare) + 1)
+            if full[at : at + len(bare)] == bare
+        ),
+        (full, []),
+    )
+    if max(map(len, ends)) > 1:
         raise TokenizerError(
-            f"tokenizer.json puts tokens around a text that are not its bos and eos (ids {full} for 'a'); "
-            "llama.cpp adds bos and eos only: check bos_token and eos_token in tokenizer_config.json"
+            f"tokenizer.json puts more than one token around a text (ids {full} for 'a'); expected at most "
+            "one in front and one behind, which is all that llama.cpp adds: correct its post_processor"
         )
-    add_bos = special.add_special_token.get("bos", does_bos)
-    add_eos = special.add_special_token.get("eos", does_eos)
-    if (add_bos, add_eos) != (does_bos, does_eos):
-        warnings.append(
-            f"tokenizer_config.json says add_bos {add_bos}, add_eos {add_eos}; tokenizer.json alone does "
-            f"{does_bos}, {does_eos}: the former is written, as transformers reads it"
-        )
-    for part, wanted in (("bos", add_bos), ("eos", add_eos)):
-        if wanted and part not in special.special_token_ids:
-            raise TokenizerError(
-                f"add_{part}_token is true, but there is no {part} token; name it in tokenizer_config.json"
+    for part, added in zip(("bos", "eos"), ends, strict=True):
+        said = settings.get(f"add_{part}_token")
+        if said is not None and said != bool(added):
+            warnings.append(
+                f"tokenizer_config.json says add_{part}_token {said}, but tokenizer.json "
+                f"{'adds' if added else 'does not add'} one, which is what transformers does and what is "
+                "written"
             )
-    return add_bos, add_eos
+        if added and special.get(part) != added[0]:
+            if part in special:
+                warnings.append(
+                    f"tokenizer.json puts token {added[0]} around a text where {part}_token is "
+                    f"{special[part]}: {added[0]} is written as {part}, so that the ids are the same"
+                )
+            special[part] = added[0]
+    return bool(ends[0]), bool(ends[1])
 
 
 def _check_text(template: Any) -> None:

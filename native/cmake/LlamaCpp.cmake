@@ -79,6 +79,11 @@ function(_bitexport_patch source)
     endforeach()
 endfunction()
 
+if(BITEXPORT_LLAMA_CPP AND NOT EXISTS ${BITEXPORT_LLAMA_CPP}/ggml/include/ggml.h)
+    message(FATAL_ERROR "BITEXPORT_LLAMA_CPP is ${BITEXPORT_LLAMA_CPP}, which holds no ggml/include/ggml.h. "
+                        "Point it at the top folder of a llama.cpp source tree.")
+endif()
+
 # A stamp of everything that decides what the source looks like; unpack and patch anew when it changes.
 set(_inputs ${_lock} ${_originals} ${_patches} ${CMAKE_CURRENT_LIST_FILE})
 set(_state "${BITEXPORT_LLAMA_CPP};${BITEXPORT_STOCK}")
@@ -98,10 +103,6 @@ if(NOT _have STREQUAL _state)
     file(REMOVE ${_stamp})
     file(REMOVE_RECURSE ${BITEXPORT_LLAMA_CPP_SOURCE} ${CMAKE_BINARY_DIR}/unpack)
     if(BITEXPORT_LLAMA_CPP)
-        if(NOT EXISTS ${BITEXPORT_LLAMA_CPP}/ggml/include/ggml.h)
-            message(FATAL_ERROR "BITEXPORT_LLAMA_CPP is ${BITEXPORT_LLAMA_CPP}, which holds no ggml/include/ggml.h. "
-                                "Point it at the top folder of a llama.cpp source tree.")
-        endif()
         file(COPY ${BITEXPORT_LLAMA_CPP}/ DESTINATION ${BITEXPORT_LLAMA_CPP_SOURCE} PATTERN .git EXCLUDE)
     else()
         _bitexport_download(_archive)
