@@ -184,8 +184,8 @@ def _special_vocabulary(folder: Path, vocab_size: int, warnings: list[str]) -> g
 
     class Collector(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            # pairs of texts are nothing that a decoder is given
-            if "<pair>" not in record.getMessage():
+            # a decoder is given no pairs of texts, and the ends of one text are read in another way here
+            if "TemplateProcessing" not in record.getMessage():
                 warnings.append(f"tokenizer: {record.getMessage()}")
 
     logger, collector = logging.getLogger("gguf.vocab"), Collector(logging.WARNING)
@@ -196,7 +196,8 @@ def _special_vocabulary(folder: Path, vocab_size: int, warnings: list[str]) -> g
         return gguf.SpecialVocab(folder, load_merges=True, n_vocab=vocab_size)
     except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         raise TokenizerError(
-            f"{folder}: tokenizer_config.json, tokenizer.json or the chat template cannot be read ({error}); download them again"
+            f"{folder}: tokenizer_config.json, tokenizer.json or the chat template cannot be read "
+            f"({error}); download them again"
         ) from error
     finally:
         logger.removeHandler(collector)

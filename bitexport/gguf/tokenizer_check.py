@@ -96,8 +96,8 @@ def _compare_ends(reference: Tokenizer, model: Llama) -> None:
     got = _encode(model, text, True)
     if expected != got:
         raise TokenizerError(
-            f"llama.cpp puts other tokens around a text: {got} for {text!r}, tokenizer.json gives {expected}; "
-            "check its post_processor and the special tokens in tokenizer_config.json"
+            f"llama.cpp puts other tokens around a text: {got} for {text!r}, tokenizer.json gives {expected};"
+            " check its post_processor and the special tokens in tokenizer_config.json"
         )
 
 

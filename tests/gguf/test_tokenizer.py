@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,16 @@ from typing import Any
 import gguf
 import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, processors, trainers
+from transformers import AutoTokenizer
 
 from bitexport.convert import convert
 from bitexport.errors import TokenizerError
 from bitexport.gguf.pre_tokenizer import LLAMA3_SPLIT, QWEN2_SPLIT, SPLITS, Split, name_of
 from bitexport.gguf.tokenizer import UNMERGED_SCORE, read_vocabulary
 from tests.models import TEXT, tiny_checkpoint, tiny_tokenizer, write_tokenizer
+
+#: a file of a checkpoint and a change to it
+Edit = tuple[str, Callable[[dict[str, Any]], object]]
 
 
 def edit(folder: Path, change: Callable[[dict[str, Any]], object], file: str = "tokenizer.json") -> Path:
@@ -56,17 +61,124 @@ def test_everything_that_llama_cpp_wants(folder: Path) -> None:
     assert metadata["tokenizer.ggml.add_eos_token"] is False
 
 
-def test_no_bos_is_said_too(folder: Path) -> None:
-    """llama-bpe's default in llama.cpp is to add one."""
-    found = read_vocabulary(edit(folder, lambda t: t.update(post_processor=None)), 512)
-    assert found.metadata()["tokenizer.ggml.add_bos_token"] is False
+NO_POST: Edit = ("tokenizer.json", lambda t: t.update(post_processor=None))
 
 
-def test_tokenizer_config_beats_the_template_and_says_so(folder: Path) -> None:
-    edit(folder, lambda c: c.update(add_bos_token=False), "tokenizer_config.json")
+def template(*single: str) -> Edit:
+    """A post-processor that puts these around a text: ``template("<|begin_of_text|>", "$A")``."""
+
+    def change(tokenizer: dict[str, Any]) -> None:
+        parts = [
+            {"Sequence": {"id": "A", "type_id": 0}}
+            if part == "$A"
+            else {"SpecialToken": {"id": part, "type_id": 0}}
+            for part in single
+        ]
+        ids = {token["content"]: token["id"] for token in tokenizer["added_tokens"]}
+        tokens = {part: {"id": part, "ids": [ids[part]], "tokens": [part]} for part in single if part != "$A"}
+        tokenizer["post_processor"] = {
+            "type": "TemplateProcessing",
+            "single": parts,
+            "pair": [*parts, {"Sequence": {"id": "B", "type_id": 1}}],
+            "special_tokens": tokens,
+        }
+
+    return "tokenizer.json", change
+
+
+def settings(**values: Any) -> Edit:
+    return "tokenizer_config.json", lambda c: c.update(values)
+
+
+BOS, EOS, PAD = "<|begin_of_text|>", "<|end_of_text|>", "<|pad|>"
+
+# what is changed, add_bos and add_eos, the ids of bos and eos, what the warnings say
+ENDS: list[tuple[list[Edit], tuple[bool, bool], tuple[int, int], list[str]]] = [
+    ([], (True, False), (0, 1), []),
+    ([NO_POST], (False, False), (0, 1), []),
+    ([settings(add_bos_token=False)], (True, False), (0, 1), ["add_bos_token False, but .* adds one"]),
+    ([NO_POST, settings(add_bos_token=True)], (False, False), (0, 1), ["True, but .* does not add one"]),
+    ([settings(add_eos_token=True)], (True, False), (0, 1), ["add_eos_token True"]),
+    ([template(BOS, "$A", EOS)], (True, True), (0, 1), []),
+    ([template("$A", EOS), settings(add_bos_token=True)], (False, True), (0, 1), ["add_bos_token True"]),
+    ([settings(bos_token=PAD)], (True, False), (0, 1), ["token 0 .* bos_token is 2: 0 is written"]),
+    ([settings(bos_token=None)], (True, False), (0, 1), []),
+    ([template(PAD, "$A")], (True, False), (2, 1), ["token 2 .* bos_token is 0"]),
+]
+
+
+@pytest.mark.parametrize(("edits", "added", "ids", "warnings"), ENDS)
+def test_the_ends_of_a_text_are_those_of_transformers(
+    folder: Path,
+    edits: list[Edit],
+    added: tuple[bool, bool],
+    ids: tuple[int, int],
+    warnings: list[str],
+) -> None:
+    for file, change in edits:
+        edit(folder, change, file)
     found = read_vocabulary(folder, 512)
-    assert found.add_bos is False
-    assert any("add_bos False" in warning for warning in found.warnings)
+    assert (found.add_bos, found.add_eos) == added
+    assert (found.special["bos"], found.special["eos"]) == ids
+    reference = AutoTokenizer.from_pretrained(folder)
+    bare = reference("ab", add_special_tokens=False).input_ids
+    assert reference("ab").input_ids == [*ids[:1] * added[0], *bare, *ids[1:] * added[1]]
+    assert len(found.warnings) == len(warnings)
+    assert all(re.search(*pair) for pair in zip(warnings, found.warnings, strict=True))
+    # llama-bpe's default in llama.cpp is to add bos, so that no is said too
+    assert found.metadata()["tokenizer.ggml.add_bos_token"] is added[0]
+
+
+def test_llama_cpp_adds_the_same_ends(tmp_path: Path) -> None:
+    """Through the check of every conversion, with a template and a tokenizer_config.json that disagree."""
+    folder = tiny_checkpoint(tmp_path / "c")
+    for file, change in (template("$A", EOS), settings(add_bos_token=True, add_eos_token=False)):
+        edit(folder, change, file)
+    assert len(convert(folder, tmp_path / "x.gguf", embed_type="f16").warnings) == 2
+
+
+def test_the_check_does_not_believe_the_vocabulary(
+    tmp_path: Path, checkpoint_of: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bitexport.gguf.tokenizer._added_ends", lambda *_: (False, False))
+    with pytest.raises(
+        TokenizerError, match=r"puts other tokens around a text: \[(\d+)\] .* gives \[0, \1\]"
+    ):
+        convert(checkpoint_of(), tmp_path / "x.gguf", embed_type="f16")
+
+
+def test_padding_and_truncation_of_a_training_run_do_not_matter(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[list[int]] = []
+
+    def name(tokenizer: Tokenizer, *_: object) -> str:
+        seen.append(tokenizer.encode("abc abc abc").ids)
+        return "gpt-2"
+
+    monkeypatch.setattr("bitexport.gguf.pre_tokenizer.name_of", name)
+    before = read_vocabulary(folder, 512)
+    saved = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    saved.enable_padding(length=64, pad_id=2)
+    saved.enable_truncation(max_length=2)
+    saved.save(str(folder / "tokenizer.json"))
+    assert read_vocabulary(folder, 512) == before
+    assert seen[0] == seen[1]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[1]", "holds a list, expected a JSON object"),
+        ("[" * 100_000, "not valid JSON"),
+        ('{"add_bos_token": "no"}', "add_bos_token is 'no'; expected true, false"),
+        ('{"add_eos_token": 1}', "add_eos_token is 1;"),
+    ],
+)
+def test_a_tokenizer_config_that_is_none(folder: Path, content: str, message: str) -> None:
+    (folder / "tokenizer_config.json").write_text(content)
+    with pytest.raises(TokenizerError, match=rf"tokenizer_config\.json: .*{message}"):
+        read_vocabulary(folder, 512)
 
 
 def test_named_chat_templates(folder: Path) -> None:
@@ -141,18 +253,15 @@ def test_files_that_are_missing_or_damaged(tmp_path: Path) -> None:
         with pytest.raises(TokenizerError, match=r"tokenizer\.json"):
             read_vocabulary(tmp_path, 512)
     write_tokenizer(tmp_path)
-    (tmp_path / "tokenizer_config.json").write_text("[1]")
+    (tmp_path / "chat_template.json").write_text("[" * 100_000)
     with pytest.raises(TokenizerError, match="cannot be read"):
         read_vocabulary(tmp_path, 512)
 
 
-def test_a_template_with_other_tokens(folder: Path) -> None:
-    def change(tokenizer: dict[str, Any]) -> None:
-        text = json.dumps(tokenizer["post_processor"]).replace("<|begin_of_text|>", "<|pad|>")
-        tokenizer["post_processor"] = json.loads(text.replace('"ids": [0]', '"ids": [2]'))
-
-    with pytest.raises(TokenizerError, match="not its bos and eos"):
-        read_vocabulary(edit(folder, change), 512)
+def test_a_template_with_more_tokens_than_llama_cpp_adds(folder: Path) -> None:
+    file, change = template(BOS, PAD, "$A")
+    with pytest.raises(TokenizerError, match="more than one token around a text"):
+        read_vocabulary(edit(folder, change, file), 512)
 
 
 # -- the pre-tokenizer ---------------------------------------------------------------------------------------
