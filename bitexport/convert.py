@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy.typing as npt
 
-from bitexport.checkpoint import open_checkpoint
+from bitexport.checkpoint import Checkpoint, open_checkpoint
 from bitexport.encode import TernaryFacts, encode
-from bitexport.errors import UsageError
+from bitexport.errors import OutputError, UsageError
 from bitexport.gguf.tokenizer import Vocabulary, read_vocabulary
 from bitexport.gguf.tokenizer_check import check_tokenizer
 from bitexport.gguf.types import F32, FILE_TYPES
@@ -112,9 +112,9 @@ def convert(
     _check_choice("type", type, TERNARY_TYPES)
     _check_choice("embed_type", embed_type, EMBED_TYPES)
     target = Path(output)
-    if not dry_run:
-        check_output(target, force)
     source = open_checkpoint(checkpoint)
+    if not dry_run:
+        _check_harmless(target, check_output(target, force), source)
     plan = make_plan(source, type, embed_type)
     vocabulary = read_vocabulary(source.path, plan.numbers.vocab_size, pre_tokenizer)
     work = _Work(plan, [*plan.warnings, *vocabulary.warnings], progress)
@@ -242,6 +242,18 @@ def _metadata(plan: Plan, vocabulary: Vocabulary) -> dict[str, MetadataValue]:
     found.update(plan.family.metadata(plan.numbers))
     found.update(vocabulary.metadata())
     return found
+
+
+def _check_harmless(output: Path, target: Path, source: Checkpoint) -> None:
+    """A conversion must not destroy what it reads: not the weights, and not what lies beside them."""
+    # the shards of a checkpoint in Hugging Face's cache are links to files elsewhere
+    read = {info.shard.resolve() for info in source.tensors.values()}
+    inside = target.is_relative_to(source.path.resolve()) and target.suffix != ".gguf"
+    if target in read or inside:
+        raise OutputError(
+            f"{output} lies in the checkpoint that is converted and is no .gguf file; it would be lost: "
+            "expected another folder, or a name that ends in .gguf"
+        )
 
 
 def _check_choice(option: str, value: str, known: tuple[str, ...]) -> None:

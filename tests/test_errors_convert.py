@@ -323,6 +323,56 @@ def test_a_forced_output_that_fails_stays_as_it_was(
 
 
 @pytest.mark.parametrize(
+    ("output", "shards"),
+    [
+        ("c/model.safetensors", 1),
+        ("c/model-00002-of-00002.safetensors", 2),
+        ("c/tokenizer.json", 1),
+        ("link.gguf", 1),
+        ("hard.gguf", 1),
+        ("c/../c/config.json", 1),
+        ("c/new", 1),
+    ],
+)
+def test_the_checkpoint_is_never_the_output(
+    tmp_path: Path, checkpoint_of: Checkpoints, run_cli: RunCli, output: str, shards: int
+) -> None:
+    source = shutil.copytree(checkpoint_of(shards=shards), tmp_path / "c")
+    (tmp_path / "link.gguf").symlink_to(source / "model.safetensors")
+    if output == "hard.gguf":
+        (source / "model.safetensors").rename(tmp_path / "hard.gguf")
+        os.link(tmp_path / "hard.gguf", source / "model.safetensors")
+    before = {path.name: path.read_bytes() for path in source.iterdir()}
+    done = run_cli("convert", source, tmp_path / output, "--force", "--embed-type", "f16")
+    if output == "hard.gguf":
+        # another name of the same bytes: the name is replaced, the bytes stay
+        assert done.returncode == 0, done.stderr
+    else:
+        assert "lies in the checkpoint that is converted" in one_line(done, 1)
+    assert {path.name: path.read_bytes() for path in source.iterdir()} == before
+
+
+def test_a_shard_elsewhere_is_not_the_output_either(
+    tmp_path: Path, checkpoint_of: Checkpoints, run_cli: RunCli
+) -> None:
+    """As in Hugging Face's cache, where snapshots hold links into blobs."""
+    source = shutil.copytree(checkpoint_of(), tmp_path / "snapshots" / "1234")
+    (tmp_path / "blobs").mkdir()
+    (blob := tmp_path / "blobs" / "abc").write_bytes((source / "model.safetensors").read_bytes())
+    (source / "model.safetensors").unlink()
+    (source / "model.safetensors").symlink_to(blob)
+    before = blob.read_bytes()
+    assert "would be lost" in one_line(run_cli("convert", source, blob, "--force"), 1)
+    assert blob.read_bytes() == before
+
+
+def test_an_output_beside_the_weights(tmp_path: Path, checkpoint_of: Checkpoints, run_cli: RunCli) -> None:
+    source = shutil.copytree(checkpoint_of(), tmp_path / "c")
+    done = run_cli("convert", source, source / "model.gguf", "--embed-type", "f16")
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
     "arguments", [("--type", "q4_0"), ("--embed-type", "tq2_0"), ("--no-such-option",), ("extra", "words")]
 )
 def test_wrong_usage(

@@ -39,8 +39,7 @@ class Split:
 
     Attributes:
         steps: the steps in front of the byte encoding: ``"digits"``, ``"gpt2"``, or a regular expression.
-        ignore_merges: whether a word that is a token is taken whole. Not known (None) where it makes no
-            difference to llama.cpp's choice.
+        ignore_merges: whether a word that is a token is taken whole, without its merges.
     """
 
     steps: tuple[str, ...]

@@ -1,7 +1,8 @@
 """Writing a GGUF file: metadata, then the tensors one after another; only a whole file gets the name.
 
 The file grows under a temporary name in the same folder, is flushed to the disk, checked, and renamed.
-Whatever goes wrong before that, the temporary file is removed.
+Whatever goes wrong before that, the temporary file is removed. A link is followed: what it points to is
+replaced, and the link stays.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import contextlib
 import errno
 import os
 import secrets
+import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,9 +64,9 @@ def write_gguf(
         check: called with the finished temporary file; what it raises keeps the name from appearing.
 
     Raises:
-        OutputError: ``path`` exists, or it cannot be written.
+        OutputError: see :func:`check_output`, or it cannot be written.
     """
-    check_output(path, force)
+    path = check_output(path, force)
     with _temporary(path) as temporary:
         with _reported(path):
             _write(temporary, architecture, metadata, tensors, data)
@@ -76,20 +78,39 @@ def write_gguf(
     return size
 
 
-def check_output(path: Path, force: bool) -> None:
+def check_output(path: Path, force: bool) -> Path:
     """Refuse early what could not be written in the end.
 
+    Returns:
+        The file to write: what ``path`` points to where it is a link.
+
     Raises:
-        OutputError: ``path`` is a folder, its folder is missing, or it exists and ``force`` is not set.
+        OutputError: ``path`` is a folder, a device or a pipe, its folder is missing, or it exists and
+            ``force`` is not set.
     """
-    if path.is_dir():
+    try:
+        target = path.resolve()
+        if target.is_symlink():  # newer Pythons resolve links in a circle to themselves
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+    except (OSError, RuntimeError, ValueError) as error:  # a circle, a zero byte
+        raise OutputError(f"{str(path)!r} leads nowhere ({error}); expected the name of a file") from error
+    with _reported(path):
+        kind = target.stat().st_mode if target.exists() else None
+        has_folder = target.parent.is_dir()
+    if kind is not None and stat.S_ISDIR(kind):
         raise OutputError(
             f"{path} is a folder; expected the name of a file to write, such as {path / 'model.gguf'}"
         )
-    if not path.parent.is_dir():
-        raise OutputError(f"{path}: folder {path.parent} does not exist; create it first")
-    if path.exists() and not force:
+    if not has_folder:
+        raise OutputError(f"{path}: folder {target.parent} does not exist; create it first")
+    if kind is not None and not stat.S_ISREG(kind):
+        raise OutputError(
+            f"{path} is no ordinary file; expected the name of one: a file is written elsewhere and renamed, "
+            "which a device or a pipe does not allow (--dry-run writes nothing)"
+        )
+    if kind is not None and not force:
         raise OutputError(f"{path} exists already; use --force to replace it, or another name")
+    return target
 
 
 def _write(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -116,6 +117,36 @@ def test_places_that_cannot_be_written(tmp_path: Path) -> None:
         write_gguf(tmp_path, "test", {}, SPECS, data)
     with pytest.raises(OutputError, match="does not exist"):
         write_gguf(tmp_path / "no" / "x.gguf", "test", {}, SPECS, data)
+
+
+@pytest.mark.parametrize("force", [True, False])
+def test_what_is_no_ordinary_file_stays(tmp_path: Path, force: bool) -> None:
+    os.mkfifo(pipe := tmp_path / "pipe")
+    (tmp_path / "link").symlink_to(pipe)
+    (tmp_path / "circle").symlink_to(tmp_path / "circle")
+    for place in (pipe, tmp_path / "link", Path("/dev/null")):
+        with pytest.raises(OutputError, match="is no ordinary file; expected the name of one"):
+            write_gguf(place, "test", {}, SPECS, data, force=force)
+    for place in (tmp_path / "circle", Path("a\0b")):
+        with pytest.raises(OutputError, match=r"leads nowhere|cannot be written"):
+            write_gguf(place, "test", {}, SPECS, data, force=force)
+    assert pipe.is_fifo()
+    assert Path("/dev/null").is_char_device()
+
+
+def test_a_link_stays_and_what_it_points_to_is_written(tmp_path: Path) -> None:
+    (there := tmp_path / "there").mkdir()
+    (there / "x.gguf").write_text("old")
+    (link := tmp_path / "link.gguf").symlink_to(there / "x.gguf")
+    with pytest.raises(OutputError, match="exists already"):
+        write_gguf(link, "test", {}, SPECS, data)
+    write_gguf(link, "test", {}, SPECS, data, force=True)
+    assert link.is_symlink()
+    assert (there / "x.gguf").read_bytes()[:4] == b"GGUF"
+    (dangling := tmp_path / "new.gguf").symlink_to(there / "y.gguf")
+    write_gguf(dangling, "test", {}, SPECS, data)
+    assert dangling.is_symlink()
+    assert sorted(there.iterdir()) == [there / "x.gguf", there / "y.gguf"]
 
 
 def test_permissions_are_those_of_any_new_file(tmp_path: Path) -> None:
