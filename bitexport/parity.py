@@ -20,6 +20,8 @@ from bitexport.runtime.model import Session
 MIN_COSINE = 0.9999
 #: Perplexity of C++ and Python may differ by this much, relatively.
 MAX_PERPLEXITY_DIFFERENCE = 0.001
+#: Below this, on average, two sets of logits are hardly of the same model.
+UNRELATED_COSINE = 0.95
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,7 +211,9 @@ def verdict(report: ParityReport) -> str:
     if report.aligned is None:
         return f"C++ and PyTorch disagree: {missed}."
     if report.aligned.unexplained:
-        return f"C++ and PyTorch disagree: {missed}; {report.aligned.describe()}."
+        # So far apart, it is rather another model than a mistake in this one.
+        ask = " Is the file made from this checkpoint?" if judged.cosine_mean < UNRELATED_COSINE else ""
+        return f"C++ and PyTorch disagree: {missed}; {report.aligned.describe()}.{ask}"
     if report.aligned.agreement.cosine_min >= threshold and not report.judged_aligned:
         return (
             f"No mistake, but below the threshold: {missed}; yet {report.aligned.describe()}. "

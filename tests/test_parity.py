@@ -188,6 +188,12 @@ def test_planted_fault(
     assert verdict(found).startswith("C++ and PyTorch disagree")
 
 
+def test_file_of_another_checkpoint(checkpoint_of: Maker, gguf_of: Maker) -> None:
+    found = parity(checkpoint_of("packed-multiply"), gguf_of("packed-multiply", seed=9), PROMPTS[:1])
+    assert not found.passed
+    assert "Is the file made from this checkpoint?" in verdict(found)
+
+
 def test_other_tokenizer(checkpoint_of: Maker, gguf_of: Maker) -> None:
     other = gguf_of("packed-multiply", tokenizer="llama3")
     with pytest.raises(TokenizerError, match="prompt 2 is tokenized differently: token") as caught:
