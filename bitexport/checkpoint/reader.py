@@ -35,16 +35,6 @@ class Checkpoint:
     tensors: Mapping[str, TensorInfo] = field(repr=False)
 
     @property
-    def architecture(self) -> str:
-        """The class that transformers would load, from ``architectures`` in config.json."""
-        named = self.config.get("architectures")
-        if not isinstance(named, list) or not named or not isinstance(named[0], str):
-            raise CheckpointError(
-                f'{self.path}/config.json: no architectures; expected a list such as ["BitNetForCausalLM"]'
-            )
-        return named[0]
-
-    @property
     def nbytes(self) -> int:
         """Bytes of all tensors together."""
         return sum(tensor.nbytes for tensor in self.tensors.values())

@@ -23,7 +23,7 @@ def family_of(config: Mapping[str, Any]) -> Family:
         UnsupportedError: no family covers it.
     """
     named = config.get("architectures")
-    if not isinstance(named, list) or not named:
+    if not isinstance(named, list) or not named or not isinstance(named[0], str):
         raise CheckpointError('config.json: no architectures; expected a list such as ["BitNetForCausalLM"]')
     for family in FAMILIES:
         if named[0] in family.architectures:

@@ -1,9 +1,8 @@
 """Ternary Llama (Llama-3-8B-1.58, Falcon3-1.58, Falcon-E): llama.cpp's own ``llama`` graph, unchanged.
 
 That graph's RoPE turns neighbouring rows of a head against each other, where transformers turns its two
-halves. So
-the rows of q and k are interleaved: row ``2 i`` of a head is its row ``i``, and ``2 i + 1`` is ``head_dim / 2
-+ i``.
+halves. So the rows of q and k are interleaved: row ``2 i`` of a head is its row ``i``, and ``2 i + 1`` is
+``head_dim / 2 + i``.
 """
 
 from __future__ import annotations
@@ -11,67 +10,9 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from bitexport.families.base import Claim, Family, Hyperparameters, Role, Rule
+from bitexport.families.base import Claim, Family, Hyperparameters
 from bitexport.families.rope import llama3_divisors
-
-RULES = (
-    Rule("model.embed_tokens.weight", "token_embd.weight", Role.EMBEDDING, ("vocab", "hidden")),
-    Rule(
-        "model.layers.{layer}.input_layernorm.weight", "blk.{layer}.attn_norm.weight", Role.NORM, ("hidden",)
-    ),
-    Rule(
-        "model.layers.{layer}.self_attn.q_proj.weight",
-        "blk.{layer}.attn_q.weight",
-        Role.TERNARY,
-        ("q", "hidden"),
-        True,
-    ),
-    Rule(
-        "model.layers.{layer}.self_attn.k_proj.weight",
-        "blk.{layer}.attn_k.weight",
-        Role.TERNARY,
-        ("kv", "hidden"),
-        True,
-    ),
-    Rule(
-        "model.layers.{layer}.self_attn.v_proj.weight",
-        "blk.{layer}.attn_v.weight",
-        Role.TERNARY,
-        ("kv", "hidden"),
-    ),
-    Rule(
-        "model.layers.{layer}.self_attn.o_proj.weight",
-        "blk.{layer}.attn_output.weight",
-        Role.TERNARY,
-        ("hidden", "q"),
-    ),
-    Rule(
-        "model.layers.{layer}.post_attention_layernorm.weight",
-        "blk.{layer}.ffn_norm.weight",
-        Role.NORM,
-        ("hidden",),
-    ),
-    Rule(
-        "model.layers.{layer}.mlp.gate_proj.weight",
-        "blk.{layer}.ffn_gate.weight",
-        Role.TERNARY,
-        ("ffn", "hidden"),
-    ),
-    Rule(
-        "model.layers.{layer}.mlp.up_proj.weight",
-        "blk.{layer}.ffn_up.weight",
-        Role.TERNARY,
-        ("ffn", "hidden"),
-    ),
-    Rule(
-        "model.layers.{layer}.mlp.down_proj.weight",
-        "blk.{layer}.ffn_down.weight",
-        Role.TERNARY,
-        ("hidden", "ffn"),
-    ),
-    Rule("model.norm.weight", "output_norm.weight", Role.NORM, ("hidden",)),
-    Rule("lm_head.weight", "output.weight", Role.EMBEDDING, ("vocab", "hidden")),
-)
+from bitexport.families.rules import decoder_rules
 
 
 class LlamaFamily(Family):
@@ -98,5 +39,5 @@ LLAMA = LlamaFamily(
     activation="silu",
     default_theta=10000.0,
     default_eps=1e-6,
-    rules=RULES,
+    rules=decoder_rules(sub_norms=False),
 )

@@ -45,6 +45,15 @@ def test_names_go_both_ways(family: Family) -> None:
         assert family.source_name(claim.target) == claim.source
 
 
+def test_sub_norms_are_all_that_differs() -> None:
+    norms = [rule for rule in BITNET.rules if rule not in LLAMA.rules]
+    assert [rule.target for rule in norms] == [
+        "blk.{layer}.attn_sub_norm.weight",
+        "blk.{layer}.ffn_sub_norm.weight",
+    ]
+    assert [rule for rule in BITNET.rules if rule not in norms] == list(LLAMA.rules)
+
+
 def test_names_of_the_official_file() -> None:
     assert BITNET.gguf_name("model.layers.29.self_attn.attn_sub_norm.weight") == "blk.29.attn_sub_norm.weight"
     assert BITNET.gguf_name("model.layers.0.mlp.ffn_sub_norm.weight") == "blk.0.ffn_sub_norm.weight"

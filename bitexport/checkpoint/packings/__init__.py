@@ -69,7 +69,7 @@ def packing_of(checkpoint: Checkpoint) -> Packing:
     config = quantization_config(checkpoint)
     # the defaults are transformers' own
     key = (config.get("linear_class", "bitlinear"), config.get("quantization_mode", "offline"))
-    if key not in PACKINGS:
+    if not all(isinstance(part, str) for part in key) or key not in PACKINGS:
         known = "; ".join(f"{linear} {mode}" for linear, mode in PACKINGS)
         raise UnsupportedError(
             f"unknown packing: linear_class {key[0]!r}, quantization_mode {key[1]!r}; expected one of: "
@@ -90,13 +90,19 @@ def keeps_float(checkpoint: Checkpoint, weight_name: str) -> bool:
     patterns = quantization_config(checkpoint).get("modules_to_not_convert")
     if patterns is None:
         return False
+    # text would be taken letter by letter, and almost every name matches some letter
+    if not isinstance(patterns, list) or not all(isinstance(part, str) and part for part in patterns):
+        raise CheckpointError(
+            f"config.json: modules_to_not_convert is {patterns!r}; expected a list of module names, none of "
+            'them empty, such as ["lm_head"]'
+        )
     module = weight_name.removesuffix(".weight")
     try:
         return any(
             re.match(rf"(?:{pattern})(?:(?<=\.)|(?=\.|$))", module) or module.endswith(pattern)
             for pattern in patterns
         )
-    except (re.error, TypeError) as error:
+    except (re.error, RecursionError) as error:
         raise CheckpointError(
             f"modules_to_not_convert {patterns!r} holds a pattern that cannot be matched ({error}); expected "
             "module names"

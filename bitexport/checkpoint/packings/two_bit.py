@@ -2,7 +2,7 @@
 
 A weight ``[out, in]`` is stored as uint8 ``[out / 4, in]``. Bits 2k+1 and 2k of byte (r, c) are the trit plus
 one of row ``k * (out / 4) + r``, column c. Only what ``weight_scale`` means differs: see packed_multiply.py
-and packed_divide.py.
+and packed_divide.py, whose classes add that to :class:`TwoBit`.
 """
 
 from __future__ import annotations
@@ -13,6 +13,33 @@ import numpy.typing as npt
 from bitexport.checkpoint.packings.base import checked_scale
 from bitexport.checkpoint.reader import FLOAT_DTYPES, Checkpoint
 from bitexport.errors import CheckpointError, UnsupportedError
+from bitexport.ternary import TernaryTensor
+
+
+class TwoBit:
+    """What both packed packings are: all of a :class:`Packing` but its name and what the scale means."""
+
+    def partners(self, weight_name: str) -> tuple[str, ...]:
+        """The weight's ``weight_scale``."""
+        return (scale_name(weight_name),)
+
+    def stored_shape(self, shape: tuple[int, int]) -> tuple[int, int]:
+        """``[out / 4, in]``."""
+        return packed_shape(shape)
+
+    def check(self, checkpoint: Checkpoint, weight_name: str) -> None:
+        """uint8 bytes and one scale."""
+        check_packed(checkpoint, weight_name)
+
+    def unpack(self, checkpoint: Checkpoint, weight_name: str) -> TernaryTensor:
+        """Read one weight."""
+        trits = unpack_trits(checkpoint.read(weight_name), weight_name)
+        scale = self.scale(read_scale(checkpoint, weight_name))
+        return TernaryTensor(trits, checked_scale(scale, scale_name(weight_name)))
+
+    def scale(self, stored: np.float32) -> np.float32:
+        """What a trit is worth, from the stored ``weight_scale``."""
+        raise NotImplementedError
 
 
 def scale_name(weight_name: str) -> str:

@@ -208,7 +208,9 @@ def test_the_packing_follows_from_the_config(quantization: dict[str, str], name:
 def test_configs_without_a_packing() -> None:
     with pytest.raises(CheckpointError, match="no quantization_config"):
         packing_of(Checkpoint(Path("x"), {}, {}))
-    for quantization in ({"linear_class": "mybitlinear"}, {"quantization_mode": "sideways"}):
+    unknown: list[dict[str, Any]] = [{"linear_class": "mybitlinear"}, {"quantization_mode": "sideways"}]
+    unknown += [{"linear_class": ["x"]}, {"quantization_mode": {}}, {"linear_class": None}]
+    for quantization in unknown:
         with pytest.raises(UnsupportedError, match="unknown packing"):
             packing_of(config_of(**quantization))
     with pytest.raises(UnsupportedError, match="use_rms_norm"):
@@ -240,7 +242,7 @@ def test_modules_to_not_convert_as_transformers_matches_them(
     assert keeps_float(config_of(modules_to_not_convert=patterns), f"{name}.weight") is kept
 
 
-@pytest.mark.parametrize("patterns", [["("], [3], 7])
+@pytest.mark.parametrize("patterns", [["("], [3], 7, "q_proj", {"q_proj": True}, [""], ["lm_head", ""]])
 def test_patterns_that_are_none(patterns: Any) -> None:
     with pytest.raises(CheckpointError, match="modules_to_not_convert"):
         keeps_float(config_of(modules_to_not_convert=patterns), "a.weight")
