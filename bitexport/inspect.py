@@ -118,13 +118,17 @@ def _inspect_checkpoint(path: Path) -> InspectReport:
     packing = "unknown"
     try:
         packing = packing_of(checkpoint).name
-        family_of(checkpoint.config)
     except BitexportError as error:
         problems.append(str(error))
+    try:
+        family_of(checkpoint.config).hyperparameters(checkpoint.config)
+    except BitexportError as error:
+        problems.append(str(error))
+    named = checkpoint.config.get("architectures")
     return InspectReport(
         path=str(path),
         kind="checkpoint",
-        architecture=checkpoint.architecture,
+        architecture=str(named[0]) if isinstance(named, list) and named else "unknown",
         file_type=packing,
         tensors=rows,
         metadata=dict(checkpoint.config),

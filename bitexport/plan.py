@@ -15,6 +15,9 @@ from bitexport.gguf.writer import TensorSpec
 TERNARY_TYPES = ("i2_s", "f16", "tq2_0")
 EMBED_TYPES = ("q6_k", "q8_0", "f16")
 
+#: the longest row whose sums our kernels hold in 32 bits; max_cols of native/ternary/ternary.h.
+MAX_I2_S_ROW = 65536
+
 
 @dataclass(frozen=True, slots=True)
 class PlannedTensor:
@@ -71,6 +74,13 @@ def make_plan(checkpoint: Checkpoint, ternary_type: str, embed_type: str) -> Pla
     tensors = tuple(
         _planned(checkpoint, packing, claim, TYPES[ternary_type], TYPES[embed_type]) for claim in claims
     )
+    if not any(tensor.ternary for tensor in tensors):
+        listed = quantization_config(checkpoint).get("modules_to_not_convert")
+        raise CheckpointError(
+            f"config.json: modules_to_not_convert {listed!r} keeps every linear layer in float, so no tensor "
+            "is ternary; expected only those that are not, such as lm_head: correct it, or convert the model "
+            "elsewhere"
+        )
     _check_all_claimed(checkpoint, family, packing, tensors, numbers)
     straddling = [t.spec for t in tensors if t.spec.type is I2_S and t.spec.shape[-1] % I2_S.block]
     if straddling:
@@ -114,7 +124,8 @@ def _planned(
 
 
 def _check_fits(claim: Claim, kind: TensorType) -> None:
-    if kind.fits(claim.shape) and not (kind is I2_S and claim.shape[-1] % 4):
+    runs = kind is not I2_S or (claim.shape[-1] % 4 == 0 and claim.shape[-1] <= MAX_I2_S_ROW)
+    if kind.fits(claim.shape) and runs:
         return
     where = f"tensor '{claim.source}' of shape {list(claim.shape)}"
     embedding = claim.role is Role.EMBEDDING
@@ -123,7 +134,9 @@ def _check_fits(claim: Claim, kind: TensorType) -> None:
     option = "--embed-type" if embedding else "--type"
     needs = f"rows of a multiple of {kind.block} weights"
     if kind is I2_S:
-        needs = f"a multiple of {I2_S.block} weights in all, and of 4 in a row"
+        needs = (
+            f"a multiple of {I2_S.block} weights in all, of 4 in a row, and rows of at most {MAX_I2_S_ROW}"
+        )
     raise UnsupportedError(
         f"{where} cannot be {kind.name}, which needs {needs}; use {option} {' or '.join(fitting)}"
     )

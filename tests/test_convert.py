@@ -24,7 +24,7 @@ from bitexport.convert import convert
 from bitexport.errors import CheckpointError, UnsupportedError, UsageError
 from bitexport.gguf import i2_s
 from bitexport.gguf.reader import GGUFFile, read_gguf
-from bitexport.plan import EMBED_TYPES, TERNARY_TYPES
+from bitexport.plan import EMBED_TYPES, MAX_I2_S_ROW, TERNARY_TYPES
 from bitexport.progress import ProgressEvent
 from tests.conftest import REPOSITORY
 from tests.models import PACKINGS, Shape, stable_master, tiny_checkpoint
@@ -256,6 +256,19 @@ def test_modules_to_not_convert(tmp_path: Path, checkpoint_of: Checkpoints) -> N
     np.testing.assert_array_equal(values(file, "blk.1.ffn_down.weight"), saved.astype(np.float16))
 
 
+def test_a_conversion_without_ternary_tensors(tmp_path: Path, checkpoint_of: Checkpoints) -> None:
+    def change(listed: object) -> Callable[[dict[str, Any]], object]:
+        return lambda c: c["quantization_config"].update(modules_to_not_convert=listed)
+
+    folder = edited(checkpoint_of(), tmp_path / "c", change(["model"]))
+    with pytest.raises(CheckpointError, match=r"modules_to_not_convert \['model'\] keeps every linear layer"):
+        convert(folder, tmp_path / "x.gguf", embed_type="f16")
+    folder = edited(checkpoint_of(), tmp_path / "text", change("q_proj"))
+    with pytest.raises(CheckpointError, match="is 'q_proj'; expected a list"):
+        convert(folder, tmp_path / "x.gguf", embed_type="f16")
+    assert not (tmp_path / "x.gguf").exists()
+
+
 def test_a_head_that_transformers_would_quantize(tmp_path: Path, checkpoint_of: Checkpoints) -> None:
     folder = edited(
         checkpoint_of(tied=False),
@@ -323,6 +336,15 @@ def test_elements_that_fill_no_block(tmp_path: Path, checkpoint_of: Checkpoints)
     shape = Shape(hidden=24, ffn=128, layers=1, heads=4, kv_heads=1, vocab=416)
     source = checkpoint_of("master", shape=shape)
     with pytest.raises(UnsupportedError, match=r"q_proj.*\[24, 24\] cannot be i2_s.*use --type f16"):
+        convert(source, tmp_path / "x.gguf", embed_type="f16")
+    convert(source, tmp_path / "x.gguf", embed_type="f16", type="f16")
+
+
+def test_rows_longer_than_the_kernels_take(tmp_path: Path, checkpoint_of: Checkpoints) -> None:
+    assert f"max_cols = {MAX_I2_S_ROW};" in (REPOSITORY / "native" / "ternary" / "ternary.h").read_text()
+    shape = Shape(hidden=16, ffn=65536 + 256, layers=1, heads=2, kv_heads=2, vocab=416)
+    source = checkpoint_of("packed-multiply", shape=shape)
+    with pytest.raises(UnsupportedError, match=r"down_proj.*\[16, 65792\] cannot be i2_s.*use --type f16"):
         convert(source, tmp_path / "x.gguf", embed_type="f16")
     convert(source, tmp_path / "x.gguf", embed_type="f16", type="f16")
 
