@@ -11,7 +11,7 @@ from typing import Any
 import numpy.typing as npt
 
 from bitexport.checkpoint import Checkpoint, open_checkpoint
-from bitexport.encode import TernaryFacts, encode
+from bitexport.encode import FloatFacts, TernaryFacts, encode
 from bitexport.errors import OutputError, UsageError
 from bitexport.gguf.tokenizer import Vocabulary, read_vocabulary
 from bitexport.gguf.tokenizer_check import check_tokenizer
@@ -19,6 +19,9 @@ from bitexport.gguf.types import F32, FILE_TYPES
 from bitexport.gguf.writer import MetadataValue, TensorSpec, check_output, write_gguf
 from bitexport.plan import EMBED_TYPES, TERNARY_TYPES, Plan, PlannedTensor, make_plan
 from bitexport.progress import ProgressEvent
+
+#: the fraction of a float tensor's values that may become zero in float16 without a warning.
+MAX_FLUSHED = 1e-3
 
 
 @dataclass(slots=True)
@@ -142,7 +145,7 @@ def convert(
         output_bytes=size,
         seconds=time.monotonic() - started,
         peak_rss_bytes=peak_rss_bytes(),
-        warnings=work.warnings,
+        warnings=[*work.warnings, *work.quantized_twice()],
         packing=plan.packing.name,
         type=type,
         embed_type=embed_type,
@@ -189,12 +192,33 @@ class _Work:
         self._done_bytes += tensor.source_bytes
         self._done_tensors += 1
 
-    def _learn(self, tensor: PlannedTensor, facts: TernaryFacts) -> None:
+    def _learn(self, tensor: PlannedTensor, facts: TernaryFacts | FloatFacts) -> None:
+        if isinstance(facts, FloatFacts):
+            # a few that are next to nothing are in every large tensor
+            if facts.flushed > facts.weights * MAX_FLUSHED:
+                self.warnings.append(
+                    f"tensor '{tensor.claim.source}': {facts.flushed} of {facts.weights} values are too "
+                    "small for float16 and became zero; is its scale right?"
+                )
+            return
         self.facts[tensor.spec.name] = facts
         if facts.zeros == facts.weights:
             self.warnings.append(
                 f"tensor '{tensor.claim.source}' is all zeros: the checkpoint is likely damaged"
             )
+
+    def quantized_twice(self) -> list[str]:
+        """A warning where master weights are ternary already, with another scale than absmean gives them."""
+        found = {name: facts for name, facts in self.facts.items() if facts.stored_scale is not None}
+        if not found:
+            return []
+        name, facts = next(iter(found.items()))
+        return [
+            f"{len(found)} of {len(self.facts)} ternary tensors hold only -a, 0 and a, as if quantized "
+            f"values had been saved instead of master weights: '{name}' has a = {facts.stored_scale:.6g}, and the "
+            f"scale that quantization_mode online gives it, and that is written, is {facts.scale:.6g}, as in "
+            "transformers; if a is what was trained, save the model packed (offline)"
+        ]
 
     def _report(self, label: str, part: int) -> None:
         """Tell of the bytes done: of whole tensors, and ``part`` of the one at hand."""

@@ -1,9 +1,13 @@
-"""From a checkpoint's tensor to the bytes of a GGUF tensor, in pieces: a large one is never whole."""
+"""From a checkpoint's tensor to the bytes of a GGUF tensor, in pieces.
+
+Embeddings, which are the largest, are never whole in memory. A ternary tensor is: its scale follows from all
+of it. So is a float one whose rows are put into another order.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -28,21 +32,36 @@ class TernaryFacts:
         weights, zeros: how many there are.
         scale: its scale, before the output type rounds it.
         rounding: how far the written scale is from it, as a fraction.
+        stored_scale: see :class:`~bitexport.ternary.TernaryTensor`.
     """
 
     weights: int
     zeros: int
     scale: float
     rounding: float
+    stored_scale: float | None = None
+
+
+@dataclass(slots=True)
+class FloatFacts:
+    """What was seen of a tensor that is not ternary.
+
+    Attributes:
+        weights: how many there are.
+        flushed: how many are too small for float16, which they are written as, and became zero.
+    """
+
+    weights: int = 0
+    flushed: int = 0
 
 
 def encode(
-    plan: Plan, tensor: PlannedTensor, learned: Callable[[TernaryFacts], None]
+    plan: Plan, tensor: PlannedTensor, learned: Callable[[TernaryFacts | FloatFacts], None]
 ) -> Iterator[npt.NDArray[Any]]:
     """The bytes of one tensor, in pieces.
 
     Args:
-        learned: called once for a ternary tensor.
+        learned: called once, when all is known; for a tensor that is not ternary after its last piece.
 
     Raises:
         CheckpointError: a value that cannot be.
@@ -52,18 +71,21 @@ def encode(
     if tensor.ternary:
         weights = plan.packing.unpack(plan.checkpoint, tensor.claim.source)
         if order is not None:
-            weights = TernaryTensor(weights.trits[order], weights.scale)
+            weights = replace(weights, trits=weights.trits[order])
         yield from _encode_ternary(tensor.spec, weights, learned)
-    elif order is not None:
-        yield _encode_float(tensor.spec, plan.checkpoint.read(tensor.claim.source)[order])
+        return
+    facts = FloatFacts()
+    if order is not None:
+        yield _encode_float(tensor.spec, plan.checkpoint.read(tensor.claim.source)[order], facts)
     else:
         rows = max(1, CHUNK_WEIGHTS // max(1, int(np.prod(tensor.spec.shape[1:]))))
         for piece in plan.checkpoint.read_rows(tensor.claim.source, rows):
-            yield _encode_float(tensor.spec, piece)
+            yield _encode_float(tensor.spec, piece, facts)
+    learned(facts)
 
 
 def _encode_ternary(
-    spec: TensorSpec, weights: TernaryTensor, learned: Callable[[TernaryFacts], None]
+    spec: TensorSpec, weights: TernaryTensor, learned: Callable[[TernaryFacts | FloatFacts], None]
 ) -> Iterator[npt.NDArray[Any]]:
     written = weights.scale
     if spec.type is I2_S:
@@ -85,18 +107,22 @@ def _encode_ternary(
             zeros=size - int(np.count_nonzero(weights.trits)),
             scale=float(weights.scale),
             rounding=abs(float(written) / float(weights.scale) - 1),
+            stored_scale=None if weights.stored_scale is None else float(weights.stored_scale),
         )
     )
 
 
-def _encode_float(spec: TensorSpec, values: npt.NDArray[np.float32]) -> npt.NDArray[Any]:
+def _encode_float(spec: TensorSpec, values: npt.NDArray[np.float32], facts: FloatFacts) -> npt.NDArray[Any]:
+    facts.weights += values.size
     if spec.type is F32:
         return values
     if spec.type is F16:
         with np.errstate(over="ignore"):
             halves = values.astype("<f2")
+        facts.flushed += int(np.count_nonzero(values) - np.count_nonzero(halves))
         if not np.isfinite(halves.sum(dtype=np.float64)):
             worst = float(np.abs(values).max())
+            # linear layers are F32 where this could happen: see the plan
             raise UnsupportedError(
                 f"tensor '{spec.name}' holds {worst:g}, more than float16's 65504; use another --embed-type"
             )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from bitexport.checkpoint.packings import Packing, keeps_float, packing_of, quantization_config
 from bitexport.checkpoint.reader import FLOAT_DTYPES, Checkpoint
 from bitexport.errors import CheckpointError, UnsupportedError
@@ -17,6 +19,14 @@ EMBED_TYPES = ("q6_k", "q8_0", "f16")
 
 #: the longest row whose sums our kernels hold in 32 bits; max_cols of native/ternary/ternary.h.
 MAX_I2_S_ROW = 65536
+
+
+#: float16's largest number, and the mean magnitude below which its rounding grows.
+MAX_F16 = 65504.0
+MIN_F16_MEAN = 2.0**-13
+
+#: weights of a linear layer that are looked at together.
+SCANNED_WEIGHTS = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +82,8 @@ def make_plan(checkpoint: Checkpoint, ternary_type: str, embed_type: str) -> Pla
         claims += _head_beside_tied(checkpoint, family, numbers, warnings)
     _warn_of_head(checkpoint, numbers, warnings)
     tensors = tuple(
-        _planned(checkpoint, packing, claim, TYPES[ternary_type], TYPES[embed_type]) for claim in claims
+        _planned(checkpoint, packing, claim, TYPES[ternary_type], TYPES[embed_type], warnings)
+        for claim in claims
     )
     if not any(tensor.ternary for tensor in tensors):
         listed = quantization_config(checkpoint).get("modules_to_not_convert")
@@ -96,7 +107,12 @@ def make_plan(checkpoint: Checkpoint, ternary_type: str, embed_type: str) -> Pla
 
 
 def _planned(
-    checkpoint: Checkpoint, packing: Packing, claim: Claim, ternary_type: TensorType, embed_type: TensorType
+    checkpoint: Checkpoint,
+    packing: Packing,
+    claim: Claim,
+    ternary_type: TensorType,
+    embed_type: TensorType,
+    warnings: list[str],
 ) -> PlannedTensor:
     ternary = claim.role is Role.TERNARY and not keeps_float(checkpoint, claim.source)
     info = checkpoint.info(claim.source)
@@ -114,13 +130,36 @@ def _planned(
             f"tensor '{claim.source}' has shape {list(info.shape)}; config.json makes it {list(stored)}: "
             "config and weights are from different models"
         )
-    kind = {Role.NORM: F32, Role.EMBEDDING: embed_type, Role.TERNARY: ternary_type if ternary else F16}[
-        claim.role
-    ]
+    kind = {Role.NORM: F32, Role.EMBEDDING: embed_type, Role.TERNARY: ternary_type}[claim.role]
+    if claim.role is Role.TERNARY and not ternary:
+        kind = _float_type(checkpoint, claim, warnings)
     _check_fits(claim, kind)
     partners = packing.partners(claim.source) if ternary else ()
     source_bytes = info.nbytes + sum(checkpoint.info(name).nbytes for name in partners)
     return PlannedTensor(claim, TensorSpec(claim.target, claim.shape, kind), ternary, source_bytes)
+
+
+def _float_type(checkpoint: Checkpoint, claim: Claim, warnings: list[str]) -> TensorType:
+    """F16 for a linear layer that stays float, or F32 where float16 is no good for it.
+
+    That is where a value is too large, or where most are so small that their rounding is that of float16's
+    subnormal numbers, 2^-25, and no longer the usual 2^-12 of the value. A few small values among larger ones
+    do no harm. Reads the tensor, for the type stands in the header.
+    """
+    total, count, top = 0.0, 0, 0.0
+    for piece in checkpoint.read_rows(claim.source, max(1, SCANNED_WEIGHTS // max(1, claim.shape[-1]))):
+        magnitudes = np.abs(piece)
+        total += float(magnitudes.sum(dtype=np.float64))
+        count += magnitudes.size
+        top = max(top, float(magnitudes.max(initial=0)))
+    mean = total / max(count, 1)
+    if top <= MAX_F16 and (mean == 0 or mean >= MIN_F16_MEAN):
+        return F16
+    warnings.append(
+        f"tensor '{claim.source}' stays float and is written as f32: float16 does not hold its values "
+        f"(the largest is {top:g}, the mean magnitude {mean:g})"
+    )
+    return F32
 
 
 def _check_fits(claim: Claim, kind: TensorType) -> None:

@@ -359,6 +359,59 @@ def test_a_value_too_large_for_float16(tmp_path: Path, checkpoint_of: Checkpoint
     assert not (tmp_path / "x.gguf").exists()
 
 
+def test_values_too_small_for_float16(tmp_path: Path, checkpoint_of: Checkpoints) -> None:
+    def change(tensors: dict[str, torch.Tensor]) -> None:
+        tensors["model.embed_tokens.weight"][:10] = 1e-9
+
+    report = convert(resaved(checkpoint_of(), tmp_path / "c", change), tmp_path / "x.gguf", embed_type="f16")
+    (warning,) = report.warnings
+    assert "'model.embed_tokens.weight': 2560 of 131072 values are too small for float16" in warning
+
+
+@pytest.mark.parametrize(
+    ("change", "kind"),
+    [
+        (lambda weight: weight[3].fill_(1e6), "f32"),
+        (lambda weight: weight.mul_(1e-7), "f32"),
+        (lambda weight: weight[3, :5].fill_(1e-9), "f16"),
+        (lambda weight: weight.zero_(), "f16"),
+    ],
+)
+def test_a_float_layer_that_float16_cannot_hold(
+    tmp_path: Path, checkpoint_of: Checkpoints, change: Callable[[torch.Tensor], object], kind: str
+) -> None:
+    name = "model.layers.1.mlp.down_proj"
+    kept = edited(
+        checkpoint_of(),
+        tmp_path / "kept",
+        lambda c: c["quantization_config"].update(modules_to_not_convert=[name]),
+    )
+    folder = resaved(kept, tmp_path / "c", lambda tensors: change(tensors[f"{name}.weight"]))
+    report = convert(folder, tmp_path / "x.gguf", embed_type="f16")
+    assert tensors_of(tmp_path / "x.gguf")["blk.1.ffn_down.weight"][0] == kind
+    if kind == "f32":
+        assert f"'{name}.weight' stays float and is written as f32" in report.warnings[0]
+        saved = load_file(folder / "model.safetensors")[f"{name}.weight"].numpy()
+        np.testing.assert_array_equal(values(read_gguf(tmp_path / "x.gguf"), "blk.1.ffn_down.weight"), saved)
+    else:
+        assert report.warnings == []
+
+
+def test_master_weights_that_are_ternary_already(tmp_path: Path, checkpoint_of: Checkpoints) -> None:
+    name = "model.layers.0.mlp.up_proj.weight"
+
+    def change(tensors: dict[str, torch.Tensor]) -> None:
+        tensors[name].sign_().mul_(0.25)[:256].zero_()
+
+    folder = resaved(checkpoint_of(), tmp_path / "c", change)
+    report = convert(folder, tmp_path / "x.gguf", embed_type="f16")
+    (warning,) = report.warnings
+    assert "1 of 14 ternary tensors hold only -a, 0 and a" in warning
+    assert "'blk.0.ffn_up.weight' has a = 0.25" in warning
+    assert "is written, is 0.125" in warning
+    assert np.abs(values(read_gguf(tmp_path / "x.gguf"), "blk.0.ffn_up.weight")).max() == 0.125
+
+
 def test_dry_run_reads_everything_and_writes_nothing(tmp_path: Path, checkpoint_of: Checkpoints) -> None:
     real = convert(checkpoint_of(), tmp_path / "x.gguf")
     report = convert(checkpoint_of(), tmp_path / "dry" / "y.gguf", dry_run=True)

@@ -7,6 +7,10 @@ As transformers' ``WeightQuant`` computes it, in float32 and over the whole tens
 The value is ``trit * m``. (transformers divides by ``s``, which is the same number up to the last bit of
 ``1 / (1 / m)``.) The mean is summed here in float64 and rounded once to float32, so that it is the best
 float32 and does not depend on the order of the sum.
+
+Weights that are ternary already, {-a, 0, a}, are quantized once more, because the model does so too: their
+trits stay, and ``m`` is ``a`` times the fraction that is not zero. That is seldom meant, so ``a`` is kept as
+``stored_scale`` for a warning.
 """
 
 from __future__ import annotations
@@ -62,8 +66,13 @@ def absmean(weights: npt.NDArray[np.float32], name: str) -> TernaryTensor:
     """
     flat = weights.reshape(-1)
     total = 0.0
+    only: np.float32 | None = np.float32(0)
     for start in range(0, flat.size, CHUNK):
-        total += float(np.abs(flat[start : start + CHUNK]).sum(dtype=np.float64))
+        magnitudes = np.abs(flat[start : start + CHUNK])
+        part = float(magnitudes.sum(dtype=np.float64))
+        total += part
+        if only is not None:  # ordinary weights settle it in their first chunk
+            only = _only_magnitude(magnitudes, part, only)
     mean = checked_scale(max(np.float32(total / max(flat.size, 1)), MIN_MEAN), name)
     inverse = np.float32(1) / mean
     trits = np.empty(flat.size, dtype=np.int8)
@@ -72,4 +81,19 @@ def absmean(weights: npt.NDArray[np.float32], name: str) -> TernaryTensor:
         np.rint(scaled, out=scaled)
         np.clip(scaled, -1, 1, out=scaled)
         trits[start : start + CHUNK] = scaled
-    return TernaryTensor(trits.reshape(weights.shape), mean)
+    return TernaryTensor(trits.reshape(weights.shape), mean, only if only and only != mean else None)
+
+
+def _only_magnitude(
+    magnitudes: npt.NDArray[np.float32], total: float, before: np.float32
+) -> np.float32 | None:
+    """The one magnitude that all weights have but the zeros, ``before`` included; None where there are more.
+
+    ``before`` is 0 while all were zeros. The sum of so few equal float32 numbers is exact in float64.
+    """
+    top = magnitudes.max()
+    if top == 0:
+        return before
+    if before not in (0, top) or total != float(top) * np.count_nonzero(magnitudes):
+        return None
+    return np.float32(top)

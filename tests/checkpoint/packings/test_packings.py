@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 
 from bitexport.checkpoint import Checkpoint, open_checkpoint
 from bitexport.checkpoint.packings import keeps_float, packing_of
-from bitexport.checkpoint.packings.master import absmean
+from bitexport.checkpoint.packings.master import CHUNK, absmean
 from bitexport.checkpoint.packings.two_bit import unpack_trits
 from bitexport.errors import CheckpointError, UnsupportedError
 from tests.models import pack_two_bit, stable_master
@@ -99,6 +99,22 @@ def test_absmean_over_more_than_a_chunk() -> None:
     mean = np.float32(np.abs(weights.astype(np.float64)).mean())
     assert found.scale == mean
     np.testing.assert_array_equal(found.trits, np.clip(np.rint(weights * (np.float32(1) / mean)), -1, 1))
+
+
+def test_absmean_notices_weights_that_are_ternary_already() -> None:
+    random = np.random.default_rng(7)
+    trits = random.integers(-1, 2, size=(3, CHUNK // 2 + 5)).astype(np.float32)
+    trits[0] = 0  # the first chunk begins with zeros
+    found = absmean(trits * np.float32(0.0371), "w")
+    assert found.stored_scale == np.float32(0.0371)
+    assert found.scale == pytest.approx(0.0371 * np.abs(trits).mean(), rel=1e-6)
+    np.testing.assert_array_equal(found.trits, trits)
+    # no zeros: absmean finds the same scale; one other value at the end: ordinary weights
+    assert absmean(np.full((2, 8), 0.5, dtype=np.float32), "w").stored_scale is None
+    assert absmean(np.zeros((2, 8), dtype=np.float32), "w").stored_scale is None
+    other = trits * np.float32(0.0371)
+    other[-1, -1] = np.nextafter(np.float32(0.0371), np.float32(1))
+    assert absmean(other, "w").stored_scale is None
 
 
 def test_each_packing_gives_the_same_tensor(tmp_path: Path) -> None:
