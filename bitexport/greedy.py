@@ -66,10 +66,29 @@ def continue_in_step(python: Steps, cpp: Steps, ids: Sequence[int], count: int) 
     following: Sequence[int] = ids
     for step in range(count):
         ours, theirs = python.feed(following), cpp.feed(following)
-        a, b = int(ours.argmax()), int(theirs.argmax())
-        if a != b:
-            gaps = float(ours[a]) - float(ours[b]), float(theirs[b]) - float(theirs[a])
-            return Continuation(common, Parting(step, a, b, *gaps))
-        common.append(a)
-        following = [a]
+        parting = _part(step, ours, theirs)
+        if parting is not None:
+            return Continuation(common, parting)
+        following = [int(ours.argmax())]
+        common += following
     return Continuation(common, None)
+
+
+def compare_steps(
+    python: Sequence[npt.NDArray[np.float32]], cpp: Sequence[npt.NDArray[np.float32]]
+) -> Continuation:
+    """What both sides chose, from their logits at each step of the same continuation."""
+    common: list[int] = []
+    for step, (ours, theirs) in enumerate(zip(python, cpp, strict=False)):
+        parting = _part(step, ours, theirs)
+        if parting is not None:
+            return Continuation(common, parting)
+        common.append(int(theirs.argmax()))
+    return Continuation(common, None)
+
+
+def _part(step: int, ours: npt.NDArray[np.float32], theirs: npt.NDArray[np.float32]) -> Parting | None:
+    a, b = int(ours.argmax()), int(theirs.argmax())
+    if a == b:
+        return None
+    return Parting(step, a, b, float(ours[a]) - float(ours[b]), float(theirs[b]) - float(theirs[a]))

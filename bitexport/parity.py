@@ -26,7 +26,10 @@ UNRELATED_COSINE = 0.95
 
 @dataclass(frozen=True, slots=True)
 class PromptResult:
-    """One prompt: its tokens, how far the logits agree, and the greedy continuation if one was asked for."""
+    """One prompt: its tokens, how far the plain logits agree, and the greedy continuation if wanted.
+
+    The continuation is judged as the logits are: aligned, or plain.
+    """
 
     prompt: str
     tokens: int
@@ -150,19 +153,28 @@ def parity(
         for index, (prompt, ids) in enumerate(zip(texts, ids_of, strict=True)):
             check_same_tokens(reference, session, f"prompt {index + 1}", prompt, ids)
 
-        results, comparisons = [], []
-        for index, (prompt, ids) in enumerate(zip(texts, ids_of, strict=True)):
+        comparisons: list[Comparison] = []
+        continuations: list[Continuation] = []
+        for index, ids in enumerate(ids_of):
             progress(ProgressEvent(index, len(texts), "prompts", "comparing logits"))
-            comparison = compare(reference.logits(ids), session.logits(ids))
-            continuation = continue_in_step(reference, session, ids, tokens) if tokens else None
-            results.append(PromptResult(prompt, len(ids), summarize(comparison), continuation))
-            comparisons.append(comparison)
+            comparisons.append(compare(reference.logits(ids), session.logits(ids)))
+            if not align:
+                continuations.append(continue_in_step(reference, session, ids, tokens))
 
-        plain = join(comparisons)
-        aligned = _aligned(reference, session, ids_of, plain, min_cosine, align, progress)
+        plain = summarize(join(comparisons))
+        aligned = None
+        if align:
+            aligned, continuations = compare_aligned(reference, session, ids_of, tokens, progress)
+        elif not plain.cosine_min >= min_cosine:  # there is something to explain
+            aligned, _ = compare_aligned(reference, session, ids_of, progress=progress)
         return ParityReport(
-            prompts=results,
-            plain=summarize(plain),
+            prompts=[
+                PromptResult(prompt, len(ids), summarize(comparison), continuation if tokens else None)
+                for prompt, ids, comparison, continuation in zip(
+                    texts, ids_of, comparisons, continuations, strict=True
+                )
+            ],
+            plain=plain,
             aligned=aligned,
             noise_floor=noise_floor(reference, ids_of, progress) if measure_noise_floor else None,
             perplexity=_perplexity(reference, session, text, window, progress),
@@ -240,21 +252,6 @@ def _check_same_vocabulary(reference: Reference, session: Session) -> None:
             f"{session.path} has a vocabulary of {session.n_vocab} tokens, the checkpoint of "
             f"{reference.n_vocab}; is it made from this checkpoint?"
         )
-
-
-def _aligned(
-    reference: Reference,
-    session: Session,
-    ids_of: Sequence[Sequence[int]],
-    plain: Comparison,
-    min_cosine: float,
-    align: bool,
-    progress: Progress,
-) -> Alignment | None:
-    """Every prompt aligned when that is what is judged; else only when there is something to explain."""
-    if align or not plain.cosine.min() >= min_cosine:
-        return compare_aligned(reference, session, ids_of, progress)
-    return None
 
 
 def _perplexity(

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from bitexport.comparison import Agreement, compare, join, summarize
+from bitexport.errors import UnsupportedError
 from bitexport.gguf.embeddings import read_embeddings
+from bitexport.greedy import Continuation, compare_steps
 from bitexport.progress import Progress, ProgressEvent, ignore
 from bitexport.reference import Reference
 from bitexport.reference.alignment import Decisions, aligned_rounding
@@ -58,22 +62,38 @@ class Alignment:
 
 
 def compare_aligned(
-    reference: Reference, session: Session, ids_of: Sequence[Sequence[int]], progress: Progress = ignore
-) -> Alignment:
-    """Compare logits with embeddings and rounding decisions aligned, see :class:`Alignment`."""
+    reference: Reference,
+    session: Session,
+    ids_of: Sequence[Sequence[int]],
+    tokens: int = 0,
+    progress: Progress = ignore,
+) -> tuple[Alignment, list[Continuation]]:
+    """Compare logits with embeddings and rounding decisions aligned, see :class:`Alignment`.
+
+    C++ continues each prompt greedily by ``tokens`` tokens; PyTorch, in one run over prompt and continuation,
+    says what it would have chosen at each of them. The continuations' logits are not part of the agreement.
+
+    Raises:
+        UnsupportedError: a layer that is ternary in the checkpoint is not I2_S in the file.
+    """
     layers = reference.ternary_layers()
     comparisons = []
+    continuations = []
     runs: list[Decisions] = []
     with replaced_embeddings(reference.model, *read_embeddings(session.path)):
         for index, ids in enumerate(ids_of):
             progress(ProgressEvent(index, len(ids_of), "prompts", "aligning"))
             with record_activations() as recorded:
                 theirs = session.logits(ids)
+                steps = _greedy_steps(session, theirs[-1], tokens)
+            _check_recorded(session, layers, recorded)
+            chosen = [int(step.argmax()) for step in steps]
             with aligned_rounding(layers, recorded) as decisions:
-                ours = reference.logits(ids)
-            comparisons.append(compare(ours, theirs))
+                ours = reference.logits([*ids, *chosen[:-1]])
+            comparisons.append(compare(ours[: len(ids)], theirs))
+            continuations.append(compare_steps(list(ours[len(ids) - 1 :]), steps))
             runs.append(decisions)
-    return Alignment(
+    alignment = Alignment(
         agreement=summarize(join(comparisons)),
         compared=sum(run.compared for run in runs),
         adopted=sum(run.adopted for run in runs),
@@ -81,6 +101,26 @@ def compare_aligned(
         unexplained=sum(run.unexplained for run in runs),
         first_unexplained=next((run.first_unexplained for run in runs if run.first_unexplained), None),
     )
+    return alignment, continuations
+
+
+def _greedy_steps(
+    session: Session, first: npt.NDArray[np.float32], tokens: int
+) -> list[npt.NDArray[np.float32]]:
+    """The logits of ``tokens`` greedy steps, the first of which are given; the last choice is not run."""
+    steps = [first][:tokens]
+    while len(steps) < tokens:
+        steps.append(session.feed([int(steps[-1].argmax())]))
+    return steps
+
+
+def _check_recorded(session: Session, layers: Iterable[str], recorded: Container[str]) -> None:
+    for name in layers:
+        if name not in recorded:
+            raise UnsupportedError(
+                f"{session.path}: {name} is not I2_S, so that its activations cannot be aligned; "
+                "use --plain to compare the logits as they are"
+            )
 
 
 def noise_floor(

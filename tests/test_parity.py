@@ -16,13 +16,14 @@ import torch
 
 from bitexport.comparison import compare, summarize
 from bitexport.convert import convert
-from bitexport.errors import GGUFError, TokenizerError, UsageError
+from bitexport.errors import GGUFError, TokenizerError, UnsupportedError, UsageError
 from bitexport.gguf.reader import read_gguf
 from bitexport.greedy import continue_in_step
 from bitexport.parity import ParityReport, parity, verdict
 from bitexport.perplexity import perplexities, token_losses
 from bitexport.progress import ProgressEvent
 from bitexport.prompts import built_in_prompts, read_prompts
+from bitexport.runtime.model import Session
 from tests.models import PACKINGS, Shape, tiny_checkpoint
 
 Maker = Callable[..., Path]
@@ -303,6 +304,27 @@ def test_greedy_parting_is_explained(gap: float, near: bool) -> None:
     assert (found.parting.step, found.parting.python_token, found.parting.cpp_token) == (1, 1, 2)
     assert found.parting.python_gap == pytest.approx(gap, abs=1e-5)
     assert found.parting.near_tie is near
+
+
+@pytest.mark.parametrize("align", [True, False])
+def test_greedy_continuation_is_the_same_either_way(
+    checkpoint_of: Maker, gguf_of: Maker, align: bool
+) -> None:
+    checkpoint, file = checkpoint_of("packed-multiply"), gguf_of("packed-multiply")
+    found = parity(checkpoint, file, PROMPTS, tokens=6, align=align)
+    assert found.greedy_match == 1.0
+    with Session(file, n_ctx=128) as session:
+        for result in found.prompts:
+            assert result.continuation is not None
+            assert result.continuation.tokens == session.greedy(session.tokenize(result.prompt), 6)
+
+
+def test_file_without_i2_s(checkpoint_of: Maker, tmp_path: Path) -> None:
+    checkpoint = checkpoint_of("packed-multiply")
+    convert(checkpoint, tmp_path / "x.gguf", type="tq2_0", embed_type="f16")
+    with pytest.raises(UnsupportedError, match=r"is not I2_S.*--plain"):
+        parity(checkpoint, tmp_path / "x.gguf", PROMPTS[:1])
+    assert parity(checkpoint, tmp_path / "x.gguf", PROMPTS[:1], min_cosine=0.9, align=False).passed
 
 
 # Prompts.

@@ -140,7 +140,7 @@ def _show(out: Output, report: ParityReport) -> None:
         identical = round(report.greedy_match * len(report.prompts))
         out.line(
             f"greedy: {identical} of {len(report.prompts)} continuations of {report.greedy_tokens} tokens "
-            "identical"
+            f"identical{', rounding aligned' if report.judged_aligned else ''}"
         )
     out.line(f"{'PASS' if report.passed else 'FAIL'} ({report.tier} kernels): {verdict(report)}")
 

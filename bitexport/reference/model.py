@@ -22,6 +22,9 @@ from transformers.utils import logging as transformers_logging
 from bitexport.errors import CheckpointError, TokenizerError, UsageError
 from bitexport.families import family_of
 
+#: Parameters below which threads cost more than they bring: on a busy machine each layer would wait for them.
+_SMALL = 20_000_000
+
 
 class Reference:
     """A causal language model in float32 on the CPU, as :func:`load_reference` returns it.
@@ -41,6 +44,7 @@ class Reference:
         self.n_vocab = int(model.config.vocab_size)
         self.n_ctx = int(model.config.max_position_embeddings)
         self._cache: Any = None
+        self._threads = 1 if model.num_parameters() < _SMALL else torch.get_num_threads()
 
     def tokenize(self, text: str) -> list[int]:
         """Token ids of ``text``, with the special tokens that the tokenizer puts around it."""
@@ -100,8 +104,18 @@ class Reference:
         if not ids:
             raise UsageError("there are no tokens to run; give a text that is not empty")
         options.setdefault("use_cache", False)
-        with torch.inference_mode(), eager():
+        with torch.inference_mode(), eager(), _threads(self._threads):
             return self.model(input_ids=torch.tensor([list(ids)]), **options)
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextmanager
