@@ -215,9 +215,10 @@ class _Work:
         name, facts = next(iter(found.items()))
         return [
             f"{len(found)} of {len(self.facts)} ternary tensors hold only -a, 0 and a, as if quantized "
-            f"values had been saved instead of master weights: '{name}' has a = {facts.stored_scale:.6g}, and the "
-            f"scale that quantization_mode online gives it, and that is written, is {facts.scale:.6g}, as in "
-            "transformers; if a is what was trained, save the model packed (offline)"
+            "values had been saved instead of master weights: "
+            f"'{name}' has a = {facts.stored_scale:.6g}, and {facts.scale:.6g} is the scale that "
+            "quantization_mode online gives it, as in transformers, and that is written; "
+            "if a is what was trained, save the model packed (offline)"
         ]
 
     def _report(self, label: str, part: int) -> None:
