@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from bitexport.errors import GGUFError, UsageError
 from bitexport.gguf.reader import read_gguf
+from bitexport.gguf.sanity import check_hyperparameters
 from bitexport.runtime import ggml, log
 from bitexport.runtime.library import bind
 
@@ -248,7 +249,7 @@ class Session:
 
 
 def _checked(path: str | os.PathLike[str]) -> Path:
-    """The path, when it is a file that starts as a GGUF does."""
+    """The path, when it is a GGUF file whose numbers libllama would not end the process over."""
     file = Path(path)
     try:
         with file.open("rb") as stream:
@@ -261,6 +262,7 @@ def _checked(path: str | os.PathLike[str]) -> Path:
             f"{file} starts with {magic!r}, not {_MAGIC!r}, so it is not GGUF; "
             "make one with `bitexport convert`"
         )
+    check_hyperparameters(read_gguf(file))
     return file
 
 

@@ -1,0 +1,109 @@
+"""Numbers in a GGUF file that libllama asserts on: an error that names the key, and no abort."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import bitexport
+from bitexport.errors import GGUFError
+from bitexport.gguf.reader import read_gguf
+from bitexport.gguf.sanity import check_hyperparameters
+from bitexport.gguf.types import F32
+from bitexport.gguf.writer import MetadataValue, TensorSpec, write_gguf
+from bitexport.runtime.model import Session
+
+PREFIX = {"bitnet": "bitnet-b1.58", "llama": "llama"}
+
+# key, its value, what the error says after it
+CASES: list[tuple[str, int | float, str]] = [
+    ("block_count", 100_000, "is 100000; expected 1 to 512"),
+    ("block_count", 0, "is 0; expected 1 to 512"),
+    ("rope.dimension_count", 4096, "is 4096; expected an even number up to the head's 64"),
+    ("rope.dimension_count", 31, "is 31; expected an even number"),
+    ("rope.dimension_count", 0, "is 0; expected an even number"),
+    ("attention.head_count", 0, "is 0; expected at least 1"),
+    ("attention.head_count_kv", 0, "is 0; expected a divisor of the 4 heads"),
+    ("attention.head_count_kv", 3, "is 3; expected a divisor of the 4 heads"),
+    ("embedding_length", 0, "is 0; expected at least 1"),
+    ("attention.layer_norm_rms_epsilon", -1.0, "is -1.0; expected a small positive number"),
+    ("attention.layer_norm_rms_epsilon", float("nan"), "is nan; expected a small positive number"),
+]
+
+
+def patched(source: Path, target: Path, key: str, value: int | float) -> Path:
+    """A copy with another value of a uint32 or float32 key."""
+    content = bytearray(source.read_bytes())
+    name = struct.pack("<Q", len(key)) + key.encode()
+    at = content.index(name) + len(name) + 4
+    struct.pack_into("<f" if isinstance(value, float) else "<I", content, at, value)
+    target.write_bytes(content)
+    return target
+
+
+@pytest.mark.parametrize("architecture", PREFIX)
+@pytest.mark.parametrize(("key", "value", "message"), CASES)
+def test_numbers_that_would_end_the_process(
+    gguf_of: Callable[..., Path],
+    tmp_path: Path,
+    architecture: str,
+    key: str,
+    value: int | float,
+    message: str,
+) -> None:
+    key = f"{PREFIX[architecture]}.{key}"
+    bad = patched(gguf_of("packed-multiply", architecture=architecture), tmp_path / "bad.gguf", key, value)
+    for opener in (Session, bitexport.load):
+        with pytest.raises(GGUFError, match=r"bad\.gguf") as caught:
+            opener(bad)
+        assert f"{key} {message}" in str(caught.value)
+
+
+def header(path: Path, architecture: str, **metadata: MetadataValue) -> Path:
+    """A file with these keys, their dots written as ``__``, and one small tensor."""
+    keys = {key.replace("__", "."): value for key, value in metadata.items()}
+    spec = TensorSpec("t", (4,), F32)
+    write_gguf(path, architecture, keys, [spec], lambda _: [np.zeros(4, dtype=np.float32)])
+    return path
+
+
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        ({"x__rope__scaling__type": "sideways"}, "x.rope.scaling.type is 'sideways'; expected one of none"),
+        ({"x__expert_count": 1025}, "x.expert_count is 1025; expected at most 1024"),
+        ({"x__expert_used_count": 2}, "x.expert_used_count is 2; expected 0"),
+        (
+            {"x__expert_count": 4, "x__expert_used_count": 5},
+            "x.expert_used_count is 5; expected at least one",
+        ),
+        (
+            {"tokenizer__ggml__tokens": ["a", "b"], "tokenizer__ggml__token_type": [1]},
+            "tokenizer.ggml.token_type has 1 elements; expected one for each of the 2 tokens",
+        ),
+    ],
+)
+def test_numbers_of_any_architecture(
+    tmp_path: Path, metadata: dict[str, MetadataValue], message: str
+) -> None:
+    file = read_gguf(header(tmp_path / "x.gguf", "x", **metadata))
+    with pytest.raises(GGUFError) as caught:
+        check_hyperparameters(file)
+    assert message in str(caught.value)
+
+
+def test_what_is_not_known_is_left_to_libllama(tmp_path: Path) -> None:
+    """Other architectures have layers without heads, and RoPE over more than a head."""
+    for number, (architecture, metadata) in enumerate(
+        [
+            ("mamba", {"mamba__attention__head_count": 0, "mamba__embedding_length": 8}),
+            ("llama", {"llama__attention__head_count": [4, 2], "llama__embedding_length": 8}),
+            ("mixtral", {"mixtral__expert_count": 8, "mixtral__expert_used_count": 2}),
+            ("x", {"x__block_count": "many"}),
+        ]
+    ):
+        check_hyperparameters(read_gguf(header(tmp_path / f"{number}.gguf", architecture, **metadata)))
