@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -87,9 +88,8 @@ def test_damaged_library(foreign: Path, tmp_path: Path) -> None:
         "import llama_cpp",
     ],
 )
-def test_foreign_library_loaded_already(how: str, foreign: Path, tmp_path: Path) -> None:
-    model = tmp_path / "x.gguf"
-    model.write_bytes(b"GGUF")
+def test_foreign_library_loaded_already(how: str, foreign: Path, gguf_of: Callable[..., Path]) -> None:
+    model = gguf_of("packed-multiply")
     code = how.format(path=str(foreign)) + (
         f"\nfrom bitexport.cli import main\nmain(['run', {str(model)!r}, '--ctx', '8', '--prompt', 'x'])"
     )
