@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
 from typing import Annotated
 
@@ -50,12 +51,27 @@ def _root(
         raise typer.Exit(2)
 
 
+def _open_closed_streams() -> None:
+    """Give stdin, stdout and stderr a place where the caller closed them (``>&-``).
+
+    Otherwise the next file to be opened would take their number, and get what a library prints.
+    """
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(number)
+    if sys.stdout is None:
+        sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115 (open until the end)
+    if sys.stderr is None:
+        sys.stderr = open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit: never a traceback, always a documented exit code.
 
     Args:
         arguments: without the program's name; ``sys.argv[1:]`` when None.
     """
+    _open_closed_streams()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a model writes what it likes; a terminal may lack it
     try:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import typer
 
+from bitexport.cli.output import printable
 from bitexport.errors import BitexportError, CheckFailed, UsageError
 
 DEBUG_VARIABLE = "BITEXPORT_DEBUG"
@@ -95,6 +96,8 @@ def report(error: BaseException) -> int:
     row = next(row for row in TABLE if isinstance(error, row.kind))
     if os.environ.get(DEBUG_VARIABLE, "") not in ("", "0"):
         traceback.print_exception(error)
-    text = " ".join(row.message(error).split())  # one line, whatever a library put into its message
+    text = printable(
+        " ".join(row.message(error).split())
+    )  # one line, whatever a library put into its message
     print(f"{row.prefix}: {text}" if row.prefix else text, file=sys.stderr)
     return row.exit_code

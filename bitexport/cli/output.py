@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,6 +25,9 @@ SCHEMA = 1
 
 # Where stdout is not a terminal nobody wraps lines for us, and a table must not be cut off.
 _UNLIMITED_WIDTH = 10_000
+
+# C0 and C1 without tab and line feed, and what turns the direction of the text around it.
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 class Output:
@@ -53,7 +57,7 @@ class Output:
     def line(self, text: str = "") -> None:
         """A line of the result for humans, on stdout; nothing with --json."""
         if not self.json:
-            self._stdout().print(text, markup=False, highlight=False, soft_wrap=True)
+            self._stdout().print(printable(text), markup=False, highlight=False, soft_wrap=True)
 
     def stream(self, text: str) -> None:
         """A piece of text of the result for humans, on stdout at once; nothing with --json."""
@@ -91,17 +95,18 @@ class Output:
         for column in columns:
             table.add_column(column, justify="right" if column in right else "left", no_wrap=markdown)
         for row in rows:
-            table.add_row(*(Text(str(cell)) for cell in row))
+            table.add_row(*(Text(printable(str(cell))) for cell in row))
         self._stdout().print(table)
 
     def info(self, text: str) -> None:
         """A line about what is going on, on stderr; nothing with --quiet."""
         if not self.quiet:
-            _stderr().print(text, markup=False, highlight=False, soft_wrap=True)
+            _stderr().print(printable(text), markup=False, highlight=False, soft_wrap=True)
 
     def warn(self, text: str) -> None:
         """Something the user should know, on stderr, always."""
-        _stderr().print("warning:", text, style="yellow", markup=False, highlight=False, soft_wrap=True)
+        words = f"warning: {printable(text)}"
+        _stderr().print(words, style="yellow", markup=False, highlight=False, soft_wrap=True)
 
     @contextmanager
     def progress(self, label: str) -> Iterator[Progress]:
@@ -143,6 +148,14 @@ class Output:
         from rich.console import Console
 
         return Console(width=None if sys.stdout.isatty() else _UNLIMITED_WIDTH)
+
+
+def printable(text: str) -> str:
+    """The text with control characters escaped, but for tabs and line ends.
+
+    Names and metadata come out of files; a terminal would obey what stands in them.
+    """
+    return _CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 def format_bytes(count: float) -> str:

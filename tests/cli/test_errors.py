@@ -47,6 +47,7 @@ CASES = [
     (MemoryError(), 1, "error: out of memory"),
     (RuntimeError("two\nlines\n"), 1, "error: RuntimeError: two lines; this is a bug in bitexport"),
     (ZeroDivisionError(), 1, "BITEXPORT_DEBUG=1"),
+    (failures.CheckpointError("tensor '\x1b[2Jx'"), 1, r"error: tensor '\x1b[2Jx'"),
 ]
 
 

@@ -45,6 +45,19 @@ def test_version_is_the_project_file_s(run_cli: Cli) -> None:
     assert bitexport.__version__ == project["version"]
 
 
+@pytest.mark.parametrize("closed", [">&-", ">&- 2>&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize("json", ["", "--json"])
+def test_closed_streams(gguf_of: Callable[..., Path], closed: str, json: str) -> None:
+    command = f"'{sys.executable}' -m bitexport inspect '{gguf_of('packed-multiply')}' {json} {closed}"
+    done = subprocess.run(
+        ["/bin/sh", "-c", command], cwd=REPOSITORY, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    command = f"'{sys.executable}' -m bitexport inspect /none.gguf {json} {closed}"
+    done = subprocess.run(["/bin/sh", "-c", command], cwd=REPOSITORY, capture_output=True, check=False)
+    assert done.returncode == 1
+
+
 def test_no_command_shows_help_and_is_wrong_usage(run_cli: Cli) -> None:
     result = run_cli()
     assert result.returncode == 2

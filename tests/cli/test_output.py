@@ -62,6 +62,21 @@ def test_tables_are_not_cut_off(capsys: pytest.CaptureFixture[str]) -> None:
     assert "[red]y[/red]" in text
 
 
+def test_control_characters_of_a_file_do_not_reach_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    out = Output()
+    text = "\x1b[31mred\x07\r\x9b2J\x7f\u202eback"
+    out.line(text)
+    out.table(("name",), [(text,)])
+    out.info(text)
+    out.warn(text)
+    shown, error = capsys.readouterr()
+    escaped = r"\x1b[31mred\x07\r\x9b2J\x7f\u202eback"
+    assert shown.count(escaped) == error.count(escaped) == 2
+    assert not set(shown + error) & set("\x1b\x07\r\x9b\x7f\u202e")
+    out.line("naïve\t👩‍👩‍👧\nשלום")
+    assert capsys.readouterr().out.split() == ["naïve", "👩‍👩‍👧", "שלום"]
+
+
 def test_markdown_table(capsys: pytest.CaptureFixture[str]) -> None:
     Output().table(("test", "t/s"), [("pp8", "1.0 ± 0.1")], right=("t/s",), markdown=True)
     header, rule, row = [line for line in capsys.readouterr().out.splitlines() if line.strip()]
