@@ -51,6 +51,8 @@ def _check_attention(numbers: _Numbers) -> None:
     numbers.check(
         "attention.layer_norm_rms_epsilon", lambda e: math.isfinite(e) and e >= 0, "a small positive number"
     )
+    # no assertion, but every number after it would be NaN
+    numbers.check("rope.freq_base", lambda f: math.isfinite(f) and f > 0, "a positive number")
     heads, hidden = numbers.get("attention.head_count"), numbers.get("embedding_length")
     numbers.check("attention.head_count", lambda n: n > 0, "at least 1")
     numbers.check("embedding_length", lambda n: n > 0, "at least 1")

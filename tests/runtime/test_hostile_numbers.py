@@ -30,6 +30,8 @@ CASES: list[tuple[str, int | float, str]] = [
     ("attention.head_count_kv", 0, "is 0; expected a divisor of the 4 heads"),
     ("attention.head_count_kv", 3, "is 3; expected a divisor of the 4 heads"),
     ("embedding_length", 0, "is 0; expected at least 1"),
+    ("rope.freq_base", 0.0, "is 0.0; expected a positive number"),
+    ("rope.freq_base", float("nan"), "is nan; expected a positive number"),
     ("attention.layer_norm_rms_epsilon", -1.0, "is -1.0; expected a small positive number"),
     ("attention.layer_norm_rms_epsilon", float("nan"), "is nan; expected a small positive number"),
 ]
