@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -74,3 +74,12 @@ def gguf_of(
         return made[key]
 
     return make
+
+
+@pytest.fixture
+def empty_folder(tmp_path: Path) -> Iterator[Path]:
+    """An empty folder for outputs, checked to be empty again at the end."""
+    made = tmp_path / "out"
+    made.mkdir()
+    yield made
+    assert list(made.iterdir()) == []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
 import typing
@@ -12,60 +11,25 @@ from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any
 
-import gguf
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from bitexport.checkpoint import open_checkpoint
-from bitexport.checkpoint.packings import packing_of
 from bitexport.convert import convert
-from bitexport.errors import CheckpointError, UnsupportedError, UsageError
-from bitexport.gguf import i2_s
-from bitexport.gguf.reader import GGUFFile, read_gguf
-from bitexport.plan import EMBED_TYPES, MAX_I2_S_ROW, TERNARY_TYPES
+from bitexport.errors import CheckpointError, UsageError
+from bitexport.gguf.reader import read_gguf
+from bitexport.plan import EMBED_TYPES, TERNARY_TYPES
 from bitexport.progress import ProgressEvent
 from tests.conftest import REPOSITORY
+from tests.converted import tensors_of, values
+from tests.damage import (
+    resaved,
+)
 from tests.models import PACKINGS, Shape, stable_master, tiny_checkpoint
 
 Checkpoints = Callable[..., Path]
-SMALL = Shape(hidden=128, ffn=256, layers=1, heads=4, kv_heads=1, vocab=416)
-
-
-def tensors_of(path: Path) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
-    file = read_gguf(path)
-    return {t.name: (t.type.name, t.shape, file.data(t).tobytes()) for t in file.tensors}
-
-
-def values(file: GGUFFile, name: str) -> np.ndarray:
-    """A tensor of the file as float32."""
-    (tensor,) = [t for t in file.tensors if t.name == name]
-    data = file.data(tensor)
-    if tensor.type.name == "i2_s":
-        return i2_s.unpack(data, tensor.shape).dequantize()  # type: ignore[arg-type]
-    kind = gguf.GGMLQuantizationType(tensor.type.id)
-    if kind is gguf.GGMLQuantizationType.F32:
-        return data.view(np.float32).reshape(tensor.shape)
-    return gguf.quants.dequantize(data.reshape(*tensor.shape[:-1], -1), kind)
-
-
-def edited(source: Path, folder: Path, change: Callable[[dict[str, Any]], object]) -> Path:
-    """A copy of a checkpoint with another config.json."""
-    shutil.copytree(source, folder)
-    config = json.loads((folder / "config.json").read_text())
-    change(config)
-    (folder / "config.json").write_text(json.dumps(config))
-    return folder
-
-
-def resaved(source: Path, folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> Path:
-    """A copy of a checkpoint with other tensors."""
-    shutil.copytree(source, folder)
-    tensors = load_file(folder / "model.safetensors")
-    change(tensors)
-    save_file(tensors, str(folder / "model.safetensors"))
-    return folder
 
 
 @pytest.mark.parametrize("ternary_type", TERNARY_TYPES)
@@ -130,45 +94,6 @@ def test_metadata(tmp_path: Path, checkpoint_of: Checkpoints) -> None:
     assert {key: metadata.get(key) for key in expected} == expected
 
 
-@pytest.mark.parametrize(("kind", "number"), [("i2_s", 40), ("f16", 1), ("tq2_0", 37)])
-def test_types_and_file_types(tmp_path: Path, checkpoint_of: Checkpoints, kind: str, number: int) -> None:
-    report = convert(checkpoint_of(), tmp_path / "x.gguf", type=kind)
-    file = read_gguf(tmp_path / "x.gguf")
-    assert file.metadata["general.file_type"] == number
-    assert {t.type.name for t in file.tensors if "attn_q" in t.name} == {kind}
-    original = open_checkpoint(checkpoint_of())
-    weights = packing_of(original).unpack(original, "model.layers.0.mlp.gate_proj.weight")
-    found = values(file, "blk.0.ffn_gate.weight")
-    np.testing.assert_array_equal(np.sign(found), weights.trits)
-    (row,) = [row for row in report.types if row.zero_fraction is not None]
-    assert np.abs(found).max() == pytest.approx(weights.scale, rel=row.scale_rounding or 1e-12)
-    assert (row.scale_rounding == 0) is (kind == "i2_s")
-
-
-@pytest.mark.parametrize(("kind", "tolerance"), [("f16", 0.0), ("q8_0", 1e-2), ("q6_k", 3e-2)])
-def test_embedding_types(tmp_path: Path, checkpoint_of: Checkpoints, kind: str, tolerance: float) -> None:
-    source = checkpoint_of(tied=False)
-    convert(source, tmp_path / "x.gguf", embed_type=kind)
-    file = read_gguf(tmp_path / "x.gguf")
-    saved = load_file(source / "model.safetensors")
-    for name, original in (
-        ("token_embd.weight", "model.embed_tokens.weight"),
-        ("output.weight", "lm_head.weight"),
-    ):
-        assert [t.type.name for t in file.tensors if t.name == name] == [kind]
-        error = np.abs(values(file, name) - saved[original].numpy()).max()
-        assert error <= tolerance * np.abs(saved[original].numpy()).max()
-
-
-def test_embeddings_are_the_same_in_pieces(
-    tmp_path: Path, checkpoint_of: Checkpoints, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    convert(checkpoint_of(), tmp_path / "whole.gguf")
-    monkeypatch.setattr("bitexport.encode.CHUNK_WEIGHTS", 256 * 7)
-    convert(checkpoint_of(), tmp_path / "pieces.gguf")
-    assert (tmp_path / "whole.gguf").read_bytes() == (tmp_path / "pieces.gguf").read_bytes()
-
-
 def test_memory_is_bounded_by_the_piece_and_not_by_the_tensor(
     tmp_path: Path, run_cli: Callable[..., CompletedProcess[str]]
 ) -> None:
@@ -198,218 +123,6 @@ def test_the_same_bytes_every_time(tmp_path: Path, checkpoint_of: Checkpoints) -
     for name in ("a", "b"):
         convert(checkpoint_of(), tmp_path / f"{name}.gguf")
     assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()
-
-
-@pytest.mark.parametrize("packing", PACKINGS)
-def test_shards_and_dtypes_do_not_matter(tmp_path: Path, checkpoint_of: Checkpoints, packing: str) -> None:
-    convert(checkpoint_of(packing), tmp_path / "one.gguf", embed_type="f16")
-    convert(checkpoint_of(packing, shards=3), tmp_path / "three.gguf", embed_type="f16")
-    assert (tmp_path / "one.gguf").read_bytes() == (tmp_path / "three.gguf").read_bytes()
-    convert(checkpoint_of(packing, dtype=torch.bfloat16), tmp_path / "bf16.gguf", embed_type="f16")
-    one, half = tensors_of(tmp_path / "one.gguf"), tensors_of(tmp_path / "bf16.gguf")
-    ternary = [name for name, (kind, _, _) in one.items() if kind == "i2_s"]
-    assert all(one[name] == half[name] for name in ternary)
-    assert one["output_norm.weight"] != half["output_norm.weight"]
-
-
-def test_llama_rows_are_interleaved_after_unpacking(tmp_path: Path, checkpoint_of: Checkpoints) -> None:
-    found = {}
-    for packing in PACKINGS:
-        source = checkpoint_of(packing, architecture="llama", tied=False, shape=SMALL)
-        convert(source, tmp_path / f"{packing}.gguf", embed_type="f16")
-        found[packing] = tensors_of(tmp_path / f"{packing}.gguf")
-    assert found["master"] == found["packed-multiply"] == found["packed-divide"]
-    file = read_gguf(tmp_path / "master.gguf")
-    assert file.metadata["general.architecture"] == "llama"
-    source = open_checkpoint(checkpoint_of("master", architecture="llama", tied=False, shape=SMALL))
-    for name, original, heads in (("attn_q", "q_proj", 4), ("attn_k", "k_proj", 1), ("attn_v", "v_proj", 0)):
-        weights = (
-            packing_of(source).unpack(source, f"model.layers.0.self_attn.{original}.weight").dequantize()
-        )
-        if heads:  # [heads, 2, half, in] -> [heads, half, 2, in]
-            weights = weights.reshape(heads, 2, 16, 128).transpose(0, 2, 1, 3).reshape(weights.shape)
-        np.testing.assert_array_equal(values(file, f"blk.0.{name}.weight"), weights)
-
-
-def test_rope_factors_are_written(tmp_path: Path, checkpoint_of: Checkpoints) -> None:
-    scaling = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
-    rope = {**scaling, "rope_theta": 500000.0, "original_max_position_embeddings": 64}
-    source = checkpoint_of("packed-divide", architecture="llama", shape=SMALL)
-    folder = edited(source, tmp_path / "c", lambda c: c.update(rope_parameters=rope))
-    report = convert(folder, tmp_path / "x.gguf", embed_type="f16")
-    file = read_gguf(tmp_path / "x.gguf")
-    assert values(file, "rope_freqs.weight").shape == (16,)
-    assert report.tensors == len(file.tensors)
-
-
-def test_modules_to_not_convert(tmp_path: Path, checkpoint_of: Checkpoints) -> None:
-    name = "model.layers.1.mlp.down_proj"
-    folder = edited(
-        checkpoint_of(),
-        tmp_path / "c",
-        lambda c: c["quantization_config"].update(modules_to_not_convert=[name, "lm_head"]),
-    )
-    report = convert(folder, tmp_path / "x.gguf", embed_type="f16")
-    assert (report.ternary_tensors, report.warnings) == (13, [])
-    file = read_gguf(tmp_path / "x.gguf")
-    saved = load_file(folder / "model.safetensors")[f"{name}.weight"].numpy()
-    np.testing.assert_array_equal(values(file, "blk.1.ffn_down.weight"), saved.astype(np.float16))
-
-
-def test_a_conversion_without_ternary_tensors(tmp_path: Path, checkpoint_of: Checkpoints) -> None:
-    def change(listed: object) -> Callable[[dict[str, Any]], object]:
-        return lambda c: c["quantization_config"].update(modules_to_not_convert=listed)
-
-    folder = edited(checkpoint_of(), tmp_path / "c", change(["model"]))
-    with pytest.raises(CheckpointError, match=r"modules_to_not_convert \['model'\] keeps every linear layer"):
-        convert(folder, tmp_path / "x.gguf", embed_type="f16")
-    folder = edited(checkpoint_of(), tmp_path / "text", change("q_proj"))
-    with pytest.raises(CheckpointError, match="is 'q_proj'; expected a list"):
-        convert(folder, tmp_path / "x.gguf", embed_type="f16")
-    assert not (tmp_path / "x.gguf").exists()
-
-
-def test_a_head_that_transformers_would_quantize(tmp_path: Path, checkpoint_of: Checkpoints) -> None:
-    folder = edited(
-        checkpoint_of(tied=False),
-        tmp_path / "c",
-        lambda c: c["quantization_config"].update(modules_to_not_convert=[]),
-    )
-    report = convert(folder, tmp_path / "x.gguf", embed_type="f16")
-    assert any("lm_head" in warning for warning in report.warnings)
-
-
-def test_a_head_beside_tied_embeddings(tmp_path: Path, checkpoint_of: Checkpoints) -> None:
-    def same(tensors: dict[str, torch.Tensor]) -> None:
-        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
-
-    def other(tensors: dict[str, torch.Tensor]) -> None:
-        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"] * 2
-
-    report = convert(
-        resaved(checkpoint_of(), tmp_path / "same", same), tmp_path / "same.gguf", embed_type="f16"
-    )
-    assert report.warnings == []
-    assert "output.weight" not in tensors_of(tmp_path / "same.gguf")
-    report = convert(
-        resaved(checkpoint_of(), tmp_path / "other", other), tmp_path / "other.gguf", embed_type="f16"
-    )
-    assert any("lm_head.weight is there and differs" in warning for warning in report.warnings)
-    assert "output.weight" in tensors_of(tmp_path / "other.gguf")
-
-
-def test_buffers_of_old_checkpoints_are_left_out(tmp_path: Path, checkpoint_of: Checkpoints) -> None:
-    def add(tensors: dict[str, torch.Tensor]) -> None:
-        tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(32)
-
-    report = convert(resaved(checkpoint_of(), tmp_path / "c", add), tmp_path / "x.gguf", embed_type="f16")
-    assert report.tensors == 24
-
-
-def test_zeros_are_told(tmp_path: Path, checkpoint_of: Checkpoints) -> None:
-    name = "model.layers.0.mlp.up_proj.weight"
-    folder = resaved(checkpoint_of(), tmp_path / "c", lambda tensors: tensors[name].zero_())
-    report = convert(folder, tmp_path / "x.gguf", embed_type="f16")
-    assert any(f"'{name}' is all zeros" in warning for warning in report.warnings)
-
-
-def test_rows_of_576(tmp_path: Path, checkpoint_of: Checkpoints) -> None:
-    shape = Shape(hidden=576, ffn=1536, layers=1, heads=9, kv_heads=3, vocab=416)
-    source = checkpoint_of("packed-multiply", shape=shape)
-    with pytest.raises(UnsupportedError, match=r"\[416, 576\] cannot be q6_k.*--embed-type q8_0 or f16"):
-        convert(source, tmp_path / "x.gguf")
-    with pytest.raises(UnsupportedError, match=r"cannot be tq2_0.*--type i2_s or f16"):
-        convert(source, tmp_path / "x.gguf", embed_type="q8_0", type="tq2_0")
-    report = convert(source, tmp_path / "x.gguf", embed_type="q8_0")
-    assert any(
-        "rows of 576 weights" in warning and "other I2_S runtimes" in warning for warning in report.warnings
-    )
-    checkpoint = open_checkpoint(source)
-    weights = packing_of(checkpoint).unpack(checkpoint, "model.layers.0.self_attn.k_proj.weight")
-    np.testing.assert_array_equal(
-        values(read_gguf(tmp_path / "x.gguf"), "blk.0.attn_k.weight"), weights.dequantize()
-    )
-
-
-def test_elements_that_fill_no_block(tmp_path: Path, checkpoint_of: Checkpoints) -> None:
-    # q has 24 x 24 = 576 elements
-    shape = Shape(hidden=24, ffn=128, layers=1, heads=4, kv_heads=1, vocab=416)
-    source = checkpoint_of("master", shape=shape)
-    with pytest.raises(UnsupportedError, match=r"q_proj.*\[24, 24\] cannot be i2_s.*use --type f16"):
-        convert(source, tmp_path / "x.gguf", embed_type="f16")
-    convert(source, tmp_path / "x.gguf", embed_type="f16", type="f16")
-
-
-def test_rows_longer_than_the_kernels_take(tmp_path: Path, checkpoint_of: Checkpoints) -> None:
-    assert f"max_cols = {MAX_I2_S_ROW};" in (REPOSITORY / "native" / "ternary" / "ternary.h").read_text()
-    shape = Shape(hidden=16, ffn=65536 + 256, layers=1, heads=2, kv_heads=2, vocab=416)
-    source = checkpoint_of("packed-multiply", shape=shape)
-    with pytest.raises(UnsupportedError, match=r"down_proj.*\[16, 65792\] cannot be i2_s.*use --type f16"):
-        convert(source, tmp_path / "x.gguf", embed_type="f16")
-    convert(source, tmp_path / "x.gguf", embed_type="f16", type="f16")
-
-
-def test_a_value_too_large_for_float16(tmp_path: Path, checkpoint_of: Checkpoints) -> None:
-    def change(tensors: dict[str, torch.Tensor]) -> None:
-        tensors["model.embed_tokens.weight"][3, 4] = 1e5
-
-    folder = resaved(checkpoint_of(), tmp_path / "c", change)
-    with pytest.raises(UnsupportedError, match=r"'token_embd.weight' holds 100000.*65504"):
-        convert(folder, tmp_path / "x.gguf", embed_type="f16")
-    assert not (tmp_path / "x.gguf").exists()
-
-
-def test_values_too_small_for_float16(tmp_path: Path, checkpoint_of: Checkpoints) -> None:
-    def change(tensors: dict[str, torch.Tensor]) -> None:
-        tensors["model.embed_tokens.weight"][:10] = 1e-9
-
-    report = convert(resaved(checkpoint_of(), tmp_path / "c", change), tmp_path / "x.gguf", embed_type="f16")
-    (warning,) = report.warnings
-    assert "'model.embed_tokens.weight': 2560 of 131072 values are too small for float16" in warning
-
-
-@pytest.mark.parametrize(
-    ("change", "kind"),
-    [
-        (lambda weight: weight[3].fill_(1e6), "f32"),
-        (lambda weight: weight.mul_(1e-7), "f32"),
-        (lambda weight: weight[3, :5].fill_(1e-9), "f16"),
-        (lambda weight: weight.zero_(), "f16"),
-    ],
-)
-def test_a_float_layer_that_float16_cannot_hold(
-    tmp_path: Path, checkpoint_of: Checkpoints, change: Callable[[torch.Tensor], object], kind: str
-) -> None:
-    name = "model.layers.1.mlp.down_proj"
-    kept = edited(
-        checkpoint_of(),
-        tmp_path / "kept",
-        lambda c: c["quantization_config"].update(modules_to_not_convert=[name]),
-    )
-    folder = resaved(kept, tmp_path / "c", lambda tensors: change(tensors[f"{name}.weight"]))
-    report = convert(folder, tmp_path / "x.gguf", embed_type="f16")
-    assert tensors_of(tmp_path / "x.gguf")["blk.1.ffn_down.weight"][0] == kind
-    if kind == "f32":
-        assert f"'{name}.weight' stays float and is written as f32" in report.warnings[0]
-        saved = load_file(folder / "model.safetensors")[f"{name}.weight"].numpy()
-        np.testing.assert_array_equal(values(read_gguf(tmp_path / "x.gguf"), "blk.1.ffn_down.weight"), saved)
-    else:
-        assert report.warnings == []
-
-
-def test_master_weights_that_are_ternary_already(tmp_path: Path, checkpoint_of: Checkpoints) -> None:
-    name = "model.layers.0.mlp.up_proj.weight"
-
-    def change(tensors: dict[str, torch.Tensor]) -> None:
-        tensors[name].sign_().mul_(0.25)[:256].zero_()
-
-    folder = resaved(checkpoint_of(), tmp_path / "c", change)
-    report = convert(folder, tmp_path / "x.gguf", embed_type="f16")
-    (warning,) = report.warnings
-    assert "1 of 14 ternary tensors hold only -a, 0 and a" in warning
-    assert "'blk.0.ffn_up.weight' has a = 0.25" in warning
-    assert "and 0.125 is the scale that quantization_mode online gives it" in warning
-    assert np.abs(values(read_gguf(tmp_path / "x.gguf"), "blk.0.ffn_up.weight")).max() == 0.125
 
 
 def test_dry_run_reads_everything_and_writes_nothing(tmp_path: Path, checkpoint_of: Checkpoints) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,12 @@ import pytest
 
 from bitexport.convert import convert
 from bitexport.errors import CheckpointError, GGUFError
+from bitexport.gguf.reader import read_gguf
 from bitexport.inspect import inspect
+from tests.damage import one_line
+
+RunCli = Callable[..., CompletedProcess[str]]
+Checkpoints = Callable[..., Path]
 
 
 @pytest.fixture(scope="module")
@@ -105,3 +111,38 @@ def test_the_command_line(
     assert human.returncode == 0
     assert "BitNetForCausalLM, packed-divide" in human.stdout
     assert "38 tensors (24 f32, 14 u8)" in human.stdout
+
+
+def test_type_36_with_a_bad_length(tmp_path: Path, checkpoint_of: Checkpoints, run_cli: RunCli) -> None:
+    path = tmp_path / "x.gguf"
+    convert(checkpoint_of(), path, embed_type="f16")
+    content = path.read_bytes()
+    # the key's tensor claims twice as many rows as it has bytes for
+    name = b"blk.0.attn_k.weight"
+    at = content.index(name) + len(name)
+    assert struct.unpack_from("<IQQI", content, at) == (2, 256, 128, 36)
+    path.write_bytes(content[: at + 12] + struct.pack("<Q", 256) + content[at + 20 :])
+    line = one_line(run_cli("inspect", path), 1)
+    assert re.search(r"'blk.0.attn_k.weight' of type 36.*room for 8224 bytes, expected 16416", line), line
+    path.write_bytes(content[:-100])
+    assert "ends at byte" in one_line(run_cli("inspect", path), 1)
+
+
+@pytest.mark.parametrize("scale", [0.0, float("nan"), -1.0])
+def test_type_36_with_a_scale_that_is_none(
+    tmp_path: Path, checkpoint_of: Checkpoints, run_cli: RunCli, scale: float
+) -> None:
+    path = tmp_path / "x.gguf"
+    convert(checkpoint_of(), path, embed_type="f16")
+    (tensor,) = [t for t in read_gguf(path).tensors if t.name == "blk.0.attn_k.weight"]
+    content = bytearray(path.read_bytes())
+    struct.pack_into("<f", content, tensor.offset + tensor.nbytes - 32, scale)
+    path.write_bytes(bytes(content))
+    line = one_line(run_cli("inspect", path), 1)
+    assert f"'blk.0.attn_k.weight': an I2_S tensor has scale {scale}; expected" in line
+
+
+def test_inspecting_what_is_not_there(tmp_path: Path, run_cli: RunCli) -> None:
+    assert "cannot be read" in one_line(run_cli("inspect", tmp_path / "none.gguf"), 1)
+    (tmp_path / "x.gguf").write_text("hello, this is text")
+    assert "not a GGUF file" in one_line(run_cli("inspect", tmp_path / "x.gguf"), 1)
