@@ -20,17 +20,20 @@ class Comparison:
         same_top1: bool, whether both rows have their largest logit at the same token.
         kl: float64, Kullback-Leibler divergence of the second distribution from the first, in nats.
         max_abs_diff: float64, largest absolute difference of a logit.
+        relative_error: float64, length of the difference over the length of the first row. Unlike the cosine,
+            it sees a wrong magnitude.
     """
 
     cosine: npt.NDArray[np.float64]
     same_top1: npt.NDArray[np.bool_]
     kl: npt.NDArray[np.float64]
     max_abs_diff: npt.NDArray[np.float64]
+    relative_error: npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """A :class:`Comparison` in five numbers.
+    """A :class:`Comparison` in a few numbers.
 
     Attributes:
         positions: how many were compared.
@@ -38,6 +41,7 @@ class Agreement:
         top1_agreement: fraction of positions where both sides find the same token most likely.
         kl_mean: mean divergence KL(Python || C++), in nats.
         max_abs_diff: largest difference of any logit at any position.
+        relative_error_max: largest length of a position's difference, over the length of its logits.
     """
 
     positions: int
@@ -46,6 +50,7 @@ class Agreement:
     top1_agreement: float
     kl_mean: float
     max_abs_diff: float
+    relative_error_max: float
 
 
 def compare(first: npt.NDArray[np.float32], second: npt.NDArray[np.float32]) -> Comparison:
@@ -66,6 +71,7 @@ def join(parts: list[Comparison]) -> Comparison:
         same_top1=np.concatenate([part.same_top1 for part in parts]),
         kl=np.concatenate([part.kl for part in parts]),
         max_abs_diff=np.concatenate([part.max_abs_diff for part in parts]),
+        relative_error=np.concatenate([part.relative_error for part in parts]),
     )
 
 
@@ -78,6 +84,7 @@ def summarize(comparison: Comparison) -> Agreement:
         top1_agreement=float(comparison.same_top1.mean()),
         kl_mean=float(comparison.kl.mean()),
         max_abs_diff=float(comparison.max_abs_diff.max()),
+        relative_error_max=float(comparison.relative_error.max()),
     )
 
 
@@ -89,11 +96,12 @@ def log_softmax(logits: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 
 def _compare(first: npt.NDArray[np.float64], second: npt.NDArray[np.float64]) -> Comparison:
     with np.errstate(invalid="ignore", divide="ignore"):
-        norms = np.linalg.norm(first, axis=-1) * np.linalg.norm(second, axis=-1)
+        length = np.linalg.norm(first, axis=-1)
         p, q = log_softmax(first), log_softmax(second)
         return Comparison(
-            cosine=(first * second).sum(axis=-1) / norms,
+            cosine=(first * second).sum(axis=-1) / (length * np.linalg.norm(second, axis=-1)),
             same_top1=first.argmax(axis=-1) == second.argmax(axis=-1),
             kl=(np.exp(p) * (p - q)).sum(axis=-1),
             max_abs_diff=np.abs(first - second).max(axis=-1),
+            relative_error=np.linalg.norm(first - second, axis=-1) / length,
         )

@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from bitexport.comparison import Agreement, Comparison, compare, join, summarize
 from bitexport.errors import GGUFError, TokenizerError, UsageError
+from bitexport.gguf.embeddings import read_embeddings
 from bitexport.greedy import Continuation, continue_in_step
 from bitexport.perplexity import WINDOW, Perplexities, perplexities
 from bitexport.progress import Progress, ProgressEvent, ignore
 from bitexport.prompts import built_in_prompts
 from bitexport.reference import Reference, load_reference
+from bitexport.reference.embeddings import replaced_embeddings
 from bitexport.rounding import Alignment, compare_aligned, noise_floor
 from bitexport.runtime.model import Session
 
 MIN_COSINE = 0.9999
 #: Perplexity of C++ and Python may differ by this much, relatively.
 MAX_PERPLEXITY_DIFFERENCE = 0.001
+#: Aligned logits may differ by this fraction of their length. A cosine alone would not see a wrong magnitude.
+MAX_RELATIVE_ERROR = 0.005
 #: Below this, on average, two sets of logits are hardly of the same model.
 UNRELATED_COSINE = 0.95
 
@@ -71,11 +76,26 @@ class ParityReport:
     @property
     def passed(self) -> bool:
         """Whether every threshold holds. NaN never passes."""
-        explained = not self.judged_aligned or (self.aligned is not None and self.aligned.unexplained == 0)
         same_perplexity = (
             self.perplexity is None or self.perplexity.relative_difference <= MAX_PERPLEXITY_DIFFERENCE
         )
-        return explained and same_perplexity and self.judged.cosine_min >= self.min_cosine
+        return same_perplexity and self.judged.cosine_min >= self.min_cosine and self.mistake is None
+
+    @property
+    def mistake(self) -> str | None:
+        """What neither rounding nor quantized embeddings explain, as a clause. None if plain is judged."""
+        if not self.judged_aligned or self.aligned is None:
+            return None
+        if self.aligned.unfaithful or self.aligned.unexplained:
+            return self.aligned.describe()
+        error = self.aligned.agreement.relative_error_max
+        if not error <= MAX_RELATIVE_ERROR:
+            return f"aligned logits differ by {error:.2%} of their length, more than {MAX_RELATIVE_ERROR:.2%}"
+        for number, result in enumerate(self.prompts, start=1):
+            parting = result.continuation.parting if result.continuation else None
+            if parting is not None and not parting.near_tie:
+                return f"prompt {number} is continued differently at step {parting.step}, and not at a tie"
+        return None
 
     @property
     def greedy_match(self) -> float | None:
@@ -177,7 +197,7 @@ def parity(
             plain=plain,
             aligned=aligned,
             noise_floor=noise_floor(reference, ids_of, progress) if measure_noise_floor else None,
-            perplexity=_perplexity(reference, session, text, window, progress),
+            perplexity=_perplexity(reference, session, text, window, align, progress),
             min_cosine=min_cosine,
             judged_aligned=align,
             greedy_tokens=tokens,
@@ -213,6 +233,8 @@ def verdict(report: ParityReport) -> str:
             f"C++ computes what PyTorch computes: cosine is at least {judged.cosine_min:.8f} at all "
             f"{judged.positions:,} positions{how} (threshold {threshold:g})."
         )
+    if judged.cosine_min >= threshold and report.mistake is not None:
+        return f"C++ and PyTorch disagree: {report.mistake}."
     text = report.perplexity
     if judged.cosine_min >= threshold and text and text.relative_difference > MAX_PERPLEXITY_DIFFERENCE:
         return (
@@ -222,7 +244,7 @@ def verdict(report: ParityReport) -> str:
     missed = f"cosine falls to {judged.cosine_min:.8f}, below the threshold {threshold:g}"
     if report.aligned is None:
         return f"C++ and PyTorch disagree: {missed}."
-    if report.aligned.unexplained:
+    if report.mistake is not None:
         # So far apart, it is rather another model than a mistake in this one.
         ask = " Is the file made from this checkpoint?" if judged.cosine_mean < UNRELATED_COSINE else ""
         return f"C++ and PyTorch disagree: {missed}; {report.aligned.describe()}.{ask}"
@@ -255,13 +277,18 @@ def _check_same_vocabulary(reference: Reference, session: Session) -> None:
 
 
 def _perplexity(
-    reference: Reference, session: Session, text: str | None, window: int, progress: Progress
+    reference: Reference, session: Session, text: str | None, window: int, align: bool, progress: Progress
 ) -> Perplexities | None:
+    """With ``align`` PyTorch has the file's embeddings: what their type costs is not judged."""
     if text is None:
         return None
     ids = reference.tokenize(text)
     check_same_tokens(reference, session, "the text", text, ids)
-    return perplexities(reference, session, ids, window, progress)
+    with ExitStack() as stack:
+        if align:
+            embeddings = read_embeddings(session.path)
+            stack.enter_context(replaced_embeddings(reference.model, embeddings))
+        return perplexities(reference, session, ids, window, progress)
 
 
 def _perplexity_json(found: Perplexities | None) -> dict[str, Any] | None:

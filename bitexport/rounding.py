@@ -16,7 +16,7 @@ from bitexport.greedy import Continuation, compare_steps
 from bitexport.progress import Progress, ProgressEvent, ignore
 from bitexport.reference import Reference
 from bitexport.reference.alignment import Decisions, aligned_rounding
-from bitexport.reference.embeddings import replaced_embeddings
+from bitexport.reference.embeddings import replaced_embeddings, unfaithful_row
 from bitexport.runtime.model import Session
 from bitexport.runtime.observe import record_activations
 
@@ -38,6 +38,7 @@ class Alignment:
         farthest_steps: the largest distance from the edge among them, in steps of the 8-bit activation.
         unexplained: activations that differ without being on the edge.
         first_unexplained: GGUF name of the first weight that received such a one.
+        unfaithful: where the file's embedding or head is not the checkpoint's; None if it is everywhere.
     """
 
     agreement: Agreement
@@ -46,9 +47,12 @@ class Alignment:
     farthest_steps: float
     unexplained: int
     first_unexplained: str | None
+    unfaithful: str | None
 
     def describe(self) -> str:
         """The finding as a clause."""
+        if self.unfaithful:
+            return self.unfaithful
         if self.unexplained:
             return (
                 f"{self.unexplained:,} of {self.compared:,} activations differ by more than rounding "
@@ -70,8 +74,9 @@ def compare_aligned(
 ) -> tuple[Alignment, list[Continuation]]:
     """Compare logits with embeddings and rounding decisions aligned, see :class:`Alignment`.
 
-    C++ continues each prompt greedily by ``tokens`` tokens; PyTorch, in one run over prompt and continuation,
-    says what it would have chosen at each of them. The continuations' logits are not part of the agreement.
+    C++ continues each prompt greedily by ``tokens`` tokens; PyTorch, in one run over both,
+    says what it would have chosen at each of them. Their positions are part of the agreement, so that
+    decoding token by token is judged as well as prefill.
 
     Raises:
         UnsupportedError: a layer that is ternary in the checkpoint is not I2_S in the file.
@@ -80,7 +85,9 @@ def compare_aligned(
     comparisons = []
     continuations = []
     runs: list[Decisions] = []
-    with replaced_embeddings(reference.model, *read_embeddings(session.path)):
+    embeddings = read_embeddings(session.path)
+    unfaithful = unfaithful_row(reference.model, embeddings)
+    with replaced_embeddings(reference.model, embeddings):
         for index, ids in enumerate(ids_of):
             progress(ProgressEvent(index, len(ids_of), "prompts", "aligning"))
             with record_activations() as recorded:
@@ -90,7 +97,7 @@ def compare_aligned(
             chosen = [int(step.argmax()) for step in steps]
             with aligned_rounding(layers, recorded) as decisions:
                 ours = reference.logits([*ids, *chosen[:-1]])
-            comparisons.append(compare(ours[: len(ids)], theirs))
+            comparisons.append(compare(ours, np.stack([*theirs, *steps[1:]])))
             continuations.append(compare_steps(list(ours[len(ids) - 1 :]), steps))
             runs.append(decisions)
     alignment = Alignment(
@@ -100,6 +107,7 @@ def compare_aligned(
         farthest_steps=max(run.farthest for run in runs),
         unexplained=sum(run.unexplained for run in runs),
         first_unexplained=next((run.first_unexplained for run in runs if run.first_unexplained), None),
+        unfaithful=unfaithful,
     )
     return alignment, continuations
 

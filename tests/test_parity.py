@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import struct
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -17,13 +16,13 @@ import torch
 from bitexport.comparison import compare, summarize
 from bitexport.convert import convert
 from bitexport.errors import GGUFError, TokenizerError, UnsupportedError, UsageError
-from bitexport.gguf.reader import read_gguf
 from bitexport.greedy import continue_in_step
 from bitexport.parity import ParityReport, parity, verdict
 from bitexport.perplexity import perplexities, token_losses
 from bitexport.progress import ProgressEvent
 from bitexport.prompts import built_in_prompts, read_prompts
 from bitexport.runtime.model import Session
+from tests.faults import changed, double_scale
 from tests.models import PACKINGS, Shape, tiny_checkpoint
 
 Maker = Callable[..., Path]
@@ -134,59 +133,6 @@ def test_quantized_embeddings_are_named_as_the_cause(
     assert found.aligned.agreement.cosine_min > 0.9999
     assert verdict(found).startswith("No mistake, but below the threshold")
     assert parity(checkpoint, file, PROMPTS[:1], min_cosine=0.9999).passed
-
-
-def _changed(
-    source: Path, target: Path, tensor_name: str, change: Callable[[bytearray, int, int], None]
-) -> Path:
-    tensor = next(tensor for tensor in read_gguf(source).tensors if tensor.name == tensor_name)
-    data = bytearray(source.read_bytes())
-    change(data, tensor.offset, tensor.nbytes)
-    target.write_bytes(data)
-    return target
-
-
-def _double_scale(data: bytearray, offset: int, length: int) -> None:
-    (scale,) = struct.unpack_from("<f", data, offset + length - 32)
-    struct.pack_into("<f", data, offset + length - 32, 2 * scale)
-
-
-def _flip_one_trit(data: bytearray, offset: int, _length: int) -> None:
-    data[offset] ^= 0b10000000 if data[offset] >> 6 != 1 else 0b01000000  # -1 <-> +1, or 0 -> -1
-
-
-def _halve_gain(data: bytearray, offset: int, length: int) -> None:
-    gains = np.frombuffer(data, np.float32, length // 4, offset) / 2
-    data[offset : offset + length] = gains.tobytes()
-
-
-@pytest.mark.parametrize(
-    ("tensor", "change", "first"),
-    [
-        ("blk.0.attn_v.weight", _double_scale, None),  # SubLN divides it out: no mistake to be seen
-        ("blk.0.ffn_up.weight", _flip_one_trit, "blk.0.ffn_down.weight"),
-        ("blk.1.attn_norm.weight", _halve_gain, None),  # neither does a gain before quantization
-        ("blk.1.attn_k.weight", _double_scale, "blk.1.attn_output.weight"),
-        ("blk.0.attn_output.weight", _double_scale, "blk.0.ffn_gate.weight"),
-    ],
-)
-def test_planted_fault(
-    checkpoint_of: Maker,
-    gguf_of: Maker,
-    tmp_path: Path,
-    tensor: str,
-    change: Callable[[bytearray, int, int], None],
-    first: str | None,
-) -> None:
-    file = _changed(gguf_of("packed-multiply"), tmp_path / "bad.gguf", tensor, change)
-    found = parity(checkpoint_of("packed-multiply"), file, PROMPTS[:1], align=True)
-    if first is None:
-        assert found.judged.cosine_min > 0.99
-        return
-    assert not found.passed
-    assert found.aligned is not None
-    assert found.aligned.first_unexplained == first
-    assert verdict(found).startswith("C++ and PyTorch disagree")
 
 
 def test_file_of_another_checkpoint(checkpoint_of: Maker, gguf_of: Maker) -> None:
@@ -385,8 +331,8 @@ def test_command_in_json(checkpoint_of: Maker, gguf_of: Maker, run_cli: Cli) -> 
 
 
 def test_command_below_threshold(checkpoint_of: Maker, gguf_of: Maker, tmp_path: Path, run_cli: Cli) -> None:
-    file = _changed(
-        gguf_of("packed-multiply"), tmp_path / "bad.gguf", "blk.0.attn_output.weight", _double_scale
+    file = changed(
+        gguf_of("packed-multiply"), tmp_path / "bad.gguf", "blk.0.attn_output.weight", double_scale
     )
     (tmp_path / "prompts.txt").write_text("one prompt\nand another\n")
     result = run_cli("parity", checkpoint_of("packed-multiply"), file, "--prompts", tmp_path / "prompts.txt")

@@ -36,7 +36,7 @@ def parity(
     tokens: Annotated[
         int,
         typer.Option("--tokens", min=0, help="Greedy tokens to continue each prompt with, on both sides."),
-    ] = 0,
+    ] = 8,
     min_cosine: Annotated[
         float, typer.Option("--min-cosine", help="Exit 3 when any position's cosine is below this.")
     ] = 0.9999,

@@ -26,7 +26,7 @@ from torch import nn
 
 #: How far from the edge, in steps of the 8-bit activation, a decision may be taken over. Float error stays
 #: below 1e-3 of a step; a mistake in a weight, a scale or a norm moves values by whole steps.
-TOLERANCE = 0.02
+TOLERANCE = 0.01
 
 
 @dataclass

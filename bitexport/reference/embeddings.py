@@ -1,4 +1,4 @@
-"""Gives the reference another embedding for a while: the one that a converted file holds."""
+"""Gives the reference another embedding and head for a while: those that a converted file holds."""
 
 from __future__ import annotations
 
@@ -6,37 +6,101 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
 from bitexport.errors import GGUFError
+from bitexport.gguf.embeddings import Embeddings, Matrix
 
-Matrix = npt.NDArray[np.float32]
+#: By how much a row may differ from the checkpoint's, as a fraction of its length: what each type's own
+#: rounding amounts to, with room for another quantizer than ggml's.
+ROW_ERROR = {"f32": 1e-6, "bf16": 0.004, "f16": 0.001, "q8_0": 0.01, "q6_k": 0.04}
+
+
+def unfaithful_row(model: Any, embeddings: Embeddings) -> str | None:
+    """The first row of the file's embedding or head that is not the checkpoint's, in words; None if all are.
+
+    Without this, a comparison that gives the reference the file's matrices would pass whatever is in them.
+
+    Raises:
+        GGUFError: a shape differs from the model's.
+    """
+    head = embeddings.embedding if embeddings.head is None else embeddings.head
+    for what, found, layer, kind in (
+        ("token embedding", embeddings.embedding, model.get_input_embeddings(), embeddings.embedding_type),
+        ("output head", head, model.get_output_embeddings(), embeddings.head_type),
+    ):
+        expected = layer.weight.data
+        error = (_fitting(found, expected) - expected).norm(dim=1)
+        allowed = ROW_ERROR.get(kind, 0.1) * expected.norm(dim=1) + 1e-6
+        wrong = torch.nonzero(~(error <= allowed))
+        if len(wrong):
+            row = int(wrong[0])
+            return (
+                f"row {row} of the {what} is off by {float(error[row] / expected[row].norm()):.1%} of its "
+                f"length, and {len(wrong)} of {len(expected)} rows by more than {kind} explains"
+            )
+    return None
 
 
 @contextmanager
-def replaced_embeddings(model: Any, embedding: Matrix, head: Matrix | None) -> Iterator[None]:
-    """Within the block, ``model`` looks tokens up in ``embedding`` and makes logits with ``head``.
+def replaced_embeddings(model: Any, embeddings: Embeddings) -> Iterator[None]:
+    """Within the block, ``model`` looks tokens up in the file's embedding and makes logits with its head.
+
+    What enters the head is rounded as ggml rounds it for a head of that type, see :func:`rounded_for_head`.
 
     Args:
         model: a transformers causal language model in float32.
-        embedding: float32 ``[vocab, hidden]``.
-        head: the same; None where the file has none, so that the embedding serves as the head.
 
     Raises:
         GGUFError: a shape differs from the model's.
     """
     lookup, output = model.get_input_embeddings(), model.get_output_embeddings()
     kept = lookup.weight.data, output.weight.data
+    rounding = output.register_forward_pre_hook(
+        lambda _module, inputs: (rounded_for_head(inputs[0], embeddings.head_type),)
+    )
     try:
-        lookup.weight.data = _fitting(embedding, kept[0])
+        lookup.weight.data = _fitting(embeddings.embedding, kept[0])
+        head = embeddings.head
         output.weight.data = lookup.weight.data if head is None else _fitting(head, kept[1])
         yield
     finally:
         # One after the other: when they are tied, both are the same parameter.
         lookup.weight.data = kept[0]
         output.weight.data = kept[1]
+        rounding.remove()
+
+
+def rounded_for_head(x: torch.Tensor, head_type: str) -> torch.Tensor:
+    """What ggml's matrix product makes of its float32 activations before it multiplies.
+
+    A float16 matrix meets float16 activations; a Q8_0 one meets Q8_0 blocks (32 values, scale max|x| / 127 in
+    float16); a Q6_K one meets Q8_K blocks (256 values, the one of largest magnitude becomes -127).
+    Source: quantize_row_q8_0 and quantize_row_q8_K in ggml's quants.c.
+
+    Args:
+        x: float32 ``[..., hidden]``.
+        head_type: GGUF type of the matrix; one not named above leaves ``x`` as it is.
+
+    Returns:
+        float32, of the same shape.
+    """
+    if head_type == "f16":
+        return x.half().float()
+    if head_type == "q8_0":
+        blocks = x.reshape(*x.shape[:-1], -1, 32)
+        largest = blocks.abs().amax(dim=-1, keepdim=True)
+        codes = (blocks * torch.where(largest > 0, 127 / largest, 0)).round()
+        rounded: torch.Tensor = codes * (largest / 127).half().float()
+        return rounded.flatten(-2)
+    if head_type == "q6_k":
+        blocks = x.reshape(*x.shape[:-1], -1, 256)
+        extreme = blocks.gather(-1, blocks.abs().argmax(dim=-1, keepdim=True))
+        inverse = torch.where(extreme != 0, -127 / extreme, 0)
+        codes = (blocks * inverse).round().clamp(max=127)
+        rounded = codes * torch.where(inverse != 0, 1 / inverse, 0)
+        return rounded.flatten(-2)
+    return x
 
 
 def _fitting(matrix: Matrix, expected: torch.Tensor) -> torch.Tensor:
