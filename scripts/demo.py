@@ -13,14 +13,15 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 CHECKPOINT = Path("examples/tiny-python")
 GGUF = Path("build/demo/tiny-python.gguf")
-PROMPT = "def read_lines(path):\n"
+PROMPT = '    def read(self, size=-1):\n        """Read up to size bytes'
+SAMPLING = ["--temperature", "0.5", "--top-k", "20", "--seed", "3"]
 
 STEPS: list[tuple[str, list[str]]] = [
     ("What the checkpoint holds", ["inspect", str(CHECKPOINT)]),
     ("Convert it to I2_S", ["convert", str(CHECKPOINT), str(GGUF), "--force"]),
     ("Compare C++ with PyTorch, logit by logit", ["parity", str(CHECKPOINT), str(GGUF), "--tokens", "32"]),
     ("Measure it", ["bench", str(GGUF), "--threads", "1,2", "--repetitions", "3"]),
-    ("Let it write", ["run", str(GGUF), "--prompt", PROMPT, "--max-tokens", "96", "--temperature", "0"]),
+    ("Let it write", ["run", str(GGUF), "--prompt", PROMPT, "--max-tokens", "96", *SAMPLING]),
 ]
 
 

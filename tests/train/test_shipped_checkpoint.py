@@ -1,0 +1,31 @@
+"""The checkpoint under examples/ is what its card says."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from transformers import AutoTokenizer
+
+from train.corpus import held_out_text
+from train.evaluate import perplexity
+from train.tokenizer import encode_documents
+
+FOLDER = Path(__file__).parents[2] / "examples" / "tiny-python"
+
+
+def test_it_is_complete_and_small() -> None:
+    names = {path.name for path in FOLDER.iterdir()}
+    assert {"config.json", "generation_config.json", "model.safetensors", "README.md", "loss.png"} <= names
+    assert {"tokenizer.json", "tokenizer_config.json", "train.toml"} <= names
+    assert sum(path.stat().st_size for path in FOLDER.iterdir()) <= 6_000_000
+
+
+def test_it_has_learned_python() -> None:
+    """On a part of the held-out text of whatever Python runs the tests; an untrained model is at 4,096."""
+    tokenizer = AutoTokenizer.from_pretrained(FOLDER)
+    tokens = encode_documents(tokenizer, [held_out_text(max_bytes=100_000)])[: 8 * 512]
+    text = (FOLDER / "README.md").read_text(encoding="utf-8")
+    card = re.search(r"held-out perplexity \| \*\*([\d.]+)\*\*", text)
+    assert card
+    assert perplexity(FOLDER, tokens, 512)["perplexity"] < 2 * float(card[1])
