@@ -82,7 +82,11 @@ def source_files(root: Path) -> list[Path]:
     found = []
     for path in root.rglob("*.py"):
         relative = path.relative_to(root)
-        if SKIPPED_FOLDERS.isdisjoint(relative.parts[:-1]) and not any(map(relative.match, SKIPPED_FILES)):
+        if (
+            path.is_file()
+            and SKIPPED_FOLDERS.isdisjoint(relative.parts[:-1])
+            and not any(map(relative.match, SKIPPED_FILES))
+        ):
             found.append(path)
     return sorted(found, key=lambda path: path.relative_to(root).as_posix())
 

@@ -24,6 +24,9 @@ from train.model import quantization_config
 def export_packed(master: Path, output: Path, *, force: bool = False) -> None:
     """Pack the checkpoint in ``master`` (online quantization, float master weights) into folder ``output``.
 
+    Trits and scales are those of the forward pass in float32, which is how evaluation runs; under bfloat16
+    autocast a training step sees the same trits and a rounded scale.
+
     Embeddings are rounded to float16, so that a float16 GGUF holds the very same values, but stored as
     float32 like everything that is not packed: transformers leaves the dtypes of a quantized checkpoint as
     they are, and cannot compute with two of them.
@@ -51,12 +54,13 @@ def export_packed(master: Path, output: Path, *, force: bool = False) -> None:
 
     try:
         output.mkdir(parents=True, exist_ok=True)
+        # First the old weights go, last the new ones come: a folder with model.safetensors in it is complete.
+        (output / "model.safetensors").unlink(missing_ok=True)
         shutil.copyfile(master / "tokenizer.json", output / "tokenizer.json")
         write_json(output / "tokenizer_config.json", tokenizer_config(master))
         ends = {name: config[name] for name in ("bos_token_id", "eos_token_id")}
         write_json(output / "generation_config.json", {**ends, "pad_token_id": ends["eos_token_id"]})
         write_json(output / "config.json", config)
-        # Last and by renaming: a folder with model.safetensors in it is complete.
         temporary = output / "model.safetensors.tmp"
         temporary.write_bytes(save(tensors, metadata={"format": "pt"}))
         temporary.replace(output / "model.safetensors")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from transformers import (
 from transformers.trainer_utils import get_last_checkpoint
 
 from bitexport.errors import OutputError, UsageError
-from train.config import PretrainConfig
+from train.config import PretrainConfig, load_config
 from train.corpus import load_corpus
 from train.data import HeldOutWindows, TrainingWindows
 from train.evaluate import perplexity
@@ -97,10 +98,25 @@ def prepare_run_folder(run: Path, config: PretrainConfig, resume: bool) -> str |
             raise UsageError(f"{run}: no checkpoint to resume from; start without --resume")
         if not resume and (checkpoint or (run / "master").exists()):
             raise OutputError(f"{run}: holds a run already; add --resume to go on, or give another --run-dir")
-        (run / "config.toml").write_text(config.to_toml(), encoding="utf-8")
+        kept = run / "config.toml"
+        if resume and kept.is_file():
+            _refuse_another_run(kept, config)
+        kept.write_text(config.to_toml(), encoding="utf-8")
     except OSError as error:
         raise OutputError(f"{run}: {error.strerror}; give another --run-dir") from error
     return None if checkpoint is None else str(checkpoint)
+
+
+def _refuse_another_run(kept: Path, config: PretrainConfig) -> None:
+    """Raise UsageError when the run was begun with settings that change what it computes."""
+    before, now = asdict(load_config(kept)), asdict(config)
+    free = {"run_dir", "threads", "save_every", "eval_every", "max_steps", "compile"}
+    for name in before.keys() - free:
+        if before[name] != now[name]:
+            raise UsageError(
+                f"{kept.parent} was begun with {name} = {before[name]!r}, now it is {now[name]!r}; "
+                "resume with what it was, or start another run with --run-dir"
+            )
 
 
 def tokenizer_of_run(run: Path, config: PretrainConfig, texts: list[str]) -> PreTrainedTokenizerFast:

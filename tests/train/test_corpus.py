@@ -78,3 +78,9 @@ def test_too_little_text(tmp_path: Path) -> None:
         load_corpus(5, str(tmp_path))
     with pytest.raises(UsageError, match="0 characters"):
         load_corpus(5, str(tmp_path / "missing"))
+
+
+def test_a_folder_named_like_a_source_is_none(tmp_path: Path) -> None:
+    write_sources(tmp_path / "here")
+    (tmp_path / "here" / "folder.py").mkdir()
+    assert all(path.is_file() for path in source_files(tmp_path / "here"))

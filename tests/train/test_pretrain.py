@@ -50,6 +50,12 @@ def test_a_resumed_run_repeats_the_losses(finished_run: Path, tmp_path: Path) ->
     assert len(read_log(run / "log.jsonl")) == len(read_log(finished_run / "log.jsonl"))
 
 
+def test_another_run_is_not_resumed(finished_run: Path) -> None:
+    config = tiny_config(finished_run.parent, text_dir=str(finished_run.parent / "sources"), seed=12)
+    with pytest.raises(UsageError, match="was begun with seed = "):
+        pretrain(config, resume=True, say=lambda _: None)
+
+
 def test_a_finished_run_is_not_overwritten(finished_run: Path) -> None:
     config = tiny_config(finished_run.parent)
     with pytest.raises(OutputError, match="holds a run already; add --resume"):
