@@ -93,6 +93,7 @@ class BenchReport:
             "rss_bytes": document.pop("rss_bytes"),
             "memory_read_gbps": fastest.memory_read_gbps if fastest else None,
             "percent_of_bandwidth": fastest.percent_of_bandwidth if fastest else None,
+            "fits_caches": self.fits_caches,
             **document,
         }
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from bitexport.errors import UsageError
 from bitexport.gguf.reader import read_gguf
 from bitexport.runtime.ggml import processors
+from bitexport.runtime.limits import check_context, check_text, check_threads
 from bitexport.runtime.model import load
 
 #: Context unless one is asked for: enough for a try, and not what a model of 128k tokens would take.
@@ -79,6 +80,9 @@ class Completion:
             raise UsageError(f"max tokens is {max_tokens}; expected 1 or more")
         start = time.perf_counter()
         threads = threads or processors()
+        check_text("the prompt", prompt)
+        check_threads(threads)
+        check_context(path, n_ctx)
         self._llama = load(
             path, n_ctx=n_ctx or _default_context(path), n_threads=threads, n_threads_batch=threads
         )

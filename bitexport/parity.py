@@ -18,6 +18,7 @@ from bitexport.prompts import built_in_prompts
 from bitexport.reference import Reference, load_reference
 from bitexport.reference.embeddings import replaced_embeddings
 from bitexport.rounding import Alignment, compare_aligned, noise_floor
+from bitexport.runtime.limits import check_text
 from bitexport.runtime.model import Session
 
 MIN_COSINE = 0.9999
@@ -257,6 +258,7 @@ def verdict(report: ParityReport) -> str:
 
 
 def _python_ids(reference: Reference, index: int, prompt: str, tokens: int) -> list[int]:
+    check_text(f"prompt {index + 1}", prompt)
     ids = reference.tokenize(prompt)
     if not ids:
         raise UsageError(f"prompt {index + 1} has no tokens; give a text that is not empty")

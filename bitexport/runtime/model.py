@@ -17,6 +17,7 @@ from bitexport.gguf.reader import read_gguf
 from bitexport.gguf.sanity import check_hyperparameters
 from bitexport.runtime import ggml, log
 from bitexport.runtime.library import bind
+from bitexport.runtime.limits import check_context, check_threads
 
 if TYPE_CHECKING:
     from llama_cpp import Llama
@@ -71,8 +72,11 @@ class Session:
         self.tier = ggml.cpu_tier()
         log.clear()
         self._api.llama_backend_init()
+        n_threads = n_threads or ggml.processors()
+        check_threads(n_threads)
+        check_context(self.path, n_ctx)
         self._load_model(memory_map)
-        self._open_context(n_ctx, n_threads or ggml.processors(), exact)
+        self._open_context(n_ctx, n_threads, exact)
         self._vocab = self._api.llama_model_get_vocab(self._model)
         self.n_vocab: int = self._api.llama_vocab_n_tokens(self._vocab)
         self.n_ctx: int = self._api.llama_n_ctx(self._context)
@@ -137,6 +141,7 @@ class Session:
 
     def set_threads(self, n_threads: int) -> None:
         """Use this many threads from now on."""
+        check_threads(n_threads)
         self._api.llama_set_n_threads(self._context, n_threads, n_threads)
 
     def tokenize(self, text: str) -> list[int]:

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bitexport.errors import NativeLibraryError
-from bitexport.runtime.library import bind, find_library_dir
+from bitexport.runtime.library import bind, library_file
 
 _Observer = ctypes.CFUNCTYPE(
     None,
@@ -38,7 +38,7 @@ def record_activations() -> Iterator[Recorded]:
         NativeLibraryError: the library in use has no observer, so it is not ours.
     """
     bind()
-    path = find_library_dir() / "libggml-cpu.so"
+    path = library_file("ggml-cpu")
     try:
         observe = ctypes.CDLL(str(path)).bitexport_observe
     except (OSError, AttributeError) as error:

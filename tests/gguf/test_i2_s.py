@@ -16,7 +16,7 @@ from bitexport.ternary import TernaryTensor
 
 
 def described_bytes(trits: list[list[int]], scale: float) -> bytes:
-    """The format as shared/i2_s.md describes it, one element at a time, without a look at our code."""
+    """The format as it is described, one element at a time, without a look at our code."""
     flat = [trit for row in trits for trit in row]
     assert len(flat) % 128 == 0
     result = bytearray()
