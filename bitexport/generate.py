@@ -48,6 +48,7 @@ class Completion:
         prompt_tokens: tokens of the prompt.
         tokens: tokens generated so far.
         finish_reason: ``"stop"`` at an end of text, ``"length"`` at the limit; None until then.
+        max_tokens: how many will be generated at most: those asked for, or fewer where the context ends.
         load_seconds: from the file to a model that can run.
         seconds: from the prompt to the last piece so far.
     """
@@ -100,14 +101,14 @@ class Completion:
                 f"the prompt has {self.prompt_tokens} tokens and the context {self._llama.n_ctx()}; "
                 "shorten it or give a larger --ctx"
             )
-        self._max_tokens = min(max_tokens, room)
+        self.max_tokens = min(max_tokens, room)
         self._sampling = sampling
 
     def __iter__(self) -> Iterator[str]:
         start = time.perf_counter()
         chunks = self._llama.create_completion(
             self._prompt,
-            max_tokens=self._max_tokens,
+            max_tokens=self.max_tokens,
             temperature=self._sampling.temperature,
             top_k=self._sampling.top_k,
             top_p=self._sampling.top_p,

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Write a checkpoint of BitNet b1.58 2B4T's shape with random trits: 1.18 GB to measure convert and speed.
 
-    python scripts/make_2b4t_checkpoint.py /tmp/2b4t
-    bitexport convert /tmp/2b4t /tmp/2b4t.gguf
+    python scripts/make_2b4t_checkpoint.py ckpt
+    bitexport convert ckpt 2b.gguf
 
 Packed as Microsoft's is (offline, autobitlinear): every trit of {-1, 0, +1} equally likely, one bfloat16
 scale a tensor, bfloat16 embeddings that are the head as well. What it says is noise; its sizes and value

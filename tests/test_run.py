@@ -39,10 +39,10 @@ def test_greedy_text_is_that_of_the_session(model: Path) -> None:
         tokens = session.greedy(ids, 8)
         expected = b"".join(map(session.piece, tokens)).decode("utf-8", errors="ignore")
     assert completion.prompt_tokens == len(ids)
-    if 1 not in tokens:  # no end of text among them
-        assert text == expected
-        assert completion.tokens == 8
-        assert completion.finish_reason == "length"
+    assert 1 not in tokens, "an end of text would end the completion early; choose another prompt"
+    assert text == expected
+    assert completion.tokens == 8
+    assert completion.finish_reason == "length"
 
 
 def test_same_seed_same_text(model: Path) -> None:
@@ -70,6 +70,7 @@ def test_pieces_are_whole_characters(model: Path) -> None:
 def test_context_bounds_the_completion(model: Path) -> None:
     completion = Completion(model, PROMPT, sampling=GREEDY, max_tokens=1000, n_ctx=32)
     list(completion)
+    assert completion.max_tokens < 1000
     assert completion.prompt_tokens + completion.tokens <= completion_context(32)
 
 

@@ -46,6 +46,8 @@ def run(
         n_ctx=ctx,
         threads=threads,
     )
+    if completion.max_tokens < max_tokens:
+        out.warn(f"the context has room for {completion.max_tokens} tokens, not the {max_tokens} asked for")
     if echo:
         out.stream(prompt)
     pieces = []
