@@ -7,6 +7,8 @@ and packed_divide.py, whose classes add that to :class:`TwoBit`.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 import numpy as np
 import numpy.typing as npt
 
@@ -16,7 +18,7 @@ from bitexport.errors import CheckpointError, UnsupportedError
 from bitexport.ternary import TernaryTensor
 
 
-class TwoBit:
+class TwoBit(ABC):
     """What both packed packings are: all of a :class:`Packing` but its name and what the scale means."""
 
     def partners(self, weight_name: str) -> tuple[str, ...]:
@@ -37,9 +39,9 @@ class TwoBit:
         scale = self.scale(read_scale(checkpoint, weight_name))
         return TernaryTensor(trits, checked_scale(scale, scale_name(weight_name)))
 
+    @abstractmethod
     def scale(self, stored: np.float32) -> np.float32:
         """What a trit is worth, from the stored ``weight_scale``."""
-        raise NotImplementedError
 
 
 def scale_name(weight_name: str) -> str:
