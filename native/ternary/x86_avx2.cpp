@@ -9,9 +9,7 @@
 //   the former (-16384..16256), and widens.
 
 #include "matmul.h"
-#include "quantize.h"
-
-#include <immintrin.h>
+#include "x86_quantize256.h"
 
 namespace ternary {
 extern const Kernels avx2_kernels;
@@ -43,7 +41,7 @@ inline void add_widened(int32_t * sums, __m256i sum_i16x16) {
     store256(sums, _mm256_add_epi32(load256(sums), sum_i32x8));
 }
 
-struct Avx2 {
+struct Avx2 : Quantizer256 {
     static constexpr int tile_tokens = 6;  // 16 rows x 6 tokens: 12 accumulators, 2 weights, activations, a product
     static constexpr int64_t run_chunks = 8;
     static constexpr int64_t prefetch_bytes = 4096;
@@ -126,51 +124,6 @@ struct Avx2 {
                 add_products(sum_i16x16[t][g], codes[g], quad);
             }
         }
-    }
-
-    static uint32_t max_abs_bits(const float * x, int64_t cols) {
-        const __m256i sign_mask = _mm256_set1_epi32(static_cast<int>(float_sign_mask));
-        __m256i max_u32x8 = _mm256_setzero_si256();
-        int64_t i = 0;
-        for (; i + 8 <= cols; i += 8) {
-            max_u32x8 = _mm256_max_epu32(max_u32x8, _mm256_and_si256(load256(x + i), sign_mask));
-        }
-        alignas(32) uint32_t lanes[8];
-        store256(lanes, max_u32x8);
-        uint32_t result = 0;
-        for (uint32_t lane : lanes) {
-            result = lane > result ? lane : result;
-        }
-        for (; i < cols; ++i) {
-            const uint32_t bits = bits_of_float(x[i]) & float_sign_mask;
-            result = bits > result ? bits : result;
-        }
-        return result;
-    }
-
-    // |x * scale| < 127.5, so the conversions to int16 and int8 saturate nothing.
-    static int32_t round_scaled(const float * x, int64_t cols, float scale, int8_t * q) {
-        const __m256 scale_f32x8 = _mm256_set1_ps(scale);
-        __m256i sum_i32x8 = _mm256_setzero_si256();
-        int64_t i = 0;
-        for (; i + 8 <= cols; i += 8) {
-            const __m256i rounded = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x + i), scale_f32x8));
-            sum_i32x8 = _mm256_add_epi32(sum_i32x8, rounded);
-            const __m128i i16x8 = _mm_packs_epi32(_mm256_castsi256_si128(rounded), _mm256_extracti128_si256(rounded, 1));
-            _mm_storel_epi64(reinterpret_cast<__m128i *>(q + i), _mm_packs_epi16(i16x8, i16x8));
-        }
-        alignas(32) int32_t lanes[8];
-        store256(lanes, sum_i32x8);
-        int32_t sum = 0;
-        for (int32_t lane : lanes) {
-            sum += lane;
-        }
-        for (; i < cols; ++i) {
-            const int32_t rounded = _mm_cvtss_si32(_mm_mul_ss(_mm_set_ss(x[i]), _mm_set_ss(scale)));
-            q[i] = static_cast<int8_t>(rounded);
-            sum += rounded;
-        }
-        return sum;
     }
 };
 
