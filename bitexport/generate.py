@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 from bitexport.errors import UsageError
 from bitexport.gguf.reader import read_gguf
-from bitexport.runtime.ggml import processors
 from bitexport.runtime.limits import check_context, check_text, check_threads
 from bitexport.runtime.model import load
+from bitexport.runtime.threads import default_threads
 
 #: Context unless one is asked for: enough for a try, and not what a model of 128k tokens would take.
 DEFAULT_CONTEXT = 4096
@@ -71,7 +71,7 @@ class Completion:
             sampling: how to choose tokens.
             max_tokens: tokens to generate at most.
             n_ctx: context, prompt and completion together; 0 takes the model's own, up to 4096.
-            threads: 0 takes one a processor.
+            threads: 0 takes one a core.
 
         Raises:
             UsageError: the prompt is empty or does not fit.
@@ -80,7 +80,7 @@ class Completion:
         if max_tokens < 1:
             raise UsageError(f"max tokens is {max_tokens}; expected 1 or more")
         start = time.perf_counter()
-        threads = threads or processors()
+        threads = threads or default_threads()
         check_text("the prompt", prompt)
         check_threads(threads)
         check_context(path, n_ctx)

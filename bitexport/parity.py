@@ -152,7 +152,7 @@ def parity(
             below ``min_cosine``.
         measure_noise_floor: also compare PyTorch with itself under the smallest disturbance.
         text: compare the perplexity of this text as well.
-        threads: for C++; 0 takes one a processor.
+        threads: for C++; 0 takes one a core.
         progress: told of every prompt.
 
     Raises:

@@ -57,7 +57,7 @@ def parity(
             "--text", metavar="FILE", help="Also compare the perplexity of this text.", show_default=False
         ),
     ] = None,
-    threads: Annotated[int, typer.Option("--threads", "-t", min=0, help="For C++; 0: one a processor.")] = 0,
+    threads: Annotated[int, typer.Option("--threads", "-t", min=0, help="For C++; 0: one a core.")] = 0,
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:

@@ -29,7 +29,7 @@ def run(
     ctx: Annotated[
         int, typer.Option("--ctx", "-c", min=0, help="Context in tokens; 0: the model's, up to 4096.")
     ] = 0,
-    threads: Annotated[int, typer.Option("--threads", "-t", min=0, help="0: one a processor.")] = 0,
+    threads: Annotated[int, typer.Option("--threads", "-t", min=0, help="0: one a core.")] = 0,
     echo: Annotated[bool, typer.Option("--echo", help="Print the prompt before its continuation.")] = False,
     json: options.Json = False,
     quiet: options.Quiet = False,

@@ -86,7 +86,7 @@ def cpu_tier() -> str:
     Raises:
         NativeLibraryError: ``BITEXPORT_TIER`` names one that this CPU lacks or that does not exist.
     """
-    library = _cpu()
+    library = cpu_library()
     name = library.bitexport_tier_name()
     if name is None:
         why = (library.bitexport_tier_error() or b"no kernel tier can be used").decode()
@@ -95,6 +95,7 @@ def cpu_tier() -> str:
 
 
 def processors() -> int:
+    """Processors that this process may use, hardware threads counted one by one."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -115,7 +116,12 @@ def _base() -> ctypes.CDLL:
 
 
 @functools.cache
-def _cpu() -> ctypes.CDLL:
+def cpu_library() -> ctypes.CDLL:
+    """Our libggml-cpu, which exports what native/ggml adds.
+
+    Raises:
+        NativeLibraryError: it is missing or cannot be loaded.
+    """
     library = _open("ggml-cpu")
     library.bitexport_tier_name.restype = ctypes.c_char_p
     library.bitexport_tier_error.restype = ctypes.c_char_p

@@ -18,6 +18,7 @@ from bitexport.gguf.sanity import check_hyperparameters
 from bitexport.runtime import ggml, log
 from bitexport.runtime.library import bind
 from bitexport.runtime.limits import check_context, check_threads
+from bitexport.runtime.threads import ThreadPool, default_threads
 
 if TYPE_CHECKING:
     from llama_cpp import Llama
@@ -33,11 +34,17 @@ def load(path: str | os.PathLike[str], **kwargs: Any) -> Llama:
     llama_cpp = bind()
     ggml.cpu_tier()
     kwargs.setdefault("verbose", False)
+    for threads in ("n_threads", "n_threads_batch"):
+        if kwargs.get(threads) is None:
+            kwargs[threads] = default_threads()
     log.clear()
     try:
-        return llama_cpp.Llama(str(file), **kwargs)
+        model = llama_cpp.Llama(str(file), **kwargs)
     except ValueError as error:  # what llama-cpp-python raises when libllama returns nothing
         raise _load_error(file, str(error)) from error
+    pool = ThreadPool(model.ctx, max(kwargs["n_threads"], kwargs["n_threads_batch"]))
+    model._stack.callback(pool.close)  # before the context is freed: the last in is the first out
+    return model
 
 
 class Session:
@@ -46,7 +53,7 @@ class Session:
     Args:
         path: the GGUF file.
         n_ctx: tokens that fit; 0 takes what the model was trained with.
-        n_threads: 0 takes one a processor.
+        n_threads: 0 takes one a core.
         exact: float32 key-value cache and plain attention, the arithmetic that is closest to PyTorch's;
             otherwise llama.cpp's defaults, which are what a user runs.
         memory_map: map the file instead of reading it (weights that are repacked are read either way).
@@ -67,12 +74,13 @@ class Session:
     ) -> None:
         self._model: Any = None
         self._context: Any = None
+        self._threads: ThreadPool | None = None
         self.path = _checked(path)
         self._api = bind().llama_cpp
         self.tier = ggml.cpu_tier()
         log.clear()
         self._api.llama_backend_init()
-        n_threads = n_threads or ggml.processors()
+        n_threads = n_threads or default_threads()
         check_threads(n_threads)
         check_context(self.path, n_ctx)
         self._load_model(memory_map)
@@ -102,6 +110,12 @@ class Session:
             why = log.reason("libllama gave no reason")
             self.close()
             raise GGUFError(f"{self.path}: no context of {n_ctx} tokens: {why}; try a shorter one")
+        self._start_threads(n_threads)
+
+    def _start_threads(self, n_threads: int) -> None:
+        if self._threads:
+            self._threads.close()
+        self._threads = ThreadPool(self._context, n_threads)
 
     def __enter__(self) -> Session:
         return self
@@ -113,11 +127,13 @@ class Session:
 
     def close(self) -> None:
         """Free the model and the context. Closing twice does nothing."""
+        if self._threads:
+            self._threads.close()
         if self._context:
             self._api.llama_free(self._context)
         if self._model:
             self._api.llama_model_free(self._model)
-        self._model = self._context = None
+        self._model = self._context = self._threads = None
 
     def __del__(self) -> None:
         self.close()
@@ -142,6 +158,7 @@ class Session:
     def set_threads(self, n_threads: int) -> None:
         """Use this many threads from now on."""
         check_threads(n_threads)
+        self._start_threads(n_threads)
         self._api.llama_set_n_threads(self._context, n_threads, n_threads)
 
     def tokenize(self, text: str) -> list[int]:

@@ -1,0 +1,90 @@
+"""How many threads compute, and the pool that they live in."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import bitexport
+from bitexport.errors import UsageError
+from bitexport.runtime.model import Session
+from bitexport.runtime.threads import cpu_quota, default_threads, physical_cores
+
+
+def _topology(folder: Path, siblings: dict[int, str]) -> Path:
+    for cpu, names in siblings.items():
+        (folder / f"cpu{cpu}/topology").mkdir(parents=True)
+        (folder / f"cpu{cpu}/topology/thread_siblings_list").write_text(names + "\n")
+    return folder
+
+
+def test_hardware_threads_of_one_core_count_once(tmp_path: Path) -> None:
+    topology = _topology(tmp_path, {0: "0,4", 1: "1,5", 4: "0,4", 5: "1,5"})
+    assert physical_cores({0, 1, 4, 5}, topology) == 2
+    assert physical_cores({0, 4}, topology) == 1
+    assert physical_cores({1, 4}, topology) == 2
+
+
+def test_processors_of_unknown_topology_count_one_by_one(tmp_path: Path) -> None:
+    assert physical_cores({0, 1, 2}, tmp_path) == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("max 100000", None),
+        ("200000 100000", 2),
+        ("150000 100000", 2),
+        ("10000 100000", 1),
+        ("nonsense", None),
+        ("1 0", None),
+    ],
+)
+def test_a_containers_quota(tmp_path: Path, text: str, expected: int | None) -> None:
+    (tmp_path / "cpu.max").write_text(text)
+    assert cpu_quota(tmp_path / "cpu.max") == expected
+
+
+def test_no_container_has_no_quota(tmp_path: Path) -> None:
+    assert cpu_quota(tmp_path / "cpu.max") is None
+
+
+def test_the_default_is_within_what_the_process_may_use() -> None:
+    assert 1 <= default_threads() <= len(os.sched_getaffinity(0))
+
+
+def _threads_of_this_process() -> int:
+    return len(list(Path("/proc/self/task").iterdir()))
+
+
+def test_a_session_keeps_its_threads_and_ends_them(gguf_of: Callable[..., Path]) -> None:
+    gguf = gguf_of()
+    before = _threads_of_this_process()
+    with Session(gguf, n_threads=3) as session:
+        session.advance([1, 2, 3])
+        assert _threads_of_this_process() == before + 2
+        session.advance([4])
+        assert _threads_of_this_process() == before + 2
+        session.set_threads(2)
+        session.advance([5])
+        assert _threads_of_this_process() == before + 1
+    assert _threads_of_this_process() == before
+
+
+def test_a_loaded_llama_keeps_its_threads_and_ends_them(gguf_of: Callable[..., Path]) -> None:
+    gguf = gguf_of()
+    before = _threads_of_this_process()
+    model = bitexport.load(gguf, n_threads=2, n_threads_batch=3, n_ctx=64)
+    model.eval([1, 2, 3])
+    assert _threads_of_this_process() == before + 2
+    model.close()
+    assert _threads_of_this_process() == before
+
+
+def test_more_threads_than_a_system_has_are_refused(gguf_of: Callable[..., Path]) -> None:
+    gguf = gguf_of()
+    with pytest.raises(UsageError, match="threads were asked for"):
+        Session(gguf, n_threads=100_000)
