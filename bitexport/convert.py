@@ -17,6 +17,7 @@ from bitexport.gguf.tokenizer import Vocabulary, read_vocabulary
 from bitexport.gguf.tokenizer_check import check_tokenizer
 from bitexport.gguf.types import F32, FILE_TYPES
 from bitexport.gguf.writer import MetadataValue, TensorSpec, check_output, write_gguf
+from bitexport.health import Finding, Health, look_at_trainer_state, look_at_vocabulary, refuse
 from bitexport.plan import EMBED_TYPES, TERNARY_TYPES, Plan, PlannedTensor, make_plan
 from bitexport.progress import ProgressEvent
 
@@ -60,6 +61,7 @@ class ConvertReport:
         tokenizer, pre_tokenizer: llama.cpp's names of them.
         tokens, padded_tokens: ids of the vocabulary, and how many of them stand for no text.
         types: one row a GGUF type.
+        health: signs of a bad checkpoint; the warnings among them are in ``warnings`` as well.
     """
 
     output: str
@@ -80,6 +82,7 @@ class ConvertReport:
     padded_tokens: int
     dry_run: bool
     types: list[TypeRow] = field(default_factory=list)
+    health: list[Finding] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         """The report as one JSON object, without ``schema``."""
@@ -95,6 +98,7 @@ def convert(
     force: bool = False,
     dry_run: bool = False,
     pre_tokenizer: str | None = None,
+    strict: bool = False,
     progress: Callable[[ProgressEvent], None] | None = None,
 ) -> ConvertReport:
     """Convert a checkpoint folder to a GGUF file.
@@ -106,6 +110,7 @@ def convert(
         dry_run: read and convert everything, write nothing. The check of the tokenizer against llama.cpp
             needs a file and is left out.
         pre_tokenizer: llama.cpp's name of the pre-tokenizer, where it cannot be found out.
+        strict: refuse a checkpoint that shows any warning of :data:`bitexport.health.SIGNS`.
         progress: told of every tensor, in bytes of the checkpoint.
 
     Raises:
@@ -121,11 +126,26 @@ def convert(
     plan = make_plan(source, type, embed_type)
     vocabulary = read_vocabulary(source.path, plan.numbers.vocab_size, pre_tokenizer)
     work = _Work(plan, [*plan.warnings, *vocabulary.warnings], progress)
+    look_at_trainer_state(work.health, source.path)
+    look_at_vocabulary(
+        work.health,
+        ids=plan.numbers.vocab_size,
+        tokens=len(vocabulary.tokens) - vocabulary.padded,
+        embeddings=None,
+    )
+
+    def check(path: Path) -> None:
+        if strict:
+            refuse(work.health.findings())
+        work.warnings.extend(check_tokenizer(path, source.path, vocabulary))
+
     if dry_run:
         size = sum(spec.nbytes for spec in work.specs)
         for spec in work.specs:
             for _ in work.data(spec):
                 pass
+        if strict:
+            refuse(work.health.findings())
     else:
         size = write_gguf(
             target,
@@ -134,8 +154,10 @@ def convert(
             work.specs,
             work.data,
             force=force,
-            check=lambda path: work.warnings.extend(check_tokenizer(path, source.path, vocabulary)),
+            check=check,
         )
+    findings = work.health.findings()
+    unhealthy = [finding.message for finding in findings if finding.level == "warning"]
     return ConvertReport(
         output=str(target),
         architecture=plan.family.gguf_architecture,
@@ -145,7 +167,7 @@ def convert(
         output_bytes=size,
         seconds=time.monotonic() - started,
         peak_rss_bytes=peak_rss_bytes(),
-        warnings=[*work.warnings, *work.quantized_twice()],
+        warnings=[*work.warnings, *work.quantized_twice(), *unhealthy],
         packing=plan.packing.name,
         type=type,
         embed_type=embed_type,
@@ -155,6 +177,7 @@ def convert(
         padded_tokens=vocabulary.padded,
         dry_run=dry_run,
         types=work.rows(),
+        health=findings,
     )
 
 
@@ -167,6 +190,7 @@ class _Work:
         self.plan = plan
         self.warnings = warnings
         self.facts: dict[str, TernaryFacts] = {}
+        self.health = Health()
         self.extra = plan.family.extra_tensors(plan.numbers)
         self._planned = {tensor.spec.name: tensor for tensor in plan.tensors}
         self._progress = progress
@@ -184,7 +208,7 @@ class _Work:
         tensor = self._planned[spec.name]
         self._report(spec.name, 0)
         written = 0
-        for piece in encode(self.plan, tensor, lambda facts: self._learn(tensor, facts)):
+        for piece in encode(self.plan, tensor, lambda facts: self._learn(tensor, facts), self.health):
             yield piece
             # an embedding is half of a small model: it must not look like a standstill
             written += piece.nbytes
@@ -202,10 +226,6 @@ class _Work:
                 )
             return
         self.facts[tensor.spec.name] = facts
-        if facts.zeros == facts.weights:
-            self.warnings.append(
-                f"tensor '{tensor.claim.source}' is all zeros: the checkpoint is likely damaged"
-            )
 
     def quantized_twice(self) -> list[str]:
         """A warning where master weights are ternary already, with another scale than absmean gives them."""

@@ -17,6 +17,7 @@ from bitexport.errors import UnsupportedError
 from bitexport.gguf import i2_s, tq2_0
 from bitexport.gguf.types import F16, F32, I2_S, TQ2_0
 from bitexport.gguf.writer import TensorSpec
+from bitexport.health import Health
 from bitexport.plan import Plan, PlannedTensor
 from bitexport.ternary import TernaryTensor
 
@@ -56,12 +57,16 @@ class FloatFacts:
 
 
 def encode(
-    plan: Plan, tensor: PlannedTensor, learned: Callable[[TernaryFacts | FloatFacts], None]
+    plan: Plan,
+    tensor: PlannedTensor,
+    learned: Callable[[TernaryFacts | FloatFacts], None],
+    health: Health,
 ) -> Iterator[npt.NDArray[Any]]:
     """The bytes of one tensor, in pieces.
 
     Args:
         learned: called once, when all is known; for a tensor that is not ternary after its last piece.
+        health: shown every tensor as the checkpoint has it.
 
     Raises:
         CheckpointError: a value that cannot be.
@@ -70,16 +75,20 @@ def encode(
     order = plan.family.row_order(tensor.claim, plan.numbers)
     if tensor.ternary:
         weights = plan.packing.unpack(plan.checkpoint, tensor.claim.source)
+        health.ternary(tensor.claim.source, weights)
         if order is not None:
             weights = replace(weights, trits=weights.trits[order])
         yield from _encode_ternary(tensor.spec, weights, learned)
         return
     facts = FloatFacts()
     if order is not None:
-        yield _encode_float(tensor.spec, plan.checkpoint.read(tensor.claim.source)[order], facts)
+        values = plan.checkpoint.read(tensor.claim.source)
+        health.floats(tensor.claim.source, values)
+        yield _encode_float(tensor.spec, values[order], facts)
     else:
         rows = max(1, CHUNK_WEIGHTS // max(1, int(np.prod(tensor.spec.shape[1:]))))
         for piece in plan.checkpoint.read_rows(tensor.claim.source, rows):
+            health.floats(tensor.claim.source, piece)
             yield _encode_float(tensor.spec, piece, facts)
     learned(facts)
 

@@ -15,7 +15,25 @@ class BitexportError(Exception):
 
 
 class CheckpointError(BitexportError):
-    """The source checkpoint cannot be read, or holds something that no family or packing claims."""
+    """The source checkpoint cannot be read, or holds something that no family or packing claims.
+
+    Attributes:
+        sign: where a single tensor is to blame, its name in :data:`bitexport.health.SIGNS`.
+    """
+
+    sign = "unreadable"
+
+
+class NotFiniteError(CheckpointError):
+    """A weight is NaN or infinite."""
+
+    sign = "not-finite"
+
+
+class ScaleError(CheckpointError):
+    """A scale is zero, negative, NaN or infinite."""
+
+    sign = "bad-scale"
 
 
 class UnsupportedError(BitexportError):

@@ -14,6 +14,9 @@ from bitexport.families import family_of
 from bitexport.gguf import i2_s
 from bitexport.gguf.reader import Array, GGUFFile, GGUFTensor, read_gguf
 from bitexport.gguf.types import I2_S, file_type_name
+from bitexport.health import Finding
+from bitexport.health.scan import scan_checkpoint, scan_gguf
+from bitexport.progress import Progress, ignore
 
 #: arrays longer than this are shown by their first elements.
 MAX_SHOWN = 16
@@ -43,6 +46,7 @@ class InspectReport:
         metadata: GGUF keys, long arrays shortened; for a checkpoint, config.json.
         types: how many tensors of each type there are.
         problems: why a checkpoint could not be converted, as far as its headers tell.
+        health: signs of a bad checkpoint; None when they were not looked for.
     """
 
     path: str
@@ -54,26 +58,38 @@ class InspectReport:
     total_bytes: int
     types: dict[str, int] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
+    health: list[Finding] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The report as one JSON object, without ``schema``."""
         return asdict(self)
 
 
-def inspect(path: str | Path) -> InspectReport:
+def inspect(path: str | Path, *, health: bool = False, progress: Progress = ignore) -> InspectReport:
     """Look at a GGUF file or a checkpoint folder; only headers and I2_S scales are read.
+
+    Args:
+        health: read every tensor, and look for the signs of :data:`bitexport.health.SIGNS`.
+        progress: told of every tensor that is read for that.
 
     Raises:
         GGUFError: the file is damaged, as far as those tell.
         CheckpointError: the folder is no checkpoint, or a shard is damaged.
     """
     place = Path(path)
-    return _inspect_checkpoint(place) if place.is_dir() else _inspect_gguf(place)
+    if place.is_dir():
+        return _inspect_checkpoint(place, health, progress)
+    return _inspect_gguf(place, health, progress)
 
 
-def _inspect_gguf(path: Path) -> InspectReport:
+def _inspect_gguf(path: Path, health: bool, progress: Progress) -> InspectReport:
     file = read_gguf(path)
-    rows = [TensorRow(t.name, t.type.name, list(t.shape), t.nbytes, _scale(file, t)) for t in file.tensors]
+    # a scale that cannot be is a finding of the one, and an error of the other
+    findings = scan_gguf(file, progress) if health else None
+    rows = [
+        TensorRow(t.name, t.type.name, list(t.shape), t.nbytes, _scale(file, t, strict=not health))
+        for t in file.tensors
+    ]
     number = file.metadata.get("general.file_type")
     return InspectReport(
         path=str(path),
@@ -86,15 +102,18 @@ def _inspect_gguf(path: Path) -> InspectReport:
         metadata={key: _shown(file, key) for key in file.metadata},
         total_bytes=sum(row.bytes for row in rows),
         types=dict(Counter(row.type for row in rows).most_common()),
+        health=findings,
     )
 
 
-def _scale(file: GGUFFile, tensor: GGUFTensor) -> float | None:
+def _scale(file: GGUFFile, tensor: GGUFTensor, *, strict: bool) -> float | None:
     if tensor.type is not I2_S:
         return None
     try:
         return float(str(i2_s.read_scale(file.data(tensor))))
     except GGUFError as error:
+        if not strict:
+            return None
         raise GGUFError(f"{file.path.name}: tensor '{tensor.name}': {error}") from error
 
 
@@ -108,7 +127,7 @@ def _shown(file: GGUFFile, key: str) -> Any:
     return {"array_of": value.type, "length": value.length, "first": elements}
 
 
-def _inspect_checkpoint(path: Path) -> InspectReport:
+def _inspect_checkpoint(path: Path, health: bool, progress: Progress) -> InspectReport:
     checkpoint = open_checkpoint(path)
     rows = [
         TensorRow(info.name, info.dtype.lower(), list(info.shape), info.nbytes)
@@ -135,4 +154,5 @@ def _inspect_checkpoint(path: Path) -> InspectReport:
         total_bytes=checkpoint.nbytes,
         types=dict(Counter(row.type for row in rows).most_common()),
         problems=problems,
+        health=scan_checkpoint(checkpoint, progress) if health else None,
     )

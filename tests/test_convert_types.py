@@ -147,4 +147,4 @@ def test_a_float_layer_that_float16_cannot_hold(
         saved = load_file(folder / "model.safetensors")[f"{name}.weight"].numpy()
         np.testing.assert_array_equal(values(read_gguf(tmp_path / "x.gguf"), "blk.1.ffn_down.weight"), saved)
     else:
-        assert report.warnings == []
+        assert not any("float16" in warning for warning in report.warnings)

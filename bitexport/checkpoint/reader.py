@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from bitexport.checkpoint.safetensors import DTYPE_BYTES, TensorInfo
 from bitexport.checkpoint.shards import find_tensors, read_json
-from bitexport.errors import CheckpointError
+from bitexport.errors import CheckpointError, NotFiniteError
 
 #: dtypes whose values are weights; anything else in a model is an error where it is read.
 FLOAT_DTYPES = ("BF16", "F16", "F32")
@@ -146,7 +146,7 @@ def _decode(info: TensorInfo, raw: npt.NDArray[np.uint8]) -> npt.NDArray[Any]:
     # here
     if values.size and not np.isfinite(values.sum(dtype=np.float64)):
         index = int(np.flatnonzero(~np.isfinite(values))[0])
-        raise CheckpointError(
+        raise NotFiniteError(
             f"tensor '{info.name}' holds {values[index]} (element {index} of this read); expected finite "
             "weights: "
             "the training run diverged or the file is damaged"

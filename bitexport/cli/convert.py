@@ -44,6 +44,9 @@ def convert(
             show_default=False,
         ),
     ] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Refuse a checkpoint that looks damaged or untrained.")
+    ] = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -60,6 +63,7 @@ def convert(
             force=force,
             dry_run=dry_run,
             pre_tokenizer=pre_tokenizer,
+            strict=strict,
             progress=progress,
         )
     for warning in report.warnings:

@@ -21,6 +21,9 @@ def inspect(
         Path,
         typer.Argument(metavar="FILE_OR_DIR", help="GGUF file or checkpoint folder.", show_default=False),
     ],
+    health: Annotated[
+        bool, typer.Option("--health", help="Read every tensor; show signs of damage and bad training only.")
+    ] = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -28,10 +31,11 @@ def inspect(
     from bitexport.inspect import inspect as run
 
     out = Output(json=json, quiet=quiet)
-    report = run(path)
+    with out.progress("reading") as progress:
+        report = run(path, health=health, progress=progress)
     for problem in report.problems:
         out.warn(problem)
-    out.result(report.to_json(), human=lambda: _show(out, report))
+    out.result(report.to_json(), human=lambda: _show_health(out, report) if health else _show(out, report))
 
 
 def _show(out: Output, report: InspectReport) -> None:
@@ -50,6 +54,18 @@ def _show(out: Output, report: InspectReport) -> None:
     out.table(("tensor", "type", "shape", "bytes", "scale"), rows, right=("bytes", "scale"))
     types = ", ".join(f"{count} {kind}" for kind, count in report.types.items())
     out.line(f"{len(report.tensors)} tensors ({types}), {format_bytes(report.total_bytes)}")
+
+
+def _show_health(out: Output, report: InspectReport) -> None:
+    findings = report.health or []
+    out.line(
+        f"{report.path}: {report.kind}, {report.architecture}, {report.file_type}, "
+        f"{len(report.tensors)} tensors"
+    )
+    for finding in findings:
+        out.line(f"{finding.level}: {finding.message}")
+    if not any(finding.level == "warning" for finding in findings):
+        out.line("healthy: none of the signs of a bad checkpoint")
 
 
 def _short(value: object) -> str:

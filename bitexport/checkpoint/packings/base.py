@@ -7,7 +7,7 @@ from typing import Protocol
 import numpy as np
 
 from bitexport.checkpoint.reader import Checkpoint
-from bitexport.errors import CheckpointError
+from bitexport.errors import ScaleError
 from bitexport.ternary import TernaryTensor
 
 
@@ -53,11 +53,11 @@ def checked_scale(value: float | np.float32, tensor_name: str) -> np.float32:
     """``value`` as the scale of a ternary tensor.
 
     Raises:
-        CheckpointError: it is zero, negative, NaN or infinite, or cannot be inverted.
+        ScaleError: it is zero, negative, NaN or infinite, or cannot be inverted.
     """
     scale = np.float32(value)
     if not np.isfinite(scale) or not scale > 0:
-        raise CheckpointError(
+        raise ScaleError(
             f"tensor '{tensor_name}' gives a scale of {scale}; expected a positive, finite number: "
             "the checkpoint is damaged or its training diverged"
         )

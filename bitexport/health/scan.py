@@ -1,0 +1,179 @@
+"""The signs of a whole checkpoint or GGUF file, without converting it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import gguf
+import numpy as np
+import numpy.typing as npt
+from tokenizers import Tokenizer
+
+from bitexport.checkpoint import Checkpoint
+from bitexport.checkpoint.packings import Packing, keeps_float, packing_of
+from bitexport.checkpoint.reader import FLOAT_DTYPES
+from bitexport.errors import BitexportError, CheckpointError, GGUFError
+from bitexport.families import Claim, Role, family_of
+from bitexport.gguf import i2_s
+from bitexport.gguf.reader import Array, GGUFFile, GGUFTensor
+from bitexport.gguf.types import I2_S
+from bitexport.health.beside import look_at_trainer_state, look_at_vocabulary
+from bitexport.health.signs import Finding
+from bitexport.health.tensors import Health
+from bitexport.progress import Progress, ProgressEvent, ignore
+from bitexport.ternary import TernaryTensor
+
+#: about how many weights of a float tensor are in memory at once.
+CHUNK_WEIGHTS = 8 * 1024 * 1024
+
+#: GGUF types that hold trits, but for I2_S.
+TERNARY_TYPES = ("tq1_0", "tq2_0")
+
+EMBEDDING = "token_embd.weight"
+
+
+def scan_checkpoint(checkpoint: Checkpoint, progress: Progress = ignore) -> list[Finding]:
+    """Look at every tensor of a checkpoint, and at the files beside it.
+
+    What cannot be read is a finding. A checkpoint that no family or packing claims is looked at as floats.
+    """
+    health = Health()
+    packing, claims = _ternary_claims(checkpoint)
+    partners = {part for name in claims for part in (packing.partners(name) if packing else ())}
+    total = checkpoint.nbytes
+    done = 0
+    for name, info in checkpoint.tensors.items():
+        progress(ProgressEvent(done, total, "B", name))
+        done += info.nbytes
+        try:
+            if packing is not None and name in claims:
+                health.ternary(name, packing.unpack(checkpoint, name))
+            elif info.dtype in FLOAT_DTYPES and name not in partners:
+                for piece in _pieces(checkpoint, name):
+                    health.floats(name, piece)
+        except CheckpointError as error:
+            health.failed(name, error)
+    look_at_trainer_state(health, checkpoint.path)
+    ids = checkpoint.config.get("vocab_size")
+    embedding = _embedding(checkpoint)
+    look_at_vocabulary(
+        health,
+        ids=ids if isinstance(ids, int) else None,
+        tokens=_tokens(checkpoint.path / "tokenizer.json"),
+        embeddings=checkpoint.tensors[embedding].shape[0] if embedding else None,
+    )
+    return health.findings()
+
+
+def _ternary_claims(checkpoint: Checkpoint) -> tuple[Packing | None, dict[str, Claim]]:
+    """The packing, and the tensors that it holds; none where config.json does not tell."""
+    try:
+        family = family_of(checkpoint.config)
+        packing = packing_of(checkpoint)
+        claims = family.claims(family.hyperparameters(checkpoint.config))
+        return packing, {
+            claim.source: claim
+            for claim in claims
+            if claim.role is Role.TERNARY and not keeps_float(checkpoint, claim.source)
+        }
+    except BitexportError:
+        return None, {}
+
+
+def _pieces(checkpoint: Checkpoint, name: str) -> Iterator[npt.NDArray[np.float32]]:
+    shape = checkpoint.info(name).shape
+    if not shape:
+        yield checkpoint.read(name)
+    else:
+        yield from checkpoint.read_rows(name, _rows(shape))
+
+
+def _rows(shape: tuple[int, ...]) -> int:
+    return max(1, CHUNK_WEIGHTS // max(1, int(np.prod(shape[1:]))))
+
+
+def _embedding(checkpoint: Checkpoint) -> str | None:
+    found = (name for name in checkpoint.tensors if name.endswith("embed_tokens.weight"))
+    name = next(found, None)
+    return name if name and checkpoint.tensors[name].shape else None
+
+
+def _tokens(path: Path) -> int | None:
+    """The largest id of a tokenizer and one; None without a tokenizer that can be read."""
+    try:
+        vocabulary = Tokenizer.from_file(str(path)).get_vocab(with_added_tokens=True)
+    except Exception:  # tokenizers raises nothing else; convert says what is wrong with it
+        return None
+    return max(vocabulary.values(), default=-1) + 1
+
+
+def scan_gguf(file: GGUFFile, progress: Progress = ignore) -> list[Finding]:
+    """Look at every tensor of a GGUF file, and at the size of its vocabulary."""
+    health = Health()
+    total = sum(tensor.nbytes for tensor in file.tensors)
+    done = 0
+    for tensor in file.tensors:
+        progress(ProgressEvent(done, total, "B", tensor.name))
+        done += tensor.nbytes
+        try:
+            _look_at(health, file, tensor)
+        except GGUFError as error:
+            sign = "bad-scale" if " has scale " in str(error) else "unreadable"
+            health.add(sign, tensor.name, str(error))
+    tokens = file.metadata.get("tokenizer.ggml.tokens")
+    ids = file.metadata.get(f"{file.metadata.get('general.architecture')}.vocab_size")
+    embedding = next((tensor.shape[0] for tensor in file.tensors if tensor.name == EMBEDDING), None)
+    look_at_vocabulary(
+        health,
+        ids=ids if isinstance(ids, int) else None,
+        tokens=tokens.length if isinstance(tokens, Array) else None,
+        embeddings=embedding,
+        place=file.path.name,
+    )
+    return health.findings()
+
+
+def _look_at(health: Health, file: GGUFFile, tensor: GGUFTensor) -> None:
+    if tensor.type is I2_S and len(tensor.shape) == 2:
+        health.ternary(tensor.name, i2_s.unpack(file.data(tensor), (tensor.shape[0], tensor.shape[1])))
+        return
+    for values in dequantized(file, tensor):
+        if not np.isfinite(values.sum(dtype=np.float64)):
+            bad = values[~np.isfinite(values)][0]
+            health.add("not-finite", tensor.name, f"holds {bad}")
+            return
+        if tensor.type.name in TERNARY_TYPES:
+            health.ternary(tensor.name, _as_ternary(values))
+        else:
+            health.floats(tensor.name, values)
+
+
+def dequantized(file: GGUFFile, tensor: GGUFTensor) -> Iterator[npt.NDArray[np.float32]]:
+    """The values of a tensor in pieces of rows; a ternary one whole. Nothing for a type that cannot be read.
+
+    Raises:
+        GGUFError: its bytes are not what the type says.
+    """
+    if tensor.type is I2_S:
+        yield i2_s.unpack(file.data(tensor), (tensor.shape[0], tensor.shape[1])).dequantize()
+        return
+    kind = gguf.GGMLQuantizationType(tensor.type.id)
+    rows = tensor.shape[0] if len(tensor.shape) > 1 else 1
+    data = file.data(tensor).reshape(rows, -1)
+    step = rows if tensor.type.name in TERNARY_TYPES else _rows(tensor.shape)
+    for start in range(0, rows, step):
+        piece = np.ascontiguousarray(data[start : start + step])
+        try:
+            if tensor.type.name in ("f32", "f16"):
+                values = piece.view("<f4" if tensor.type.name == "f32" else "<f2")
+            else:
+                values = gguf.quants.dequantize(piece, kind)
+        except NotImplementedError:
+            return
+        yield np.asarray(values, dtype=np.float32)
+
+
+def _as_ternary(values: npt.NDArray[np.float32]) -> TernaryTensor:
+    """Values of a type that keeps a scale with every block, all of them the tensor's."""
+    return TernaryTensor(np.sign(values).astype(np.int8), np.float32(np.abs(values).max(initial=0)))
