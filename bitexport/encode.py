@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from bitexport.errors import UnsupportedError
-from bitexport.gguf import i2_s, tq2_0
-from bitexport.gguf.types import F16, F32, I2_S, TQ2_0
+from bitexport.gguf.packers import PACKERS
+from bitexport.gguf.types import F16, F32
 from bitexport.gguf.writer import TensorSpec
 from bitexport.health import Health
 from bitexport.plan import Plan, PlannedTensor
@@ -96,26 +96,18 @@ def encode(
 def _encode_ternary(
     spec: TensorSpec, weights: TernaryTensor, learned: Callable[[TernaryFacts | FloatFacts], None]
 ) -> Iterator[npt.NDArray[Any]]:
-    written = weights.scale
-    if spec.type is I2_S:
-        yield i2_s.pack(weights)
-    elif spec.type is TQ2_0:
-        written = np.float32(tq2_0.rounded_scale(weights.scale))
-        yield tq2_0.pack(weights)
-    elif spec.type is F16:
-        written = np.float32(tq2_0.rounded_scale(weights.scale))
-        rows = max(1, CHUNK_WEIGHTS // weights.trits.shape[1])
-        for start in range(0, len(weights.trits), rows):
-            yield weights.trits[start : start + rows].astype(np.float16) * np.float16(written)
-    else:
-        raise AssertionError(f"{spec.type.name} is no type of ternary tensors")
+    packer = PACKERS[spec.type.name]
+    try:
+        yield packer.pack(weights)
+    except UnsupportedError as error:
+        raise UnsupportedError(f"tensor '{spec.name}': {error}") from error
     size = weights.trits.size
     learned(
         TernaryFacts(
             weights=size,
             zeros=size - int(np.count_nonzero(weights.trits)),
             scale=float(weights.scale),
-            rounding=abs(float(written) / float(weights.scale) - 1),
+            rounding=packer.rounding(weights),
             stored_scale=None if weights.stored_scale is None else float(weights.stored_scale),
         )
     )

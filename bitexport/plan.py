@@ -10,16 +10,22 @@ from bitexport.checkpoint.packings import Packing, keeps_float, packing_of, quan
 from bitexport.checkpoint.reader import FLOAT_DTYPES, Checkpoint
 from bitexport.errors import CheckpointError, UnsupportedError
 from bitexport.families import Claim, Family, Hyperparameters, Role, family_of
-from bitexport.gguf.types import F16, F32, I2_S, TYPES, TensorType
+from bitexport.gguf.types import (
+    F16,
+    F32,
+    I2_S,
+    MAX_I2_S_ROW,
+    TERNARY_KINDS,
+    TYPES,
+    TensorType,
+    alternatives,
+    runs,
+)
 from bitexport.gguf.writer import TensorSpec
 
 #: types of ternary tensors and of embeddings that ``convert`` writes, the default first.
-TERNARY_TYPES = ("i2_s", "f16", "tq2_0")
+TERNARY_TYPES = tuple(kind.name for kind in TERNARY_KINDS)
 EMBED_TYPES = ("q6_k", "q8_0", "f16")
-
-#: the longest row whose sums our kernels hold in 32 bits; max_cols of native/ternary/ternary.h.
-MAX_I2_S_ROW = 65536
-
 
 #: float16's largest number, and the mean magnitude below which its rounding grows.
 MAX_F16 = 65504.0
@@ -163,22 +169,25 @@ def _float_type(checkpoint: Checkpoint, claim: Claim, warnings: list[str]) -> Te
 
 
 def _check_fits(claim: Claim, kind: TensorType) -> None:
-    runs = kind is not I2_S or (claim.shape[-1] % 4 == 0 and claim.shape[-1] <= MAX_I2_S_ROW)
-    if kind.fits(claim.shape) and runs:
+    if runs(kind, claim.shape):
         return
-    where = f"tensor '{claim.source}' of shape {list(claim.shape)}"
     embedding = claim.role is Role.EMBEDDING
-    names = EMBED_TYPES if embedding else TERNARY_TYPES
-    fitting = [name for name in names if TYPES[name] is not kind and TYPES[name].fits(claim.shape)]
-    option = "--embed-type" if embedding else "--type"
-    needs = f"rows of a multiple of {kind.block} weights"
-    if kind is I2_S:
-        needs = (
-            f"a multiple of {I2_S.block} weights in all, of 4 in a row, and rows of at most {MAX_I2_S_ROW}"
-        )
+    if embedding:
+        names = [name for name in EMBED_TYPES if TYPES[name] is not kind and TYPES[name].fits(claim.shape)]
+        fitting = f"--embed-type {' or '.join(names)}"
+    else:
+        fitting = f"--type {alternatives(claim.shape)}"
     raise UnsupportedError(
-        f"{where} cannot be {kind.name}, which needs {needs}; use {option} {' or '.join(fitting)}"
+        f"tensor '{claim.source}' of shape {list(claim.shape)} cannot be {kind.name}, which needs "
+        f"{needs(kind)}; use {fitting}"
     )
+
+
+def needs(kind: TensorType) -> str:
+    """What a layer must be like to be stored as ``kind``, for an error."""
+    if kind is I2_S:
+        return f"a multiple of {I2_S.block} weights in all, of 4 in a row, and rows of at most {MAX_I2_S_ROW}"
+    return f"rows of a multiple of {kind.block} weights"
 
 
 def _check_all_claimed(

@@ -1,8 +1,9 @@
-"""The one value between reading and writing: a ternary weight matrix and its scale."""
+"""The values between reading and writing: a ternary weight matrix and what its trits are worth."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -29,3 +30,42 @@ class TernaryTensor:
     def dequantize(self) -> npt.NDArray[np.float32]:
         """The matrix as float32, shape ``[out, in]``."""
         return self.trits.astype(np.float32) * self.scale
+
+
+@dataclass(frozen=True, slots=True)
+class GroupedTernary:
+    """A weight matrix whose rows are cut into groups, each with a scale of its own.
+
+    Only block types and float16 hold it; I2_S has one scale a tensor.
+
+    Attributes:
+        trits: int8, shape ``[out, in]``, values in {-1, 0, +1}, row-major.
+        scales: float32, shape ``[out, in / group]``, finite; positive, or 0 for a group of zeros.
+    """
+
+    trits: npt.NDArray[np.int8]
+    scales: npt.NDArray[np.float32]
+
+    @property
+    def group(self) -> int:
+        """How many neighbouring weights of a row share a scale."""
+        return int(self.trits.shape[1] // self.scales.shape[1])
+
+    def dequantize(self) -> npt.NDArray[np.float32]:
+        """The matrix as float32, shape ``[out, in]``."""
+        return self.trits.astype(np.float32) * np.repeat(self.scales, self.group, axis=1)
+
+
+AnyTernary: TypeAlias = TernaryTensor | GroupedTernary
+
+
+def simplest(trits: npt.NDArray[np.int8], scales: npt.NDArray[np.float32]) -> AnyTernary:
+    """A :class:`TernaryTensor` where all groups share one scale, and a :class:`GroupedTernary` elsewhere.
+
+    Args:
+        trits, scales: as in :class:`GroupedTernary`. Nothing but zeros gets scale 1.
+    """
+    top = np.float32(scales.max(initial=0))
+    if np.all((scales == top) | (scales == 0)):
+        return TernaryTensor(trits, top if top > 0 else np.float32(1))
+    return GroupedTernary(trits, scales)

@@ -7,7 +7,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 
-from bitexport.gguf import i2_s
+from bitexport.gguf.packers import PACKERS
 from bitexport.gguf.reader import GGUFFile, read_gguf
 
 
@@ -20,8 +20,8 @@ def values(file: GGUFFile, name: str) -> np.ndarray:
     """A tensor of the file as float32."""
     (tensor,) = [t for t in file.tensors if t.name == name]
     data = file.data(tensor)
-    if tensor.type.name == "i2_s":
-        return i2_s.unpack(data, tensor.shape).dequantize()  # type: ignore[arg-type]
+    if tensor.type.name in ("i2_s", "q2_0"):  # which the gguf package lacks
+        return PACKERS[tensor.type.name].unpack(data, tensor.shape).dequantize()  # type: ignore[arg-type]
     kind = gguf.GGMLQuantizationType(tensor.type.id)
     if kind is gguf.GGMLQuantizationType.F32:
         return data.view(np.float32).reshape(tensor.shape)

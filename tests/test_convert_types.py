@@ -15,7 +15,8 @@ from bitexport.checkpoint.packings import packing_of
 from bitexport.convert import convert
 from bitexport.errors import UnsupportedError
 from bitexport.gguf.reader import read_gguf
-from bitexport.plan import MAX_I2_S_ROW
+from bitexport.gguf.types import MAX_I2_S_ROW
+from bitexport.plan import TERNARY_TYPES
 from tests.conftest import REPOSITORY
 from tests.converted import tensors_of, values
 from tests.damage import (
@@ -27,7 +28,9 @@ from tests.models import Shape
 Checkpoints = Callable[..., Path]
 
 
-@pytest.mark.parametrize(("kind", "number"), [("i2_s", 40), ("f16", 1), ("tq2_0", 37)])
+@pytest.mark.parametrize(
+    ("kind", "number"), [("i2_s", 40), ("f16", 1), ("tq1_0", 36), ("tq2_0", 37), ("q2_0", 41)]
+)
 def test_types_and_file_types(tmp_path: Path, checkpoint_of: Checkpoints, kind: str, number: int) -> None:
     report = convert(checkpoint_of(), tmp_path / "x.gguf", type=kind)
     file = read_gguf(tmp_path / "x.gguf")
@@ -57,6 +60,29 @@ def test_embedding_types(tmp_path: Path, checkpoint_of: Checkpoints, kind: str, 
         assert error <= tolerance * np.abs(saved[original].numpy()).max()
 
 
+@pytest.mark.parametrize("kind", TERNARY_TYPES)
+def test_the_same_bytes_whatever_the_thread_count(
+    tmp_path: Path, checkpoint_of: Checkpoints, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    found = set()
+    for threads in (1, 2, 7):
+        monkeypatch.setattr("bitexport.runtime.ggml.processors", lambda threads=threads: threads)
+        convert(checkpoint_of(), tmp_path / f"{threads}.gguf", type=kind)
+        found.add((tmp_path / f"{threads}.gguf").read_bytes())
+    assert len(found) == 1
+
+
+def test_a_scale_that_float16_lacks_names_the_tensor(tmp_path: Path, checkpoint_of: Checkpoints) -> None:
+    def change(tensors: dict[str, torch.Tensor]) -> None:
+        tensors["model.layers.0.mlp.up_proj.weight_scale"].fill_(1e-9)
+
+    folder = resaved(checkpoint_of("packed-multiply"), tmp_path / "c", change)
+    for kind in TERNARY_TYPES[1:]:
+        with pytest.raises(UnsupportedError, match=r"'blk\.0\.ffn_up\.weight': scale 1e-09 .*--type i2_s"):
+            convert(folder, tmp_path / "x.gguf", type=kind)
+    convert(folder, tmp_path / "x.gguf")
+
+
 def test_embeddings_are_the_same_in_pieces(
     tmp_path: Path, checkpoint_of: Checkpoints, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -71,7 +97,7 @@ def test_rows_of_576(tmp_path: Path, checkpoint_of: Checkpoints) -> None:
     source = checkpoint_of("packed-multiply", shape=shape)
     with pytest.raises(UnsupportedError, match=r"\[416, 576\] cannot be q6_k.*--embed-type q8_0 or f16"):
         convert(source, tmp_path / "x.gguf")
-    with pytest.raises(UnsupportedError, match=r"cannot be tq2_0.*--type i2_s or f16"):
+    with pytest.raises(UnsupportedError, match=r"cannot be tq2_0.*--type i2_s or q2_0 or f16"):
         convert(source, tmp_path / "x.gguf", embed_type="q8_0", type="tq2_0")
     report = convert(source, tmp_path / "x.gguf", embed_type="q8_0")
     assert any(
@@ -97,7 +123,10 @@ def test_rows_longer_than_the_kernels_take(tmp_path: Path, checkpoint_of: Checkp
     assert f"max_cols = {MAX_I2_S_ROW};" in (REPOSITORY / "native" / "ternary" / "ternary.h").read_text()
     shape = Shape(hidden=16, ffn=65536 + 256, layers=1, heads=2, kv_heads=2, vocab=416)
     source = checkpoint_of("packed-multiply", shape=shape)
-    with pytest.raises(UnsupportedError, match=r"down_proj.*\[16, 65792\] cannot be i2_s.*use --type f16"):
+    with pytest.raises(
+        UnsupportedError,
+        match=r"down_proj.*\[16, 65792\] cannot be i2_s.*use --type tq2_0 or tq1_0 or q2_0 or f16",
+    ):
         convert(source, tmp_path / "x.gguf", embed_type="f16")
     convert(source, tmp_path / "x.gguf", embed_type="f16", type="f16")
 

@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from bitexport.errors import GGUFError, UnsupportedError
-from bitexport.gguf.types import I2_S
-from bitexport.ternary import TernaryTensor
+from bitexport.gguf.types import I2_S, alternatives
+from bitexport.ternary import AnyTernary, TernaryTensor
 
 #: blocks handled at once: their codes stay in the processor's caches.
 CHUNK_BLOCKS = 4096
@@ -23,18 +23,23 @@ CHUNK_BLOCKS = 4096
 SHIFTS = np.array([6, 4, 2, 0], dtype=np.uint8)
 
 
-def pack(tensor: TernaryTensor) -> npt.NDArray[np.uint8]:
+def pack(tensor: AnyTernary) -> npt.NDArray[np.uint8]:
     """The bytes of an I2_S tensor: uint8 ``[n / 4 + 32]``.
 
     Raises:
-        UnsupportedError: n is not a multiple of 128.
+        UnsupportedError: n is not a multiple of 128, or there is more than one scale.
         ValueError: a value that is not a trit, which no packing gives.
     """
     count = tensor.trits.size
     if count % I2_S.block:
         raise UnsupportedError(
             f"{count} elements ({' x '.join(map(str, tensor.trits.shape))}) are no multiple of {I2_S.block}, "
-            "which I2_S needs; use --type f16"
+            f"which I2_S needs; use --type {alternatives(tensor.trits.shape)}"
+        )
+    if not isinstance(tensor, TernaryTensor):
+        raise UnsupportedError(
+            f"its scale changes every {tensor.group} weights, and I2_S holds one for the whole tensor; use "
+            f"--type {alternatives(tensor.trits.shape, tensor.group)}"
         )
     codes = np.ascontiguousarray(tensor.trits).view(np.uint8).reshape(-1, 4, 32)
     packed = np.empty(I2_S.nbytes((count,)), dtype=np.uint8)

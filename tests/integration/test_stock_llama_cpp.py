@@ -48,7 +48,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
 
 
-@pytest.mark.parametrize("kind", ["tq2_0", "f16"])
+@pytest.mark.parametrize("kind", ["tq2_0", "tq1_0", "q2_0", "f16"])
 def test_same_greedy_text_in_stock_llama_cpp(
     kind: str, stock: Path, checkpoint: Path, tmp_path: Path
 ) -> None:

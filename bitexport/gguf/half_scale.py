@@ -1,0 +1,91 @@
+"""What the types that store a float16 scale for every block of a row share."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from bitexport.errors import GGUFError, UnsupportedError
+from bitexport.gguf.types import TensorType, alternatives
+from bitexport.ternary import AnyTernary, GroupedTernary, TernaryTensor, simplest
+
+#: blocks handled at once: their codes stay in the processor's caches.
+CHUNK_BLOCKS = 2048
+
+
+def rounded_scale(scale: np.float32, type_name: str) -> np.float16:
+    """The scale in float16.
+
+    Raises:
+        UnsupportedError: float16 has no such number: it would become zero or infinite.
+    """
+    with np.errstate(over="ignore", under="ignore"):
+        rounded = np.float16(scale)
+    if not np.isfinite(rounded) or rounded == 0:
+        raise UnsupportedError(
+            f"scale {scale!s} becomes {rounded!s} in the float16 of {type_name}; use --type i2_s, which keeps "
+            "float32"
+        )
+    return rounded
+
+
+def check_rows(tensor: AnyTernary, kind: TensorType) -> None:
+    """Raise UnsupportedError where rows are no whole number of blocks."""
+    if not kind.fits(tensor.trits.shape):
+        raise UnsupportedError(
+            f"rows of {tensor.trits.shape[-1]} are no multiple of {kind.block}, which {kind.name} needs; use "
+            f"--type {alternatives(tensor.trits.shape)}"
+        )
+
+
+def block_scales(tensor: AnyTernary, kind: TensorType) -> npt.NDArray[np.float16]:
+    """The scale of every block of ``kind``, float16 ``[blocks]``; 0 for a block of zeros, as in ggml.
+
+    Raises:
+        UnsupportedError: float16 cannot hold a scale, or a block would need two.
+    """
+    if isinstance(tensor, TernaryTensor):
+        scale = rounded_scale(tensor.scale, kind.name)
+        used = np.any(tensor.trits.reshape(-1, kind.block), axis=1)
+        return np.where(used, scale, np.float16(0)).astype("<f2")
+    wanted = _regrouped(tensor, kind)
+    for scale in np.unique(wanted):
+        if scale:
+            rounded_scale(scale, kind.name)
+    return wanted.astype("<f2")
+
+
+def _regrouped(tensor: GroupedTernary, kind: TensorType) -> npt.NDArray[np.float32]:
+    """The scales of a grouped tensor, one a block of ``kind``."""
+    group = tensor.group
+    if group % kind.block == 0:
+        return np.repeat(tensor.scales, group // kind.block, axis=1).reshape(-1)
+    if kind.block % group == 0:
+        parts = tensor.scales.reshape(-1, kind.block // group)
+        top: npt.NDArray[np.float32] = parts.max(axis=1)
+        if np.all((parts == top[:, None]) | (parts == 0)):
+            return top
+    raise UnsupportedError(
+        f"its scale changes every {group} weights, and a block of {kind.name} holds one for {kind.block}; "
+        f"use --type {alternatives(tensor.trits.shape, group)}"
+    )
+
+
+def joined(
+    codes: npt.NDArray[np.int8], scales: npt.NDArray[np.float16], shape: tuple[int, int], kind: TensorType
+) -> AnyTernary:
+    """Trits ``[blocks, block]`` and the scales of the blocks as one tensor of ``shape`` ``[out, in]``.
+
+    Raises:
+        GGUFError: a scale that is negative, NaN or infinite.
+    """
+    wrong = ~np.isfinite(scales) | (scales < 0)
+    if wrong.any():
+        raise GGUFError(
+            f"block {int(np.argmax(wrong))} of {kind.name} has scale {scales[np.argmax(wrong)]}; expected a "
+            "positive, finite number: the file is damaged, convert or download it again"
+        )
+    codes[scales == 0] = 0  # worth nothing, whatever they say
+    used = np.any(codes, axis=1)
+    exact = np.where(used, scales.astype(np.float32), np.float32(0))
+    return simplest(codes.reshape(shape), exact.reshape(shape[0], -1))

@@ -1,0 +1,57 @@
+"""The GGUF types that ``convert`` stores ternary tensors in. Adding one: a file here, a line in the table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import numpy as np
+import numpy.typing as npt
+
+from bitexport.gguf import f16, i2_s, q2_0, tq1_0, tq2_0
+from bitexport.gguf.types import F16, I2_S, Q2_0, TQ1_0, TQ2_0, TensorType
+from bitexport.ternary import AnyTernary, TernaryTensor
+
+
+@dataclass(frozen=True, slots=True)
+class Packer:
+    """One type, both ways.
+
+    Attributes:
+        type: the tensor type.
+        pack: trits and scales to the tensor's bytes, uint8, flat.
+        unpack: such bytes and the shape ``[out, in]`` back to trits and scales.
+        scale_type: what a scale is stored as; it is rounded to that.
+        scale_of: what a scale is for: the tensor, a block of a row, or every weight.
+    """
+
+    type: TensorType
+    pack: Callable[[AnyTernary], npt.NDArray[np.uint8]]
+    unpack: Callable[[npt.NDArray[np.uint8], tuple[int, int]], AnyTernary]
+    scale_type: npt.DTypeLike
+    scale_of: str
+
+    def rounding(self, tensor: AnyTernary) -> float:
+        """How far the written scales are from the tensor's, at most, as a fraction."""
+        scales = (
+            np.atleast_1d(tensor.scale) if isinstance(tensor, TernaryTensor) else np.unique(tensor.scales)
+        )
+        exact = scales[scales > 0].astype(np.float64)
+        written = exact.astype(self.scale_type).astype(np.float64)
+        return float(np.max(np.abs(written / exact - 1), initial=0))
+
+
+#: by the name that ``--type`` takes, the default first.
+PACKERS: Mapping[str, Packer] = MappingProxyType(
+    {
+        packer.type.name: packer
+        for packer in (
+            Packer(I2_S, i2_s.pack, i2_s.unpack, np.float32, "tensor"),
+            Packer(TQ2_0, tq2_0.pack, tq2_0.unpack, np.float16, "block"),
+            Packer(TQ1_0, tq1_0.pack, tq1_0.unpack, np.float16, "block"),
+            Packer(Q2_0, q2_0.pack, q2_0.unpack, np.float16, "block"),
+            Packer(F16, f16.pack, f16.unpack, np.float16, "weight"),
+        )
+    }
+)
