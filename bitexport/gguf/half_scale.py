@@ -23,8 +23,8 @@ def rounded_scale(scale: np.float32, type_name: str) -> np.float16:
         rounded = np.float16(scale)
     if not np.isfinite(rounded) or rounded == 0:
         raise UnsupportedError(
-            f"scale {scale!s} becomes {rounded!s} in the float16 of {type_name}; use --type i2_s, which keeps "
-            "float32"
+            f"scale {scale!s} becomes {rounded!s} in the float16 of {type_name}; use --type i2_s, which "
+            "keeps float32"
         )
     return rounded
 

@@ -16,8 +16,9 @@ from bitexport.checkpoint.reader import FLOAT_DTYPES
 from bitexport.errors import BitexportError, CheckpointError, GGUFError
 from bitexport.families import Claim, Role, family_of
 from bitexport.gguf import i2_s
+from bitexport.gguf.packers import PACKERS
 from bitexport.gguf.reader import Array, GGUFFile, GGUFTensor
-from bitexport.gguf.types import I2_S
+from bitexport.gguf.types import I2_S, Q2_0
 from bitexport.health.beside import look_at_trainer_state, look_at_vocabulary
 from bitexport.health.signs import Finding
 from bitexport.health.tensors import Health
@@ -28,7 +29,7 @@ from bitexport.ternary import TernaryTensor
 CHUNK_WEIGHTS = 8 * 1024 * 1024
 
 #: GGUF types that hold trits, but for I2_S.
-TERNARY_TYPES = ("tq1_0", "tq2_0")
+TERNARY_TYPES = ("tq1_0", "tq2_0", "q2_0")
 
 EMBEDDING = "token_embd.weight"
 
@@ -155,8 +156,9 @@ def dequantized(file: GGUFFile, tensor: GGUFTensor) -> Iterator[npt.NDArray[np.f
     Raises:
         GGUFError: its bytes are not what the type says.
     """
-    if tensor.type is I2_S:
-        yield i2_s.unpack(file.data(tensor), (tensor.shape[0], tensor.shape[1])).dequantize()
+    if tensor.type in (I2_S, Q2_0):  # which the gguf package lacks
+        unpack = PACKERS[tensor.type.name].unpack
+        yield unpack(file.data(tensor), (tensor.shape[0], tensor.shape[1])).dequantize()
         return
     kind = gguf.GGMLQuantizationType(tensor.type.id)
     rows = tensor.shape[0] if len(tensor.shape) > 1 else 1
