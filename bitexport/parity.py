@@ -5,125 +5,25 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
-from typing import Any
+from functools import cache
 
-from bitexport.comparison import Agreement, Comparison, compare, join, summarize
+from bitexport.comparison import Comparison, compare, join, summarize
 from bitexport.errors import GGUFError, TokenizerError, UsageError
-from bitexport.gguf.embeddings import read_embeddings
+from bitexport.gguf.embeddings import Embeddings, read_embeddings
 from bitexport.greedy import Continuation, continue_in_step
+from bitexport.layers.compare import compare_layers
+from bitexport.parity_report import MIN_COSINE, ParityReport, PromptResult, verdict
 from bitexport.perplexity import WINDOW, Perplexities, perplexities
 from bitexport.progress import Progress, ProgressEvent, ignore
 from bitexport.prompts import built_in_prompts
 from bitexport.reference import Reference, load_reference
 from bitexport.reference.embeddings import replaced_embeddings
-from bitexport.rounding import Alignment, compare_aligned, noise_floor
+from bitexport.rounding import compare_aligned, noise_floor
 from bitexport.runtime.limits import check_text
 from bitexport.runtime.model import Session
+from bitexport.runtime.trace import Tracer
 
-MIN_COSINE = 0.9999
-#: Perplexity of C++ and Python may differ by this much, relatively.
-MAX_PERPLEXITY_DIFFERENCE = 0.001
-#: Aligned logits may differ by this fraction of their length. A cosine alone would not see a wrong magnitude.
-MAX_RELATIVE_ERROR = 0.005
-#: Below this, on average, two sets of logits are hardly of the same model.
-UNRELATED_COSINE = 0.95
-
-
-@dataclass(frozen=True, slots=True)
-class PromptResult:
-    """One prompt: its tokens, how far the plain logits agree, and the greedy continuation if wanted.
-
-    The continuation is judged as the logits are: aligned, or plain.
-    """
-
-    prompt: str
-    tokens: int
-    agreement: Agreement
-    continuation: Continuation | None
-
-
-@dataclass(frozen=True)
-class ParityReport:
-    """What :func:`parity` found.
-
-    Attributes:
-        prompts: one result a prompt.
-        plain: all positions, both sides left to themselves.
-        aligned: the same with embeddings and rounding decisions aligned; None when not looked at.
-        noise_floor: PyTorch against itself, its embeddings off by one rounding; None when not asked for.
-        perplexity: None when no text was given.
-        min_cosine: the threshold.
-        judged_aligned: the threshold applies to ``aligned``, not to ``plain``.
-        greedy_tokens: asked for at each prompt.
-        tier: the kernels that ran.
-    """
-
-    prompts: list[PromptResult]
-    plain: Agreement
-    aligned: Alignment | None
-    noise_floor: Agreement | None
-    perplexity: Perplexities | None
-    min_cosine: float
-    judged_aligned: bool
-    greedy_tokens: int
-    tier: str
-
-    @property
-    def judged(self) -> Agreement:
-        """The numbers that the threshold applies to."""
-        return self.aligned.agreement if self.judged_aligned and self.aligned else self.plain
-
-    @property
-    def passed(self) -> bool:
-        """Whether every threshold holds. NaN never passes."""
-        same_perplexity = (
-            self.perplexity is None or self.perplexity.relative_difference <= MAX_PERPLEXITY_DIFFERENCE
-        )
-        return same_perplexity and self.judged.cosine_min >= self.min_cosine and self.mistake is None
-
-    @property
-    def mistake(self) -> str | None:
-        """What neither rounding nor quantized embeddings explain, as a clause. None if plain is judged."""
-        if not self.judged_aligned or self.aligned is None:
-            return None
-        if self.aligned.unfaithful or self.aligned.unexplained:
-            return self.aligned.describe()
-        error = self.aligned.agreement.relative_error_max
-        if not error <= MAX_RELATIVE_ERROR:
-            return f"aligned logits differ by {error:.2%} of their length, more than {MAX_RELATIVE_ERROR:.2%}"
-        for number, result in enumerate(self.prompts, start=1):
-            parting = result.continuation.parting if result.continuation else None
-            if parting is not None and not parting.near_tie:
-                return f"prompt {number} is continued differently at step {parting.step}, and not at a tie"
-        return None
-
-    @property
-    def greedy_match(self) -> float | None:
-        """Fraction of prompts whose greedy continuations are identical; None when none were made."""
-        made = [result.continuation for result in self.prompts if result.continuation is not None]
-        return sum(item.parting is None for item in made) / len(made) if made else None
-
-    def to_json(self) -> dict[str, Any]:
-        """The contract's keys, then more."""
-        judged = asdict(self.judged)
-        return {
-            "prompts": len(self.prompts),
-            "positions": judged.pop("positions"),
-            **judged,
-            "greedy_match": self.greedy_match,
-            "passed": self.passed,
-            "min_cosine": self.min_cosine,
-            "judged": "aligned" if self.judged_aligned else "plain",
-            "plain": asdict(self.plain),
-            "aligned": asdict(self.aligned) if self.aligned else None,
-            "noise_floor": asdict(self.noise_floor) if self.noise_floor else None,
-            "perplexity": _perplexity_json(self.perplexity),
-            "greedy_tokens": self.greedy_tokens,
-            "tier": self.tier,
-            "verdict": verdict(self),
-            "rows": [_row_json(result) for result in self.prompts],
-        }
+__all__ = ["MIN_COSINE", "ParityReport", "PromptResult", "check_same_tokens", "parity", "verdict"]
 
 
 def parity(
@@ -136,6 +36,7 @@ def parity(
     align: bool = True,
     measure_noise_floor: bool = False,
     text: str | None = None,
+    layers: bool = False,
     threads: int = 0,
     progress: Progress = ignore,
 ) -> ParityReport:
@@ -152,6 +53,7 @@ def parity(
             below ``min_cosine``.
         measure_noise_floor: also compare PyTorch with itself under the smallest disturbance.
         text: compare the perplexity of this text as well.
+        layers: compare every step of every block as well, see :mod:`bitexport.layers.compare`.
         threads: for C++; 0 takes one a core.
         progress: told of every prompt.
 
@@ -169,7 +71,13 @@ def parity(
     window = min(WINDOW, reference.n_ctx)
     longest = max(len(ids) for ids in ids_of) + tokens
     n_ctx = max(longest, window if text is not None else 0)
-    with Session(gguf, n_ctx=n_ctx, n_threads=threads) as session:
+    tracer = Tracer() if layers else None
+
+    @cache
+    def embeddings() -> Embeddings:
+        return read_embeddings(gguf)
+
+    with Session(gguf, n_ctx=n_ctx, n_threads=threads, tracer=tracer) as session:
         _check_same_vocabulary(reference, session)
         for index, (prompt, ids) in enumerate(zip(texts, ids_of, strict=True)):
             check_same_tokens(reference, session, f"prompt {index + 1}", prompt, ids)
@@ -185,9 +93,11 @@ def parity(
         plain = summarize(join(comparisons))
         aligned = None
         if align:
-            aligned, continuations = compare_aligned(reference, session, ids_of, tokens, progress)
+            aligned, continuations = compare_aligned(
+                reference, session, embeddings(), ids_of, tokens, progress
+            )
         elif not plain.cosine_min >= min_cosine:  # there is something to explain
-            aligned, _ = compare_aligned(reference, session, ids_of, progress=progress)
+            aligned, _ = compare_aligned(reference, session, embeddings(), ids_of, progress=progress)
         return ParityReport(
             prompts=[
                 PromptResult(prompt, len(ids), summarize(comparison), continuation if tokens else None)
@@ -198,11 +108,18 @@ def parity(
             plain=plain,
             aligned=aligned,
             noise_floor=noise_floor(reference, ids_of, progress) if measure_noise_floor else None,
-            perplexity=_perplexity(reference, session, text, window, align, progress),
+            perplexity=_perplexity(
+                reference, session, text, window, embeddings() if align else None, progress
+            ),
             min_cosine=min_cosine,
             judged_aligned=align,
             greedy_tokens=tokens,
             tier=session.tier,
+            layers=None
+            if tracer is None
+            else compare_layers(
+                reference, session, tracer, embeddings(), ids_of, align=align, progress=progress
+            ),
         )
 
 
@@ -223,38 +140,6 @@ def check_same_tokens(
         f"{what} is tokenized differently: token {at} is {name(python_ids)} in Python and {name(cpp_ids)} "
         "in C++; the GGUF has another tokenizer or pre-tokenizer: convert the checkpoint again"
     )
-
-
-def verdict(report: ParityReport) -> str:
-    """What the numbers mean, in a sentence."""
-    judged, threshold = report.judged, report.min_cosine
-    if report.passed:
-        how = ", embeddings and rounding decisions aligned" if report.judged_aligned else ""
-        return (
-            f"C++ computes what PyTorch computes: cosine is at least {judged.cosine_min:.8f} at all "
-            f"{judged.positions:,} positions{how} (threshold {threshold:g})."
-        )
-    if judged.cosine_min >= threshold and report.mistake is not None:
-        return f"C++ and PyTorch disagree: {report.mistake}."
-    text = report.perplexity
-    if judged.cosine_min >= threshold and text and text.relative_difference > MAX_PERPLEXITY_DIFFERENCE:
-        return (
-            f"The logits agree, but perplexity differs by {text.relative_difference:.3%} "
-            f"(at most {MAX_PERPLEXITY_DIFFERENCE:.1%} is expected)."
-        )
-    missed = f"cosine falls to {judged.cosine_min:.8f}, below the threshold {threshold:g}"
-    if report.aligned is None:
-        return f"C++ and PyTorch disagree: {missed}."
-    if report.mistake is not None:
-        # So far apart, it is rather another model than a mistake in this one.
-        ask = " Is the file made from this checkpoint?" if judged.cosine_mean < UNRELATED_COSINE else ""
-        return f"C++ and PyTorch disagree: {missed}; {report.aligned.describe()}.{ask}"
-    if report.aligned.agreement.cosine_min >= threshold and not report.judged_aligned:
-        return (
-            f"No mistake, but below the threshold: {missed}; yet {report.aligned.describe()}. "
-            "leave out --plain to judge by that."
-        )
-    return f"C++ and PyTorch disagree: {missed}; {report.aligned.describe()}."
 
 
 def _python_ids(reference: Reference, index: int, prompt: str, tokens: int) -> list[int]:
@@ -279,32 +164,19 @@ def _check_same_vocabulary(reference: Reference, session: Session) -> None:
 
 
 def _perplexity(
-    reference: Reference, session: Session, text: str | None, window: int, align: bool, progress: Progress
+    reference: Reference,
+    session: Session,
+    text: str | None,
+    window: int,
+    embeddings: Embeddings | None,
+    progress: Progress,
 ) -> Perplexities | None:
-    """With ``align`` PyTorch has the file's embeddings: what their type costs is not judged."""
+    """With ``embeddings`` PyTorch has the file's: what their type costs is not judged."""
     if text is None:
         return None
     ids = reference.tokenize(text)
     check_same_tokens(reference, session, "the text", text, ids)
     with ExitStack() as stack:
-        if align:
-            embeddings = read_embeddings(session.path)
+        if embeddings is not None:
             stack.enter_context(replaced_embeddings(reference.model, embeddings))
         return perplexities(reference, session, ids, window, progress)
-
-
-def _perplexity_json(found: Perplexities | None) -> dict[str, Any] | None:
-    return {**asdict(found), "relative_difference": found.relative_difference} if found else None
-
-
-def _row_json(result: PromptResult) -> dict[str, Any]:
-    row: dict[str, Any] = {"prompt": result.prompt, "tokens": result.tokens, **asdict(result.agreement)}
-    del row["positions"]
-    if result.continuation is not None:
-        parting = result.continuation.parting
-        row["greedy"] = {
-            "identical": parting is None,
-            "common_tokens": result.continuation.tokens,
-            "parting": {**asdict(parting), "near_tie": parting.near_tie} if parting else None,
-        }
-    return row

@@ -11,7 +11,7 @@ import torch
 
 from bitexport.comparison import Agreement, compare, join, summarize
 from bitexport.errors import UnsupportedError
-from bitexport.gguf.embeddings import read_embeddings
+from bitexport.gguf.embeddings import Embeddings
 from bitexport.greedy import Continuation, compare_steps
 from bitexport.progress import Progress, ProgressEvent, ignore
 from bitexport.reference import Reference
@@ -68,11 +68,12 @@ class Alignment:
 def compare_aligned(
     reference: Reference,
     session: Session,
+    embeddings: Embeddings,
     ids_of: Sequence[Sequence[int]],
     tokens: int = 0,
     progress: Progress = ignore,
 ) -> tuple[Alignment, list[Continuation]]:
-    """Compare logits with embeddings and rounding decisions aligned, see :class:`Alignment`.
+    """Compare logits with the file's ``embeddings`` and rounding decisions aligned, see :class:`Alignment`.
 
     C++ continues each prompt greedily by ``tokens`` tokens; PyTorch, in one run over both,
     says what it would have chosen at each of them. Their positions are part of the agreement, so that
@@ -85,7 +86,6 @@ def compare_aligned(
     comparisons = []
     continuations = []
     runs: list[Decisions] = []
-    embeddings = read_embeddings(session.path)
     unfaithful = unfaithful_row(reference.model, embeddings)
     with replaced_embeddings(reference.model, embeddings):
         for index, ids in enumerate(ids_of):

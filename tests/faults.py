@@ -1,4 +1,4 @@
-"""Ways of breaking one tensor of a GGUF file."""
+"""Ways of breaking one tensor, or one piece of metadata, of a GGUF file."""
 
 from __future__ import annotations
 
@@ -63,3 +63,41 @@ def negate_a_row(data: bytearray, offset: int, length: int) -> None:
     assert length >= 512
     values = -np.frombuffer(data, np.float16, 256, offset)
     data[offset : offset + 512] = values.tobytes()
+
+
+def invert_scale(data: bytearray, offset: int, length: int) -> None:
+    """The classic mistake: the scale's reciprocal."""
+    (scale,) = struct.unpack_from("<f", data, offset + length - 32)
+    struct.pack_into("<f", data, offset + length - 32, 1 / scale)
+
+
+def zero(data: bytearray, offset: int, length: int) -> None:
+    """Make a tensor all zeros."""
+    data[offset : offset + length] = bytes(length)
+
+
+def with_float(source: Path, target: Path, key: str, value: float) -> Path:
+    """A copy with another float32 under a metadata key."""
+    data = bytearray(source.read_bytes())
+    at = _after_key(data, key, 6)  # GGUF's number of float32
+    struct.pack_into("<f", data, at, value)
+    target.write_bytes(data)
+    return target
+
+
+def with_text(source: Path, target: Path, key: str, value: str) -> Path:
+    """A copy with another text of the same length under a metadata key."""
+    data = bytearray(source.read_bytes())
+    at = _after_key(data, key, 8)  # GGUF's number of string
+    (length,) = struct.unpack_from("<Q", data, at)
+    assert length == len(value)
+    data[at + 8 : at + 8 + length] = value.encode()
+    target.write_bytes(data)
+    return target
+
+
+def _after_key(data: bytearray, key: str, kind: int) -> int:
+    """Where the value of a metadata key begins, which has to be of GGUF's type ``kind``."""
+    named = struct.pack("<Q", len(key)) + key.encode() + struct.pack("<I", kind)
+    assert data.count(named) == 1
+    return data.index(named) + len(named)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bitexport.cli import options
+from bitexport.cli.layers import show_layers
 from bitexport.cli.output import Output
 from bitexport.errors import CheckFailed, UsageError
 
@@ -57,6 +58,13 @@ def parity(
             "--text", metavar="FILE", help="Also compare the perplexity of this text.", show_default=False
         ),
     ] = None,
+    layers: Annotated[
+        bool,
+        typer.Option(
+            "--layers",
+            help="Compare every step of every block, and name the first that parts; exit 3 when one does.",
+        ),
+    ] = False,
     threads: Annotated[int, typer.Option("--threads", "-t", min=0, help="For C++; 0: one a core.")] = 0,
     json: options.Json = False,
     quiet: options.Quiet = False,
@@ -82,6 +90,7 @@ def parity(
             align=align,
             measure_noise_floor=noise_floor,
             text=document,
+            layers=layers,
             threads=threads,
             progress=progress,
         )
@@ -142,6 +151,8 @@ def _show(out: Output, report: ParityReport) -> None:
             f"greedy: {identical} of {len(report.prompts)} continuations of {report.greedy_tokens} tokens "
             f"identical{', rounding aligned' if report.judged_aligned else ''}"
         )
+    if report.layers is not None:
+        show_layers(out, report.layers)
     out.line(f"{'PASS' if report.passed else 'FAIL'} ({report.tier} kernels): {verdict(report)}")
 
 

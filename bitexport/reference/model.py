@@ -21,6 +21,7 @@ from transformers.utils import logging as transformers_logging
 
 from bitexport.errors import CheckpointError, TokenizerError, UsageError
 from bitexport.families import family_of
+from bitexport.gguf.embeddings import OUTPUT_HEAD
 
 #: Parameters below which threads cost more than they bring: on a busy machine each layer would wait for them.
 _SMALL = 20_000_000
@@ -35,6 +36,7 @@ class Reference:
         tokenizer: the transformers tokenizer.
         n_vocab: V, the number of logits.
         n_ctx: positions that the model was made for.
+        n_layer: how many blocks.
     """
 
     def __init__(self, path: Path, model: Any, tokenizer: Any) -> None:
@@ -43,6 +45,7 @@ class Reference:
         self.tokenizer = tokenizer
         self.n_vocab = int(model.config.vocab_size)
         self.n_ctx = int(model.config.max_position_embeddings)
+        self.n_layer = int(model.config.num_hidden_layers)
         self._cache: Any = None
         self._threads = 1 if model.num_parameters() < _SMALL else torch.get_num_threads()
 
@@ -92,13 +95,33 @@ class Reference:
         """The layers that run as ternary ones, by the GGUF name of their weight."""
         from transformers.integrations.bitnet import AutoBitLinear, BitLinear
 
+        return {
+            name: module
+            for name, module in self.modules().items()
+            if isinstance(module, (AutoBitLinear, BitLinear))
+        }
+
+    def modules(self) -> dict[str, nn.Module]:
+        """The modules that hold a weight, by the GGUF name of it; the head under its own, even when tied."""
         family = family_of(self.model.config.to_dict())
-        found = {}
-        for name, module in self.model.named_modules():
-            target = family.gguf_name(f"{name}.weight")
-            if isinstance(module, (AutoBitLinear, BitLinear)) and target is not None:
-                found[target] = module
+        found = {
+            target: module
+            for name, module in self.model.named_modules()
+            if (target := family.gguf_name(f"{name}.weight")) is not None
+        }
+        found.setdefault(OUTPUT_HEAD, self.model.get_output_embeddings())
         return found
+
+    def column_orders(self) -> dict[str, npt.NDArray[np.intp]]:
+        """For GGUF weights whose rows the file holds in another order: ``file[i] = checkpoint[order[i]]``."""
+        config = self.model.config.to_dict()
+        family = family_of(config)
+        numbers = family.hyperparameters(config)
+        return {
+            claim.target: order
+            for claim in family.claims(numbers)
+            if (order := family.row_order(claim, numbers)) is not None
+        }
 
     def _run(self, ids: Sequence[int], **options: Any) -> Any:
         if not ids:

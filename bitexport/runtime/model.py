@@ -19,6 +19,7 @@ from bitexport.runtime import ggml, log
 from bitexport.runtime.library import bind
 from bitexport.runtime.limits import check_context, check_threads
 from bitexport.runtime.threads import ThreadPool, default_threads
+from bitexport.runtime.trace import Tracer
 
 if TYPE_CHECKING:
     from llama_cpp import Llama
@@ -57,6 +58,7 @@ class Session:
         exact: float32 key-value cache and plain attention, the arithmetic that is closest to PyTorch's;
             otherwise llama.cpp's defaults, which are what a user runs.
         memory_map: map the file instead of reading it (weights that are repacked are read either way).
+        tracer: sees every tensor that is computed; a little slower even while it does not record.
 
     Raises:
         GGUFError: the file is missing, damaged, or cannot be run.
@@ -71,10 +73,12 @@ class Session:
         n_threads: int = 0,
         exact: bool = True,
         memory_map: bool = True,
+        tracer: Tracer | None = None,
     ) -> None:
         self._model: Any = None
         self._context: Any = None
         self._threads: ThreadPool | None = None
+        self._tracer = tracer
         self.path = _checked(path)
         self._api = bind().llama_cpp
         self.tier = ggml.cpu_tier()
@@ -105,6 +109,8 @@ class Session:
         if exact:
             params.type_k = params.type_v = _F32
             params.flash_attn_type = self._api.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        if self._tracer is not None:
+            params.cb_eval = self._tracer.callback
         self._context = self._api.llama_init_from_model(self._model, params)
         if not self._context:
             why = log.reason("libllama gave no reason")

@@ -1,0 +1,3 @@
+"""Where C++ and PyTorch part: every step of every block compared by name."""
+
+from __future__ import annotations

@@ -1,0 +1,179 @@
+"""The steps of a decoder under one name: llama.cpp's tensors, and where PyTorch shows the same values.
+
+Modules are named by the GGUF weight that they hold, so that every family's own name map leads to them. A
+step whose module a family lacks, or whose tensor its graph does not name, is left out and reported as such.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+
+from torch import nn
+
+
+class Site(Enum):
+    """Where in PyTorch a step's values are seen."""
+
+    OUTPUT = "output of a module"
+    INPUT = "input of a module"
+    BLOCK = "output of the block that holds a module"
+    QUERY = "queries that the attention function takes"
+    KEY = "keys that the attention function takes"
+    HEADS = "what the attention function returns"
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One step of a block, or before or after all blocks.
+
+    Attributes:
+        name: as reports show it, before the layer's number.
+        site: where PyTorch shows it.
+        modules: GGUF weights without ``blk.N.`` and ``.weight``; the first that the model has is looked at.
+        tensors: llama.cpp's names; the one computed last is read.
+        operations: ggml's operations that make it; any where empty.
+        rotated: the weight whose rows decide the order of the columns.
+        decided_by: what in the file it depends on, beside its input.
+        in_block: whether every block has it.
+    """
+
+    name: str
+    site: Site
+    modules: tuple[str, ...]
+    tensors: tuple[str, ...]
+    operations: tuple[str, ...] = ()
+    rotated: str | None = None
+    decided_by: str = ""
+    in_block: bool = True
+
+
+_PRODUCT = ("MUL_MAT", "ADD")  # a bias is added under the product's name
+_ROPE = "the RoPE settings (rope.freq_base, rope.scaling.*, rope.dimension_count, rope_freqs)"
+_NOT_QUANTIZED = "no weight: only the graph and its settings"
+
+
+def _weight(name: str, tensor: str, *, product: bool = False, rotated: bool = False) -> Step:
+    operations = _PRODUCT if product else ()
+    return Step(
+        tensor, Site.OUTPUT, (name,), (tensor,), operations, name if rotated else None, f"{name}.weight"
+    )
+
+
+#: Not in their order, which is PyTorch's: QK-norm stands before RoPE in one family and after it in another.
+STEPS: tuple[Step, ...] = (
+    Step("embd", Site.OUTPUT, ("token_embd",), ("embd",), decided_by="token_embd.weight", in_block=False),
+    _weight("attn_norm", "attn_norm"),
+    Step("q", Site.OUTPUT, ("attn_q",), ("Qcur",), _PRODUCT, "attn_q", "attn_q.weight and its bias"),
+    Step("k", Site.OUTPUT, ("attn_k",), ("Kcur",), _PRODUCT, "attn_k", "attn_k.weight and its bias"),
+    Step("v", Site.OUTPUT, ("attn_v",), ("Vcur",), _PRODUCT, None, "attn_v.weight and its bias"),
+    Step("q_norm", Site.OUTPUT, ("attn_q_norm",), ("Qcur_normed",), decided_by="attn_q_norm.weight"),
+    Step("k_norm", Site.OUTPUT, ("attn_k_norm",), ("Kcur_normed",), decided_by="attn_k_norm.weight"),
+    Step("q_rope", Site.QUERY, (), ("Qcur", "Qcur_normed"), rotated="attn_q", decided_by=_ROPE),
+    Step("k_rope", Site.KEY, (), ("Kcur", "Kcur_normed"), rotated="attn_k", decided_by=_ROPE),
+    Step("attn_heads", Site.HEADS, (), ("attn_heads", "kqv_out"), decided_by=_NOT_QUANTIZED),
+    _weight("attn_sub_norm", "attn_sub_norm"),
+    Step("attn_out", Site.OUTPUT, ("attn_output",), ("attn_out",), decided_by="attn_output.weight"),
+    Step("ffn_inp", Site.INPUT, ("ffn_norm",), ("ffn_inp",), decided_by=_NOT_QUANTIZED),
+    _weight("ffn_norm", "ffn_norm"),
+    _weight("ffn_gate", "ffn_gate", product=True),
+    _weight("ffn_up", "ffn_up", product=True),
+    Step(
+        "ffn_gated",
+        Site.INPUT,
+        ("ffn_sub_norm", "ffn_down"),
+        ("ffn_gated", "ffn_sub_out", "ffn_gate_par", "ffn_swiglu", "ffn_reglu", "ffn_geglu"),
+        decided_by="the activation function",
+    ),
+    _weight("ffn_sub_norm", "ffn_sub_norm"),
+    Step("ffn_out", Site.OUTPUT, ("ffn_down",), ("ffn_out", "ffn_down"), _PRODUCT, None, "ffn_down.weight"),
+    Step("l_out", Site.BLOCK, ("attn_norm",), ("l_out",), decided_by=_NOT_QUANTIZED),
+    Step(
+        "result_norm",
+        Site.OUTPUT,
+        ("output_norm",),
+        ("result_norm",),
+        decided_by="output_norm.weight",
+        in_block=False,
+    ),
+    Step(
+        "result_output",
+        Site.OUTPUT,
+        ("output",),
+        ("result_output",),
+        decided_by="the output head (output.weight, or token_embd.weight)",
+        in_block=False,
+    ),
+)
+
+#: Every name that C++ has to record.
+TENSORS = frozenset(name for step in STEPS for name in step.tensors)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A step of one layer.
+
+    Attributes:
+        step: which.
+        layer: its number; None before and after all layers.
+        weight: GGUF name of the module's weight; None where no module is looked at.
+    """
+
+    step: Step
+    layer: int | None
+    weight: str | None
+
+    @property
+    def name(self) -> str:
+        """``attn_norm-3``, or ``result_norm``."""
+        return self.step.name if self.layer is None else f"{self.step.name}-{self.layer}"
+
+    @property
+    def tensors(self) -> tuple[str, ...]:
+        """llama.cpp's full names of it."""
+        if self.layer is None:
+            return self.step.tensors
+        return tuple(f"{name}-{self.layer}" for name in self.step.tensors)
+
+    @property
+    def rotated(self) -> str | None:
+        """The GGUF weight whose row order is that of the columns."""
+        return None if self.step.rotated is None else f"blk.{self.layer}.{self.step.rotated}.weight"
+
+    @property
+    def decided_by(self) -> str:
+        """What in the file it depends on."""
+        text = self.step.decided_by
+        return f"blk.{self.layer}.{text}" if self.layer is not None and ".weight" in text else text
+
+
+def places(modules: Mapping[str, nn.Module], layers: int) -> tuple[list[Place], list[str]]:
+    """The steps of a model, and the names of those that it lacks in every layer.
+
+    Args:
+        modules: the model's modules by the GGUF name of their weight.
+        layers: how many blocks.
+    """
+    found: list[Place] = []
+    absent = []
+    for step in STEPS:
+        here = [place for layer in _layers(step, layers) if (place := _place(step, layer, modules))]
+        found += here
+        if not here:
+            absent.append(step.name)
+    return found, absent
+
+
+def _layers(step: Step, layers: int) -> list[int | None]:
+    return list(range(layers)) if step.in_block else [None]
+
+
+def _place(step: Step, layer: int | None, modules: Mapping[str, nn.Module]) -> Place | None:
+    if not step.modules:
+        return Place(step, layer, None)
+    prefix = "" if layer is None else f"blk.{layer}."
+    names = [f"{prefix}{module}.weight" for module in step.modules]
+    weight = next((name for name in names if name in modules), None)
+    return Place(step, layer, weight) if weight else None
