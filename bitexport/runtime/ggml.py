@@ -15,6 +15,7 @@ from bitexport.errors import NativeLibraryError, UnsupportedError
 from bitexport.runtime.library import find_library_dir, library_file, refuse_foreign_libraries
 
 TIER_VARIABLE = "BITEXPORT_TIER"
+LAYOUT_VARIABLE = "BITEXPORT_LAYOUT"
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,17 +82,33 @@ def quantize(
 
 
 def cpu_tier() -> str:
-    """The name of the kernels that this process uses: ``"scalar"``, ``"avx2"`` or ``"avx512vnni"``.
+    """The name of the kernels that this process uses: ``"scalar"``, ``"avx2"``, ``"avx512vnni"``, ...
 
     Raises:
-        NativeLibraryError: ``BITEXPORT_TIER`` names one that this CPU lacks or that does not exist.
+        NativeLibraryError: ``BITEXPORT_TIER`` or ``BITEXPORT_LAYOUT`` names one that this CPU lacks or
+            that does not exist.
     """
+    return _chosen(cpu_library().bitexport_tier_name())
+
+
+def weight_layout() -> str:
+    """How this process keeps ternary weights in memory: ``"2bit"`` or ``"1.6bit"``.
+
+    Raises:
+        NativeLibraryError: as :func:`cpu_tier`.
+    """
+    return _chosen(cpu_library().bitexport_layout_name())
+
+
+def _chosen(name: bytes | None) -> str:
+    if name is not None:
+        return name.decode()
     library = cpu_library()
-    name = library.bitexport_tier_name()
-    if name is None:
-        why = (library.bitexport_tier_error() or b"no kernel tier can be used").decode()
-        raise NativeLibraryError(f"{TIER_VARIABLE}={os.environ.get(TIER_VARIABLE, '')}: {why}")
-    return str(name.decode())
+    variable, why = TIER_VARIABLE, library.bitexport_tier_error()
+    if why is None:
+        variable, why = LAYOUT_VARIABLE, library.bitexport_layout_error()
+    message = (why or b"no kernel tier can be used").decode()
+    raise NativeLibraryError(f"{variable}={os.environ.get(variable, '')}: {message}")
 
 
 def processors() -> int:
@@ -123,8 +140,8 @@ def cpu_library() -> ctypes.CDLL:
         NativeLibraryError: it is missing or cannot be loaded.
     """
     library = _open("ggml-cpu")
-    library.bitexport_tier_name.restype = ctypes.c_char_p
-    library.bitexport_tier_error.restype = ctypes.c_char_p
+    for name in ("tier_name", "tier_error", "layout_name", "layout_error"):
+        getattr(library, f"bitexport_{name}").restype = ctypes.c_char_p
     return library
 
 

@@ -27,14 +27,32 @@ namespace {
 
 constexpr size_t tail_bytes = 32;  // I2_S: after the codes, the scale and padding
 
-const ternary::Selection & selection() {
-    static const ternary::Selection chosen = [] {
-        auto result = ternary::select_kernels(ternary::cpu_features(), std::getenv("BITEXPORT_TIER"));
-        if (result.kernels == nullptr) {
-            GGML_LOG_ERROR("bitexport: %s\n", result.error.c_str());
-        }
-        return result;
-    }();
+// The kernels and the weights' layout of this process, chosen once.
+struct Choice {
+    const ternary::Kernels * kernels = nullptr;  // nullptr: see the errors
+    ternary::Layout          layout  = ternary::Layout::two_bit;
+    std::string              tier_error;
+    std::string              layout_error;
+};
+
+Choice choose() {
+    Choice     choice;
+    const auto tier   = ternary::select_kernels(ternary::cpu_features(), std::getenv("BITEXPORT_TIER"));
+    choice.tier_error = tier.error;
+    if (tier.kernels != nullptr) {
+        const auto layout   = ternary::select_layout(*tier.kernels, std::getenv("BITEXPORT_LAYOUT"));
+        choice.layout_error = layout.error;
+        choice.layout       = layout.layout;
+        choice.kernels      = layout.ok ? tier.kernels : nullptr;
+    }
+    if (choice.kernels == nullptr) {
+        GGML_LOG_ERROR("bitexport: %s%s\n", choice.tier_error.c_str(), choice.layout_error.c_str());
+    }
+    return choice;
+}
+
+const Choice & selection() {
+    static const Choice chosen = choose();
     return chosen;
 }
 
@@ -46,7 +64,7 @@ struct Weights {
 
     int64_t rows() const { return tensor->ne[1]; }
     int64_t cols() const { return tensor->ne[0]; }
-    size_t  packed_bytes() const { return ternary::packed_bytes(rows(), cols()); }
+    size_t  packed_bytes() const { return ternary::packed_bytes(selection().layout, rows(), cols()); }
     size_t  bytes() const { return packed_bytes() + sizeof(float); }
     uint8_t * packed() const { return static_cast<uint8_t *>(tensor->data); }
 
@@ -103,7 +121,7 @@ class TernaryTraits : public ggml::cpu::tensor_traits {
         }
 
         const Share panels(ternary::panel_count(weights.rows()), params->ith, params->nth);
-        kernels.matmul(weights.packed(), weights.rows(), weights.cols(), weights.scale(), batch,
+        kernels.products(selection().layout).matmul(weights.packed(), weights.rows(), weights.cols(), weights.scale(), batch,
                        static_cast<float *>(op->data), weights.rows(), panels.begin, panels.end);
         return true;
     }
@@ -156,8 +174,8 @@ void repack(const Weights & weights, const uint8_t * codes) {
     std::vector<std::thread>           threads;
     const auto work = [&](int64_t index) {
         const Share mine(panels, index, count);
-        results[index] = ternary::repack_i2_s(codes, weights.rows(), weights.cols(), weights.packed(), mine.begin,
-                                              mine.end);
+        results[index] = ternary::repack_i2_s(*selection().kernels, selection().layout, codes, weights.rows(),
+                                              weights.cols(), weights.packed(), mine.begin, mine.end);
     };
     for (int64_t index = 1; index < count; ++index) {
         try {
@@ -280,7 +298,15 @@ const char * bitexport_tier_name(void) {
 }
 
 const char * bitexport_tier_error(void) {
-    return selection().kernels == nullptr ? selection().error.c_str() : nullptr;
+    return selection().tier_error.empty() ? nullptr : selection().tier_error.c_str();
+}
+
+const char * bitexport_layout_name(void) {
+    return selection().kernels == nullptr ? nullptr : ternary::layout_name(selection().layout);
+}
+
+const char * bitexport_layout_error(void) {
+    return selection().layout_error.empty() ? nullptr : selection().layout_error.c_str();
 }
 
 void bitexport_observe(bitexport_observer new_observer) {

@@ -8,7 +8,8 @@
 extern "C" {
 #endif
 
-// The buffer type, or NULL when no kernel can run here (BITEXPORT_TIER asks for one that this CPU lacks).
+// The buffer type, or NULL when no kernel can run here (BITEXPORT_TIER asks for one that this CPU lacks, BITEXPORT_LAYOUT
+// for a layout that the kernels lack).
 // llama.cpp offers every weight to it first; it takes I2_S matrices and leaves the rest.
 ggml_backend_buffer_type_t bitexport_ternary_buffer_type(void);
 
@@ -23,10 +24,12 @@ void bitexport_refuse_ternary(const struct ggml_tensor * op);
 // lets another thread run: with fewer free processors than threads, those that are waited for need the one that waits.
 void bitexport_wait(int * spins);
 
-// Name of the kernel tier in use ("avx2", ...); NULL when BITEXPORT_TIER cannot be obeyed, and then
-// bitexport_tier_error() says why.
+// Name of the kernel tier in use ("avx2", ...) and of the layout of the weights in memory ("2bit", "1.6bit"); both NULL when
+// BITEXPORT_TIER or BITEXPORT_LAYOUT cannot be obeyed, and then one of the errors says why. An error is NULL otherwise.
 GGML_BACKEND_API const char * bitexport_tier_name(void);
 GGML_BACKEND_API const char * bitexport_tier_error(void);
+GGML_BACKEND_API const char * bitexport_layout_name(void);
+GGML_BACKEND_API const char * bitexport_layout_error(void);
 
 // Watches what the ternary products really multiply. Called once a product, in the thread that called ggml, with the
 // weight's name and its quantized activations: q is int8 [tokens][stride], of which cols are used; scale is [tokens].

@@ -1,6 +1,6 @@
 // Speed of every tier over the shapes of real models, beside this machine's own limits measured around each figure.
 //
-//   bench_ternary [--tier NAME] [--shape ROWSxCOLS] [--tokens N] [--threads N] [--rounds N] [--seconds S] [--json FILE]
+//   bench_ternary [--tier NAME] [--layout NAME] [--shape ROWSxCOLS] [--tokens N] [--threads N] [--rounds N] [--seconds S] [--json FILE]
 //
 // Each figure is the median of several rounds: limit, kernel, limit. Time is the CPU time of the slowest thread: nobody
 // waits for anybody here, so on an idle machine it is the wall clock, and on a busy one it leaves the others' turns out. The weights are random codes, at least 256 MB of
@@ -38,11 +38,15 @@ struct Options {
     std::vector<int> threads = {1, 2};
     int rounds = 5;
     double seconds = 0.1;  // of kernel time in a round
+    std::string layout;
     std::string json;
+
+    bool wants(Layout l) const { return layout.empty() || layout == layout_name(l); }
 };
 
 struct TierBench {
     const Kernels * kernels;
+    Layout layout;
     ternary_bench::MultiplyAdds multiply_adds;
     ternary_bench::ReadMemory read;
 };
@@ -52,7 +56,11 @@ std::vector<TierBench> tiers_here() {
     const CpuFeatures cpu = cpu_features();
 #define TERNARY_TIER(name, needs)                                                                          \
     if (const Kernels * kernels = kernels_for(Tier::name, cpu)) {                                          \
-        result.push_back({kernels, ternary_bench::name##_multiply_adds, ternary_bench::name##_read});      \
+        for (const Layout layout : all_layouts) {                                                          \
+            if (kernels->offers(layout)) {                                                                 \
+                result.push_back({kernels, layout, ternary_bench::name##_multiply_adds, ternary_bench::name##_read}); \
+            }                                                                                              \
+        }                                                                                                  \
     }
 #include "tiers.inc"
 #undef TERNARY_TIER
@@ -146,14 +154,15 @@ bool check(const TierBench & tier, Case & c, const uint8_t * packed) {
     std::vector<int32_t> want(c.y.size()), got(c.y.size());
     const int64_t last = panel_count(c.shape.rows) - 1;
     for (const int64_t panel : {static_cast<int64_t>(0), last}) {
-        scalar.matmul_i32(packed, c.shape.rows, c.shape.cols, c.q, want.data(), c.shape.rows, panel, panel + 1);
-        tier.kernels->matmul_i32(packed, c.shape.rows, c.shape.cols, c.q, got.data(), c.shape.rows, panel, panel + 1);
+        scalar.products(tier.layout).matmul_i32(packed, c.shape.rows, c.shape.cols, c.q, want.data(), c.shape.rows, panel, panel + 1);
+        tier.kernels->products(tier.layout).matmul_i32(packed, c.shape.rows, c.shape.cols, c.q, got.data(), c.shape.rows, panel, panel + 1);
     }
     return want == got;
 }
 
 struct Result {
     std::string tier;
+    std::string layout;
     Shape shape;
     int64_t tokens;
     int threads;
@@ -184,12 +193,12 @@ public:
     }
 
     double kernel_seconds(const TierBench & tier, Case & c, int threads, int64_t calls) const {
-        const int64_t bytes = static_cast<int64_t>(packed_bytes(c.shape.rows, c.shape.cols));
+        const int64_t bytes = static_cast<int64_t>(packed_bytes(tier.layout, c.shape.rows, c.shape.cols));
         const int64_t matrices = weights_.bytes / bytes;
         const int64_t panels = panel_count(c.shape.rows);
         return timed(threads, [&](int thread) {
             for (int64_t call = 0; call < calls; ++call) {
-                tier.kernels->matmul(weights_.data + call % matrices * bytes, c.shape.rows, c.shape.cols, 0.5f, c.q, c.y.data(),
+                tier.kernels->products(tier.layout).matmul(weights_.data + call % matrices * bytes, c.shape.rows, c.shape.cols, 0.5f, c.q, c.y.data(),
                                      c.shape.rows, thread * panels / threads, (thread + 1) * panels / threads);
             }
         }) / static_cast<double>(calls);
@@ -198,7 +207,7 @@ public:
     Result run(const TierBench & tier, Case & c, int threads) const {
         const double once = kernel_seconds(tier, c, threads, 1);
         const int64_t calls = std::max<int64_t>(1, static_cast<int64_t>(options_.seconds / once));
-        const double bytes = static_cast<double>(packed_bytes(c.shape.rows, c.shape.cols));
+        const double bytes = static_cast<double>(packed_bytes(tier.layout, c.shape.rows, c.shape.cols));
         const double multiply_adds = static_cast<double>(c.shape.rows) * c.shape.cols * c.tokens;
         std::vector<double> seconds, peak_mac, peak_byte, percent_mac, percent_byte;
         for (int round = 0; round < options_.rounds; ++round) {
@@ -212,23 +221,24 @@ public:
         }
         const double percent_m = median(percent_mac), percent_b = median(percent_byte);
         const std::vector<double> & larger = percent_m > percent_b ? percent_mac : percent_byte;
-        return {tier.kernels->name, c.shape, c.tokens, threads, multiply_adds / median(seconds), bytes / median(seconds),
+        return {tier.kernels->name, layout_name(tier.layout), c.shape, c.tokens, threads, multiply_adds / median(seconds), bytes / median(seconds),
                 median(peak_mac), median(peak_byte), percent_m, percent_b, *std::min_element(larger.begin(), larger.end()),
                 *std::max_element(larger.begin(), larger.end())};
     }
 
     // Codes read a second by repack_i2_s, as the load of a model does it; median of the rounds.
-    double repack_bytes(int threads) const {
+    double repack_bytes(const Kernels & kernels, Layout layout, int threads) const {
         constexpr int64_t rows = 2560, cols = 2560;
         constexpr int64_t bytes = rows * cols / 4;
+        const int64_t packed_size = static_cast<int64_t>(packed_bytes(layout, rows, cols));
         const int64_t matrices = weights_.bytes / bytes;
-        Memory packed(matrices * bytes);
+        Memory packed(matrices * packed_size);
         std::vector<double> rates;
         for (int round = 0; round <= options_.rounds; ++round) {
             const double seconds = timed(threads, [&](int thread) {
                 for (int64_t m = 0; m < matrices; ++m) {
-                    repack_i2_s(weights_.data + m * bytes, rows, cols, packed.data + m * bytes, thread * panel_count(rows) / threads,
-                                (thread + 1) * panel_count(rows) / threads);
+                    repack_i2_s(kernels, layout, weights_.data + m * bytes, rows, cols, packed.data + m * packed_size,
+                                thread * panel_count(rows) / threads, (thread + 1) * panel_count(rows) / threads);
                 }
             });
             if (round > 0) {  // the first one also maps the pages
@@ -243,38 +253,45 @@ private:
     Memory & weights_;
 };
 
+struct RepackRate {
+    Layout layout;
+    int threads;
+    double bytes;  // a second
+};
+
 void print(const Result & r) {
     if (r.peak_multiply_adds > 0) {
-        std::printf("| %-10s | %4lld x %4lld | %6lld | %7d | %7.1f | %4.0f%% of %5.1f | %6.2f | %4.0f%% of %5.1f | %3.0f-%3.0f%% |\n", r.tier.c_str(),
-                    static_cast<long long>(r.shape.rows), static_cast<long long>(r.shape.cols), static_cast<long long>(r.tokens), r.threads,
+        std::printf("| %-10s | %-6s | %4lld x %4lld | %6lld | %7d | %7.1f | %4.0f%% of %5.1f | %6.2f | %4.0f%% of %5.1f | %3.0f-%3.0f%% |\n", r.tier.c_str(),
+                    r.layout.c_str(), static_cast<long long>(r.shape.rows), static_cast<long long>(r.shape.cols), static_cast<long long>(r.tokens), r.threads,
                     r.multiply_adds / 1e9, r.percent_multiply_adds, r.peak_multiply_adds / 1e9, r.bytes / 1e9, r.percent_bytes,
                     r.peak_bytes / 1e9, r.low_percent, r.high_percent);
     } else {
-        std::printf("| %-10s | %4lld x %4lld | %6lld | %7d | %7.1f | %14s | %6.2f | %4.0f%% of %5.1f | %3.0f-%3.0f%% |\n", r.tier.c_str(),
-                    static_cast<long long>(r.shape.rows), static_cast<long long>(r.shape.cols), static_cast<long long>(r.tokens), r.threads,
+        std::printf("| %-10s | %-6s | %4lld x %4lld | %6lld | %7d | %7.1f | %14s | %6.2f | %4.0f%% of %5.1f | %3.0f-%3.0f%% |\n", r.tier.c_str(),
+                    r.layout.c_str(), static_cast<long long>(r.shape.rows), static_cast<long long>(r.shape.cols), static_cast<long long>(r.tokens), r.threads,
                     r.multiply_adds / 1e9, "", r.bytes / 1e9, r.percent_bytes, r.peak_bytes / 1e9, r.low_percent, r.high_percent);
     }
     std::fflush(stdout);
 }
 
-bool write_json(const std::string & path, const std::vector<Result> & results, const std::vector<double> & repack) {
+bool write_json(const std::string & path, const std::vector<Result> & results, const std::vector<RepackRate> & repack) {
     FILE * file = path == "-" ? stdout : std::fopen(path.c_str(), "w");
     if (file == nullptr) {
         std::perror(path.c_str());
         return false;
     }
-    std::fprintf(file, "{\"schema\": 1, \"rotation_bytes\": %lld, \"repack_gbps\": [", static_cast<long long>(rotation_bytes));
+    std::fprintf(file, "{\"schema\": 2, \"rotation_bytes\": %lld, \"repack\": [", static_cast<long long>(rotation_bytes));
     for (size_t i = 0; i < repack.size(); ++i) {
-        std::fprintf(file, "%s%.3f", i ? ", " : "", repack[i] / 1e9);
+        std::fprintf(file, "%s{\"layout\": \"%s\", \"threads\": %d, \"gbps\": %.3f}", i ? ", " : "", layout_name(repack[i].layout),
+                     repack[i].threads, repack[i].bytes / 1e9);
     }
     std::fprintf(file, "], \"rows\": [");
     for (size_t i = 0; i < results.size(); ++i) {
         const Result & r = results[i];
         std::fprintf(file,
-                     "%s\n {\"tier\": \"%s\", \"rows\": %lld, \"cols\": %lld, \"tokens\": %lld, \"threads\": %d, \"gmacs\": %.3f, \"gbps\": %.3f,"
+                     "%s\n {\"tier\": \"%s\", \"layout\": \"%s\", \"rows\": %lld, \"cols\": %lld, \"tokens\": %lld, \"threads\": %d, \"gmacs\": %.3f, \"gbps\": %.3f,"
                      " \"peak_gmacs\": %.3f, \"peak_gbps\": %.3f, \"percent_of_gmacs\": %.2f, \"percent_of_gbps\": %.2f,"
                      " \"percent_low\": %.2f, \"percent_high\": %.2f}",
-                     i ? "," : "", r.tier.c_str(), static_cast<long long>(r.shape.rows), static_cast<long long>(r.shape.cols),
+                     i ? "," : "", r.tier.c_str(), r.layout.c_str(), static_cast<long long>(r.shape.rows), static_cast<long long>(r.shape.cols),
                      static_cast<long long>(r.tokens), r.threads, r.multiply_adds / 1e9, r.bytes / 1e9, r.peak_multiply_adds / 1e9,
                      r.peak_bytes / 1e9, r.percent_multiply_adds, r.percent_bytes, r.low_percent, r.high_percent);
     }
@@ -291,6 +308,11 @@ bool parse(int argc, char ** argv, Options & options) {
         const char * value = argv[i + 1];
         if (name == "--tier") {
             options.tier = value;
+        } else if (name == "--layout") {
+            options.layout = value;
+            if (!options.wants(Layout::two_bit) && !options.wants(Layout::five_trit)) {
+                return false;
+            }
         } else if (name == "--shape") {
             long long rows = 0, cols = 0;
             if (std::sscanf(value, "%lldx%lld", &rows, &cols) != 2 || rows < 1 || cols < 1 || cols > max_cols || rows * cols % 128 != 0) {
@@ -319,7 +341,7 @@ bool parse(int argc, char ** argv, Options & options) {
 int main(int argc, char ** argv) {
     Options options;
     if (!parse(argc, argv, options)) {
-        std::fprintf(stderr, "usage: bench_ternary [--tier NAME] [--shape ROWSxCOLS] [--tokens N] [--threads N] [--rounds N] [--seconds S] [--json FILE]\n");
+        std::fprintf(stderr, "usage: bench_ternary [--tier NAME] [--layout NAME] [--shape ROWSxCOLS] [--tokens N] [--threads N] [--rounds N] [--seconds S] [--json FILE]\n");
         return 2;
     }
     const Selection selection = select_kernels(cpu_features(), options.tier.c_str());
@@ -331,20 +353,25 @@ int main(int argc, char ** argv) {
     uint64_t state = 42;
     for (int64_t i = 0; i < weights.bytes; i += 8) {
         uint64_t codes = next_random(state);
-        codes &= ~(codes & codes >> 1 & 0x5555555555555555ull);  // a code 3 becomes a 2
+        codes &= ~(codes & codes >> 1 & 0x5555555555555555ull);  // a code 3 becomes a 2; such a byte is a five_trit one, too
         std::memcpy(weights.data + i, &codes, sizeof codes);
     }
     const Bench bench(options, weights);
     std::vector<Result> results;
-    std::vector<double> repack;
-    for (const int threads : options.threads) {
-        repack.push_back(bench.repack_bytes(threads));
-        std::printf("repack from I2_S, 2560 x 2560, %d thread(s): %.2f GB/s of codes\n", threads, repack.back() / 1e9);
+    std::vector<RepackRate> repack;
+    for (const Layout layout : all_layouts) {
+        for (const int threads : options.threads) {
+            if (selection.kernels->offers(layout) && options.wants(layout)) {
+                repack.push_back({layout, threads, bench.repack_bytes(*selection.kernels, layout, threads)});
+                std::printf("repack from I2_S to %s, 2560 x 2560, %d thread(s): %.2f GB/s of codes\n", layout_name(layout), threads,
+                            repack.back().bytes / 1e9);
+            }
+        }
     }
-    std::printf("\n| tier       | rows x cols | tokens | threads | Gmac/s  | of the peak    | GB/s   | of the memory  | rounds   |\n"
-                "| ---------- | ----------- | ------ | ------- | ------- | -------------- | ------ | -------------- | -------- |\n");
+    std::printf("\n| tier       | layout | rows x cols | tokens | threads | Gmac/s  | of the peak    | GB/s   | of the memory  | rounds   |\n"
+                "| ---------- | ------ | ----------- | ------ | ------- | ------- | -------------- | ------ | -------------- | -------- |\n");
     for (const TierBench & tier : tiers_here()) {
-        if (!options.tier.empty() && options.tier != tier.kernels->name) {
+        if ((!options.tier.empty() && options.tier != tier.kernels->name) || !options.wants(tier.layout)) {
             continue;
         }
         for (const Shape shape : options.shapes) {

@@ -11,7 +11,7 @@ constexpr int64_t round_up(int64_t value, int64_t multiple) { return (value + mu
 
 // An odd number of cache lines: with a power of two, the tokens of a tile would all want the same set of the cache.
 constexpr int64_t token_stride(int64_t cols) {
-    const int64_t lines = round_up(cols, line_bytes) / line_bytes;
+    const int64_t lines = padded_token_bytes(cols) / line_bytes;
     return (lines | 1) * line_bytes;
 }
 
@@ -21,9 +21,11 @@ static_assert(sizeof(float) == 4 && sizeof(int32_t) == 4, "scale and sum are 4 b
 
 int64_t panel_count(int64_t rows) { return (rows + panel_rows - 1) / panel_rows; }
 
-size_t packed_bytes(int64_t rows, int64_t cols) { return static_cast<size_t>(panel_count(rows) * panel_bytes(cols)); }
+size_t packed_bytes(Layout layout, int64_t rows, int64_t cols) {
+    return static_cast<size_t>(panel_count(rows) * panel_bytes(cols, layout));
+}
 
-int64_t padded_cols(int64_t cols) { return round_up(cols, line_bytes); }
+int64_t padded_cols(int64_t cols) { return padded_token_bytes(cols); }
 
 size_t quantized_bytes(int64_t cols, int64_t tokens) {
     return static_cast<size_t>(tokens * token_stride(cols) + 2 * round_up(tokens * 4, line_bytes));

@@ -1,11 +1,17 @@
 // How packed weights lie in memory: the one place that both the repacker and the kernels read.
 //
-// A panel holds 32 rows as a sequence of chunks of 16 columns; a chunk is 128 bytes:
+// A panel holds 32 rows as a sequence of chunks of 128 bytes. In every layout a chunk is
 //   byte  64 * half + 4 * row + col   (half 0..1, row 0..15, col 0..3)
-//   bits  2 * field, 2 * field + 1    (field 0..3)
-//   code  of row 16 * half + row, column 16 * chunk + 4 * field + col;   code = trit + 1
-// So one 64-byte load gives 16 rows x 16 columns, one shift and one mask gives 16 rows x 4 columns in bytes, and these
-// meet the same four activations, broadcast to every 32-bit lane. Rows and columns of padding hold code 1 (trit 0).
+// and that byte holds the codes (trit + 1) of row 16 * half + row at the columns chunk_cols * chunk + 4 * field + col. So
+// one 64-byte load gives 16 rows, and the codes of one field, in bytes, meet the same four activations, broadcast to every
+// 32-bit lane. Rows and columns of padding hold code 1 (trit 0).
+//
+// two_bit: four fields, field f in bits 2 f and 2 f + 1. 16 columns a chunk.
+// five_trit: five fields, 20 columns a chunk, 1.6 bits a weight. Negating four trits pairs up their 81 patterns: 41
+//   classes, of which 3 (for the fifth trit, which stays) make 123, fewer than 2^7. So
+//     n = c0 + 3 c1 + 9 c2 + 27 c3     byte = min(n, 80 - n) + 41 * c4 + (n > 40 ? 128 : 0)
+//   A table of 128 bytes, which is one VBMI instruction, gives the first four codes of the class in two_bit's form; where
+//   bit 7 is set they are taken from 0xaa, which exchanges 0 and 2 in each. A second table gives the fifth.
 #pragma once
 
 #include "ternary.h"
@@ -13,13 +19,25 @@
 namespace ternary {
 namespace {
 
-constexpr int64_t chunk_cols = 16;
+constexpr int64_t chunk_cols = 16;  // of two_bit
 constexpr int64_t chunk_bytes = 128;
 constexpr int64_t step_cols = 4;  // columns of one field
 constexpr int64_t fields = 4;
 
-constexpr int64_t chunks_of(int64_t cols) { return (cols + chunk_cols - 1) / chunk_cols; }
-constexpr int64_t panel_bytes(int64_t cols) { return chunks_of(cols) * chunk_bytes; }
+constexpr int64_t five_trit_chunk_cols = 20;
+constexpr int five_trit_classes = 41;
+constexpr uint8_t code_negation = 0xaa;  // four times code 2
+
+constexpr int64_t layout_chunk_cols(Layout layout) { return layout == Layout::two_bit ? chunk_cols : five_trit_chunk_cols; }
+
+constexpr int64_t chunks_of(int64_t cols, Layout layout = Layout::two_bit) {
+    return (cols + layout_chunk_cols(layout) - 1) / layout_chunk_cols(layout);
+}
+
+constexpr int64_t panel_bytes(int64_t cols, Layout layout = Layout::two_bit) { return chunks_of(cols, layout) * chunk_bytes; }
+
+// A token's bytes: kernels read whole chunks of either layout.
+constexpr int64_t padded_token_bytes(int64_t cols) { return (chunks_of(cols, Layout::five_trit) * five_trit_chunk_cols + 63) / 64 * 64; }
 
 }  // namespace
 }  // namespace ternary

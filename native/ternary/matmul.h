@@ -3,6 +3,8 @@
 //   tile_tokens                              most tokens that a tile takes
 //   tile<T>(panel, chunks, q, stride, sums)  sums[T][32] = sum(code * q) of a whole panel and T tokens
 //
+// for one layout; a second layout is a second struct, named to matmul_f32 and matmul_i32.
+//
 // Loops: blocks of tokens, whose activations fit in the second-level cache; panels; tiles of tokens. A panel's codes come
 // from memory for the first tile and from the first-level cache for the others (20 KiB for 2,560 columns). They are
 // unpacked again by each tile, which costs a few instructions among many multiply-adds: see benchmarks/kernels.md for
@@ -87,7 +89,7 @@ void store_panel(const int32_t * sums, int64_t row, int64_t rows, const Quantize
 }
 
 // One panel and the tokens [begin, end). Tiles are of even size: 16 tokens are 8 + 8, not 12 + 4.
-template <class Isa, class Output>
+template <class Isa, Layout layout, class Output>
 void panel_by_tokens(const uint8_t * panel, int64_t row, int64_t rows, int64_t cols, const QuantizedTokens & in, int64_t begin,
                      int64_t end, const Output & out) {
     alignas(64) int32_t sums[Isa::tile_tokens * panel_rows];
@@ -95,12 +97,12 @@ void panel_by_tokens(const uint8_t * panel, int64_t row, int64_t rows, int64_t c
     for (int64_t tile = 0; tile < tiles; ++tile) {
         const int64_t first = begin + tile * (end - begin) / tiles;
         const int64_t last = begin + (tile + 1) * (end - begin) / tiles;
-        call_tile<Isa, Isa::tile_tokens>(last - first, panel, chunks_of(cols), in.q + first * in.stride, in.stride, sums);
+        call_tile<Isa, Isa::tile_tokens>(last - first, panel, chunks_of(cols, layout), in.q + first * in.stride, in.stride, sums);
         store_panel(sums, row, rows, in, first, last, out);
     }
 }
 
-template <class Isa, class Output>
+template <class Isa, Layout layout, class Output>
 void matmul_any(const void * packed, int64_t rows, int64_t cols, const QuantizedTokens & in, const Output & out,
                 int64_t panel_begin, int64_t panel_end) {
     const uint8_t * panels = static_cast<const uint8_t *>(packed);
@@ -111,21 +113,22 @@ void matmul_any(const void * packed, int64_t rows, int64_t cols, const Quantized
         const int64_t begin = block * in.tokens / blocks;
         const int64_t end = (block + 1) * in.tokens / blocks;
         for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
-            panel_by_tokens<Isa>(panels + panel * panel_bytes(cols), panel * panel_rows, rows, cols, in, begin, end, out);
+            panel_by_tokens<Isa, layout>(panels + panel * panel_bytes(cols, layout), panel * panel_rows, rows, cols, in, begin,
+                                         end, out);
         }
     }
 }
 
-template <class Isa>
+template <class Isa, Layout layout = Layout::two_bit>
 void matmul_f32(const void * packed, int64_t rows, int64_t cols, float weight_scale, const QuantizedTokens & tokens, float * y,
                 int64_t y_stride, int64_t panel_begin, int64_t panel_end) {
-    matmul_any<Isa>(packed, rows, cols, tokens, FloatOutput{y, y_stride, weight_scale}, panel_begin, panel_end);
+    matmul_any<Isa, layout>(packed, rows, cols, tokens, FloatOutput{y, y_stride, weight_scale}, panel_begin, panel_end);
 }
 
-template <class Isa>
+template <class Isa, Layout layout = Layout::two_bit>
 void matmul_i32(const void * packed, int64_t rows, int64_t cols, const QuantizedTokens & tokens, int32_t * y, int64_t y_stride,
                 int64_t panel_begin, int64_t panel_end) {
-    matmul_any<Isa>(packed, rows, cols, tokens, Int32Output{y, y_stride}, panel_begin, panel_end);
+    matmul_any<Isa, layout>(packed, rows, cols, tokens, Int32Output{y, y_stride}, panel_begin, panel_end);
 }
 
 }  // namespace

@@ -34,7 +34,7 @@ inline uint32_t bits_of_float(float value) {
 
 template <class Isa>
 void quantize_token(const float * x, int64_t cols, int8_t * q, float * scale, int32_t * sum) {
-    const int64_t padded = (cols + 63) / 64 * 64;
+    const int64_t padded = padded_token_bytes(cols);
     const uint32_t max_bits = Isa::max_abs_bits(x, cols);
     if (max_bits >= float_infinity_bits) {
         memset(q, 0, static_cast<size_t>(padded));

@@ -55,8 +55,68 @@ struct Scalar {
     }
 };
 
+// The definition of five_trit, unpacked by division.
+struct ScalarFiveTrit {
+    static constexpr int tile_tokens = 4;
+
+    template <int T>
+    static void tile(const uint8_t * panel, int64_t chunks, const int8_t * q, int64_t stride, int32_t * sums) {
+        for (int64_t i = 0; i < T * panel_rows; ++i) {
+            sums[i] = 0;
+        }
+        for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+            for (int64_t byte = 0; byte < chunk_bytes; ++byte) {
+                int32_t codes[5];
+                unpack(panel[chunk * chunk_bytes + byte], codes);
+                const int64_t row = byte / step_cols;
+                const int64_t col = chunk * five_trit_chunk_cols + byte % step_cols;
+                for (int64_t field = 0; field < 5; ++field) {
+                    for (int64_t token = 0; token < T; ++token) {
+                        sums[token * panel_rows + row] += codes[field] * q[token * stride + col + field * step_cols];
+                    }
+                }
+            }
+        }
+    }
+
+    static void unpack(uint8_t byte, int32_t (&codes)[5]) {
+        const int low = byte & 127;
+        int n = low % five_trit_classes;
+        n = byte & 128 ? 80 - n : n;
+        for (int field = 0; field < 4; ++field, n /= 3) {
+            codes[field] = n % 3;
+        }
+        codes[4] = low / five_trit_classes;
+    }
+
+    static void pack(const uint8_t * two_bit, int64_t chunks, uint8_t * five_trit) {
+        constexpr int weights[4] = {1, 3, 9, 27};
+        const int64_t steps = chunks * fields;  // of four columns, in both layouts
+        for (int64_t out = 0; out * 5 < steps; ++out) {
+            for (int64_t byte = 0; byte < chunk_bytes; ++byte) {
+                int n = 0;
+                for (int64_t field = 0; field < 4; ++field) {
+                    n += weights[field] * code_at(two_bit, steps, out * 5 + field, byte);
+                }
+                const int fifth = code_at(two_bit, steps, out * 5 + 4, byte);
+                five_trit[out * chunk_bytes + byte] =
+                    static_cast<uint8_t>((n > 40 ? 128 + 80 - n : n) + five_trit_classes * fifth);
+            }
+        }
+    }
+
+    static int code_at(const uint8_t * two_bit, int64_t steps, int64_t step, int64_t byte) {
+        return step < steps ? two_bit[step / fields * chunk_bytes + byte] >> (2 * (step % fields)) & 3 : 1;
+    }
+};
+
 }  // namespace
 
-const Kernels scalar_kernels = {Tier::scalar, "scalar", quantize_token<Scalar>, matmul_f32<Scalar>, matmul_i32<Scalar>};
+const Kernels scalar_kernels = {Tier::scalar,
+                                "scalar",
+                                quantize_token<Scalar>,
+                                {matmul_f32<Scalar>, matmul_i32<Scalar>},
+                                {matmul_f32<ScalarFiveTrit, Layout::five_trit>, matmul_i32<ScalarFiveTrit, Layout::five_trit>},
+                                ScalarFiveTrit::pack};
 
 }  // namespace ternary

@@ -36,7 +36,28 @@ struct CpuFeatures {
 
 CpuFeatures cpu_features();
 
+// How packed weights lie in memory. All layouts give the same results, to the bit; layout.h defines them.
+enum class Layout {
+    two_bit,    // "2bit": every tier has it
+    five_trit,  // "1.6bit": five trits a byte, a fifth less to read and more to unpack
+};
+
+constexpr Layout all_layouts[] = {Layout::two_bit, Layout::five_trit};
+
+const char * layout_name(Layout layout);  // what select_layout takes
+
 struct QuantizedTokens;
+
+// The matrix products of one tier with one layout; both null where the tier does not offer the layout.
+struct Products {
+    // Rows of panels [panel_begin, panel_end): y[token * y_stride + row], y_stride in floats.
+    void (*matmul)(const void * packed, int64_t rows, int64_t cols, float weight_scale, const QuantizedTokens & tokens,
+                   float * y, int64_t y_stride, int64_t panel_begin, int64_t panel_end) = nullptr;
+
+    // The exact integer sums instead, sum(trit * q): for tests.
+    void (*matmul_i32)(const void * packed, int64_t rows, int64_t cols, const QuantizedTokens & tokens, int32_t * y,
+                       int64_t y_stride, int64_t panel_begin, int64_t panel_end) = nullptr;
+};
 
 // One tier. The functions are stateless and may run in any number of threads.
 struct Kernels {
@@ -48,13 +69,16 @@ struct Kernels {
     // A NaN or an infinity in x: q and *sum are 0 and *scale is NaN, hence every output of the token is NaN.
     void (*quantize_token)(const float * x, int64_t cols, int8_t * q, float * scale, int32_t * sum);
 
-    // Rows of panels [panel_begin, panel_end): y[token * y_stride + row], y_stride in floats.
-    void (*matmul)(const void * packed, int64_t rows, int64_t cols, float weight_scale, const QuantizedTokens & tokens,
-                   float * y, int64_t y_stride, int64_t panel_begin, int64_t panel_end);
+    Products two_bit;
 
-    // The exact integer sums instead, sum(trit * q): for tests.
-    void (*matmul_i32)(const void * packed, int64_t rows, int64_t cols, const QuantizedTokens & tokens, int32_t * y,
-                       int64_t y_stride, int64_t panel_begin, int64_t panel_end);
+    // The rest only where the tier offers Layout::five_trit.
+    Products five_trit = {};
+    // `chunks` chunks of two_bit, all codes 0..2, into five_trit's: the columns of 5 into 4, those missing from the last hold code 1.
+    void (*pack_five_trits)(const uint8_t * two_bit, int64_t chunks, uint8_t * five_trit) = nullptr;
+    Layout preferred = Layout::two_bit;
+
+    const Products & products(Layout layout) const { return layout == Layout::two_bit ? two_bit : five_trit; }
+    bool offers(Layout layout) const { return products(layout).matmul != nullptr; }
 };
 
 // The kernels of a tier; nullptr when it was not built for this architecture or the features lack what it needs.
@@ -68,6 +92,15 @@ struct Selection {
 // override_name null or empty: the best tier that the features allow. Otherwise the tier of that name or an error.
 Selection select_kernels(const CpuFeatures & features, const char * override_name);
 
+struct LayoutSelection {
+    bool ok = false;
+    Layout layout = Layout::two_bit;
+    std::string error;  // one line, when not ok
+};
+
+// override_name null or empty: the layout that the tier prefers. Otherwise the layout of that name or an error.
+LayoutSelection select_layout(const Kernels & kernels, const char * override_name);
+
 // ---------------------------------------------------------------------------------------------------- weights
 
 // Packed weights are a sequence of panels, each holding panel_rows whole rows. What is inside a panel is layout.h's
@@ -78,7 +111,7 @@ constexpr int64_t panel_rows = 32;
 constexpr int64_t max_cols = 65536;
 
 int64_t panel_count(int64_t rows);
-size_t packed_bytes(int64_t rows, int64_t cols);  // 0 < rows, 0 < cols <= max_cols
+size_t packed_bytes(Layout layout, int64_t rows, int64_t cols);  // 0 < rows, 0 < cols <= max_cols
 
 // Asks the system to back this memory with large pages: worth up to half again the speed of decode. Call it on memory for
 // packed weights that nobody has touched yet. Does nothing where there are none.
@@ -91,8 +124,9 @@ struct RepackResult {
 
 // Fills panels [panel_begin, panel_end) of packed from I2_S code bytes (rows * cols / 4 of them, without the 32-byte tail;
 // rows * cols is a multiple of 128; blocks may straddle rows). The source is read once; source and packed don't overlap.
-RepackResult repack_i2_s(const uint8_t * codes, int64_t rows, int64_t cols, void * packed, int64_t panel_begin,
-                         int64_t panel_end);
+// The bytes depend on the layout only, not on the kernels, which must offer it.
+RepackResult repack_i2_s(const Kernels & kernels, Layout layout, const uint8_t * codes, int64_t rows, int64_t cols, void * packed,
+                         int64_t panel_begin, int64_t panel_end);
 
 // ---------------------------------------------------------------------------------------------------- activations
 
@@ -116,7 +150,7 @@ struct QuantizedBuffer {
     operator QuantizedTokens() const { return {q, stride, scale, sum, tokens}; }
 };
 
-int64_t padded_cols(int64_t cols);  // next multiple of 64
+int64_t padded_cols(int64_t cols);  // a multiple of 64: the columns of whole chunks in every layout
 
 // One work buffer for a batch: bytes needed, and the view of it. buffer is best 64-byte aligned. The stride is an odd
 // number of cache lines, so that tokens spread over the cache's sets.

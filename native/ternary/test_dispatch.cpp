@@ -11,7 +11,7 @@ static CpuFeatures everything() {
     return cpu;
 }
 
-static bool contains(const std::string & text, const char * part) { return text.find(part) != std::string::npos; }
+static bool contains(const std::string & text, const std::string & part) { return text.find(part) != std::string::npos; }
 
 static void test_scalar_is_always_there() {
     check(kernels_for(Tier::scalar, CpuFeatures{}) != nullptr, "scalar runs on a CPU without features");
@@ -39,6 +39,30 @@ static void test_unknown_override() {
     }
 }
 
+static void test_layouts() {
+    for (const Kernels * kernels : tiers()) {
+        const std::string name = kernels->name;
+        check(kernels->offers(Layout::two_bit) && kernels->offers(kernels->preferred), name + " offers what it prefers");
+        check(kernels->offers(Layout::five_trit) == (kernels->pack_five_trits != nullptr), name + " packs what it multiplies");
+        for (const char * none : {static_cast<const char *>(nullptr), ""}) {
+            const LayoutSelection best = select_layout(*kernels, none);
+            check(best.ok && best.layout == kernels->preferred, name + ": no override gives the layout it prefers");
+        }
+        for (const Layout layout : all_layouts) {
+            const LayoutSelection selection = select_layout(*kernels, layout_name(layout));
+            check(selection.ok == kernels->offers(layout), name + ": override " + layout_name(layout));
+            check(selection.ok ? selection.layout == layout : contains(selection.error, "not offered by kernel tier " + name),
+                  name + ": the layout named or an error: " + selection.error);
+        }
+        for (const char * unknown : {"3bit", "2BIT", "2bit ", "1.6"}) {
+            const LayoutSelection selection = select_layout(*kernels, unknown);
+            check(!selection.ok && contains(selection.error, std::string("'") + unknown + "'") && contains(selection.error, "unknown") &&
+                      contains(selection.error, "2bit") && !contains(selection.error, "\n"),
+                  name + ": error names the value and the choice: " + selection.error);
+        }
+    }
+}
+
 #if defined(__x86_64__) && !defined(TERNARY_SCALAR_ONLY)
 static void test_missing_features() {
     const Selection none = select_kernels(CpuFeatures{}, "avx2");
@@ -59,6 +83,7 @@ int main() {
     test_scalar_is_always_there();
     test_override();
     test_unknown_override();
+    test_layouts();
 #if defined(__x86_64__) && !defined(TERNARY_SCALAR_ONLY)
     test_missing_features();
 #else

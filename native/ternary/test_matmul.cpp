@@ -1,4 +1,4 @@
-// The matrix product: scalar against a loop over trits that the test unpacks itself, every tier against scalar, exactly.
+// The matrix product: scalar against a loop over trits that the test unpacks itself, every tier and layout against the same loop, exactly.
 
 #include "test_support.h"
 
@@ -14,12 +14,13 @@ struct Problem {
     int64_t rows, cols, tokens;
     Fill fill;
     std::vector<int8_t> trits;  // [rows][cols]
-    std::vector<uint8_t> packed;
+    std::vector<uint8_t> packed[2];  // by layout
     std::vector<int8_t> q;  // [tokens][stride]
     std::vector<float> scale;
     std::vector<int32_t> sum;
     int64_t stride;
 
+    const uint8_t * weights(Layout layout) const { return packed[static_cast<int>(layout)].data(); }
     QuantizedTokens view() const { return {q.data(), stride, scale.data(), sum.data(), tokens}; }
     std::string name() const {
         return str(rows) + " x " + str(cols) + ", " + str(tokens) + " tokens, " + fill_names[static_cast<int>(fill)];
@@ -53,9 +54,12 @@ static Problem make(int64_t rows, int64_t cols, int64_t tokens, Fill fill) {
     for (int64_t i = 0; i < rows * cols; ++i) {
         p.trits[i] = trit_of(fill, i % cols, random);
     }
-    p.packed.resize(packed_bytes(rows, cols));
     const std::vector<uint8_t> codes = pack_i2_s(p.trits);
-    check(repack_i2_s(codes.data(), rows, cols, p.packed.data(), 0, panel_count(rows)).ok, p.name() + ": repack");
+    for (const Layout layout : all_layouts) {
+        std::vector<uint8_t> & packed = p.packed[static_cast<int>(layout)];
+        packed.resize(packed_bytes(layout, rows, cols));
+        check(repack_i2_s(scalar(), layout, codes.data(), rows, cols, packed.data(), 0, panel_count(rows)).ok, p.name() + ": repack");
+    }
     p.q.assign(tokens * p.stride, 0);
     for (int64_t token = 0; token < tokens; ++token) {
         int32_t sum = 0;
@@ -92,18 +96,18 @@ static void compare(const std::vector<int32_t> & y, const std::vector<int32_t> &
     }
 }
 
-static std::vector<int32_t> integers(const Kernels & kernels, const Problem & p, int threads) {
+static std::vector<int32_t> integers(const TierLayout & tier, const Problem & p, int threads) {
     std::vector<int32_t> y(p.tokens * p.rows, 0x5a5a5a5a);
     split(panel_count(p.rows), threads, [&](int64_t begin, int64_t end) {
-        kernels.matmul_i32(p.packed.data(), p.rows, p.cols, p.view(), y.data(), p.rows, begin, end);
+        tier.products().matmul_i32(p.weights(tier.layout), p.rows, p.cols, p.view(), y.data(), p.rows, begin, end);
     });
     return y;
 }
 
-static std::vector<float> floats(const Kernels & kernels, const Problem & p, float weight_scale, int64_t y_stride, int threads) {
+static std::vector<float> floats(const TierLayout & tier, const Problem & p, float weight_scale, int64_t y_stride, int threads) {
     std::vector<float> y(p.tokens * y_stride, -7.0f);
     split(panel_count(p.rows), threads, [&](int64_t begin, int64_t end) {
-        kernels.matmul(p.packed.data(), p.rows, p.cols, weight_scale, p.view(), y.data(), y_stride, begin, end);
+        tier.products().matmul(p.weights(tier.layout), p.rows, p.cols, weight_scale, p.view(), y.data(), y_stride, begin, end);
     });
     return y;
 }
@@ -113,10 +117,10 @@ static void check_problem(const Problem & p, int threads) {
     const std::vector<int32_t> expected = naive(p);
     const float weight_scale = 0.0371f;
     const int64_t y_stride = p.rows + 3;
-    for (const Kernels * kernels : tiers()) {
-        const std::string who = std::string(kernels->name) + " on " + str(threads) + " threads";
-        compare(integers(*kernels, p, threads), expected, p, who);
-        const std::vector<float> y = floats(*kernels, p, weight_scale, y_stride, threads);
+    for (const TierLayout & tier : tier_layouts()) {
+        const std::string who = tier.name() + " on " + str(threads) + " threads";
+        compare(integers(tier, p, threads), expected, p, who);
+        const std::vector<float> y = floats(tier, p, weight_scale, y_stride, threads);
         for (int64_t token = 0; token < p.tokens; ++token) {
             for (int64_t row = 0; row < y_stride; ++row) {
                 volatile float factor = weight_scale / p.scale[token];
@@ -180,8 +184,8 @@ static void test_threads() {
 // The same token gives the same bits whatever batch it comes in.
 static void test_batch_independence() {
     const Problem p = make(70, 640, 40, Fill::random);
-    for (const Kernels * kernels : tiers()) {
-        const std::vector<float> together = floats(*kernels, p, 0.7f, p.rows, 1);
+    for (const TierLayout & tier : tier_layouts()) {
+        const std::vector<float> together = floats(tier, p, 0.7f, p.rows, 1);
         for (int64_t first = 0; first < p.tokens; first += 9) {
             for (int64_t count = 1; first + count <= p.tokens; count += 3) {
                 Problem part = p;
@@ -189,9 +193,9 @@ static void test_batch_independence() {
                 part.q.erase(part.q.begin(), part.q.begin() + first * p.stride);
                 part.scale.erase(part.scale.begin(), part.scale.begin() + first);
                 part.sum.erase(part.sum.begin(), part.sum.begin() + first);
-                const std::vector<float> alone = floats(*kernels, part, 0.7f, p.rows, 1);
+                const std::vector<float> alone = floats(tier, part, 0.7f, p.rows, 1);
                 check(std::memcmp(alone.data(), together.data() + first * p.rows, alone.size() * sizeof(float)) == 0,
-                      std::string(kernels->name) + ": tokens " + str(first) + " to " + str(first + count) + " alone and together");
+                      tier.name() + ": tokens " + str(first) + " to " + str(first + count) + " alone and together");
             }
         }
     }
@@ -204,14 +208,14 @@ static void test_not_finite() {
         for (const int64_t tokens : {3, 15}) {
             std::vector<float> x(tokens * cols, 0.25f);
             x[cols + 100] = bad;  // token 1
-            for (const Kernels * kernels : tiers()) {
+            for (const TierLayout & tier : tier_layouts()) {
                 std::vector<uint8_t> memory(quantized_bytes(cols, tokens));
                 const QuantizedBuffer buffer = quantized_buffer(memory.data(), cols, tokens);
-                quantize(*kernels, x.data(), cols, cols, buffer, 0, tokens);
+                quantize(*tier.kernels, x.data(), cols, cols, buffer, 0, tokens);
                 std::vector<float> y(tokens * rows);
-                kernels->matmul(p.packed.data(), rows, cols, 2.0f, buffer, y.data(), rows, 0, panel_count(rows));
+                tier.products().matmul(p.weights(tier.layout), rows, cols, 2.0f, buffer, y.data(), rows, 0, panel_count(rows));
                 for (int64_t i = 0; i < tokens * rows; ++i) {
-                    check(std::isnan(y[i]) == (i / rows == 1), std::string(kernels->name) + ": NaN in token 1 alone, not in " + str(i / rows));
+                    check(std::isnan(y[i]) == (i / rows == 1), tier.name() + ": NaN in token 1 alone, not in " + str(i / rows));
                 }
             }
         }
@@ -220,13 +224,13 @@ static void test_not_finite() {
 
 static void test_empty() {
     const Problem p = make(40, 128, 2, Fill::random);
-    for (const Kernels * kernels : tiers()) {
+    for (const TierLayout & tier : tier_layouts()) {
         std::vector<int32_t> y(80, 5);
-        kernels->matmul_i32(p.packed.data(), 40, 128, p.view(), y.data(), 40, 1, 1);
+        tier.products().matmul_i32(p.weights(tier.layout), 40, 128, p.view(), y.data(), 40, 1, 1);
         QuantizedTokens none = p.view();
         none.tokens = 0;
-        kernels->matmul_i32(p.packed.data(), 40, 128, none, y.data(), 40, 0, 2);
-        check(y == std::vector<int32_t>(80, 5), std::string(kernels->name) + ": no panels or no tokens, no writes");
+        tier.products().matmul_i32(p.weights(tier.layout), 40, 128, none, y.data(), 40, 0, 2);
+        check(y == std::vector<int32_t>(80, 5), tier.name() + ": no panels or no tokens, no writes");
     }
 }
 

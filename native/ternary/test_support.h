@@ -84,6 +84,29 @@ inline std::vector<const ternary::Kernels *> tiers() {
     return result;
 }
 
+struct TierLayout {
+    const ternary::Kernels * kernels;
+    ternary::Layout layout;
+
+    std::string name() const { return std::string(kernels->name) + " " + ternary::layout_name(layout); }
+    const ternary::Products & products() const { return kernels->products(layout); }
+};
+
+// Every layout of every tier that this CPU runs.
+inline std::vector<TierLayout> tier_layouts() {
+    std::vector<TierLayout> result;
+    for (const ternary::Kernels * kernels : tiers()) {
+        for (const ternary::Layout layout : ternary::all_layouts) {
+            if (kernels->offers(layout)) {
+                result.push_back({kernels, layout});
+            }
+        }
+    }
+    return result;
+}
+
+inline const ternary::Kernels & scalar() { return *ternary::kernels_for(ternary::Tier::scalar, ternary::CpuFeatures{}); }
+
 // Calls work(begin, end) for an even split of [0, count) over `threads` threads.
 template <class Work>
 void split(int64_t count, int threads, Work work) {

@@ -129,6 +129,7 @@ struct Avx2 : Quantizer256 {
 
 }  // namespace
 
-const Kernels avx2_kernels = {Tier::avx2, "avx2", quantize_token<Avx2>, matmul_f32<Avx2>, matmul_i32<Avx2>};
+const Kernels avx2_kernels = {Tier::avx2, "avx2", quantize_token<Avx2>,
+                              {matmul_f32<Avx2>, matmul_i32<Avx2>}};
 
 }  // namespace ternary

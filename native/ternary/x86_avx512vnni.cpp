@@ -138,7 +138,7 @@ struct Avx512Vnni : Quantizer512 {
 
 }  // namespace
 
-const Kernels avx512vnni_kernels = {Tier::avx512vnni, "avx512vnni", quantize_token<Avx512Vnni>, matmul_f32<Avx512Vnni>,
-                                    matmul_i32<Avx512Vnni>};
+const Kernels avx512vnni_kernels = {Tier::avx512vnni, "avx512vnni", quantize_token<Avx512Vnni>,
+                                    {matmul_f32<Avx512Vnni>, matmul_i32<Avx512Vnni>}};
 
 }  // namespace ternary

@@ -1,4 +1,4 @@
-"""Through libllama, every kernel tier and every number of threads gives the same bits."""
+"""Through libllama, every kernel tier, weight layout and number of threads gives the same bits."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ TIERS = ("scalar", "avx2", "avx512vnni")
 DIGEST = "tests.integration.digest"
 
 
-def run(gguf: Path, tier: str, threads: int) -> subprocess.CompletedProcess[str]:
+def run(gguf: Path, tier: str, threads: int, layout: str = "") -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", DIGEST, str(gguf), str(threads)],
-        env={**os.environ, "BITEXPORT_TIER": tier},
+        env={**os.environ, "BITEXPORT_TIER": tier, "BITEXPORT_LAYOUT": layout},
         cwd=Path(__file__).resolve().parents[2],
         capture_output=True,
         text=True,
@@ -64,6 +64,19 @@ def test_every_tier_computes_the_same_bits(tier: str, gguf: Path, expected: dict
     else:
         assert done.returncode != 0, "a tier that this CPU lacks must be refused"
         assert tier in done.stderr
+
+
+@pytest.mark.parametrize("layout", ["2bit", "1.6bit"])
+@pytest.mark.parametrize("tier", ["scalar", cpu_tier()])
+def test_every_layout_computes_the_same_bits(
+    tier: str, layout: str, gguf: Path, expected: dict[str, str]
+) -> None:
+    done = run(gguf, tier, 2, layout)
+    if done.returncode != 0 and tier != "scalar":
+        assert f"not offered by kernel tier {tier}" in done.stderr, done.stderr
+    else:
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout) == {**expected, "tier": tier}
 
 
 @pytest.mark.parametrize("threads", [1, 3, 8])

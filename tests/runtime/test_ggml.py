@@ -52,21 +52,29 @@ def test_rows_that_do_not_fit_blocks() -> None:
 
 @pytest.mark.parametrize("tier", ["scalar", cpu_tier()])
 def test_tier_can_be_forced(tier: str) -> None:
-    assert _tier_of_process(tier).stdout.strip() == tier
+    assert _chosen_with(BITEXPORT_TIER=tier).stdout.split()[0] == tier
 
 
-def test_unknown_tier_is_an_error_and_never_another_tier() -> None:
-    result = _tier_of_process("neon512")
+@pytest.mark.parametrize("layout", ["2bit", "1.6bit"])
+def test_layout_can_be_forced(layout: str) -> None:
+    done = _chosen_with(BITEXPORT_TIER="scalar", BITEXPORT_LAYOUT=layout)
+    assert done.stdout.split() == ["scalar", layout], done.stderr
+
+
+@pytest.mark.parametrize("variable", ["BITEXPORT_TIER", "BITEXPORT_LAYOUT"])
+def test_unknown_choice_is_an_error_and_never_another(variable: str) -> None:
+    result = _chosen_with(**{variable: "neon512"})
     assert result.stdout == ""
-    assert "BITEXPORT_TIER=neon512" in result.stderr
+    assert f"{variable}=neon512" in result.stderr
     assert "NativeLibraryError" in result.stderr
 
 
-def _tier_of_process(tier: str) -> subprocess.CompletedProcess[str]:
+def _chosen_with(**variables: str) -> subprocess.CompletedProcess[str]:
+    code = "from bitexport.runtime.ggml import cpu_tier, weight_layout; print(cpu_tier(), weight_layout())"
     return subprocess.run(
-        [sys.executable, "-c", "from bitexport.runtime.ggml import cpu_tier; print(cpu_tier())"],
+        [sys.executable, "-c", code],
         cwd=REPOSITORY,
-        env={**os.environ, "BITEXPORT_TIER": tier},
+        env={**os.environ, **variables},
         capture_output=True,
         text=True,
         timeout=60,
