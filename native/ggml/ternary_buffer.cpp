@@ -309,6 +309,10 @@ const char * bitexport_layout_error(void) {
     return selection().layout_error.empty() ? nullptr : selection().layout_error.c_str();
 }
 
+size_t bitexport_bytes_read(int type, int64_t rows, int64_t cols) {
+    return type == GGML_TYPE_I2_S && cols <= ternary::max_cols ? ternary::packed_bytes(rows, cols) : 0;
+}
+
 void bitexport_observe(bitexport_observer new_observer) {
     observer = new_observer;
 }

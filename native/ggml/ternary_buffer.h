@@ -31,6 +31,10 @@ GGML_BACKEND_API const char * bitexport_tier_error(void);
 GGML_BACKEND_API const char * bitexport_layout_name(void);
 GGML_BACKEND_API const char * bitexport_layout_error(void);
 
+// Bytes that a product reads of a matrix of this ggml type, in the layout that it has in memory; 0 when the product is not
+// ours, and ggml's own kernels read what the file holds (some of them in another order).
+GGML_BACKEND_API size_t bitexport_bytes_read(int type, int64_t rows, int64_t cols);
+
 // Watches what the ternary products really multiply. Called once a product, in the thread that called ggml, with the
 // weight's name and its quantized activations: q is int8 [tokens][stride], of which cols are used; scale is [tokens].
 // The memory is valid during the call only. NULL ends it. Not for use while another thread computes.
