@@ -4,6 +4,8 @@
     python scripts/make_2b4t_checkpoint.py ckpt
     bitexport convert ckpt 2b.gguf
 
+With ``--master`` its linear layers are bfloat16 master weights, drawn from a normal distribution: 4.83 GB.
+
 Packed as Microsoft's is (offline, autobitlinear): every trit of {-1, 0, +1} equally likely, one bfloat16
 scale a tensor, bfloat16 embeddings that are the head as well. What it says is noise; its sizes and value
 ranges are not. Nothing is whole in memory, and a seed gives the same bytes again.
@@ -51,7 +53,7 @@ class Tensor:
         return self.count * (1 if self.dtype == "U8" else 2)
 
 
-def tensors(layers: int) -> list[Tensor]:
+def tensors(layers: int, master: bool) -> list[Tensor]:
     """All tensors, in the order in which they are written."""
     found = [Tensor("model.embed_tokens.weight", "BF16", (VOCAB, HIDDEN), "embedding")]
     linear = {
@@ -72,6 +74,9 @@ def tensors(layers: int) -> list[Tensor]:
     for layer in range(layers):
         prefix = f"model.layers.{layer}"
         for name, (rows, columns) in linear.items():
+            if master:
+                found.append(Tensor(f"{prefix}.{name}.weight", "BF16", (rows, columns), "master"))
+                continue
             found.append(Tensor(f"{prefix}.{name}.weight", "U8", (rows // 4, columns), "trits"))
             found.append(Tensor(f"{prefix}.{name}.weight_scale", "BF16", (1,), "scale"))
         for name, size in norms.items():
@@ -88,6 +93,8 @@ def data(tensor: Tensor, rng: np.random.Generator) -> Iterator[np.ndarray]:
             continue
         if tensor.kind == "embedding":
             values = rng.standard_normal(size, dtype=np.float32) * np.float32(0.7)
+        elif tensor.kind == "master":
+            values = rng.standard_normal(size, dtype=np.float32) * np.float32(0.02)
         elif tensor.kind == "norm":
             values = rng.uniform(0.8, 1.2, size).astype(np.float32)
         else:
@@ -116,10 +123,10 @@ def write_shard(path: Path, chosen: list[Tensor], rng: np.random.Generator) -> N
                 file.write(piece.tobytes())
 
 
-def write_weights(folder: Path, layers: int, shards: int, seed: int) -> int:
+def write_weights(folder: Path, layers: int, shards: int, seed: int, master: bool) -> int:
     """All tensors in ``shards`` files of about the same size; returns their bytes."""
     rng = np.random.default_rng(seed)
-    everything = tensors(layers)
+    everything = tensors(layers, master)
     total = sum(tensor.nbytes for tensor in everything)
     groups: list[list[Tensor]] = [[] for _ in range(shards)]
     done = 0
@@ -166,7 +173,7 @@ def write_tokenizer(folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2))
 
 
-def write_config(folder: Path, layers: int) -> None:
+def write_config(folder: Path, layers: int, master: bool) -> None:
     config = {
         "architectures": ["BitNetForCausalLM"],
         "model_type": "bitnet",
@@ -187,7 +194,7 @@ def write_config(folder: Path, layers: int) -> None:
         "quantization_config": {
             "quant_method": "bitnet",
             "linear_class": "autobitlinear",
-            "quantization_mode": "offline",
+            "quantization_mode": "online" if master else "offline",
         },
     }
     (folder / "config.json").write_text(json.dumps(config, indent=2))
@@ -199,12 +206,15 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=30, help="decoder layers (default 30, as 2B4T has)")
     parser.add_argument("--shards", type=int, default=1, help="safetensors files (default 1)")
     parser.add_argument("--seed", type=int, default=0, help="of the random numbers (default 0)")
+    parser.add_argument("--master", action="store_true", help="master weights instead of packed ones")
     arguments = parser.parse_args()
     folder: Path = arguments.folder
     folder.mkdir(parents=True, exist_ok=True)
-    write_config(folder, arguments.layers)
+    write_config(folder, arguments.layers, arguments.master)
     write_tokenizer(folder)
-    total = write_weights(folder, arguments.layers, max(1, arguments.shards), arguments.seed)
+    total = write_weights(
+        folder, arguments.layers, max(1, arguments.shards), arguments.seed, arguments.master
+    )
     print(f"{folder}: {total / 1e9:.2f} GB of tensors, {arguments.layers} layers")
 
 

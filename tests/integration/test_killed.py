@@ -1,0 +1,37 @@
+"""kill -9 while convert writes: the output's name holds nothing, what it held before, or a complete file."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from bitexport.convert import convert
+from bitexport.gguf.reader import read_gguf
+from tests.models import Shape
+
+ROUNDS = 50
+
+
+def test_fifty_kills_leave_no_half_written_file(checkpoint_of: Callable[..., Path], tmp_path: Path) -> None:
+    checkpoint = checkpoint_of("master", shape=Shape(hidden=512, ffn=2048, layers=4))
+    out = tmp_path / "out.gguf"
+    script = Path(__file__).with_name("kill_convert.py")
+    ended = subprocess.run(
+        [sys.executable, script, checkpoint, out, str(ROUNDS), "7"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    found = json.loads(ended.stdout)
+    assert found["nothing"] + found["old"] + found["new"] == ROUNDS
+    assert found["killed"] >= ROUNDS // 2, "most kills must hit a conversion that still runs"
+    assert found["nothing"] > 0
+    assert found["old"] > 0
+
+    # What the killed ones left beside it is in nobody's way.
+    convert(checkpoint, out, force=True)
+    assert read_gguf(out).tensors
