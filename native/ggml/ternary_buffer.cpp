@@ -310,7 +310,7 @@ const char * bitexport_layout_error(void) {
 }
 
 size_t bitexport_bytes_read(int type, int64_t rows, int64_t cols) {
-    return type == GGML_TYPE_I2_S && cols <= ternary::max_cols ? ternary::packed_bytes(rows, cols) : 0;
+    return type == GGML_TYPE_I2_S && cols <= ternary::max_cols ? ternary::packed_bytes(selection().layout, rows, cols) : 0;
 }
 
 void bitexport_observe(bitexport_observer new_observer) {
