@@ -11,6 +11,7 @@ from typing import Any
 import numpy.typing as npt
 
 from bitexport.checkpoint import Checkpoint, open_checkpoint
+from bitexport.checkpoint.packings.master import MasterWeights
 from bitexport.encode import FloatFacts, TernaryFacts, encode
 from bitexport.errors import OutputError, UsageError
 from bitexport.gguf.tokenizer import Vocabulary, read_vocabulary
@@ -167,7 +168,7 @@ def convert(
         output_bytes=size,
         seconds=time.monotonic() - started,
         peak_rss_bytes=peak_rss_bytes(),
-        warnings=[*work.warnings, *work.quantized_twice(), *unhealthy],
+        warnings=[*work.warnings, *work.taken_as_they_are(), *unhealthy],
         packing=plan.packing.name,
         type=type,
         embed_type=embed_type,
@@ -227,18 +228,17 @@ class _Work:
             return
         self.facts[tensor.spec.name] = facts
 
-    def quantized_twice(self) -> list[str]:
-        """A warning where master weights are ternary already, with another scale than absmean gives them."""
-        found = {name: facts for name, facts in self.facts.items() if facts.stored_scale is not None}
-        if not found:
+    def taken_as_they_are(self) -> list[str]:
+        """A warning where master weights are ternary already, which quantization_mode online would shrink."""
+        found = {name: facts for name, facts in self.facts.items() if facts.dequantized}
+        if self.plan.packing.name != MasterWeights.name or not found:
             return []
         name, facts = next(iter(found.items()))
+        share = 1 - facts.zeros / facts.weights
         return [
-            f"{len(found)} of {len(self.facts)} ternary tensors hold only -a, 0 and a, as if quantized "
-            "values had been saved instead of master weights: "
-            f"'{name}' has a = {facts.stored_scale:.6g}, and {facts.scale:.6g} is the scale that "
-            "quantization_mode online gives it, as in transformers, and that is written; "
-            "if a is what was trained, save the model packed (offline)"
+            f"{len(found)} of {len(self.facts)} ternary tensors hold only -a, 0 and a and are taken as they "
+            f"are: '{name}' has a = {facts.scale:.6g}. Quantized once more, as transformers does with "
+            f"quantization_mode online, its scale would shrink to {share:.1%} of that"
         ]
 
     def _report(self, label: str, part: int) -> None:

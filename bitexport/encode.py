@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from bitexport.checkpoint.packings import keeps_float
 from bitexport.errors import UnsupportedError
+from bitexport.families import Claim, Role
 from bitexport.gguf.packers import PACKERS
 from bitexport.gguf.types import F16, F32
 from bitexport.gguf.writer import TensorSpec
@@ -33,14 +35,14 @@ class TernaryFacts:
         weights, zeros: how many there are.
         scale: its scale, before the output type rounds it.
         rounding: how far the written scale is from it, as a fraction.
-        stored_scale: see :class:`~bitexport.ternary.TernaryTensor`.
+        dequantized: see :class:`~bitexport.ternary.TernaryTensor`.
     """
 
     weights: int
     zeros: int
     scale: float
     rounding: float
-    stored_scale: float | None = None
+    dequantized: bool = False
 
 
 @dataclass(slots=True)
@@ -81,16 +83,23 @@ def encode(
         yield from _encode_ternary(tensor.spec, weights, learned)
         return
     facts = FloatFacts()
-    if order is not None:
+    if order is not None or tensor.claim.role is Role.BIAS:
         values = plan.checkpoint.read(tensor.claim.source)
         health.floats(tensor.claim.source, values)
-        yield _encode_float(tensor.spec, values[order], facts)
+        values = values * _bias_factor(plan, tensor.claim) if tensor.claim.role is Role.BIAS else values
+        yield _encode_float(tensor.spec, values if order is None else values[order], facts)
     else:
         rows = max(1, CHUNK_WEIGHTS // max(1, int(np.prod(tensor.spec.shape[1:]))))
         for piece in plan.checkpoint.read_rows(tensor.claim.source, rows):
             health.floats(tensor.claim.source, piece)
             yield _encode_float(tensor.spec, piece, facts)
     learned(facts)
+
+
+def _bias_factor(plan: Plan, bias: Claim) -> np.float32:
+    if bias.linear is None or keeps_float(plan.checkpoint, bias.linear):
+        return np.float32(1)
+    return plan.packing.bias_factor(plan.checkpoint, bias.linear)
 
 
 def _encode_ternary(
@@ -108,7 +117,7 @@ def _encode_ternary(
             zeros=size - int(np.count_nonzero(weights.trits)),
             scale=float(weights.scale),
             rounding=packer.rounding(weights),
-            stored_scale=None if weights.stored_scale is None else float(weights.stored_scale),
+            dequantized=weights.dequantized,
         )
     )
 

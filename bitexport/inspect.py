@@ -7,10 +7,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bitexport.checkpoint import open_checkpoint
-from bitexport.checkpoint.packings import packing_of
+from bitexport.checkpoint import Checkpoint, open_checkpoint
+from bitexport.checkpoint.packings import keeps_float, packing_of
 from bitexport.errors import BitexportError, GGUFError
-from bitexport.families import family_of
+from bitexport.families import Role, family_of
 from bitexport.gguf import i2_s
 from bitexport.gguf.reader import Array, GGUFFile, GGUFTensor, read_gguf
 from bitexport.gguf.types import I2_S, file_type_name
@@ -127,22 +127,39 @@ def _shown(file: GGUFFile, key: str) -> Any:
     return {"array_of": value.type, "length": value.length, "first": elements}
 
 
+def _packing_and_problems(checkpoint: Checkpoint) -> tuple[str, list[str]]:
+    """The packing's name, and why the checkpoint could not be converted."""
+    name, problems = "unknown", []
+    packing, numbers = None, None
+    try:
+        packing = packing_of(checkpoint)
+        name = packing.name
+    except BitexportError as error:
+        problems.append(str(error))
+    try:
+        family = family_of(checkpoint.config, checkpoint.tensors)
+        numbers = family.hyperparameters(checkpoint.config, checkpoint.tensors)
+    except BitexportError as error:
+        problems.append(str(error))
+    if packing is not None and numbers is not None:
+        try:
+            for claim in family.claims(numbers):
+                if claim.role is Role.TERNARY and not keeps_float(checkpoint, claim.source):
+                    packing.check(checkpoint, claim.source)
+                    break  # one tells whether the checkpoint is what its configuration says
+        except BitexportError as error:
+            name = "unknown"
+            problems.append(str(error))
+    return name, problems
+
+
 def _inspect_checkpoint(path: Path, health: bool, progress: Progress) -> InspectReport:
     checkpoint = open_checkpoint(path)
     rows = [
         TensorRow(info.name, info.dtype.lower(), list(info.shape), info.nbytes)
         for info in checkpoint.tensors.values()
     ]
-    problems: list[str] = []
-    packing = "unknown"
-    try:
-        packing = packing_of(checkpoint).name
-    except BitexportError as error:
-        problems.append(str(error))
-    try:
-        family_of(checkpoint.config).hyperparameters(checkpoint.config)
-    except BitexportError as error:
-        problems.append(str(error))
+    packing, problems = _packing_and_problems(checkpoint)
     named = checkpoint.config.get("architectures")
     return InspectReport(
         path=str(path),

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bitexport.checkpoint.packings import Packing, keeps_float, packing_of, quantization_config
+from bitexport.checkpoint.packings import Packing, keeps_float, modules_to_not_convert, packing_of
 from bitexport.checkpoint.reader import FLOAT_DTYPES, Checkpoint
 from bitexport.errors import CheckpointError, UnsupportedError
-from bitexport.families import Claim, Family, Hyperparameters, Role, family_of
+from bitexport.families import Claim, Family, Hyperparameters, Part, Role, family_of
 from bitexport.gguf.types import (
     F16,
     F32,
@@ -74,8 +74,8 @@ def make_plan(checkpoint: Checkpoint, ternary_type: str, embed_type: str) -> Pla
         UnsupportedError: an unknown architecture or packing, or a type that cannot hold a tensor.
     """
     warnings: list[str] = []
-    family = family_of(checkpoint.config)
-    numbers = family.hyperparameters(checkpoint.config)
+    family = family_of(checkpoint.config, checkpoint.tensors)
+    numbers = family.hyperparameters(checkpoint.config, checkpoint.tensors)
     packing = packing_of(checkpoint)
     if numbers.layers > len(checkpoint.tensors):
         raise CheckpointError(
@@ -83,7 +83,7 @@ def make_plan(checkpoint: Checkpoint, ternary_type: str, embed_type: str) -> Pla
             f"{len(checkpoint.tensors)} tensors; "
             "config and weights are from different models"
         )
-    claims = family.claims(numbers)
+    claims = [claim for claim in family.claims(numbers) if not _absent(checkpoint, claim)]
     if numbers.tied:
         claims += _head_beside_tied(checkpoint, family, numbers, warnings)
     _warn_of_head(checkpoint, numbers, warnings)
@@ -92,7 +92,7 @@ def make_plan(checkpoint: Checkpoint, ternary_type: str, embed_type: str) -> Pla
         for claim in claims
     )
     if not any(tensor.ternary for tensor in tensors):
-        listed = quantization_config(checkpoint).get("modules_to_not_convert")
+        listed = modules_to_not_convert(checkpoint)
         raise CheckpointError(
             f"config.json: modules_to_not_convert {listed!r} keeps every linear layer in float, so no tensor "
             "is ternary; expected only those that are not, such as lm_head: correct it, or convert the model "
@@ -109,6 +109,13 @@ def make_plan(checkpoint: Checkpoint, ternary_type: str, embed_type: str) -> Pla
         )
     return Plan(
         checkpoint, family, numbers, packing, TYPES[ternary_type], TYPES[embed_type], tensors, tuple(warnings)
+    )
+
+
+def _absent(checkpoint: Checkpoint, claim: Claim) -> bool:
+    """Whether a claim is for the norm in front of a layer that is not quantized, which then has none."""
+    return (
+        claim.part is Part.INPUT_NORMS and claim.linear is not None and keeps_float(checkpoint, claim.linear)
     )
 
 
@@ -136,7 +143,9 @@ def _planned(
             f"tensor '{claim.source}' has shape {list(info.shape)}; config.json makes it {list(stored)}: "
             "config and weights are from different models"
         )
-    kind = {Role.NORM: F32, Role.EMBEDDING: embed_type, Role.TERNARY: ternary_type}[claim.role]
+    kind = {Role.NORM: F32, Role.BIAS: F32, Role.EMBEDDING: embed_type, Role.TERNARY: ternary_type}[
+        claim.role
+    ]
     if claim.role is Role.TERNARY and not ternary:
         kind = _float_type(checkpoint, claim, warnings)
     _check_fits(claim, kind)
@@ -217,20 +226,26 @@ def _head_beside_tied(
     """The head beside a tied embedding: kept where the two differ, as transformers does."""
     if "lm_head.weight" not in checkpoint.tensors:
         return []
-    (head,) = [rule for rule in family.rules if rule.source == "lm_head.weight"]
+    heads = [rule for rule in family.rules if rule.source == "lm_head.weight"]
     (embedding,) = [rule for rule in family.rules if rule.target == "token_embd.weight"]
-    if checkpoint.same_bytes(head.source, embedding.source):
+    if checkpoint.same_bytes("lm_head.weight", embedding.source):
         return []
+    if not heads:
+        raise UnsupportedError(
+            "tie_word_embeddings is true, but lm_head.weight is there and differs from the embeddings, and "
+            f"the {family.gguf_architecture} graph has no output matrix of its own; expected a tied head"
+        )
+    (head,) = heads
     warnings.append(
         "tie_word_embeddings is true, but lm_head.weight is there and differs from the embeddings: it is "
         "written as the head"
     )
     sizes = numbers.dimensions()
-    return [Claim(head.source, head.target, head.role, tuple(sizes[dim] for dim in head.shape), False)]
+    return [Claim(head.source, head.target, head.role, tuple(sizes[dim] for dim in head.shape))]
 
 
 def _warn_of_head(checkpoint: Checkpoint, numbers: Hyperparameters, warnings: list[str]) -> None:
-    listed = quantization_config(checkpoint).get("modules_to_not_convert")
+    listed = modules_to_not_convert(checkpoint)
     if listed is not None and not numbers.tied and not keeps_float(checkpoint, "lm_head.weight"):
         warnings.append(
             "modules_to_not_convert does not list lm_head: transformers would quantize the head as well; it "

@@ -19,13 +19,12 @@ class TernaryTensor:
     Attributes:
         trits: int8, shape ``[out, in]``, values in {-1, 0, +1}, row-major.
         scale: float32, positive and finite; one for the whole tensor.
-        stored_scale: where the weights were ternary already when they were quantized, with another scale,
-            that scale.
+        dequantized: whether it was stored as floats that hold only -scale, 0 and scale.
     """
 
     trits: npt.NDArray[np.int8]
     scale: np.float32
-    stored_scale: np.float32 | None = None
+    dequantized: bool = False
 
     def dequantize(self) -> npt.NDArray[np.float32]:
         """The matrix as float32, shape ``[out, in]``."""

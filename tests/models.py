@@ -8,18 +8,41 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from safetensors.torch import save_file
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import BitNetConfig, BitNetForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import (
+    BitNetForCausalLM,
+    HunYuanDenseV1ForCausalLM,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    Qwen2ForCausalLM,
+    Qwen3ForCausalLM,
+)
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from bitexport.gguf.pre_tokenizer import LLAMA3_SPLIT, QWEN2_SPLIT
+from bitexport.reference.norms import with_sub_norms
 
 PACKINGS = ("master", "packed-multiply", "packed-divide")
+
+#: the class of transformers behind each ``architecture``; "-student" adds SubLN.
+MODEL_CLASSES = {
+    "bitnet": BitNetForCausalLM,
+    "llama": LlamaForCausalLM,
+    "llama-student": LlamaForCausalLM,
+    "1bitllm": LlamaForCausalLM,
+    "qwen2-student": Qwen2ForCausalLM,
+    "qwen3": Qwen3ForCausalLM,
+    "qwen3-student": Qwen3ForCausalLM,
+    "hunyuan-student": HunYuanDenseV1ForCausalLM,
+}
 
 QUANTIZATION = {
     "master": {"linear_class": "autobitlinear", "quantization_mode": "online"},
@@ -116,9 +139,21 @@ def write_tokenizer(folder: Path, kind: str = "gpt2", size: int = 400) -> None:
 
 
 def tiny_model(
-    shape: Shape = Shape(), *, architecture: str = "bitnet", tied: bool = True, seed: int = 0
+    shape: Shape = Shape(),
+    *,
+    architecture: str = "bitnet",
+    tied: bool = True,
+    seed: int = 0,
+    input_norms: bool = False,
+    **config: Any,
 ) -> PreTrainedModel:
-    """A random float32 model, its norms not all one, so that a lost or swapped norm shows."""
+    """A random float32 model, its norms not all one and its biases not zero, so that a lost one shows.
+
+    Args:
+        architecture: one of :data:`MODEL_CLASSES`.
+        input_norms: put an ``rms_norm`` in front of each linear layer, as ``use_rms_norm`` does.
+        config: further entries of config.json.
+    """
     torch.manual_seed(seed)
     common = {
         "vocab_size": shape.vocab,
@@ -133,19 +168,23 @@ def tiny_model(
         "eos_token_id": 1,
         "pad_token_id": 2,
     }
-    if architecture == "bitnet":
-        model: PreTrainedModel = BitNetForCausalLM(BitNetConfig(**common))
-    elif architecture == "llama":
-        model = LlamaForCausalLM(LlamaConfig(**common))
-    else:
-        raise ValueError(architecture)
+    model_class = MODEL_CLASSES[architecture]
+    if architecture.endswith("-student") or architecture == "1bitllm":
+        model_class = with_sub_norms(model_class)
+    model: PreTrainedModel = model_class(model_class.config_class(**{**common, **config}))
+    if input_norms:
+        for module in model.model.layers.modules():
+            if isinstance(module, torch.nn.Linear):
+                module.rms_norm = LlamaRMSNorm(module.in_features)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if name.endswith("norm.weight"):
+            if "norm" in name.split(".")[-2]:
                 parameter.uniform_(0.5, 1.5)
             elif name.endswith(("embed_tokens.weight", "lm_head.weight")):
                 # float16 holds them exactly, so that --embed-type f16 loses nothing
                 parameter.normal_(0, 0.5).copy_(parameter.half())
+            elif name.endswith(".bias"):
+                parameter.normal_(0, 0.5)
             else:
                 parameter.normal_(0, 0.05)
     return model.eval()
@@ -183,35 +222,51 @@ def save_checkpoint(
     shards: int = 1,
     tokenizer: str | None = "gpt2",
     tokenizer_size: int = 400,
+    rename: Callable[[str], str] = str,
+    quantization: Mapping[str, Any] = {},
+    config_changes: Mapping[str, Any] = {},
 ) -> Path:
-    """Save a model of :func:`tiny_model` in one of :data:`PACKINGS`.
+    """Save a model of :func:`tiny_model` in one of :data:`PACKINGS`, or "pre-dequantized".
 
-    ``dtype`` is that of everything but the ternary weights and scales, which stay float32 or uint8.
+    Args:
+        dtype: of everything but the ternary weights and scales, which stay float32 or uint8.
+        rename: another spelling of the tensors' names.
+        quantization: further entries of quantization_config.
+        config_changes: entries of config.json, None to leave one out.
     """
     folder.mkdir(parents=True, exist_ok=True)
     tensors: dict[str, torch.Tensor] = {}
+    kept = quantization.get("modules_to_not_convert") or []
     for name, value in model.state_dict().items():
+        float_layer = any(part in name for part in kept)
         if name == "lm_head.weight" and model.config.tie_word_embeddings:
             continue
-        if name.endswith(TERNARY_SUFFIXES):
+        if name.endswith(".rms_norm.weight") and float_layer:
+            continue  # transformers puts none in front of these
+        if name.endswith(TERNARY_SUFFIXES) and not float_layer:
             master, trits, mean = stable_master(value.numpy())
-            if packing == "master":
-                tensors[name] = torch.from_numpy(master)
+            if packing in ("master", "pre-dequantized"):
+                tensors[name] = torch.from_numpy(master if packing == "master" else trits * mean)
                 continue
             tensors[name] = torch.from_numpy(pack_two_bit(trits))
             scale = mean if packing == "packed-multiply" else np.float32(1) / mean
             tensors[name.removesuffix(".weight") + ".weight_scale"] = torch.tensor([scale])
         else:
             tensors[name] = value.to(dtype).contiguous()
-    _save_sharded(tensors, folder, shards)
+    _save_sharded({rename(name): value for name, value in tensors.items()}, folder, shards)
     config = model.config.to_dict()
     config["architectures"] = [type(model).__name__]
     config["dtype"] = str(dtype).removeprefix("torch.")
     config["quantization_config"] = {
         "quant_method": "bitnet",
         "modules_to_not_convert": None,
-        **QUANTIZATION[packing],
+        **QUANTIZATION.get(packing, {}),
+        **quantization,
     }
+    if packing == "pre-dequantized":
+        del config["quantization_config"]
+    config |= config_changes
+    config = {key: value for key, value in config.items() if key not in config_changes or value is not None}
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True))
     if tokenizer is not None:
         write_tokenizer(folder, tokenizer, tokenizer_size)

@@ -153,5 +153,5 @@ def test_master_weights_that_are_ternary_already(tmp_path: Path, checkpoint_of: 
     (warning,) = report.warnings
     assert "1 of 14 ternary tensors hold only -a, 0 and a" in warning
     assert "'blk.0.ffn_up.weight' has a = 0.25" in warning
-    assert "and 0.125 is the scale that quantization_mode online gives it" in warning
-    assert np.abs(values(read_gguf(tmp_path / "x.gguf"), "blk.0.ffn_up.weight")).max() == 0.125
+    assert "its scale would shrink to 50.0% of that" in warning
+    assert np.abs(values(read_gguf(tmp_path / "x.gguf"), "blk.0.ffn_up.weight")).max() == 0.25

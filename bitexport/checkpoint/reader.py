@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from bitexport.checkpoint.safetensors import DTYPE_BYTES, TensorInfo
 from bitexport.checkpoint.shards import find_tensors, read_json
+from bitexport.checkpoint.spelling import respell
 from bitexport.errors import CheckpointError, NotFiniteError
 
 #: dtypes whose values are weights; anything else in a model is an error where it is read.
@@ -27,7 +28,8 @@ class Checkpoint:
     Attributes:
         path: the folder.
         config: ``config.json``.
-        tensors: every tensor by name; all shards' headers have been checked.
+        tensors: every tensor by name, in our spelling (the one of the file is in its ``TensorInfo``); all
+            shards' headers have been checked.
     """
 
     path: Path
@@ -125,7 +127,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     if not (folder / "config.json").is_file():
         raise CheckpointError(f"{folder}: no config.json; expected a checkpoint saved with save_pretrained")
     config = read_json(folder / "config.json")
-    return Checkpoint(folder, MappingProxyType(config), MappingProxyType(find_tensors(folder)))
+    return Checkpoint(folder, MappingProxyType(config), MappingProxyType(respell(find_tensors(folder))))
 
 
 def _decode(info: TensorInfo, raw: npt.NDArray[np.uint8]) -> npt.NDArray[Any]:

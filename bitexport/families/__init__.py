@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from bitexport.errors import CheckpointError, UnsupportedError
 from bitexport.families.base import Claim, Family, Hyperparameters, Role, Rule
 from bitexport.families.bitnet import BITNET
+from bitexport.families.hunyuan import HUNYUAN
 from bitexport.families.llama import LLAMA
+from bitexport.families.llama_student import LLAMA_STUDENT
+from bitexport.families.onebitllm import ONEBITLLM
+from bitexport.families.parts import Part
+from bitexport.families.qwen2 import QWEN2
+from bitexport.families.qwen3 import QWEN3
 
-__all__ = ["FAMILIES", "Claim", "Family", "Hyperparameters", "Role", "Rule", "family_of"]
+__all__ = ["FAMILIES", "Claim", "Family", "Hyperparameters", "Part", "Role", "Rule", "family_of"]
 
-FAMILIES: tuple[Family, ...] = (BITNET, LLAMA)
+#: Of two families with one architecture, the first whose graph runs the checkpoint's parts is taken.
+FAMILIES: tuple[Family, ...] = (BITNET, ONEBITLLM, LLAMA, LLAMA_STUDENT, QWEN2, QWEN3, HUNYUAN)
 
 
-def family_of(config: Mapping[str, Any]) -> Family:
-    """The family of a checkpoint, by ``architectures`` in its config.json.
+def family_of(config: Mapping[str, Any], names: Collection[str] = ()) -> Family:
+    """The family of a checkpoint, by ``architectures`` in its config.json and the parts that it has.
+
+    Args:
+        names: of its tensors, which tell of SubLN.
 
     Raises:
         CheckpointError: config.json names no architecture.
@@ -25,10 +35,18 @@ def family_of(config: Mapping[str, Any]) -> Family:
     named = config.get("architectures")
     if not isinstance(named, list) or not named or not isinstance(named[0], str):
         raise CheckpointError('config.json: no architectures; expected a list such as ["BitNetForCausalLM"]')
-    for family in FAMILIES:
-        if named[0] in family.architectures:
+    candidates = [family for family in FAMILIES if named[0] in family.architectures]
+    for family in candidates:
+        if family.runs(family.parts(config, names)):
             return family
-    known = ", ".join(name for family in FAMILIES for name in family.architectures)
+    if candidates:
+        surplus = candidates[-1].parts(config, names) - candidates[-1].always - candidates[-1].sometimes
+        raise UnsupportedError(
+            f"architecture {named[0]!r} with {', '.join(sorted(part.value for part in surplus))}: the graph "
+            f"{candidates[-1].gguf_architecture} has no such part; expected a model without, or ask for it "
+            "in an issue"
+        )
+    known = ", ".join(dict.fromkeys(name for family in FAMILIES for name in family.architectures))
     raise UnsupportedError(
         f"unknown architecture {named[0]!r}; expected one of {known}: ask for it in an issue"
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bitexport.errors import CheckpointError, UnsupportedError
+from bitexport.families.parts import Part, find_parts
 from bitexport.families.rope import Rope, read_rope
 
 
@@ -21,6 +22,8 @@ class Role(Enum):
 
     NORM = "norm"
     """A gain; always float32."""
+    BIAS = "bias"
+    """What a linear layer adds; always float32."""
     EMBEDDING = "embedding"
     """The token embedding or the output head; stored as the embedding type."""
     TERNARY = "ternary"
@@ -37,6 +40,8 @@ class Rule:
         role: what the tensor is for.
         shape: its dimensions by name, outermost first; see :meth:`Hyperparameters.dimensions`.
         rotated: whether its rows are a query's or key's, which RoPE rotates in pairs.
+        part: the optional part that it belongs to; None where every checkpoint has it.
+        linear: of a bias, and of a norm in front of one linear layer: that layer's weight, by its source.
     """
 
     source: str
@@ -44,22 +49,31 @@ class Rule:
     role: Role
     shape: tuple[str, ...]
     rotated: bool = False
+    part: Part | None = None
+    linear: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A rule applied to one layer: a tensor that the checkpoint must have."""
+    """A rule applied to one layer: a tensor that the checkpoint must have. Fields as in :class:`Rule`."""
 
     source: str
     target: str
     role: Role
     shape: tuple[int, ...]
-    rotated: bool
+    rotated: bool = False
+    part: Part | None = None
+    linear: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Hyperparameters:
-    """The numbers of a decoder that its graph needs. Sizes count elements; ``rope`` is in :mod:`.rope`."""
+    """What a decoder's graph needs to know. Sizes count elements; ``rope`` is in :mod:`.rope`.
+
+    Attributes:
+        input_norm_eps: of the norms in front of each linear layer, see :attr:`Part.INPUT_NORMS`.
+        parts: the optional parts that the checkpoint has.
+    """
 
     vocab_size: int
     context_length: int
@@ -72,6 +86,9 @@ class Hyperparameters:
     rms_eps: float
     tied: bool
     rope: Rope
+    activation: str
+    input_norm_eps: float
+    parts: frozenset[Part]
 
     def dimensions(self) -> dict[str, int]:
         """The dimensions that a :class:`Rule` may name."""
@@ -81,39 +98,62 @@ class Hyperparameters:
             "ffn": self.ffn,
             "q": self.heads * self.head_dim,
             "kv": self.kv_heads * self.head_dim,
+            "head": self.head_dim,
         }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Family:
     """One model family, as data; a subclass where data is not enough.
 
     Attributes:
         name: as reports show it.
-        architectures: the transformers classes it covers.
+        particulars: what sets it apart, for the table of supported families; a few words.
+        architectures: what config.json calls it.
+        model_class: the class of transformers that runs it, once :mod:`bitexport.reference` has added the
+            parts that this class does not know.
         gguf_architecture: the graph that runs it.
-        activation: the only ``hidden_act`` that this graph runs.
+        activations: the values of ``hidden_act`` that this graph runs; the first is transformers' default.
         default_theta: RoPE's base where config.json gives none, as in the transformers class.
         default_eps: the same for ``rms_norm_eps``.
+        default_head_dim: the same for ``head_dim``; None where it is hidden_size / num_attention_heads.
         rules: the name map.
+        always: the optional parts that all its checkpoints have.
+        sometimes: those that some have.
         derived: names, as regular expressions, of tensors that old checkpoints carry and that follow from the
             configuration.
     """
 
     name: str
+    particulars: str
     architectures: tuple[str, ...]
+    model_class: str
     gguf_architecture: str
-    activation: str
+    activations: tuple[str, ...]
     default_theta: float
     default_eps: float
     rules: tuple[Rule, ...]
+    default_head_dim: int | None = None
+    always: frozenset[Part] = frozenset()
+    sometimes: frozenset[Part] = frozenset()
     derived: tuple[str, ...] = (
         r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq",
         r"model\.rotary_emb\.inv_freq",
     )
 
-    def hyperparameters(self, config: Mapping[str, Any]) -> Hyperparameters:
+    def parts(self, config: Mapping[str, Any], names: Collection[str]) -> frozenset[Part]:
+        """The optional parts that a checkpoint has; see :func:`find_parts`."""
+        return self.always | find_parts(config, names)
+
+    def runs(self, parts: frozenset[Part]) -> bool:
+        """Whether its graph can run a checkpoint with these parts."""
+        return parts <= self.always | self.sometimes
+
+    def hyperparameters(self, config: Mapping[str, Any], names: Collection[str] = ()) -> Hyperparameters:
         """Read and check config.json.
+
+        Args:
+            names: of the checkpoint's tensors, which tell of parts that config.json does not.
 
         Raises:
             CheckpointError: a value is missing or makes no sense.
@@ -124,20 +164,18 @@ class Family:
         kv_heads = (
             heads if config.get("num_key_value_heads") is None else count(config, "num_key_value_heads")
         )
-        if config.get("head_dim") is None and hidden % heads:
-            raise CheckpointError(
-                f"config.json: hidden_size {hidden} is no multiple of num_attention_heads {heads}; give "
-                "head_dim"
-            )
-        head_dim = hidden // heads if config.get("head_dim") is None else count(config, "head_dim")
+        head_dim = self._head_dim(config, hidden, heads)
         if heads % kv_heads or head_dim % 2:
             raise CheckpointError(
                 f"config.json: {heads} heads, {kv_heads} key-value heads of {head_dim}; "
                 "expected a whole number of heads to each key-value head, and an even head_dim"
             )
-        eps = config.get("rms_norm_eps", self.default_eps)
-        if isinstance(eps, bool) or not isinstance(eps, (int, float)) or not 0 <= eps < 1:
-            raise CheckpointError(f"config.json: rms_norm_eps is {eps!r}; expected a small positive number")
+        eps = _eps(config.get("rms_norm_eps", self.default_eps), "rms_norm_eps")
+        quantization = config.get("quantization_config")
+        if isinstance(quantization, Mapping) and quantization.get("use_rms_norm"):
+            input_eps = _eps(quantization.get("rms_norm_eps", 1e-6), "quantization_config's rms_norm_eps")
+        else:
+            input_eps = eps
         return Hyperparameters(
             vocab_size=count(config, "vocab_size"),
             context_length=count(config, "max_position_embeddings"),
@@ -147,25 +185,41 @@ class Family:
             heads=heads,
             kv_heads=kv_heads,
             head_dim=head_dim,
-            rms_eps=float(eps),
+            rms_eps=eps,
             tied=bool(config.get("tie_word_embeddings", False)),
-            rope=read_rope(config, self.default_theta),
+            rope=self._rope(config, head_dim),
+            activation=config.get("hidden_act", self.activations[0]),
+            input_norm_eps=input_eps,
+            parts=self.parts(config, names),
         )
 
+    def _head_dim(self, config: Mapping[str, Any], hidden: int, heads: int) -> int:
+        if config.get("head_dim") is not None:
+            return count(config, "head_dim")
+        if self.default_head_dim is not None:
+            return self.default_head_dim
+        if hidden % heads:
+            raise CheckpointError(
+                f"config.json: hidden_size {hidden} is no multiple of num_attention_heads {heads}; give "
+                "head_dim"
+            )
+        return hidden // heads
+
+    def _rope(self, config: Mapping[str, Any], head_dim: int) -> Rope:  # noqa: ARG002
+        return read_rope(config, self.default_theta)
+
     def _check_supported(self, config: Mapping[str, Any]) -> None:
-        activation = config.get("hidden_act", self.activation)
-        if activation != self.activation:
+        activation = config.get("hidden_act", self.activations[0])
+        if activation not in self.activations:
             raise UnsupportedError(
                 f"hidden_act {activation!r} with architecture {self.architectures[0]}: the "
-                f"{self.gguf_architecture} graph "
-                f"computes {self.activation!r} only"
+                f"{self.gguf_architecture} graph computes {' or '.join(map(repr, self.activations))} only"
             )
-        for key in ("attention_bias", "mlp_bias"):
-            if config.get(key):
-                raise UnsupportedError(
-                    f"{key} is true: biases of ternary layers are not converted yet; expected a model "
-                    "without them"
-                )
+        if slides(config):
+            raise UnsupportedError(
+                "some layers attend to a sliding window only, which the "
+                f"{self.gguf_architecture} graph does not; expected use_sliding_window false"
+            )
 
     def claims(self, numbers: Hyperparameters) -> list[Claim]:
         """Every tensor that the checkpoint must have, in the order in which it is written.
@@ -175,8 +229,12 @@ class Family:
         sizes = numbers.dimensions()
         found: list[Claim] = []
         before = [rule for rule in self.rules if rule.target.startswith("token_embd")]
-        blocks = [rule for rule in self.rules if "{layer}" in rule.source]
-        after = [rule for rule in self.rules if rule not in before and rule not in blocks]
+        blocks = [
+            rule
+            for rule in self.rules
+            if "{layer}" in rule.source and (rule.part is None or rule.part in numbers.parts)
+        ]
+        after = [rule for rule in self.rules if rule not in before and "{layer}" not in rule.source]
 
         def claim(rule: Rule, layer: int) -> Claim:
             return Claim(
@@ -185,6 +243,8 @@ class Family:
                 rule.role,
                 tuple(sizes[dim] for dim in rule.shape),
                 rule.rotated,
+                rule.part,
+                rule.linear and rule.linear.format(layer=layer),
             )
 
         found.extend(claim(rule, 0) for rule in before)
@@ -226,10 +286,10 @@ class Family:
             )
         return {}
 
-    def metadata(self, numbers: Hyperparameters) -> dict[str, int | float | str]:
+    def metadata(self, numbers: Hyperparameters) -> dict[str, int | float | str | bool]:
         """The hyper-parameters as GGUF keys. Integers are uint32, floats float32."""
         prefix = self.gguf_architecture
-        found: dict[str, int | float | str] = {
+        found: dict[str, int | float | str | bool] = {
             f"{prefix}.vocab_size": numbers.vocab_size,
             f"{prefix}.context_length": numbers.context_length,
             f"{prefix}.embedding_length": numbers.hidden,
@@ -272,6 +332,23 @@ class _Names:
             if match := pattern.fullmatch(name):
                 return target.format(layer=match[1]) if match.groups() else target
         return None
+
+
+def slides(config: Mapping[str, Any]) -> bool:
+    """Whether some layer's attention sees a window only, by the keys that transformers' Qwen classes read."""
+    if isinstance(kinds := config.get("layer_types"), list):
+        return any(kind != "full_attention" for kind in kinds)
+    if not config.get("use_sliding_window") or config.get("sliding_window") is None:
+        return False
+    return count({"max_window_layers": 28, **config}, "max_window_layers") < count(
+        config, "num_hidden_layers"
+    )
+
+
+def _eps(value: Any, name: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
+        raise CheckpointError(f"config.json: {name} is {value!r}; expected a small positive number")
+    return float(value)
 
 
 def count(config: Mapping[str, Any], key: str) -> int:

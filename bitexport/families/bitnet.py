@@ -1,19 +1,23 @@
 """BitNet b1.58 (2B4T): ReLU squared, a norm in front of the attention's and the MLP's output layers (SubLN).
 
-RoPE turns the two halves of a head against each other on both sides, so no row moves.
+With ``hidden_act`` silu it is what SubLN makes of a Llama, and distilled Llamas are saved as this.
 """
 
 from __future__ import annotations
 
-from bitexport.families.base import Family
+from bitexport.families.parts import Part
 from bitexport.families.rules import decoder_rules
+from bitexport.families.ternary_decoder import TernaryDecoder
 
-BITNET = Family(
+BITNET = TernaryDecoder(
     name="BitNet b1.58",
+    particulars="SubLN; ReLU squared, or SiLU",
     architectures=("BitNetForCausalLM",),
-    gguf_architecture="bitnet-b1.58",
-    activation="relu2",
+    model_class="BitNetForCausalLM",
+    activations=("relu2", "silu"),
     default_theta=500000.0,
     default_eps=1e-5,
-    rules=decoder_rules(sub_norms=True),
+    rules=decoder_rules(),
+    always=frozenset({Part.SUB_NORMS}),
+    sometimes=frozenset({Part.INPUT_NORMS, Part.QKV_BIASES, Part.OUTPUT_BIAS}),
 )

@@ -34,10 +34,12 @@ class LlamaFamily(Family):
 
 LLAMA = LlamaFamily(
     name="Llama",
+    particulars="Llama-3-8B-1.58, Falcon3-1.58, Falcon-E; q and k rows interleaved for RoPE",
     architectures=("LlamaForCausalLM",),
+    model_class="LlamaForCausalLM",
     gguf_architecture="llama",
-    activation="silu",
+    activations=("silu",),
     default_theta=10000.0,
     default_eps=1e-6,
-    rules=decoder_rules(sub_norms=False),
+    rules=decoder_rules(),
 )

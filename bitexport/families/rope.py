@@ -42,17 +42,13 @@ def read_rope(config: Mapping[str, Any], default_theta: float) -> Rope:
         CheckpointError: a value that makes no sense.
         UnsupportedError: a kind that no graph here runs.
     """
-    # old configs may carry both; transformers lets rope_scaling win, and rope_theta fill what is missing
-    found = config.get("rope_scaling") or config.get("rope_parameters") or {}
-    if not isinstance(found, dict):
-        raise CheckpointError(f"config.json: rope_parameters is {found!r}; expected an object")
+    found = _settings(config)
     if any(isinstance(value, dict) for value in found.values()):
         raise UnsupportedError(
             "rope_parameters differ from layer to layer, which no graph here runs; expected one set for all "
             "layers"
         )
-    theta = found.get("rope_theta", config.get("rope_theta"))
-    theta = default_theta if theta is None else _positive(theta, "rope_theta")
+    theta = _theta(config, found, default_theta)
     kind = found.get("rope_type", found.get("type", "default"))
     partial = found.get("partial_rotary_factor", config.get("partial_rotary_factor"))
     if kind not in KINDS:
@@ -83,6 +79,21 @@ def read_rope(config: Mapping[str, Any], default_theta: float) -> Rope:
     return rope
 
 
+def read_alpha_rope(config: Mapping[str, Any], default_theta: float, head_dim: int) -> Rope:
+    """As :func:`read_rope`, for HunYuan: type dynamic with an ``alpha`` is a larger base, and nothing else.
+
+    theta * alpha^(d / (d - 2)), transformers' ``compute_ntk_alpha_rope_parameters``; its factor is not used.
+    """
+    found = _settings(config)
+    if found.get("rope_type", found.get("type")) != "dynamic" or not found.get("alpha"):
+        return read_rope(config, default_theta)
+    alpha = _positive(found["alpha"], "rope alpha")
+    if head_dim <= 2:
+        raise CheckpointError(f"config.json: head_dim is {head_dim}; expected more than 2 with a rope alpha")
+    stretched = _theta(config, found, default_theta) * alpha ** (head_dim / (head_dim - 2))
+    return Rope(_positive(stretched, "rope_theta times alpha's power"))
+
+
 def llama3_divisors(rope: Rope, head_dim: int) -> npt.NDArray[np.float32]:
     """What each frequency is divided by under llama3 scaling: float32 ``[head_dim / 2]``.
 
@@ -94,6 +105,19 @@ def llama3_divisors(rope: Rope, head_dim: int) -> npt.NDArray[np.float32]:
     turns = rope.original_context * frequency / (2 * math.pi)
     t = np.clip((turns - rope.low) / (rope.high - rope.low), 0, 1)
     return (1 / ((1 - t) / rope.factor + t)).astype(np.float32)
+
+
+def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    # old configs may carry both; transformers lets rope_scaling win, and rope_theta fill what is missing
+    found = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    if not isinstance(found, dict):
+        raise CheckpointError(f"config.json: rope_parameters is {found!r}; expected an object")
+    return found
+
+
+def _theta(config: Mapping[str, Any], found: Mapping[str, Any], default: float) -> float:
+    theta = found.get("rope_theta", config.get("rope_theta"))
+    return default if theta is None else _positive(theta, "rope_theta")
 
 
 def _positive(value: Any, name: str) -> float:

@@ -1,45 +1,96 @@
-"""The name map of Llama-like decoders, which the families share: with and without the norms of SubLN."""
+"""The name map of Llama-like decoders, which the families share."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from bitexport.families.base import Role, Rule
+from bitexport.families.parts import Part
+
+#: the linear layers of a decoder layer: their names on both sides, and their dimensions [out, in].
+LINEAR = (
+    ("self_attn.q_proj", "attn_q", "q", "hidden", Part.QKV_BIASES),
+    ("self_attn.k_proj", "attn_k", "kv", "hidden", Part.QKV_BIASES),
+    ("self_attn.v_proj", "attn_v", "kv", "hidden", Part.QKV_BIASES),
+    ("self_attn.o_proj", "attn_output", "hidden", "q", Part.OUTPUT_BIAS),
+    ("mlp.gate_proj", "ffn_gate", "ffn", "hidden", Part.FFN_BIASES),
+    ("mlp.up_proj", "ffn_up", "ffn", "hidden", Part.FFN_BIASES),
+    ("mlp.down_proj", "ffn_down", "hidden", "ffn", Part.FFN_BIASES),
+)
+
+#: the rows of these are turned by RoPE.
+ROTATED = ("attn_q", "attn_k")
 
 
-def decoder_rules(*, sub_norms: bool) -> tuple[Rule, ...]:
-    """The rules of a decoder with gated MLPs and RMSNorms.
+def decoder_rules(
+    *,
+    q_norm: str = "self_attn.q_norm",
+    k_norm: str = "self_attn.k_norm",
+    head: bool = True,
+) -> tuple[Rule, ...]:
+    """The rules of a decoder with gated MLPs and RMSNorms, with those of every optional part.
 
     Args:
-        sub_norms: whether a norm stands in front of the attention's and of the MLP's output layer (SubLN).
+        q_norm, k_norm: what the family calls these norms.
+        head: whether the graph knows an output matrix of its own.
     """
-    attention_norm = (_norm("self_attn.attn_sub_norm", "attn_sub_norm", "q"),) if sub_norms else ()
-    ffn_norm = (_norm("mlp.ffn_sub_norm", "ffn_sub_norm", "ffn"),) if sub_norms else ()
-    return (
+    first = (
         Rule("model.embed_tokens.weight", "token_embd.weight", Role.EMBEDDING, ("vocab", "hidden")),
         _norm("input_layernorm", "attn_norm", "hidden"),
-        _linear("self_attn.q_proj", "attn_q", "q", "hidden", rotated=True),
-        _linear("self_attn.k_proj", "attn_k", "kv", "hidden", rotated=True),
-        _linear("self_attn.v_proj", "attn_v", "kv", "hidden"),
-        *attention_norm,
-        _linear("self_attn.o_proj", "attn_output", "hidden", "q"),
-        _norm("post_attention_layernorm", "ffn_norm", "hidden"),
-        _linear("mlp.gate_proj", "ffn_gate", "ffn", "hidden"),
-        _linear("mlp.up_proj", "ffn_up", "ffn", "hidden"),
-        *ffn_norm,
-        _linear("mlp.down_proj", "ffn_down", "hidden", "ffn"),
+    )
+    attention = [_linear(*names) for names in LINEAR[:4]]
+    ffn = [_linear(*names) for names in LINEAR[4:]]
+    last = (
         Rule("model.norm.weight", "output_norm.weight", Role.NORM, ("hidden",)),
         Rule("lm_head.weight", "output.weight", Role.EMBEDDING, ("vocab", "hidden")),
     )
-
-
-def _linear(source: str, target: str, out: str, into: str, *, rotated: bool = False) -> Rule:
-    return _in_layer(source, target, Role.TERNARY, (out, into), rotated)
-
-
-def _norm(source: str, target: str, size: str) -> Rule:
-    return _in_layer(source, target, Role.NORM, (size,), False)
-
-
-def _in_layer(source: str, target: str, role: Role, shape: tuple[str, ...], rotated: bool) -> Rule:
-    return Rule(
-        f"model.layers.{{layer}}.{source}.weight", f"blk.{{layer}}.{target}.weight", role, shape, rotated
+    return (
+        *first,
+        *_flat(attention[:3]),
+        _norm(q_norm, "attn_q_norm", "head", Part.QK_NORMS),
+        _norm(k_norm, "attn_k_norm", "head", Part.QK_NORMS),
+        _norm("self_attn.attn_sub_norm", "attn_sub_norm", "q", Part.SUB_NORMS),
+        *attention[3],
+        _norm("post_attention_layernorm", "ffn_norm", "hidden"),
+        *_flat(ffn[:2]),
+        _norm("mlp.ffn_sub_norm", "ffn_sub_norm", "ffn", Part.SUB_NORMS),
+        *ffn[2],
+        *(last if head else last[:1]),
     )
+
+
+def _linear(source: str, target: str, out: str, into: str, bias: Part) -> tuple[Rule, Rule, Rule]:
+    """The norm in front of a linear layer, its weight and its bias."""
+    source, target = f"model.layers.{{layer}}.{source}", f"blk.{{layer}}.{target}"
+    weight = Rule(f"{source}.weight", f"{target}.weight", Role.TERNARY, (out, into))
+    if target.endswith(ROTATED):
+        weight = replace(weight, rotated=True)
+    return (
+        Rule(
+            f"{source}.rms_norm.weight",
+            f"{target}_norm_in.weight",
+            Role.NORM,
+            (into,),
+            part=Part.INPUT_NORMS,
+            linear=weight.source,
+        ),
+        weight,
+        Rule(
+            f"{source}.bias",
+            f"{target}.bias",
+            Role.BIAS,
+            (out,),
+            rotated=weight.rotated,
+            part=bias,
+            linear=weight.source,
+        ),
+    )
+
+
+def _norm(source: str, target: str, size: str, part: Part | None = None) -> Rule:
+    source, target = f"model.layers.{{layer}}.{source}.weight", f"blk.{{layer}}.{target}.weight"
+    return Rule(source, target, Role.NORM, (size,), part=part)
+
+
+def _flat(groups: list[tuple[Rule, Rule, Rule]]) -> list[Rule]:
+    return [rule for group in groups for rule in group]

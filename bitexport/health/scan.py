@@ -70,9 +70,9 @@ def scan_checkpoint(checkpoint: Checkpoint, progress: Progress = ignore) -> list
 def _ternary_claims(checkpoint: Checkpoint) -> tuple[Packing | None, dict[str, Claim]]:
     """The packing, and the tensors that it holds; none where config.json does not tell."""
     try:
-        family = family_of(checkpoint.config)
+        family = family_of(checkpoint.config, checkpoint.tensors)
         packing = packing_of(checkpoint)
-        claims = family.claims(family.hyperparameters(checkpoint.config))
+        claims = family.claims(family.hyperparameters(checkpoint.config, checkpoint.tensors))
         return packing, {
             claim.source: claim
             for claim in claims

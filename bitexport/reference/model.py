@@ -6,6 +6,7 @@ Nothing is fetched and no code of the checkpoint is run: local files, safetensor
 from __future__ import annotations
 
 import os
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,9 +20,13 @@ import transformers
 from torch import nn
 from transformers.utils import logging as transformers_logging
 
+from bitexport.checkpoint import Checkpoint, open_checkpoint
+from bitexport.checkpoint.packings import ONLINE, quantization_config
+from bitexport.checkpoint.packings.pre_dequantized import only_magnitude
 from bitexport.errors import CheckpointError, TokenizerError, UsageError
-from bitexport.families import family_of
+from bitexport.families import Family, Part, family_of
 from bitexport.gguf.embeddings import OUTPUT_HEAD
+from bitexport.reference.norms import connect_norms, with_sub_norms
 
 #: Parameters below which threads cost more than they bring: on a busy machine each layer would wait for them.
 _SMALL = 20_000_000
@@ -33,15 +38,17 @@ class Reference:
     Attributes:
         path: the checkpoint's folder.
         model: the transformers model, in evaluation mode.
+        family: what the checkpoint is.
         tokenizer: the transformers tokenizer.
         n_vocab: V, the number of logits.
         n_ctx: positions that the model was made for.
         n_layer: how many blocks.
     """
 
-    def __init__(self, path: Path, model: Any, tokenizer: Any) -> None:
+    def __init__(self, path: Path, model: Any, family: Family, tokenizer: Any) -> None:
         self.path = path
         self.model = model
+        self.family = family
         self.tokenizer = tokenizer
         self.n_vocab = int(model.config.vocab_size)
         self.n_ctx = int(model.config.max_position_embeddings)
@@ -103,24 +110,22 @@ class Reference:
 
     def modules(self) -> dict[str, nn.Module]:
         """The modules that hold a weight, by the GGUF name of it; the head under its own, even when tied."""
-        family = family_of(self.model.config.to_dict())
         found = {
             target: module
             for name, module in self.model.named_modules()
-            if (target := family.gguf_name(f"{name}.weight")) is not None
+            # connect_norms moved the rms_norm of a quantized layer
+            if (target := self.family.gguf_name(f"{name}.weight".replace(".norm_in.", ".rms_norm.")))
         }
         found.setdefault(OUTPUT_HEAD, self.model.get_output_embeddings())
         return found
 
     def column_orders(self) -> dict[str, npt.NDArray[np.intp]]:
         """For GGUF weights whose rows the file holds in another order: ``file[i] = checkpoint[order[i]]``."""
-        config = self.model.config.to_dict()
-        family = family_of(config)
-        numbers = family.hyperparameters(config)
+        numbers = self.family.hyperparameters(self.model.config.to_dict())
         return {
             claim.target: order
-            for claim in family.claims(numbers)
-            if (order := family.row_order(claim, numbers)) is not None
+            for claim in self.family.claims(numbers)
+            if (order := self.family.row_order(claim, numbers)) is not None
         }
 
     def _run(self, ids: Sequence[int], **options: Any) -> Any:
@@ -156,24 +161,33 @@ def load_reference(path: str | os.PathLike[str]) -> Reference:
 
     Raises:
         CheckpointError: transformers cannot load it, or would leave weights unset.
+        UnsupportedError: no family covers it.
         TokenizerError: it has no tokenizer that transformers can load.
     """
-    folder = Path(path)
-    if not (folder / "config.json").is_file():
-        raise CheckpointError(f"{folder} holds no config.json; give the folder of a checkpoint")
+    checkpoint = open_checkpoint(Path(path))
+    family = family_of(checkpoint.config, checkpoint.tensors)
     with _quiet(), eager():
-        model = _load_model(folder)
-        tokenizer = _load_tokenizer(folder)
+        model = _load_model(checkpoint, family)
+        tokenizer = _load_tokenizer(checkpoint.path)
     # Whatever dtype is asked for, transformers leaves what a pre-quantized checkpoint stores as bfloat16 as
     # it is; and its own float() refuses quantized models, though packed weights stay uint8.
     nn.Module.float(model)
-    return Reference(folder, model.eval(), tokenizer)
+    connect_norms(model)
+    _take_ternary_weights(model)
+    return Reference(checkpoint.path, model.eval(), family, tokenizer)
 
 
-def _load_model(folder: Path) -> Any:
+def _load_model(checkpoint: Checkpoint, family: Family) -> Any:
+    parts = family.parts(checkpoint.config, checkpoint.tensors)
+    model_class = getattr(transformers, family.model_class)
+    if Part.SUB_NORMS in parts and model_class is not transformers.BitNetForCausalLM:
+        model_class = with_sub_norms(model_class)
     try:
-        model, info = transformers.AutoModelForCausalLM.from_pretrained(
-            folder,
+        config = _model_config(checkpoint, family)
+        model, info = model_class.from_pretrained(
+            checkpoint.path,
+            config=config,
+            key_mapping=_key_mapping(checkpoint),
             dtype=torch.float32,
             attn_implementation="eager",
             local_files_only=True,
@@ -183,17 +197,49 @@ def _load_model(folder: Path) -> Any:
         )
     except (OSError, ValueError, RuntimeError, KeyError, AttributeError, ImportError) as error:
         raise CheckpointError(
-            f"{folder}: transformers {transformers.__version__} cannot load it: {_first_line(error)}; "
-            "see `bitexport inspect` on that folder"
+            f"{checkpoint.path}: transformers {transformers.__version__} cannot load it: "
+            f"{_first_line(error)}; see `bitexport inspect` on that folder"
         ) from error
     for kind, found in info.items():
         if kind in ("missing_keys", "mismatched_keys", "unexpected_keys") and found:
             what = kind.replace("_keys", "")
             raise CheckpointError(
-                f"{folder}: {len(found)} tensors are {what} for transformers' {type(model).__name__}, "
-                f"'{min(map(str, found))}' among them; expected exactly its own: save the checkpoint again"
+                f"{checkpoint.path}: {len(found)} tensors are {what} for transformers' "
+                f"{type(model).__name__}, '{min(map(str, found))}' among them; expected exactly its own: "
+                "save the checkpoint again"
             )
     return model
+
+
+def _model_config(checkpoint: Checkpoint, family: Family) -> Any:
+    """The configuration for transformers, with what tensors or the family say and config.json does not."""
+    config = getattr(transformers, family.model_class).config_class.from_pretrained(
+        checkpoint.path, local_files_only=True
+    )
+    quantization = dict(quantization_config(checkpoint.config) or ONLINE)
+    numbers = family.hyperparameters(checkpoint.config, checkpoint.tensors)
+    if Part.INPUT_NORMS in numbers.parts:
+        quantization |= {"use_rms_norm": True, "rms_norm_eps": numbers.input_norm_eps}
+    config.quantization_config = quantization
+    return config
+
+
+def _key_mapping(checkpoint: Checkpoint) -> dict[str, str] | None:
+    """The tensors that transformers has to rename, see :mod:`bitexport.checkpoint.spelling`; None if none."""
+    renamed = {re.escape(info.name): name for name, info in checkpoint.tensors.items() if info.name != name}
+    return renamed or None
+
+
+def _take_ternary_weights(model: nn.Module) -> None:
+    """Master weights that are ternary already are not quantized once more, as in the conversion."""
+    from transformers.integrations.bitnet import AutoBitLinear
+
+    for module in model.modules():
+        if not (isinstance(module, AutoBitLinear) and module.online_quant):
+            continue
+        if only_magnitude(module.weight.detach().numpy()):
+            module.online_quant = False
+            module.weight_scale = nn.Buffer(torch.ones(1))
 
 
 def _load_tokenizer(folder: Path) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,12 @@ from bitexport.checkpoint import open_checkpoint
 from bitexport.errors import CheckpointError, UnsupportedError
 from bitexport.families import FAMILIES, Family, Role, family_of
 from bitexport.families.bitnet import BITNET
+from bitexport.families.hunyuan import HUNYUAN
 from bitexport.families.llama import LLAMA
+from bitexport.families.llama_student import LLAMA_STUDENT
+from bitexport.families.onebitllm import ONEBITLLM
+from bitexport.families.qwen2 import QWEN2
+from bitexport.families.qwen3 import QWEN3
 from bitexport.families.rope import Rope, llama3_divisors, read_rope
 from tests.models import Shape
 
@@ -37,21 +43,14 @@ def config(**changes: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
 def test_names_go_both_ways(family: Family) -> None:
-    numbers = family.hyperparameters(config(tie_word_embeddings=False, num_hidden_layers=12))
+    tied = family is ONEBITLLM
+    numbers = family.hyperparameters(config(tie_word_embeddings=tied, num_hidden_layers=12))
+    numbers = replace(numbers, parts=family.always | family.sometimes)
     claims = family.claims(numbers)
     assert len({claim.source for claim in claims}) == len({claim.target for claim in claims}) == len(claims)
     for claim in claims:
         assert family.gguf_name(claim.source) == claim.target
         assert family.source_name(claim.target) == claim.source
-
-
-def test_sub_norms_are_all_that_differs() -> None:
-    norms = [rule for rule in BITNET.rules if rule not in LLAMA.rules]
-    assert [rule.target for rule in norms] == [
-        "blk.{layer}.attn_sub_norm.weight",
-        "blk.{layer}.ffn_sub_norm.weight",
-    ]
-    assert [rule for rule in BITNET.rules if rule not in norms] == list(LLAMA.rules)
 
 
 def test_names_of_the_official_file() -> None:
@@ -111,7 +110,7 @@ def test_the_claims_are_what_transformers_saves(
 
 def test_an_explicit_head_dim() -> None:
     numbers = LLAMA.hyperparameters(config(head_dim=32))
-    assert numbers.dimensions() == {"vocab": 100, "hidden": 64, "ffn": 96, "q": 128, "kv": 64}
+    assert numbers.dimensions() == {"vocab": 100, "hidden": 64, "ffn": 96, "q": 128, "kv": 64, "head": 32}
     assert LLAMA.metadata(numbers)["llama.attention.key_length"] == 32
     assert "llama.attention.key_length" not in LLAMA.metadata(LLAMA.hyperparameters(config()))
 
@@ -123,8 +122,18 @@ def test_as_many_key_value_heads_as_heads_where_none_are_given() -> None:
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"hidden_act": "silu"}, UnsupportedError, "'silu'.*computes 'relu2' only"),
-        ({"attention_bias": True}, UnsupportedError, "attention_bias"),
+        ({"hidden_act": "gelu"}, UnsupportedError, "'gelu'.*computes 'relu2' or 'silu' only"),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, UnsupportedError, "sliding window"),
+        (
+            {"use_sliding_window": True, "sliding_window": 64, "max_window_layers": 1},
+            UnsupportedError,
+            "sliding window",
+        ),
+        (
+            {"quantization_config": {"use_rms_norm": True, "rms_norm_eps": 2}},
+            CheckpointError,
+            "quantization_config's rms_norm_eps is 2",
+        ),
         ({"hidden_size": None}, CheckpointError, "hidden_size is None"),
         ({"hidden_size": "64"}, CheckpointError, "hidden_size is '64'"),
         ({"num_hidden_layers": 0}, CheckpointError, "num_hidden_layers is 0"),
@@ -154,6 +163,89 @@ def test_architectures() -> None:
     for broken in ({}, {"architectures": []}, {"architectures": "BitNetForCausalLM"}):
         with pytest.raises(CheckpointError, match="no architectures"):
             family_of(broken)
+
+
+def test_a_family_is_chosen_by_its_parts() -> None:
+    """SubLN has no key in config.json: the tensors tell."""
+    sub_norm = "model.layers.0.mlp.ffn_sub_norm.weight"
+    llama = config(architectures=["LlamaForCausalLM"])
+    assert family_of(llama, ["model.layers.0.mlp.down_proj.weight"]) is LLAMA
+    assert family_of(llama, [sub_norm]) is LLAMA_STUDENT
+    assert family_of(llama, ["model.layers.0.mlp.down_proj.rms_norm.weight"]) is LLAMA_STUDENT
+    assert family_of({**llama, "quantization_config": {"use_rms_norm": True}}) is LLAMA_STUDENT
+    assert family_of({**llama, "mlp_bias": True}) is LLAMA_STUDENT
+    with pytest.raises(
+        UnsupportedError, match=r"'BitNetForCausalLM' with biases in the MLP: the graph bitnet-b1\.58"
+    ):
+        family_of(config(architectures=["BitNetForCausalLM"], mlp_bias=True))
+
+
+def test_one_missing_sub_norm_is_missed() -> None:
+    """That one is there makes all of them expected."""
+    numbers = LLAMA_STUDENT.hyperparameters(config(), ["model.layers.0.mlp.ffn_sub_norm.weight"])
+    names = {claim.source for claim in LLAMA_STUDENT.claims(numbers)}
+    assert "model.layers.1.self_attn.attn_sub_norm.weight" in names
+
+
+@pytest.mark.parametrize(
+    ("family", "added"),
+    [
+        (BITNET, {}),
+        (LLAMA_STUDENT, {"hidden_activation": "silu"}),
+        (QWEN2, {"hidden_activation": "silu"}),
+        (QWEN3, {"hidden_activation": "silu", "attention.qk_norm": "before_rope"}),
+        (HUNYUAN, {"hidden_activation": "silu", "attention.qk_norm": "after_rope"}),
+    ],
+    ids=lambda value: value.name if isinstance(value, Family) else "",
+)
+def test_the_keys_that_choose_the_graphs_parts(family: Family, added: dict[str, Any]) -> None:
+    sub_norm = ["model.layers.0.mlp.ffn_sub_norm.weight"]
+    plain = BITNET.metadata(BITNET.hyperparameters(config(head_dim=16)))
+    found = family.metadata(family.hyperparameters(config(head_dim=16, rope_theta=5e5), sub_norm))
+    assert found == {**plain, **{f"bitnet-b1.58.{key}": value for key, value in added.items()}}
+    if family is not BITNET:
+        without = family.metadata(family.hyperparameters(config(head_dim=16, rope_theta=5e5)))
+        assert without == {**found, "bitnet-b1.58.attention.sub_norm": False}
+
+
+def test_head_dim_of_qwen3_where_none_is_given() -> None:
+    from transformers import Qwen3Config
+
+    assert QWEN3.hyperparameters(config()).head_dim == Qwen3Config().head_dim == 128
+
+
+def test_the_alpha_of_hunyuan() -> None:
+    """Also in transformers: a larger base, whatever else the settings say."""
+    from transformers import HunYuanDenseV1Config
+    from transformers.models.hunyuan_v1_dense.modeling_hunyuan_v1_dense import HunYuanDenseV1RotaryEmbedding
+
+    scaling = {"type": "dynamic", "alpha": 1000.0, "factor": 1.0, "beta_fast": 32, "mscale": 1.0}
+    entries = config(head_dim=128, rope_theta=10000.0, rope_scaling=scaling)
+    rope = HUNYUAN.hyperparameters(entries).rope
+    assert rope.kind == "default"
+    assert rope.theta == pytest.approx(11158839.925)
+    peer = HunYuanDenseV1RotaryEmbedding(HunYuanDenseV1Config(**entries))
+    ours = rope.theta ** -(np.arange(0, 128, 2) / 128)
+    np.testing.assert_allclose(ours, peer.inv_freq.numpy(), rtol=2e-6)
+    metadata = HUNYUAN.metadata(HUNYUAN.hyperparameters(entries))
+    assert not any("rope.scaling" in key for key in metadata)
+    with pytest.raises(UnsupportedError, match="'dynamic'"):
+        QWEN3.hyperparameters(entries)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tie_word_embeddings": False}, "no output matrix"),
+        ({"head_dim": 32}, "no head_dim of its own"),
+        ({"weight_bits": 2}, "weight_bits is 2"),
+        ({"input_bits": 4}, "input_bits is 4"),
+        ({"hidden_act": "relu2"}, "computes 'silu' only"),
+    ],
+)
+def test_what_the_graph_of_1bitllm_cannot_run(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UnsupportedError, match=message):
+        ONEBITLLM.hyperparameters(config(**changes))
 
 
 def test_rope_in_both_spellings() -> None:
@@ -197,8 +289,11 @@ def test_llama3_scaling_is_that_of_transformers(theta: float, head_dim: int) -> 
     assert (divisors.min(), divisors.max()) == (1.0, 8.0)
     numbers = LLAMA.hyperparameters(config(rope_parameters=parameters))
     assert LLAMA.extra_tensors(numbers).keys() == {"rope_freqs.weight"}
+    numbers = BITNET.hyperparameters(config(rope_parameters=parameters))
+    assert BITNET.extra_tensors(numbers).keys() == {"rope_freqs.weight"}
+    numbers = ONEBITLLM.hyperparameters(config(rope_parameters=parameters))
     with pytest.raises(UnsupportedError, match="llama3"):
-        BITNET.extra_tensors(BITNET.hyperparameters(config(rope_parameters=parameters)))
+        ONEBITLLM.extra_tensors(numbers)
 
 
 def test_rows_of_q_and_k_are_interleaved_for_llama() -> None:

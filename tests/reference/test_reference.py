@@ -129,7 +129,7 @@ def test_surplus_tensor(copy: Path) -> None:
 def test_pickled_weights_are_not_read(copy: Path) -> None:
     torch.save(load_file(copy / "model.safetensors"), copy / "pytorch_model.bin")
     (copy / "model.safetensors").unlink()
-    with pytest.raises(CheckpointError, match="cannot load it") as caught:
+    with pytest.raises(CheckpointError, match=r"no model\.safetensors") as caught:
         load_reference(copy)
     assert "\n" not in str(caught.value)
 
@@ -141,10 +141,9 @@ def test_code_in_the_checkpoint_is_not_run(copy: Path, tmp_path: Path) -> None:
     config["auto_map"] = {"AutoModelForCausalLM": "evil.Model", "AutoConfig": "evil.Config"}
     (copy / "config.json").write_text(json.dumps(config))
     load_reference(copy).logits(IDS)
-    config["model_type"] = "evil"
+    config["model_type"] = "evil"  # what runs it follows from its architecture
     (copy / "config.json").write_text(json.dumps(config))
-    with pytest.raises(CheckpointError):
-        load_reference(copy)
+    load_reference(copy).logits(IDS)
     assert not marker.exists()
 
 

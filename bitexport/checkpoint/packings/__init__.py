@@ -1,6 +1,7 @@
 """The packings that bitexport reads, and how a checkpoint says which one it has.
 
-The choice follows from ``quantization_config`` alone, never from magnitudes.
+The choice follows from ``quantization_config``, never from magnitudes. Where there is none, the weights are
+ternary by the definition of their architecture, or they must be pre-dequantized.
 Adding a packing: one file here, one line in :data:`PACKINGS`.
 """
 
@@ -15,46 +16,58 @@ from bitexport.checkpoint.packings.base import Packing
 from bitexport.checkpoint.packings.master import MasterWeights
 from bitexport.checkpoint.packings.packed_divide import PackedDivide
 from bitexport.checkpoint.packings.packed_multiply import PackedMultiply
+from bitexport.checkpoint.packings.pre_dequantized import PreDequantized
 from bitexport.checkpoint.reader import Checkpoint
 from bitexport.errors import CheckpointError, UnsupportedError
 
-__all__ = ["PACKINGS", "Packing", "keeps_float", "packing_of", "quantization_config"]
+__all__ = [
+    "ONLINE",
+    "PACKINGS",
+    "Packing",
+    "keeps_float",
+    "modules_to_not_convert",
+    "packing_of",
+    "quantization_config",
+]
 
-#: (linear_class, quantization_mode) -> packing. transformers ignores the mode for ``bitlinear``.
-PACKINGS: Mapping[tuple[str, str], Packing] = MappingProxyType(
+#: (linear_class, quantization_mode) -> packing; the last is that of a checkpoint without quantization_config.
+#: transformers ignores the mode for ``bitlinear``.
+PACKINGS: Mapping[tuple[str, str] | None, Packing] = MappingProxyType(
     {
         ("autobitlinear", "online"): MasterWeights(),
         ("autobitlinear", "offline"): PackedMultiply(),
         ("bitlinear", "offline"): PackedDivide(),
         ("bitlinear", "online"): PackedDivide(),
+        None: PreDequantized(),
     }
 )
 
+#: what config.json would say of master weights.
+ONLINE: Mapping[str, Any] = MappingProxyType(
+    {"quant_method": "bitnet", "linear_class": "autobitlinear", "quantization_mode": "online"}
+)
 
-def quantization_config(checkpoint: Checkpoint) -> Mapping[str, Any]:
-    """The checkpoint's ``quantization_config``.
+#: architectures whose linear layers are ternary by definition, so that config.json need not say it.
+TERNARY_BY_DEFINITION: Mapping[str, Mapping[str, Any]] = MappingProxyType({"BitnetForCausalLM": ONLINE})
+
+
+def quantization_config(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """What config.json says about quantization; None where it says nothing.
 
     Raises:
-        CheckpointError: it has none, so that transformers would run it with float weights.
+        CheckpointError: it is no object.
         UnsupportedError: its quant_method is another than bitnet.
     """
-    found = checkpoint.config.get("quantization_config")
+    found = config.get("quantization_config")
+    if found is None:
+        named = config.get("architectures")
+        return TERNARY_BY_DEFINITION.get(str(named[0])) if isinstance(named, list) and named else None
     if not isinstance(found, dict):
-        raise CheckpointError(
-            f"{checkpoint.path}/config.json: no quantization_config, so its weights are not ternary; "
-            "expected "
-            'quant_method "bitnet": for master weights add linear_class "autobitlinear" and '
-            'quantization_mode "online"'
-        )
+        raise CheckpointError(f"config.json: quantization_config is {found!r}; expected an object")
     method = found.get("quant_method")
     if method != "bitnet":
         raise UnsupportedError(
             f"quant_method {method!r} is not ternary; expected 'bitnet': convert that model elsewhere"
-        )
-    if found.get("use_rms_norm"):
-        raise UnsupportedError(
-            "use_rms_norm puts a norm in front of every linear layer, which no GGUF graph here runs yet; "
-            "expected use_rms_norm false"
         )
     return found
 
@@ -63,19 +76,25 @@ def packing_of(checkpoint: Checkpoint) -> Packing:
     """The packing of a checkpoint's ternary tensors.
 
     Raises:
-        CheckpointError: no quantization_config.
         UnsupportedError: a quantization that is not one of :data:`PACKINGS`.
     """
-    config = quantization_config(checkpoint)
+    config = quantization_config(checkpoint.config)
+    if config is None:
+        return PACKINGS[None]
     # the defaults are transformers' own
     key = (config.get("linear_class", "bitlinear"), config.get("quantization_mode", "offline"))
     if not all(isinstance(part, str) for part in key) or key not in PACKINGS:
-        known = "; ".join(f"{linear} {mode}" for linear, mode in PACKINGS)
+        known = "; ".join(" ".join(pair) for pair in PACKINGS if pair)
         raise UnsupportedError(
             f"unknown packing: linear_class {key[0]!r}, quantization_mode {key[1]!r}; expected one of: "
             f"{known}"
         )
     return PACKINGS[key]
+
+
+def modules_to_not_convert(checkpoint: Checkpoint) -> Any:
+    """That entry of ``quantization_config``, whatever it is; None where there is none."""
+    return (quantization_config(checkpoint.config) or {}).get("modules_to_not_convert")
 
 
 def keeps_float(checkpoint: Checkpoint, weight_name: str) -> bool:
@@ -87,7 +106,7 @@ def keeps_float(checkpoint: Checkpoint, weight_name: str) -> bool:
     Raises:
         CheckpointError: the list holds something that is not a pattern.
     """
-    patterns = quantization_config(checkpoint).get("modules_to_not_convert")
+    patterns = modules_to_not_convert(checkpoint)
     if patterns is None:
         return False
     # text would be taken letter by letter, and almost every name matches some letter

@@ -16,9 +16,13 @@ class Packing(Protocol):
 
     Attributes:
         name: as reports show it.
+        recognised_by: what tells it, for the table of supported packings.
+        meaning: how a weight's value comes about, for the same.
     """
 
     name: str
+    recognised_by: str
+    meaning: str
 
     def partners(self, weight_name: str) -> tuple[str, ...]:
         """Names of the tensors that belong to a weight, whatever shard they are in."""
@@ -37,6 +41,14 @@ class Packing(Protocol):
 
         Raises:
             CheckpointError: they are not.
+        """
+        ...
+
+    def bias_factor(self, checkpoint: Checkpoint, weight_name: str) -> np.float32:
+        """What transformers multiplies the stored bias of a ternary layer with.
+
+        Raises:
+            CheckpointError: it comes from a tensor that is damaged.
         """
         ...
 

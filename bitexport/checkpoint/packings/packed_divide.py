@@ -14,6 +14,8 @@ class PackedDivide(TwoBit):
     """Two bits a weight; the value is the trit over ``weight_scale``."""
 
     name = "packed-divide"
+    recognised_by = "uint8 [out / 4, in]; linear_class bitlinear, or none given"
+    meaning = "the trit over weight_scale"
 
     def scale(self, stored: np.float32) -> np.float32:
         """The reciprocal of ``weight_scale``."""

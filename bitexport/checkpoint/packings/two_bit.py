@@ -33,6 +33,10 @@ class TwoBit(ABC):
         """uint8 bytes and one scale."""
         check_packed(checkpoint, weight_name)
 
+    def bias_factor(self, checkpoint: Checkpoint, weight_name: str) -> np.float32:  # noqa: ARG002
+        """A bias is added as it is."""
+        return np.float32(1)
+
     def unpack(self, checkpoint: Checkpoint, weight_name: str) -> TernaryTensor:
         """Read one weight."""
         trits = unpack_trits(checkpoint.read(weight_name), weight_name)
@@ -86,7 +90,8 @@ def check_packed(checkpoint: Checkpoint, weight_name: str) -> None:
     if scale.shape not in ((), (1,), (1, 1)):
         raise UnsupportedError(
             f"tensor '{scale.name}' has shape {list(scale.shape)}; expected one scale a tensor: "
-            "per-row or per-group scales fit no type that bitexport writes"
+            "a ternary tensor has one here, as I2_S does. TQ1_0 and TQ2_0 hold one for each 256 weights of a "
+            "row, Q2_0 one for each 64: write one of those with llama.cpp's convert_hf_to_gguf.py"
         )
 
 

@@ -17,8 +17,9 @@ from hypothesis.extra import numpy as hnp
 from safetensors.torch import save_file
 
 from bitexport.checkpoint import Checkpoint, open_checkpoint
-from bitexport.checkpoint.packings import keeps_float, packing_of
-from bitexport.checkpoint.packings.master import CHUNK, absmean
+from bitexport.checkpoint.packings import PACKINGS, keeps_float, packing_of
+from bitexport.checkpoint.packings.master import absmean
+from bitexport.checkpoint.packings.pre_dequantized import CHUNK, only_magnitude
 from bitexport.checkpoint.packings.two_bit import unpack_trits
 from bitexport.errors import CheckpointError, UnsupportedError
 from tests.models import pack_two_bit, stable_master
@@ -101,20 +102,82 @@ def test_absmean_over_more_than_a_chunk() -> None:
     np.testing.assert_array_equal(found.trits, np.clip(np.rint(weights * (np.float32(1) / mean)), -1, 1))
 
 
-def test_absmean_notices_weights_that_are_ternary_already() -> None:
-    random = np.random.default_rng(7)
-    trits = random.integers(-1, 2, size=(3, CHUNK // 2 + 5)).astype(np.float32)
-    trits[0] = 0  # the first chunk begins with zeros
-    found = absmean(trits * np.float32(0.0371), "w")
-    assert found.stored_scale == np.float32(0.0371)
-    assert found.scale == pytest.approx(0.0371 * np.abs(trits).mean(), rel=1e-6)
-    np.testing.assert_array_equal(found.trits, trits)
-    # no zeros: absmean finds the same scale; one other value at the end: ordinary weights
-    assert absmean(np.full((2, 8), 0.5, dtype=np.float32), "w").stored_scale is None
-    assert absmean(np.zeros((2, 8), dtype=np.float32), "w").stored_scale is None
-    other = trits * np.float32(0.0371)
-    other[-1, -1] = np.nextafter(np.float32(0.0371), np.float32(1))
-    assert absmean(other, "w").stored_scale is None
+def ternary_floats(scale: float) -> np.ndarray:
+    """Float32 trits times ``scale`` over more than two chunks, the first of which begins with zeros."""
+    trits = np.random.default_rng(7).integers(-1, 2, size=(3, CHUNK // 2 + 5)).astype(np.float32)
+    trits[0] = 0
+    return trits * np.float32(scale)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("online", [True, False])
+def test_weights_that_are_ternary_already_keep_their_scale(
+    tmp_path: Path, online: bool, dtype: torch.dtype
+) -> None:
+    """Absmean would give them another: the scale times the fraction that is not zero."""
+    weights = ternary_floats(0.0371)
+    config = {"linear_class": "autobitlinear", "quantization_mode": "online"}
+    checkpoint = folder_of(tmp_path, {"w.weight": torch.from_numpy(weights).to(dtype)}, **config)
+    if not online:
+        checkpoint = Checkpoint(checkpoint.path, {}, checkpoint.tensors)
+    packing = packing_of(checkpoint)
+    assert packing.name == ("master" if online else "pre-dequantized")
+    packing.check(checkpoint, "w.weight")
+    found = packing.unpack(checkpoint, "w.weight")
+    assert found.scale == np.float32(torch.tensor(0.0371).to(dtype).item())
+    assert found.dequantized
+    np.testing.assert_array_equal(found.trits, np.sign(weights))
+    assert absmean(weights, "w").scale == pytest.approx(0.0371 * np.count_nonzero(weights) / weights.size)
+
+
+def test_one_other_value_makes_them_ordinary_weights() -> None:
+    weights = ternary_floats(0.0371)
+    assert only_magnitude(weights) == np.float32(0.0371)
+    weights[-1, -1] = np.nextafter(np.float32(0.0371), np.float32(1))
+    assert only_magnitude(weights) is None
+    assert only_magnitude(np.zeros((2, 8), dtype=np.float32)) == 0
+
+
+def test_float_weights_that_nothing_calls_ternary(tmp_path: Path) -> None:
+    save_file({"w.weight": torch.randn(8, 16)}, str(tmp_path / "model.safetensors"))
+    (tmp_path / "config.json").write_text("{}")
+    checkpoint = open_checkpoint(tmp_path)
+    for step in (packing_of(checkpoint).check, packing_of(checkpoint).unpack):
+        with pytest.raises(CheckpointError, match=r"no quantization_config.*'w\.weight' holds more than"):
+            step(checkpoint, "w.weight")
+
+
+def test_a_scale_for_each_row_names_the_types_that_hold_it(tmp_path: Path) -> None:
+    weights = torch.tensor([[0.5, 0.0, -0.5, 0.5], [0.25, -0.25, 0.0, 0.25]])
+    save_file({"w.weight": weights}, str(tmp_path / "model.safetensors"))
+    (tmp_path / "config.json").write_text("{}")
+    checkpoint = open_checkpoint(tmp_path)
+    with pytest.raises(UnsupportedError, match=r"each row or group of rows, 0\.25 to 0\.5.*TQ2_0.*Q2_0"):
+        packing_of(checkpoint).check(checkpoint, "w.weight")
+
+
+def test_packed_weights_that_nothing_explains(tmp_path: Path) -> None:
+    save_file({"w.weight": torch.zeros(1, 4, dtype=torch.uint8)}, str(tmp_path / "model.safetensors"))
+    (tmp_path / "config.json").write_text("{}")
+    checkpoint = open_checkpoint(tmp_path)
+    with pytest.raises(CheckpointError, match=r"'w\.weight' has dtype U8.*linear_class"):
+        packing_of(checkpoint).check(checkpoint, "w.weight")
+
+
+def test_1bitllm_is_ternary_by_definition() -> None:
+    config = {"architectures": ["BitnetForCausalLM"]}
+    assert packing_of(Checkpoint(Path("x"), config, MappingProxyType({}))).name == "master"
+
+
+def test_only_autobitlinear_offline_multiplies_the_bias(tmp_path: Path) -> None:
+    tensors = {
+        "w.weight": torch.full((1, 4), 0b01010101, dtype=torch.uint8),
+        "w.weight_scale": torch.tensor([0.25]),
+    }
+    checkpoint = folder_of(tmp_path, tensors)
+    for key, packing in PACKINGS.items():
+        expected = 0.25 if key == ("autobitlinear", "offline") else 1.0
+        assert packing.bias_factor(checkpoint, "w.weight") == expected
 
 
 def test_each_packing_gives_the_same_tensor(tmp_path: Path) -> None:
@@ -222,15 +285,13 @@ def test_the_packing_follows_from_the_config(quantization: dict[str, str], name:
 
 
 def test_configs_without_a_packing() -> None:
-    with pytest.raises(CheckpointError, match="no quantization_config"):
-        packing_of(Checkpoint(Path("x"), {}, {}))
+    with pytest.raises(CheckpointError, match="quantization_config is 'bitnet'; expected an object"):
+        packing_of(Checkpoint(Path("x"), {"quantization_config": "bitnet"}, {}))
     unknown: list[dict[str, Any]] = [{"linear_class": "mybitlinear"}, {"quantization_mode": "sideways"}]
     unknown += [{"linear_class": ["x"]}, {"quantization_mode": {}}, {"linear_class": None}]
     for quantization in unknown:
         with pytest.raises(UnsupportedError, match="unknown packing"):
             packing_of(config_of(**quantization))
-    with pytest.raises(UnsupportedError, match="use_rms_norm"):
-        packing_of(config_of(use_rms_norm=True))
     with pytest.raises(UnsupportedError, match="'gptq'"):
         packing_of(Checkpoint(Path("x"), {"quantization_config": {"quant_method": "gptq"}}, {}))
 

@@ -1,0 +1,50 @@
+"""The optional parts of a decoder layer, and how a checkpoint says which of them it has."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+from enum import Enum
+from typing import Any
+
+
+class Part(Enum):
+    """An optional part of a decoder layer; the value is how messages call it."""
+
+    SUB_NORMS = "SubLN (attn_sub_norm, ffn_sub_norm)"
+    """A norm in front of the attention's output layer and one in front of the MLP's."""
+    QK_NORMS = "norms on queries and keys"
+    """One gain for all heads of the queries and one for those of the keys."""
+    QKV_BIASES = "biases on q, k and v"
+    OUTPUT_BIAS = "a bias on o"
+    FFN_BIASES = "biases in the MLP"
+    INPUT_NORMS = "a norm in front of each linear layer (use_rms_norm)"
+    """One for every layer that is quantized, so none for those in ``modules_to_not_convert``."""
+
+
+_SUB_NORM = re.compile(r"model\.layers\.\d+\.(self_attn\.attn_sub_norm|mlp\.ffn_sub_norm)\.weight")
+_INPUT_NORM = re.compile(r"model\.layers\.\d+\.(self_attn|mlp)\.\w+_proj\.rms_norm\.weight")
+
+
+def find_parts(config: Mapping[str, Any], names: Collection[str]) -> frozenset[Part]:
+    """The parts that a checkpoint has beyond those that all of its family have.
+
+    SubLN has no key in config.json: it is recognised by its tensors.
+
+    Args:
+        config: config.json.
+        names: of the checkpoint's tensors, in :mod:`bitexport.checkpoint.spelling`'s spelling.
+    """
+    quantization = config.get("quantization_config")
+    found = set()
+    if any(map(_SUB_NORM.fullmatch, names)):
+        found.add(Part.SUB_NORMS)
+    if any(map(_INPUT_NORM.fullmatch, names)) or (
+        isinstance(quantization, Mapping) and quantization.get("use_rms_norm")
+    ):
+        found.add(Part.INPUT_NORMS)
+    if config.get("attention_bias"):
+        found |= {Part.QKV_BIASES, Part.OUTPUT_BIAS}
+    if config.get("mlp_bias"):
+        found.add(Part.FFN_BIASES)
+    return frozenset(found)

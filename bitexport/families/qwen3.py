@@ -1,0 +1,24 @@
+"""Qwen3, as a distilled student: SiLU, norms on queries and keys before RoPE, SubLN.
+
+Its head_dim is a number of its own, 128 where config.json has none, whatever hidden_size is.
+"""
+
+from __future__ import annotations
+
+from bitexport.families.parts import Part
+from bitexport.families.rules import decoder_rules
+from bitexport.families.ternary_decoder import TernaryDecoder
+
+QWEN3 = TernaryDecoder(
+    name="Qwen3 student",
+    particulars="Qwen3, with or without SubLN; QK-norm before RoPE, its own head_dim",
+    architectures=("Qwen3ForCausalLM",),
+    model_class="Qwen3ForCausalLM",
+    activations=("silu", "relu2"),
+    default_theta=10000.0,
+    default_eps=1e-6,
+    default_head_dim=128,
+    rules=decoder_rules(),
+    always=frozenset({Part.QK_NORMS}),
+    sometimes=frozenset({Part.SUB_NORMS, Part.INPUT_NORMS, Part.QKV_BIASES, Part.OUTPUT_BIAS}),
+)

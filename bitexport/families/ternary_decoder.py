@@ -1,0 +1,49 @@
+"""The families that our own graph runs: ``bitnet-b1.58``, native/models/bitnet_b158.cpp.
+
+Without the keys that :class:`TernaryDecoder` adds, that graph is Microsoft's 2B4T: ReLU squared, SubLN and
+nothing else. RoPE turns the two halves of a head against each other on both sides, so no row moves.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from bitexport.families.base import Family, Hyperparameters
+from bitexport.families.parts import Part
+from bitexport.families.rope import llama3_divisors
+
+GRAPH = "bitnet-b1.58"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TernaryDecoder(Family):
+    """A family on the graph ``bitnet-b1.58``.
+
+    Attributes:
+        qk_norm_after_rope: where it norms queries and keys, whether it does so after RoPE.
+    """
+
+    gguf_architecture: str = GRAPH
+    qk_norm_after_rope: bool = False
+
+    def metadata(self, numbers: Hyperparameters) -> dict[str, int | float | str | bool]:
+        """The hyper-parameters as GGUF keys, with those that choose the graph's optional parts."""
+        found = super().metadata(numbers)
+        if numbers.activation != "relu2":
+            found[f"{GRAPH}.hidden_activation"] = numbers.activation
+        if Part.SUB_NORMS not in numbers.parts:
+            found[f"{GRAPH}.attention.sub_norm"] = False
+        if Part.QK_NORMS in numbers.parts:
+            found[f"{GRAPH}.attention.qk_norm"] = "after_rope" if self.qk_norm_after_rope else "before_rope"
+        if Part.INPUT_NORMS in numbers.parts:
+            found[f"{GRAPH}.norm_in_rms_epsilon"] = numbers.input_norm_eps
+        return found
+
+    def extra_tensors(self, numbers: Hyperparameters) -> dict[str, npt.NDArray[np.float32]]:
+        """``rope_freqs``, where RoPE is scaled as in Llama 3.1."""
+        if numbers.rope.kind == "llama3":
+            return {"rope_freqs.weight": llama3_divisors(numbers.rope, numbers.head_dim)}
+        return {}

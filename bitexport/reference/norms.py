@@ -1,0 +1,62 @@
+"""The norms of a ternary checkpoint that transformers' classes do not have, or not where they can be watched.
+
+SubLN: a norm in front of o_proj and one in front of down_proj. BitNetForCausalLM has them; any other decoder
+gets them here, under the same names: ``self_attn.attn_sub_norm`` and ``mlp.ffn_sub_norm``. All else, the
+quantized layers among it, is transformers' own.
+
+To make a student: ``with_sub_norms(Qwen3ForCausalLM)(config)``, then quantize its linear layers with
+transformers' ``replace_with_bitnet_linear``, then :func:`connect_norms`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+
+def with_sub_norms(model_class: type[Any]) -> type[Any]:
+    """``model_class``, a decoder of transformers, with SubLN in every layer.
+
+    The norms are there to be loaded; they take part once :func:`connect_norms` was called.
+    """
+
+    def initialize(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:
+        model_class.__init__(self, config, *args, **kwargs)
+        _add_sub_norms(self)
+
+    return type(model_class.__name__, (model_class,), {"__init__": initialize, "sub_norms_added": True})
+
+
+def _add_sub_norms(model: Any) -> None:
+    for layer in model.model.layers:
+        kind = type(layer.input_layernorm)  # all of these families have RMSNorm, each its own class
+        eps = model.config.rms_norm_eps
+        layer.self_attn.attn_sub_norm = kind(layer.self_attn.o_proj.in_features, eps=eps)
+        layer.mlp.ffn_sub_norm = kind(layer.mlp.down_proj.in_features, eps=eps)
+
+
+def connect_norms(model: Any) -> None:
+    """Let each norm act on what enters its linear layer, in front of every hook that is set later.
+
+    That is SubLN, where :func:`with_sub_norms` added it, and the ``rms_norm`` that transformers'
+    ``use_rms_norm`` puts inside the quantized layers, which is moved before them as ``norm_in``. A later
+    forward pre-hook then sees what is quantized. Call it once, after layers were replaced and weights loaded.
+    """
+    if getattr(model, "sub_norms_added", False):
+        for layer in model.model.layers:
+            _norm_first(layer.self_attn.o_proj, layer.self_attn.attn_sub_norm)
+            _norm_first(layer.mlp.down_proj, layer.mlp.ffn_sub_norm)
+    for module in list(model.modules()):
+        if (norm_in := getattr(module, "rms_norm", None)) is not None:
+            module.rms_norm = None
+            module.norm_in = norm_in
+            _norm_first(module, norm_in)
+
+
+def _norm_first(linear: nn.Module, norm: nn.Module) -> None:
+    def before(_module: nn.Module, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
+        return (norm(inputs[0]),)
+
+    linear.register_forward_pre_hook(before)
