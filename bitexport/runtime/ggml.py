@@ -82,7 +82,7 @@ def quantize(
 
 
 def cpu_tier() -> str:
-    """The name of the kernels that this process uses: ``"scalar"``, ``"avx2"``, ``"avx512vnni"``, ...
+    """The name of the kernels that this process uses; ``native/ternary/tiers.inc`` has them all.
 
     Raises:
         NativeLibraryError: ``BITEXPORT_TIER`` or ``BITEXPORT_LAYOUT`` names one that this CPU lacks or

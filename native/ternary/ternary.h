@@ -28,6 +28,7 @@ enum class Tier {
 // What the processor has and the operating system has switched on.
 struct CpuFeatures {
     bool avx2 = false;
+    bool avxvnni = false;
     bool avx512f = false;
     bool avx512bw = false;
     bool avx512vl = false;

@@ -7,7 +7,7 @@ using namespace ternary_test;
 
 static CpuFeatures everything() {
     CpuFeatures cpu;
-    cpu.avx2 = cpu.avx512f = cpu.avx512bw = cpu.avx512vl = cpu.avx512vnni = true;
+    cpu.avx2 = cpu.avxvnni = cpu.avx512f = cpu.avx512bw = cpu.avx512vl = cpu.avx512vnni = true;
     return cpu;
 }
 
@@ -67,14 +67,27 @@ static void test_layouts() {
 static void test_missing_features() {
     const Selection none = select_kernels(CpuFeatures{}, "avx2");
     check(none.kernels == nullptr && contains(none.error, "avx2") && contains(none.error, "lacks"), "avx2 is refused: " + none.error);
-    CpuFeatures no_vnni = everything();
-    no_vnni.avx512vnni = false;
-    check(select_kernels(no_vnni, nullptr).kernels->tier == Tier::avx2, "without VNNI the best is avx2");
-    check(select_kernels(no_vnni, "avx512vnni").kernels == nullptr, "without VNNI avx512vnni is refused");
+    CpuFeatures cpu;
+    const auto best = [&cpu] { return std::string(select_kernels(cpu, nullptr).kernels->name); };
+    cpu.avx2 = true;
+    check(best() == "avx2", "AVX2 alone: avx2, not " + best());
+    cpu.avx512f = cpu.avx512bw = cpu.avx512vl = true;
+    check(best() == "avx512bw", "AVX-512 without VNNI: avx512bw, not " + best());
+    check(select_kernels(cpu, "avx512vnni").kernels == nullptr, "without VNNI avx512vnni is refused");
+    check(select_kernels(cpu, "avx512vnni256").kernels == nullptr, "without VNNI avx512vnni256 is refused");
+    check(select_kernels(cpu, "avxvnni").kernels == nullptr, "without AVX-VNNI avxvnni is refused");
+    cpu.avx512vnni = true;
+    check(best() == "avx512vnni", "AVX-512 VNNI: avx512vnni, not " + best());
     check(select_kernels(everything(), nullptr).kernels->tier == Tier::avx512vnni, "with everything the best is avx512vnni");
+    cpu = {};
+    cpu.avx2 = cpu.avxvnni = true;
+    check(best() == "avxvnni", "AVX-VNNI without AVX-512: avxvnni, not " + best());
 
     const CpuFeatures here = cpu_features();
     check(here.avx2 == static_cast<bool>(__builtin_cpu_supports("avx2")), "avx2 as the compiler's runtime sees it");
+#if !defined(__clang__)
+    check(here.avxvnni == static_cast<bool>(__builtin_cpu_supports("avxvnni")), "avxvnni as the compiler's runtime sees it");
+#endif
     check(here.avx512vnni == static_cast<bool>(__builtin_cpu_supports("avx512vnni")), "avx512vnni as the compiler's runtime sees it");
 }
 #endif
