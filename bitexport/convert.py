@@ -14,12 +14,13 @@ from bitexport.checkpoint import Checkpoint, open_checkpoint
 from bitexport.checkpoint.packings.master import MasterWeights
 from bitexport.encode import FloatFacts, TernaryFacts, encode
 from bitexport.errors import OutputError, UsageError
+from bitexport.families import Role
 from bitexport.gguf.tokenizer import Vocabulary, read_vocabulary
 from bitexport.gguf.tokenizer_check import check_tokenizer
 from bitexport.gguf.types import F32, FILE_TYPES
 from bitexport.gguf.writer import MetadataValue, TensorSpec, check_output, write_gguf
 from bitexport.health import Finding, Health, look_at_trainer_state, look_at_vocabulary, refuse
-from bitexport.plan import EMBED_TYPES, TERNARY_TYPES, Plan, PlannedTensor, make_plan
+from bitexport.plan import EMBED_TYPES, KEPT_FLOAT_KEY, TERNARY_TYPES, Plan, PlannedTensor, make_plan
 from bitexport.progress import ProgressEvent
 
 #: the fraction of a float tensor's values that may become zero in float16 without a warning.
@@ -63,6 +64,7 @@ class ConvertReport:
         tokens, padded_tokens: ids of the vocabulary, and how many of them stand for no text.
         types: one row a GGUF type.
         health: signs of a bad checkpoint; the warnings among them are in ``warnings`` as well.
+        changed: where a GGUF file was converted, what became of its metadata, but for what stayed.
     """
 
     output: str
@@ -84,6 +86,7 @@ class ConvertReport:
     dry_run: bool
     types: list[TypeRow] = field(default_factory=list)
     health: list[Finding] = field(default_factory=list)
+    changed: list[str] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         """The report as one JSON object, without ``schema``."""
@@ -95,18 +98,20 @@ def convert(
     output: str | Path,
     *,
     type: str = "i2_s",  # the command line's name for it
-    embed_type: str = "q6_k",
+    embed_type: str | None = None,
     force: bool = False,
     dry_run: bool = False,
     pre_tokenizer: str | None = None,
     strict: bool = False,
     progress: Callable[[ProgressEvent], None] | None = None,
 ) -> ConvertReport:
-    """Convert a checkpoint folder to a GGUF file.
+    """Convert a checkpoint folder to a GGUF file, or a GGUF file to one of another type.
 
     Args:
+        checkpoint: the folder; for a file see :func:`bitexport.convert_gguf.convert_gguf`.
         type: of the ternary tensors, one of :data:`~bitexport.plan.TERNARY_TYPES`.
-        embed_type: of the embeddings and the head, one of :data:`~bitexport.plan.EMBED_TYPES`.
+        embed_type: of the embeddings and the head, one of :data:`~bitexport.plan.EMBED_TYPES`; the first of
+            them when None, or what a GGUF file has.
         force: replace ``output`` if it exists.
         dry_run: read and convert everything, write nothing. The check of the tokenizer against llama.cpp
             needs a file and is left out.
@@ -117,9 +122,24 @@ def convert(
     Raises:
         BitexportError: see the classes in :mod:`bitexport.errors`; no output is left behind.
     """
+    if Path(checkpoint).is_file():
+        from bitexport.convert_gguf import convert_gguf
+
+        return convert_gguf(
+            checkpoint,
+            output,
+            type=type,
+            embed_type=embed_type,
+            force=force,
+            dry_run=dry_run,
+            pre_tokenizer=pre_tokenizer,
+            strict=strict,
+            progress=progress,
+        )
     started = time.monotonic()
-    _check_choice("type", type, TERNARY_TYPES)
-    _check_choice("embed_type", embed_type, EMBED_TYPES)
+    embed_type = embed_type or EMBED_TYPES[0]
+    check_choice("type", type, TERNARY_TYPES)
+    check_choice("embed_type", embed_type, EMBED_TYPES)
     target = Path(output)
     source = open_checkpoint(checkpoint)
     if not dry_run:
@@ -284,6 +304,9 @@ def _metadata(plan: Plan, vocabulary: Vocabulary) -> dict[str, MetadataValue]:
         "bitexport.ternary_type": plan.ternary_type.name,
         "bitexport.embedding_type": plan.embed_type.name,
     }
+    kept = [t.spec.name for t in plan.tensors if t.claim.role is Role.TERNARY and not t.ternary]
+    if kept:
+        found[KEPT_FLOAT_KEY] = kept
     found.update(plan.family.metadata(plan.numbers))
     found.update(vocabulary.metadata())
     return found
@@ -301,7 +324,8 @@ def _check_harmless(output: Path, target: Path, source: Checkpoint) -> None:
         )
 
 
-def _check_choice(option: str, value: str, known: tuple[str, ...]) -> None:
+def check_choice(option: str, value: str, known: tuple[str, ...]) -> None:
+    """Raise UsageError where an option has a value that it does not take."""
     if value not in known:
         raise UsageError(f"{option} {value!r} is unknown; expected one of {', '.join(known)}")
 

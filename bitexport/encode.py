@@ -87,12 +87,12 @@ def encode(
         values = plan.checkpoint.read(tensor.claim.source)
         health.floats(tensor.claim.source, values)
         values = values * _bias_factor(plan, tensor.claim) if tensor.claim.role is Role.BIAS else values
-        yield _encode_float(tensor.spec, values if order is None else values[order], facts)
+        yield encode_float(tensor.spec, values if order is None else values[order], facts)
     else:
         rows = max(1, CHUNK_WEIGHTS // max(1, int(np.prod(tensor.spec.shape[1:]))))
         for piece in plan.checkpoint.read_rows(tensor.claim.source, rows):
             health.floats(tensor.claim.source, piece)
-            yield _encode_float(tensor.spec, piece, facts)
+            yield encode_float(tensor.spec, piece, facts)
     learned(facts)
 
 
@@ -122,7 +122,12 @@ def _encode_ternary(
     )
 
 
-def _encode_float(spec: TensorSpec, values: npt.NDArray[np.float32], facts: FloatFacts) -> npt.NDArray[Any]:
+def encode_float(spec: TensorSpec, values: npt.NDArray[np.float32], facts: FloatFacts) -> npt.NDArray[Any]:
+    """Some rows of a float tensor as bytes of the type of ``spec``; ``facts`` is added to.
+
+    Raises:
+        UnsupportedError: a value that float16 cannot hold.
+    """
     facts.weights += values.size
     if spec.type is F32:
         return values

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,6 +27,9 @@ from bitexport.gguf.writer import TensorSpec
 #: types of ternary tensors and of embeddings that ``convert`` writes, the default first.
 TERNARY_TYPES = tuple(kind.name for kind in TERNARY_KINDS)
 EMBED_TYPES = ("q6_k", "q8_0", "f16")
+
+#: the metadata key that lists linear layers which are not ternary, where there are any.
+KEPT_FLOAT_KEY = "bitexport.kept_float"
 
 #: float16's largest number, and the mean magnitude below which its rounding grows.
 MAX_F16 = 65504.0
@@ -99,14 +103,7 @@ def make_plan(checkpoint: Checkpoint, ternary_type: str, embed_type: str) -> Pla
             "elsewhere"
         )
     _check_all_claimed(checkpoint, family, packing, tensors, numbers)
-    straddling = [t.spec for t in tensors if t.spec.type is I2_S and t.spec.shape[-1] % I2_S.block]
-    if straddling:
-        sizes = ", ".join(map(str, sorted({spec.shape[-1] for spec in straddling})))
-        warnings.append(
-            f"{len(straddling)} I2_S tensors have rows of {sizes} weights, no multiple of {I2_S.block}: "
-            "blocks straddle "
-            "rows, which bitexport's runtime reads right and other I2_S runtimes do not"
-        )
+    warnings.extend(straddling_warnings([tensor.spec for tensor in tensors]))
     return Plan(
         checkpoint, family, numbers, packing, TYPES[ternary_type], TYPES[embed_type], tensors, tuple(warnings)
     )
@@ -117,6 +114,18 @@ def _absent(checkpoint: Checkpoint, claim: Claim) -> bool:
     return (
         claim.part is Part.INPUT_NORMS and claim.linear is not None and keeps_float(checkpoint, claim.linear)
     )
+
+
+def straddling_warnings(specs: Sequence[TensorSpec]) -> list[str]:
+    """A warning where I2_S tensors have rows that fill no whole number of blocks."""
+    straddling = [spec for spec in specs if spec.type is I2_S and spec.shape[-1] % I2_S.block]
+    if not straddling:
+        return []
+    sizes = ", ".join(map(str, sorted({spec.shape[-1] for spec in straddling})))
+    return [
+        f"{len(straddling)} I2_S tensors have rows of {sizes} weights, no multiple of {I2_S.block}: blocks "
+        "straddle rows, which bitexport's runtime reads right and other I2_S runtimes do not"
+    ]
 
 
 def _planned(

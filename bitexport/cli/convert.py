@@ -21,7 +21,12 @@ EmbedType = Literal["q6_k", "q8_0", "f16"]
 
 
 def convert(
-    checkpoint: options.Checkpoint,
+    checkpoint: Annotated[
+        Path,
+        typer.Argument(
+            help="Checkpoint folder (config.json, *.safetensors), or a GGUF file.", show_default=False
+        ),
+    ],
     output: Annotated[
         Path, typer.Argument(metavar="OUT.gguf", help="GGUF file to write.", show_default=False)
     ],
@@ -29,8 +34,13 @@ def convert(
         TernaryType, typer.Option("--type", help="GGUF type of the ternary tensors.")
     ] = "i2_s",
     embed_type: Annotated[
-        EmbedType, typer.Option("--embed-type", help="GGUF type of the embeddings and the output head.")
-    ] = "q6_k",
+        EmbedType | None,
+        typer.Option(
+            "--embed-type",
+            help="GGUF type of the embeddings and the output head [default: q6_k; a GGUF file's own].",
+            show_default=False,
+        ),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace OUT.gguf if it exists.")] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Read and convert everything, write nothing.")
@@ -50,7 +60,7 @@ def convert(
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Convert a ternary checkpoint to a GGUF file."""
+    """Convert a ternary checkpoint to a GGUF file, or a ternary GGUF file to another type."""
     from bitexport.convert import convert as run
 
     out = Output(json=json, quiet=quiet)
@@ -93,6 +103,8 @@ def _show(out: Output, report: ConvertReport) -> None:
     out.line(
         f"tokenizer {report.tokenizer}, split as {report.pre_tokenizer}, {report.tokens} tokens{padding}"
     )
+    if report.changed:
+        out.line(f"metadata: {'; '.join(report.changed)}; all else as it was")
     what = "would write" if report.dry_run else "wrote"
     out.line(
         f"{what} {report.output}: {report.architecture} from {report.packing} weights, {report.tensors} "

@@ -86,11 +86,20 @@ def name_of(tokenizer: Tokenizer, description: Mapping[str, Any], given: str | N
 
 
 def _by_hash(tokenizer: Tokenizer) -> str | None:
+    text = check_text()
+    return None if text is None else name_of_ids(tokenizer.encode(text).ids)
+
+
+def check_text() -> str | None:
+    """The text that llama.cpp knows tokenizers by; None where the native libraries are not built."""
     table = _table()
-    if table is None:
-        return None
-    ids = tokenizer.encode(table["check_text"]).ids
-    found = table["hashes"].get(sha256(str(ids).encode()).hexdigest())
+    return None if table is None else str(table["check_text"])
+
+
+def name_of_ids(ids: list[int]) -> str | None:
+    """The pre-tokenizer of the tokenizer that gives these ids for the check text; None when unknown."""
+    table = _table()
+    found = table["hashes"].get(sha256(str(ids).encode()).hexdigest()) if table else None
     return str(found) if found is not None else None
 
 

@@ -85,12 +85,14 @@ class GGUFFile:
         version: of the format.
         metadata: keys in the order of the file; arrays stay there, see :class:`Array`.
         tensors: in the order of the file.
+        places: where the bytes of each key's type and value begin and end in the file.
     """
 
     path: Path
     version: int
     metadata: Mapping[str, Any]
     tensors: tuple[GGUFTensor, ...]
+    places: Mapping[str, tuple[int, int]]
 
     def elements(self, key: str, limit: int | None = None) -> list[Any]:
         """The first ``limit`` elements of an array; all of them without a limit.
@@ -103,6 +105,12 @@ class GGUFFile:
             raise GGUFError(f"{self.path.name}: {key} is no array; the file is incomplete: convert it again")
         with _Cursor(self.path, array.offset) as cursor:
             return cursor.elements(array, limit)
+
+    def raw(self, key: str) -> bytes:
+        """The type and the value of a key as they stand in the file."""
+        start, end = self.places[key]
+        with _Cursor(self.path, start) as cursor:
+            return cursor.take(end - start)
 
     def data(self, tensor: GGUFTensor) -> npt.NDArray[np.uint8]:
         """The bytes of a tensor, mapped."""
@@ -125,22 +133,25 @@ def read_gguf(path: str | Path) -> GGUFFile:
             raise GGUFError(f"{file.name}: GGUF version {version}; expected 2 or 3, little-endian")
         tensor_count = cursor.count("tensors", MIN_TENSOR_BYTES)
         key_count = cursor.count("metadata keys", MIN_KEY_BYTES)
-        metadata = _metadata(cursor, key_count)
+        metadata, places = _metadata(cursor, key_count)
         alignment = metadata.get("general.alignment", gguf.GGUF_DEFAULT_ALIGNMENT)
         if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1):
             raise cursor.damaged(f"general.alignment is {alignment!r}, expected a power of two")
         tensors = _tensors(cursor, tensor_count, alignment)
-    return GGUFFile(file, version, metadata, tensors)
+    return GGUFFile(file, version, metadata, tensors, places)
 
 
-def _metadata(cursor: _Cursor, key_count: int) -> dict[str, Any]:
+def _metadata(cursor: _Cursor, key_count: int) -> tuple[dict[str, Any], dict[str, tuple[int, int]]]:
     found: dict[str, Any] = {}
+    places: dict[str, tuple[int, int]] = {}
     for _ in range(key_count):
         key = cursor.string()
         if key in found:
             raise cursor.damaged(f"metadata key '{key}' appears twice")
+        start = cursor.position
         found[key] = cursor.value(key)
-    return found
+        places[key] = (start, cursor.position)
+    return found, places
 
 
 def _tensors(cursor: _Cursor, tensor_count: int, alignment: int) -> tuple[GGUFTensor, ...]:

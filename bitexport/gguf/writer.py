@@ -12,6 +12,7 @@ import errno
 import os
 import secrets
 import stat
+import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,9 @@ from bitexport.errors import OutputError
 from bitexport.gguf.types import TensorType
 
 ALIGNMENT = gguf.GGUF_DEFAULT_ALIGNMENT
+VERSION = gguf.GGUF_VERSION
+VALUE = gguf.GGUFValueType
+FORMATS = {VALUE.BOOL: "<?", VALUE.UINT32: "<I", VALUE.INT32: "<i", VALUE.FLOAT32: "<f"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +45,16 @@ class TensorSpec:
         return self.type.nbytes(self.shape)
 
 
+@dataclass(frozen=True, slots=True)
+class RawValue:
+    """A metadata value as another file has it: its type's number and its bytes, written as they are."""
+
+    data: bytes
+
+
 #: int is written as uint32, float as float32, bool and str as themselves; a list by its first element, where
-#: int is int32.
-MetadataValue = int | float | bool | str | Sequence[str] | Sequence[int] | Sequence[float]
+#: int is int32. An empty list is left out.
+MetadataValue = int | float | bool | str | Sequence[str] | Sequence[int] | Sequence[float] | RawValue
 
 
 def write_gguf(
@@ -120,18 +131,8 @@ def _write(
     tensors: Sequence[TensorSpec],
     data: Callable[[TensorSpec], Iterable[npt.NDArray[Any]]],
 ) -> None:
-    writer = gguf.GGUFWriter(None, architecture)
-    for key, value in metadata.items():
-        _add(writer, key, value)
-    for spec in tensors:
-        # a dtype other than uint8 keeps the writer from taking the shape for one in bytes
-        writer.add_tensor_info(spec.name, spec.shape, np.dtype(np.float32), spec.nbytes, spec.type.id)
-    try:
-        writer.write_header_to_file(path)
-        writer.write_kv_data_to_file()
-        writer.write_ti_data_to_file()
-        assert writer.fout is not None
-        file = writer.fout[0]
+    with path.open("xb") as file:
+        file.write(_header(architecture, metadata, tensors))
         _pad(file)
         _reserve(file, sum(spec.nbytes + -spec.nbytes % ALIGNMENT for spec in tensors))
         for spec in tensors:
@@ -143,21 +144,55 @@ def _write(
             _pad(file)
         file.flush()
         os.fsync(file.fileno())
-    finally:
-        writer.close()
 
 
-def _add(writer: gguf.GGUFWriter, key: str, value: MetadataValue) -> None:
-    if isinstance(value, bool):
-        writer.add_bool(key, value)
-    elif isinstance(value, int):
-        writer.add_uint32(key, value)
-    elif isinstance(value, float):
-        writer.add_float32(key, value)
-    elif isinstance(value, str):
-        writer.add_string(key, value)
-    else:
-        writer.add_array(key, value)
+def _header(architecture: str, metadata: Mapping[str, MetadataValue], tensors: Sequence[TensorSpec]) -> bytes:
+    """Everything in front of the padding and the data; reader.py describes it."""
+    values = {"general.architecture": _value(architecture)}
+    values.update((key, _value(value)) for key, value in metadata.items())
+    values = {key: value for key, value in values.items() if value}
+    parts = [struct.pack("<4sIQQ", gguf.GGUF_MAGIC.to_bytes(4, "little"), VERSION, len(tensors), len(values))]
+    for key, value in values.items():
+        parts += [_text(key), value]
+    offset = 0
+    for spec in tensors:
+        dims = spec.shape[::-1]
+        parts.append(_text(spec.name))
+        parts.append(struct.pack(f"<I{len(dims)}QIQ", len(dims), *dims, spec.type.id, offset))
+        offset += spec.nbytes + -spec.nbytes % ALIGNMENT
+    return b"".join(parts)
+
+
+def _value(value: MetadataValue) -> bytes:
+    """A value behind its type's number; nothing for an empty list."""
+    if isinstance(value, RawValue):
+        return value.data
+    if isinstance(value, (bool, int, float, str)):
+        kind = VALUE.UINT32 if type(value) is int else _kind(value)
+        return struct.pack("<I", kind) + _element(value, kind)
+    if not value:
+        return b""
+    kind = _kind(value[0])
+    if any(type(element) is not type(value[0]) for element in value):
+        raise ValueError(f"a list of several types: {value!r}")
+    elements = b"".join(_element(element, kind) for element in value)
+    return struct.pack("<IIQ", VALUE.ARRAY, kind, len(value)) + elements
+
+
+def _kind(value: bool | int | float | str) -> gguf.GGUFValueType:
+    kinds = {bool: VALUE.BOOL, int: VALUE.INT32, float: VALUE.FLOAT32, str: VALUE.STRING}
+    return kinds[type(value)]
+
+
+def _element(value: bool | int | float | str, kind: gguf.GGUFValueType) -> bytes:
+    if isinstance(value, str):
+        return _text(value)
+    return struct.pack(FORMATS[kind], value)
+
+
+def _text(value: str) -> bytes:
+    encoded = value.encode("utf-8")
+    return struct.pack("<Q", len(encoded)) + encoded
 
 
 def _pad(file: IO[bytes]) -> None:
