@@ -120,6 +120,7 @@ class Family:
         rules: the name map.
         always: the optional parts that all its checkpoints have.
         sometimes: those that some have.
+        qk_norm_after_rope: where it norms queries and keys, whether it does so after RoPE.
         derived: names, as regular expressions, of tensors that old checkpoints carry and that follow from the
             configuration.
     """
@@ -136,6 +137,7 @@ class Family:
     default_head_dim: int | None = None
     always: frozenset[Part] = frozenset()
     sometimes: frozenset[Part] = frozenset()
+    qk_norm_after_rope: bool = False
     derived: tuple[str, ...] = (
         r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq",
         r"model\.rotary_emb\.inv_freq",

@@ -20,14 +20,9 @@ GRAPH = "bitnet-b1.58"
 
 @dataclass(frozen=True, kw_only=True)
 class TernaryDecoder(Family):
-    """A family on the graph ``bitnet-b1.58``.
-
-    Attributes:
-        qk_norm_after_rope: where it norms queries and keys, whether it does so after RoPE.
-    """
+    """A family on the graph ``bitnet-b1.58``."""
 
     gguf_architecture: str = GRAPH
-    qk_norm_after_rope: bool = False
 
     def metadata(self, numbers: Hyperparameters) -> dict[str, int | float | str | bool]:
         """The hyper-parameters as GGUF keys, with those that choose the graph's optional parts."""

@@ -26,7 +26,7 @@ from bitexport.checkpoint.packings.pre_dequantized import only_magnitude
 from bitexport.errors import CheckpointError, TokenizerError, UsageError
 from bitexport.families import Family, Part, family_of
 from bitexport.gguf.embeddings import OUTPUT_HEAD
-from bitexport.reference.norms import connect_norms, with_sub_norms
+from bitexport.reference.norms import connect_norms, mark_heads_first, with_sub_norms
 
 #: Parameters below which threads cost more than they bring: on a busy machine each layer would wait for them.
 _SMALL = 20_000_000
@@ -173,6 +173,8 @@ def load_reference(path: str | os.PathLike[str]) -> Reference:
     # it is; and its own float() refuses quantized models, though packed weights stay uint8.
     nn.Module.float(model)
     connect_norms(model)
+    if family.qk_norm_after_rope:
+        mark_heads_first(model)
     _take_ternary_weights(model)
     return Reference(checkpoint.path, model.eval(), family, tokenizer)
 

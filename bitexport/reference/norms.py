@@ -55,6 +55,16 @@ def connect_norms(model: Any) -> None:
             _norm_first(module, norm_in)
 
 
+def mark_heads_first(model: Any) -> None:
+    """Mark the norms on queries and keys that see ``[1, heads, T, head_dim]``, as those after RoPE do.
+
+    Elsewhere in a model, and in front of RoPE, T comes first; who looks at values has to know.
+    """
+    for layer in model.model.layers:
+        layer.self_attn.query_layernorm.heads_first = True
+        layer.self_attn.key_layernorm.heads_first = True
+
+
 def _norm_first(linear: nn.Module, norm: nn.Module) -> None:
     def before(_module: nn.Module, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
         return (norm(inputs[0]),)

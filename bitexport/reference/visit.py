@@ -66,6 +66,9 @@ def _hook(model: Any, modules: Mapping[str, nn.Module], place: Place, visit: Vis
         if isinstance(output, tuple):
             other = _show(place, output[0], visit)
             return None if other is None else (other, *output[1:])
+        if getattr(module, "heads_first", False):
+            other = _show(place, output.transpose(1, 2), visit)
+            return None if other is None else other.transpose(1, 2)
         return _show(place, output, visit)
 
     return module.register_forward_hook(after)

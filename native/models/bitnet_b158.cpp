@@ -154,8 +154,8 @@ ggml_tensor * llama_model_bitnet_b158::graph::attention(ggml_tensor * input, ggm
     const auto norm_heads = [&]() {
         query = build_norm(query, layer.attn_q_norm, nullptr, LLM_NORM_RMS, il);
         key   = build_norm(key, layer.attn_k_norm, nullptr, LLM_NORM_RMS, il);
-        cb(query, "q_norm", il);
-        cb(key, "k_norm", il);
+        cb(query, "Qcur_normed", il);
+        cb(key, "Kcur_normed", il);
     };
     const auto rotate = [&](ggml_tensor * heads) {
         return ggml_rope_ext(ctx0, heads, positions, frequencies, n_rot, rope_type, n_ctx_orig, freq_base, freq_scale,

@@ -150,6 +150,8 @@ def test_a_family_runs_as_in_transformers(name: str, tmp_path: Path) -> None:
     converted = convert(checkpoint, tmp_path / "m.gguf", embed_type="f16")
     assert converted.architecture == case.graph
     assert converted.packing == case.packing
-    found = parity(checkpoint, tmp_path / "m.gguf", [PROMPT], tokens=3)
+    found = parity(checkpoint, tmp_path / "m.gguf", [PROMPT], tokens=3, layers=True)
     assert found.passed, verdict(found)
+    assert found.layers is not None
+    assert found.layers.first is None
     assert read_gguf(tmp_path / "m.gguf").metadata["general.architecture"] == case.graph
