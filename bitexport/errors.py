@@ -66,3 +66,7 @@ class CheckFailed(BitexportError):  # noqa: N818 (nothing went wrong; the answer
     """A check ran to its end and the result is below its threshold."""
 
     exit_code = 3
+
+
+class BitexportWarning(UserWarning):
+    """Something was assumed that the caller should know; the command line prints it as a warning."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import sys
+import warnings
 from typing import Annotated
 
 import typer
@@ -12,6 +13,8 @@ import typer
 import bitexport
 from bitexport.cli import bench, convert, errors, inspect, parity, run
 from bitexport.cli.interrupt import terminable
+from bitexport.cli.output import show_warning
+from bitexport.errors import BitexportWarning
 
 app = typer.Typer(
     name="bitexport",
@@ -72,6 +75,8 @@ def main(arguments: list[str] | None = None) -> None:
         arguments: without the program's name; ``sys.argv[1:]`` when None.
     """
     _open_closed_streams()
+    warnings.showwarning = show_warning
+    warnings.simplefilter("always", BitexportWarning)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a model writes what it likes; a terminal may lack it
     try:

@@ -11,10 +11,12 @@ import json
 import math
 import re
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from bitexport.errors import BitexportWarning
 from bitexport.progress import Progress, ProgressEvent, ignore
 
 if TYPE_CHECKING:
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
     from rich.progress import Task
 
 SCHEMA = 1
+
+_show_other_warning = warnings.showwarning
 
 # Where stdout is not a terminal nobody wraps lines for us, and a table must not be cut off.
 _UNLIMITED_WIDTH = 10_000
@@ -148,6 +152,14 @@ class Output:
         from rich.console import Console
 
         return Console(width=None if sys.stdout.isatty() else _UNLIMITED_WIDTH)
+
+
+def show_warning(message: Warning | str, category: type[Warning], *rest: Any, **named: Any) -> None:
+    """Stands in for ``warnings.showwarning``: our own warnings look like the command's."""
+    if issubclass(category, BitexportWarning):
+        Output().warn(str(message))
+    else:
+        _show_other_warning(message, category, *rest, **named)
 
 
 def printable(text: str) -> str:

@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bitexport.errors import GGUFError
+from bitexport.gguf import variants
 from bitexport.gguf.types import I2_S_ID, TYPES_BY_ID, TensorType
 
 MAGIC = b"GGUF"
@@ -173,8 +174,8 @@ def _tensors(cursor: _Cursor, tensor_count: int, alignment: int) -> tuple[GGUFTe
         if start + offset + nbytes > cursor.size:
             raise cursor.damaged(
                 f"tensor '{name}' ({kind.name}, {nbytes} bytes) ends at byte {start + offset + nbytes}, the "
-                "file at "
-                f"{cursor.size}"
+                f"file at {cursor.size}",
+                variants.other_layout(kind.id, shape, cursor.size - start - offset),
             )
         found.append(GGUFTensor(name, kind, shape, start + offset, nbytes))
         expected = offset + nbytes + -nbytes % alignment
@@ -182,7 +183,8 @@ def _tensors(cursor: _Cursor, tensor_count: int, alignment: int) -> tuple[GGUFTe
         raise cursor.damaged(
             f"tensor '{found[-1].name}' of type 36 (i2_s) is followed by bytes that are not its own; its "
             "shape "
-            f"{list(found[-1].shape)} makes it {found[-1].nbytes} bytes"
+            f"{list(found[-1].shape)} makes it {found[-1].nbytes} bytes",
+            variants.other_layout(I2_S_ID, found[-1].shape, cursor.size - found[-1].offset),
         )
     return tuple(found)
 
@@ -196,13 +198,14 @@ def _entry(cursor: _Cursor, name: str) -> tuple[tuple[int, ...], TensorType, int
     offset = cursor.number("<u8")
     if number not in TYPES_BY_ID:
         raise GGUFError(
-            f"{cursor.path.name}: tensor '{name}' has type {number}, which this version does not know"
+            f"{cursor.path.name}: tensor '{name}' has type {number}{variants.unknown_type(number)}"
         )
     kind = TYPES_BY_ID[number]
     if any(size >= 2**63 for size in shape) or not kind.fits(shape):
         raise cursor.damaged(
             f"tensor '{name}' of type {number} ({kind.name}) has shape {list(shape)}, no multiple of its "
-            f"block of {kind.block}"
+            f"block of {kind.block}",
+            variants.small_blocks(number, shape),
         )
     return shape, kind, offset
 
@@ -214,7 +217,8 @@ def _bad_place(cursor: _Cursor, found: list[GGUFTensor], name: str, offset: int,
         raise cursor.damaged(
             f"tensor '{before.name}' of type {before.type.id} ({before.type.name}) and shape "
             f"{list(before.shape)} has "
-            f"room for {room} bytes, expected {before.nbytes} (padded)"
+            f"room for {room} bytes, expected {before.nbytes} (padded)",
+            variants.other_layout(before.type.id, before.shape, room),
         )
     raise cursor.damaged(f"tensor '{name}' starts at {offset}, expected {expected}")
 
@@ -241,8 +245,10 @@ class _Cursor:
         if self._map is not None:
             self._map.close()
 
-    def damaged(self, what: str) -> GGUFError:
-        return GGUFError(f"{self.path.name}: {what}; the file is damaged: convert or download it again")
+    def damaged(self, what: str, otherwise: str = "") -> GGUFError:
+        """An error; ``otherwise`` is what the file may be instead of damaged."""
+        because = otherwise or "; the file is damaged: convert or download it again"
+        return GGUFError(f"{self.path.name}: {what}{because}")
 
     def skip(self, count: int) -> int:
         """Step over ``count`` bytes that must exist; returns where they start."""

@@ -1,16 +1,19 @@
-"""Hyper-parameters that would end the process inside libllama, refused before it sees the file.
+"""What would end the process inside libllama, or be run wrongly there, refused before it sees the file.
 
-libllama answers most bad files with an error, but some numbers it asserts on. Only those are checked here.
+libllama answers most bad files with an error, but some numbers it asserts on, and some it replaces by others.
+Only those are checked here.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from typing import Any
 
 from bitexport.errors import GGUFError
-from bitexport.gguf.reader import Array, GGUFFile
+from bitexport.gguf.reader import Array, GGUFFile, GGUFTensor
+from bitexport.gguf.types import I2_S, MAX_I2_S_ROW, alternatives
 
 #: libllama's LLAMA_MAX_LAYERS and LLAMA_MAX_EXPERTS.
 MAX_LAYERS = 512
@@ -18,6 +21,13 @@ MAX_EXPERTS = 1024
 
 #: architectures whose attention and RoPE are known to be plain, so that more can be checked.
 PLAIN = ("bitnet-b1.58", "bitnet-25", "bitnet", "llama")
+
+TOKEN_EMBEDDING = "token_embd.weight"
+
+#: keys of special tokens; -1, as any type has it, says that there is none. libllama has defaults for two.
+SPECIAL_TOKEN = re.compile(r"tokenizer\.ggml\.\w+_token_id")
+NO_TOKEN = (-1, 2**32 - 1)
+ALWAYS_USED = ("tokenizer.ggml.bos_token_id", "tokenizer.ggml.eos_token_id")
 
 ROPE_SCALINGS = ("none", "linear", "yarn", "longrope")
 
@@ -45,6 +55,10 @@ def check_hyperparameters(file: GGUFFile) -> None:
     if architecture in PLAIN:
         _check_attention(numbers)
     _check_vocabulary(file)
+    _check_special_tokens(file)
+    for tensor in file.tensors:
+        if tensor.type is I2_S:
+            _check_i2_s(file, tensor)
 
 
 def _check_attention(numbers: _Numbers) -> None:
@@ -84,6 +98,39 @@ def _check_vocabulary(file: GGUFFile) -> None:
                 f"{file.path.name}: {key} has {other.length} elements; expected one for each of the "
                 f"{tokens.length} tokens: convert or download it again"
             )
+
+
+def _check_special_tokens(file: GGUFFile) -> None:
+    """Ids outside the vocabulary, for which libllama would take its own defaults, another model's."""
+    tokens = file.metadata.get("tokenizer.ggml.tokens")
+    if not isinstance(tokens, Array):
+        return
+    for key, value in file.metadata.items():
+        if not SPECIAL_TOKEN.fullmatch(key) or not isinstance(value, int):
+            continue
+        unset = value in NO_TOKEN and key not in ALWAYS_USED
+        if not 0 <= value < tokens.length and not unset:
+            raise GGUFError(
+                f"{file.path.name}: {key} is {value}, and the vocabulary has ids 0 to {tokens.length - 1}; "
+                "convert the checkpoint again, with the tokenizer that belongs to it"
+            )
+
+
+def _check_i2_s(file: GGUFFile, tensor: GGUFTensor) -> None:
+    """What our kernels take: a matrix to multiply with, whose sums fit 32 bits."""
+    where = f"{file.path.name}: tensor '{tensor.name}' of type i2_s has shape {list(tensor.shape)}"
+    if tensor.name == TOKEN_EMBEDDING:
+        raise GGUFError(
+            f"{where}, but an embedding is looked up and not multiplied with; expected f16, q8_0 or q6_k: "
+            "convert the checkpoint again"
+        )
+    if len(tensor.shape) != 2:
+        raise GGUFError(f"{where}; expected two dimensions: convert the checkpoint again")
+    if tensor.shape[1] > MAX_I2_S_ROW or tensor.shape[1] % 4:
+        raise GGUFError(
+            f"{where}; expected rows of a multiple of 4 and at most {MAX_I2_S_ROW} weights: use bitexport "
+            f"convert with --type {alternatives(tensor.shape)}"
+        )
 
 
 class _Numbers:

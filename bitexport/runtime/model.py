@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from bitexport.errors import GGUFError, UsageError
+from bitexport.errors import BitexportWarning, GGUFError, UsageError
+from bitexport.gguf.missing_pre import PRE_KEY
 from bitexport.gguf.reader import read_gguf
 from bitexport.gguf.sanity import check_hyperparameters
 from bitexport.runtime import ggml, log
+from bitexport.runtime.assumptions import assumptions
 from bitexport.runtime.library import bind
 from bitexport.runtime.limits import check_context, check_threads
 from bitexport.runtime.threads import ThreadPool, default_threads
@@ -31,7 +34,10 @@ _MAX_BATCH = 512
 
 def load(path: str | os.PathLike[str], **kwargs: Any) -> Llama:
     """Open a GGUF file as a ``llama_cpp.Llama`` on our libraries. See :func:`bitexport.load`."""
-    file = _checked(path)
+    given = kwargs.pop("kv_overrides", None) or {}
+    file, overrides = _checked(path, given)
+    if overrides:
+        kwargs["kv_overrides"] = overrides
     llama_cpp = bind()
     ggml.cpu_tier()
     kwargs.setdefault("verbose", False)
@@ -79,7 +85,7 @@ class Session:
         self._context: Any = None
         self._threads: ThreadPool | None = None
         self._tracer = tracer
-        self.path = _checked(path)
+        self.path, overrides = _checked(path)
         self._api = bind().llama_cpp
         self.tier = ggml.cpu_tier()
         log.clear()
@@ -87,15 +93,21 @@ class Session:
         n_threads = n_threads or default_threads()
         check_threads(n_threads)
         check_context(self.path, n_ctx)
-        self._load_model(memory_map)
+        self._load_model(memory_map, overrides)
         self._open_context(n_ctx, n_threads, exact)
         self._vocab = self._api.llama_model_get_vocab(self._model)
         self.n_vocab: int = self._api.llama_vocab_n_tokens(self._vocab)
         self.n_ctx: int = self._api.llama_n_ctx(self._context)
         self._used = 0  # positions in the cache
 
-    def _load_model(self, memory_map: bool) -> None:
+    def _load_model(self, memory_map: bool, overrides: Mapping[str, str]) -> None:
         params = self._api.llama_model_default_params()
+        # its last entry is empty, which ends the list
+        entries = (self._api.llama_model_kv_override * (len(overrides) + 1))()
+        for entry, (key, value) in zip(entries, overrides.items(), strict=False):
+            entry.tag, entry.key = self._api.LLAMA_KV_OVERRIDE_TYPE_STR, key.encode("utf-8")
+            entry.value.val_str = value.encode("utf-8")
+        params.kv_overrides = entries
         params.load_mode = self._api.LLAMA_LOAD_MODE_MMAP if memory_map else self._api.LLAMA_LOAD_MODE_NONE
         self._model = self._api.llama_model_load_from_file(os.fsencode(self.path), params)
         if not self._model:
@@ -276,8 +288,14 @@ class Session:
         self._used += count
 
 
-def _checked(path: str | os.PathLike[str]) -> Path:
-    """The path, when it is a GGUF file whose numbers libllama would not end the process over."""
+def _checked(
+    path: str | os.PathLike[str], given: Mapping[str, Any] = MappingProxyType({})
+) -> tuple[Path, dict[str, Any]]:
+    """The path, when it is a GGUF file whose numbers libllama would not end the process over.
+
+    Returns:
+        The path, and the metadata to be told beside the file: ``given``, and what had to be assumed.
+    """
     file = Path(path)
     try:
         with file.open("rb") as stream:
@@ -290,8 +308,14 @@ def _checked(path: str | os.PathLike[str]) -> Path:
             f"{file} starts with {magic!r}, not {_MAGIC!r}, so it is not GGUF; "
             "make one with `bitexport convert`"
         )
-    check_hyperparameters(read_gguf(file))
-    return file
+    header = read_gguf(file)
+    check_hyperparameters(header)
+    if PRE_KEY in given:
+        return file, dict(given)
+    told, assumed = assumptions(header)
+    for text in assumed:
+        warnings.warn(text, BitexportWarning, stacklevel=3)
+    return file, {**given, **told}
 
 
 def _load_error(file: Path, default: str) -> GGUFError:

@@ -1,0 +1,258 @@
+"""Files of other converters: what they leave open is found out and said, or they are refused."""
+
+from __future__ import annotations
+
+import json
+import struct
+import warnings
+from collections.abc import Callable
+from hashlib import sha256
+from pathlib import Path
+from subprocess import CompletedProcess
+from typing import Any
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer
+
+import bitexport
+from bitexport.convert_gguf import convert_gguf
+from bitexport.errors import BitexportWarning, GGUFError, TokenizerError
+from bitexport.gguf import pre_tokenizer
+from bitexport.gguf.missing_pre import derived_pre, lacks_pre
+from bitexport.gguf.reader import read_gguf
+from bitexport.gguf.tokenizer_check import HARD_STRINGS
+from bitexport.gguf.types import F16, F32, I2_S
+from bitexport.gguf.writer import MetadataValue, TensorSpec, write_gguf
+from bitexport.runtime.model import Session
+from tests.conftest import REPOSITORY
+from tests.gguf_edit import as_microsoft_writes, rewritten
+
+Ggufs = Callable[..., Path]
+
+#: vocabularies of real models, in the llama.cpp that we build.
+VOCABULARIES = REPOSITORY / "build" / "native" / "llama.cpp-source" / "models"
+CHECK_TEXT = "Check 123 that's   known\n\n\tЁж 12345 don't?"
+
+
+@pytest.fixture
+def known(gguf_of: Ggufs, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """``known(kind, name)``: a tiny model's file; llama.cpp's table knows its tokenizer as ``name``."""
+    table: dict[str, Any] = {"check_text": CHECK_TEXT, "hashes": {}}
+    monkeypatch.setattr(pre_tokenizer, "_table", lambda: table)
+
+    def make(kind: str, name: str) -> Path:
+        path = gguf_of("packed-multiply", tokenizer=kind)
+        from tests.models import tiny_tokenizer
+
+        ids = tiny_tokenizer(400, kind).encode(CHECK_TEXT).ids
+        table["hashes"][sha256(str(ids).encode()).hexdigest()] = name
+        return path
+
+    return make
+
+
+def test_the_vocabulary_of_llama_3_is_recognised(tmp_path: Path) -> None:
+    """That of Microsoft's 2B4T file, as it is without a pre-tokenizer."""
+    for name, pre in (("llama-bpe", "llama-bpe"), ("gpt-2", "gpt-2")):
+        source = VOCABULARIES / f"ggml-vocab-{name}.gguf"
+        assert not lacks_pre(read_gguf(source))
+        bare = read_gguf(rewritten(source, tmp_path / "bare.gguf", drop=["tokenizer.ggml.pre"]))
+        assert lacks_pre(bare)
+        assert derived_pre(bare) == pre
+    added = rewritten(
+        VOCABULARIES / "ggml-vocab-llama-bpe.gguf",
+        tmp_path / "bos.gguf",
+        metadata={"tokenizer.ggml.add_bos_token": True, "tokenizer.ggml.pre": "default"},
+    )
+    assert lacks_pre(read_gguf(added))
+    assert derived_pre(read_gguf(added)) == "llama-bpe"
+
+
+def test_a_sentencepiece_vocabulary_needs_none() -> None:
+    assert not lacks_pre(read_gguf(VOCABULARIES / "ggml-vocab-llama-spm.gguf"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [("llama3", "llama-bpe"), ("smaug", "smaug-bpe"), ("qwen2", "qwen2"), ("smollm", "smollm")],
+)
+def test_text_gets_the_tokens_of_the_named_file(
+    known: Callable[..., Path], tmp_path: Path, checkpoint_of: Callable[..., Path], kind: str, name: str
+) -> None:
+    theirs = as_microsoft_writes(known(kind, name), tmp_path / "theirs.gguf")
+    reference = Tokenizer.from_file(str(checkpoint_of("packed-multiply", tokenizer=kind) / "tokenizer.json"))
+    with pytest.warns(BitexportWarning) as caught:
+        session = Session(theirs, n_ctx=64)
+    texts = [str(warning.message) for warning in caught]
+    assert "architecture 'bitnet-25' is run as 'bitnet-b1.58'" in texts[0]
+    assert f"'{name}' is assumed" in texts[1]
+    assert caught[0].filename == __file__
+    with session:
+        for text in HARD_STRINGS:
+            assert session.tokenize(text) == reference.encode(text).ids
+    with pytest.warns(BitexportWarning) as caught:
+        llama = bitexport.load(theirs, n_ctx=64)
+    assert f"'{name}' is assumed" in str(caught[1].message)
+    for text in HARD_STRINGS:
+        assert llama.tokenize(text.encode(), special=True) == reference.encode(text).ids
+
+
+def test_the_same_logits_under_the_old_name(known: Callable[..., Path], tmp_path: Path) -> None:
+    ours = known("gpt2", "gpt-2")
+    theirs = as_microsoft_writes(ours, tmp_path / "theirs.gguf")
+    ids = [5, 17, 101, 42]
+    with Session(ours, n_ctx=64) as session:
+        expected = session.logits(ids)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", BitexportWarning)
+        with Session(theirs, n_ctx=64) as session:
+            np.testing.assert_array_equal(session.logits(ids), expected)
+
+
+def test_an_unknown_vocabulary_is_refused(gguf_of: Ggufs, tmp_path: Path) -> None:
+    theirs = as_microsoft_writes(gguf_of("packed-multiply"), tmp_path / "theirs.gguf")
+    for opener in (Session, bitexport.load):
+        with pytest.raises(TokenizerError, match=r"theirs\.gguf does not say.*--pre-tokenizer NAME"):
+            opener(theirs)
+    bitexport.load(theirs, n_ctx=64, kv_overrides={"tokenizer.ggml.pre": "gpt-2"}).close()
+    # what the error says to do
+    convert_gguf(theirs, tmp_path / "named.gguf", pre_tokenizer="gpt-2")
+    with Session(gguf_of("packed-multiply"), n_ctx=64) as session:
+        expected = [session.tokenize(text) for text in HARD_STRINGS]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", BitexportWarning)
+        with Session(tmp_path / "named.gguf", n_ctx=64) as session:
+            assert [session.tokenize(text) for text in HARD_STRINGS] == expected
+
+
+def test_a_derived_name_is_written_when_converting(known: Callable[..., Path], tmp_path: Path) -> None:
+    theirs = as_microsoft_writes(known("llama3", "llama-bpe"), tmp_path / "theirs.gguf")
+    report = convert_gguf(theirs, tmp_path / "x.gguf", type="tq2_0")
+    assert read_gguf(tmp_path / "x.gguf").metadata["tokenizer.ggml.pre"] == "llama-bpe"
+    assert "tokenizer.ggml.pre missing -> llama-bpe" in report.changed
+    assert any("'llama-bpe' is written" in text for text in report.warnings)
+
+
+def test_the_command_line_warns(
+    tmp_path: Path, gguf_of: Ggufs, run_cli: Callable[..., CompletedProcess[str]]
+) -> None:
+    theirs = rewritten(gguf_of("packed-multiply"), tmp_path / "old.gguf", architecture="bitnet-25")
+    done = run_cli("run", theirs, "--prompt", "def", "--max-tokens", "2", "--json", "--quiet")
+    assert done.returncode == 0, done.stderr
+    json.loads(done.stdout)
+    assert done.stderr.startswith("warning: old.gguf: architecture 'bitnet-25' is run as 'bitnet-b1.58'")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "good"),
+    [
+        ("tokenizer.ggml.bos_token_id", 512, False),
+        ("tokenizer.ggml.eos_token_id", 2**32 - 1, False),
+        ("tokenizer.ggml.eot_token_id", 100_000, False),
+        ("tokenizer.ggml.padding_token_id", 512, False),
+        ("tokenizer.ggml.padding_token_id", 2**32 - 1, True),
+        ("tokenizer.ggml.eos_token_id", 511, True),
+    ],
+)
+def test_special_tokens_outside_the_vocabulary(
+    gguf_of: Ggufs, tmp_path: Path, key: str, value: int, good: bool
+) -> None:
+    path = rewritten(gguf_of("packed-multiply"), tmp_path / "x.gguf", metadata={key: value})
+    if good:
+        Session(path, n_ctx=64).close()
+        return
+    for opener in (Session, bitexport.load):
+        with pytest.raises(GGUFError, match=rf"x\.gguf: {key} is {value}, and .* has ids 0 to 511"):
+            opener(path)
+
+
+def header(path: Path, name: str, shape: tuple[int, ...]) -> Path:
+    spec = TensorSpec(name, shape, I2_S)
+    keys: dict[str, MetadataValue] = {}
+    write_gguf(path, "bitnet-b1.58", keys, [spec], lambda spec: [np.zeros(spec.nbytes, np.uint8)])
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "message"),
+    [
+        (
+            "blk.0.ffn_down.weight",
+            (4, 65536 + 128),
+            r"\[4, 65664\]; expected .* at most 65536.*q2_0 or f16",
+        ),
+        ("blk.0.ffn_down.weight", (128, 6), r"\[128, 6\]; expected rows of a multiple of 4.*--type f16"),
+        ("blk.0.ffn_down.weight", (2, 4, 128), r"\[2, 4, 128\]; expected two dimensions"),
+        ("token_embd.weight", (4, 128), "an embedding is looked up"),
+    ],
+)
+def test_i2_s_tensors_that_no_kernel_takes(
+    tmp_path: Path, name: str, shape: tuple[int, ...], message: str
+) -> None:
+    path = header(tmp_path / "x.gguf", name, shape)
+    for opener in (Session, bitexport.load):
+        with pytest.raises(GGUFError, match=rf"x\.gguf: tensor '{name}' of type i2_s has shape .*{message}"):
+            opener(path)
+
+
+def entry(name: str, shape: tuple[int, ...], kind: int, offset: int) -> bytes:
+    dims = struct.pack(f"<I{len(shape)}Q", len(shape), *shape[::-1])
+    return struct.pack("<Q", len(name)) + name.encode() + dims + struct.pack("<IQ", kind, offset)
+
+
+@pytest.mark.parametrize(
+    ("nbytes", "layout"),
+    [
+        (96 * 512 // 4, "codes without a scale"),
+        (96 * 512 // 4 + 4 * 96, "codes and a float32 scale for each row"),
+        (96 * 512 // 4 + 2 * 96, "codes and a float16 scale for each row"),
+        (96 * 512 // 128 * 34, "blocks of 128 with a float16 scale each"),
+        (96 * 512 // 64 * 18, "blocks of 64 with a float16 scale each"),
+    ],
+)
+def test_other_layouts_under_number_36_are_told_by_their_size(
+    tmp_path: Path, nbytes: int, layout: str
+) -> None:
+    room = nbytes + -nbytes % 32
+    second = entry("next", (4,), F32.id, room)
+    for tensors, after in (([second], 32), ([], 0)):
+        head = b"GGUF" + struct.pack("<IQQ", 3, 1 + len(tensors), 0)
+        head += entry("blk.0.attn_q.weight", (96, 512), 36, 0) + b"".join(tensors)
+        path = tmp_path / "x.gguf"
+        path.write_bytes(head + bytes(-len(head) % 32) + bytes(room + after))
+        with pytest.raises(
+            GGUFError, match=rf"'blk\.0\.attn_q\.weight'.*another layout under.*{layout}"
+        ) as e:
+            read_gguf(path)
+        assert "damaged" not in str(e.value)
+        for opener in (Session, bitexport.load):
+            with pytest.raises(GGUFError, match=layout):
+                opener(path)
+
+
+@pytest.mark.parametrize(
+    ("number", "message"),
+    [
+        (37, "type 37: it is I8_S"),
+        (38, "type 38: it is TL1.*ARM"),
+        (39, "perhaps it is TL2.*x86"),
+        (99, "type 99"),
+    ],
+)
+def test_microsoft_s_other_types(tmp_path: Path, number: int, message: str) -> None:
+    head = b"GGUF" + struct.pack("<IQQ", 3, 2, 0)
+    head += entry("a", (96, 256), number, 0) + entry("b", (4,), F16.id, 5120)
+    path = tmp_path / "x.gguf"
+    path.write_bytes(head + bytes(-len(head) % 32) + bytes(5120 + 32))
+    with pytest.raises(GGUFError, match=message):
+        read_gguf(path)
+
+
+def test_blocks_of_64(tmp_path: Path) -> None:
+    head = b"GGUF" + struct.pack("<IQQ", 3, 1, 0) + entry("a", (3, 64), 36, 0)
+    path = tmp_path / "x.gguf"
+    path.write_bytes(head + bytes(-len(head) % 32) + bytes(96))
+    with pytest.raises(GGUFError, match=r"\[3, 64\].*no multiple of its block of 128: .*on ARM"):
+        read_gguf(path)
