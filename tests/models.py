@@ -16,7 +16,17 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import save_file
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import (
+    AddedToken,
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 from transformers import (
     BitNetForCausalLM,
     HunYuanDenseV1ForCausalLM,
@@ -119,9 +129,44 @@ def tiny_tokenizer(size: int = 400, kind: str = "gpt2") -> Tokenizer:
     return tokenizer
 
 
+@functools.cache
+def tiny_sentencepiece(size: int = 480) -> Tokenizer:
+    """Llama 2's kind: spaces become a mark, and characters without a token become bytes."""
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    special = ["<unk>", "<s>", "</s>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=size,
+        special_tokens=special + [f"<0x{value:02X}>" for value in range(256)],
+        show_progress=False,
+        max_token_length=6,
+    )
+    ascii_only = ["".join(c for c in line if c.isascii()) for line in TEXT]
+    pieces = [part for line in ascii_only for part in line.replace(" ", " ▁").split()]
+    tokenizer.train_from_iterator(pieces, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    # the trainer marks every token it was given as special; bytes are none
+    content = json.loads(tokenizer.to_str())
+    content["added_tokens"] = content["added_tokens"][: len(special)]
+    return Tokenizer.from_str(json.dumps(content))
+
+
 def write_tokenizer(folder: Path, kind: str = "gpt2", size: int = 400) -> None:
-    """The tokenizer's files as transformers 5 writes them."""
+    """The tokenizer's files as transformers 5 writes them; ``kind`` also ``llama2``."""
     folder.mkdir(parents=True, exist_ok=True)
+    if kind == "llama2":
+        tiny_sentencepiece().save(str(folder / "tokenizer.json"))
+        ends = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+        settings = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            **ends,
+            "clean_up_tokenization_spaces": False,
+        }
+        (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+        return
     tiny_tokenizer(size, kind).save(str(folder / "tokenizer.json"))
     (folder / "tokenizer_config.json").write_text(
         json.dumps(

@@ -10,6 +10,7 @@ import typer
 from bitexport.cli import options
 from bitexport.cli.layers import show_layers
 from bitexport.cli.output import Output
+from bitexport.cli.tokenizer import show_tokenizer
 from bitexport.errors import CheckFailed, UsageError
 
 if TYPE_CHECKING:
@@ -58,6 +59,13 @@ def parity(
             "--text", metavar="FILE", help="Also compare the perplexity of this text.", show_default=False
         ),
     ] = None,
+    tokenizer_only: Annotated[
+        bool,
+        typer.Option(
+            "--tokenizer-only",
+            help="Only compare how both sides tokenize hard strings and the prompts; no weights are read.",
+        ),
+    ] = False,
     layers: Annotated[
         bool,
         typer.Option(
@@ -75,6 +83,11 @@ def parity(
     compares the logits at every position.
     """
     chosen = _prompts(prompt, prompts)
+    if tokenizer_only:
+        if layers or noise_floor or text is not None:
+            raise UsageError("--tokenizer-only runs no model; leave out --layers, --noise-floor and --text")
+        _tokenizer_only(checkpoint, gguf, chosen or [], Output(json=json, quiet=quiet))
+        return
     document = _text(text)
     from bitexport.parity import parity as run
     from bitexport.parity import verdict
@@ -97,6 +110,16 @@ def parity(
     out.result(report.to_json(), human=lambda: _show(out, report))
     if not report.passed:
         raise CheckFailed(verdict(report))
+
+
+def _tokenizer_only(checkpoint: Path, gguf: Path, prompts: list[str], out: Output) -> None:
+    from bitexport.tokenizer_parity import tokenizer_parity
+
+    with out.progress("tokenizer") as progress:
+        report = tokenizer_parity(checkpoint, gguf, prompts, progress=progress)
+    out.result(report.to_json(), human=lambda: show_tokenizer(out, report))
+    if not report.passed:
+        raise CheckFailed(report.describe())
 
 
 def _prompts(prompt: list[str] | None, prompts: Path | None) -> list[str] | None:

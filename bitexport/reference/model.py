@@ -168,7 +168,7 @@ def load_reference(path: str | os.PathLike[str]) -> Reference:
     family = family_of(checkpoint.config, checkpoint.tensors)
     with _quiet(), eager():
         model = _load_model(checkpoint, family)
-        tokenizer = _load_tokenizer(checkpoint.path)
+        tokenizer = load_tokenizer(checkpoint.path)
     # Whatever dtype is asked for, transformers leaves what a pre-quantized checkpoint stores as bfloat16 as
     # it is; and its own float() refuses quantized models, though packed weights stay uint8.
     nn.Module.float(model)
@@ -244,11 +244,17 @@ def _take_ternary_weights(model: nn.Module) -> None:
             module.weight_scale = nn.Buffer(torch.ones(1))
 
 
-def _load_tokenizer(folder: Path) -> Any:
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer of a checkpoint folder as transformers loads it.
+
+    Raises:
+        TokenizerError: there is none that it can load.
+    """
     try:
-        return transformers.AutoTokenizer.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False
-        )
+        with _quiet():
+            return transformers.AutoTokenizer.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False
+            )
     except (OSError, ValueError, RuntimeError, KeyError, AttributeError, ImportError) as error:
         raise TokenizerError(
             f"{folder}: transformers cannot load its tokenizer: {_first_line(error)}; "

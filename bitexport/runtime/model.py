@@ -192,13 +192,7 @@ class Session:
 
     def piece(self, token: int) -> bytes:
         """The bytes of one token; special tokens by name. They may be part of a character."""
-        room = 64
-        while True:
-            buffer = ctypes.create_string_buffer(room)
-            count = self._api.llama_token_to_piece(self._vocab, token, buffer, room, 0, True)
-            if count >= 0:
-                return buffer.raw[:count]
-            room = -count
+        return piece(self._vocab, token)
 
     def clear(self) -> None:
         """Forget every position, so that the next token is the first."""
@@ -286,6 +280,18 @@ class Session:
                 f"{self.path}: libllama's decode failed with code {code}: {log.reason('no reason given')}"
             )
         self._used += count
+
+
+def piece(vocab: Any, token: int) -> bytes:
+    """The bytes of one token of a ``llama_vocab``, maybe part of a character; special tokens by name."""
+    api = bind().llama_cpp
+    room = 64
+    while True:
+        buffer = ctypes.create_string_buffer(room)
+        count = api.llama_token_to_piece(vocab, token, buffer, room, 0, True)
+        if count >= 0:
+            return buffer.raw[:count]
+        room = -count
 
 
 def _checked(

@@ -10,14 +10,14 @@ from typing import Any
 
 import gguf
 import pytest
-from tokenizers import Tokenizer, decoders, models, normalizers, processors, trainers
+from tokenizers import Tokenizer, models
 from transformers import AutoTokenizer
 
 from bitexport.convert import convert
 from bitexport.errors import TokenizerError
 from bitexport.gguf.pre_tokenizer import LLAMA3_SPLIT, QWEN2_SPLIT, SPLITS, Split, name_of
 from bitexport.gguf.tokenizer import UNMERGED_SCORE, read_vocabulary
-from tests.models import TEXT, tiny_checkpoint, tiny_tokenizer, write_tokenizer
+from tests.models import tiny_checkpoint, tiny_tokenizer, write_tokenizer
 
 #: a file of a checkpoint and a change to it
 Edit = tuple[str, Callable[[dict[str, Any]], object]]
@@ -342,31 +342,8 @@ def test_llama_cpp_tokenizes_alike(tmp_path: Path, kind: str, name: str) -> None
 
 
 def test_sentencepiece_like_bpe(tmp_path: Path) -> None:
-    """Llama 2's kind: spaces become a mark, unknown characters become bytes."""
-    folder = tiny_checkpoint(tmp_path / "c", tokenizer=None)
-    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True))
-    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    tokenizer.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-    )
-    special = ["<unk>", "<s>", "</s>"]
-    bytes_ = [f"<0x{value:02X}>" for value in range(256)]
-    trainer = trainers.BpeTrainer(
-        vocab_size=480, special_tokens=special + bytes_, show_progress=False, max_token_length=6
-    )
-    ascii_only = ["".join(c for c in line if c.isascii()) for line in TEXT]
-    pieces = [part for line in ascii_only for part in line.replace(" ", " ▁").split()]
-    tokenizer.train_from_iterator(pieces, trainer)
-    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
-    tokenizer.save(str(folder / "tokenizer.json"))
-
-    # the trainer marks every token it was given as special; bytes are none
-    def tidy(content: dict[str, Any]) -> None:
-        content["added_tokens"] = content["added_tokens"][:3]
-
-    edit(folder, tidy)
-    config = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
-    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    """Llama 2's kind."""
+    folder = tiny_checkpoint(tmp_path / "c", tokenizer="llama2")
     found = read_vocabulary(folder, 512)
     assert (found.model, found.pre, found.add_bos, found.add_space_prefix) == ("llama", "default", True, True)
     assert found.types[:4] == [
