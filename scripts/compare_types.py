@@ -13,7 +13,7 @@ import random
 import statistics
 import time
 
-from bitexport.machine import MemoryReader
+from bitexport.bench.limits import LimitMeter
 from bitexport.runtime.model import Session
 
 
@@ -44,7 +44,7 @@ def main() -> None:
         Session(path, n_ctx=size, n_threads=options.threads, exact=False, memory_map=False)
         for path in (options.a, options.b)
     ]
-    memory = MemoryReader()
+    memory = LimitMeter()
     draw = random.Random(0)
     for name, count, one_by_one in (
         (f"pp{options.prompt_tokens}", options.prompt_tokens, False),
@@ -56,7 +56,7 @@ def main() -> None:
         rounds = [[speed(session, ids, one_by_one) for session in sessions] for _ in range(options.rounds)]
         ratios = sorted(a / b for a, b in rounds)
         a, b = (statistics.median(column) for column in zip(*rounds, strict=True))
-        read = memory.gigabytes_per_second(options.threads)
+        read = memory.measure(options.threads).memory_gbps
         print(
             f"{name}, {options.threads} threads: A {a:.2f} t/s, B {b:.2f} t/s, "
             f"ratio {statistics.median(ratios):.2f} ({ratios[0]:.2f} .. {ratios[-1]:.2f}); "

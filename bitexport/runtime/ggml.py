@@ -142,6 +142,12 @@ def cpu_library() -> ctypes.CDLL:
     library = _open("ggml-cpu")
     for name in ("tier_name", "tier_error", "layout_name", "layout_error"):
         getattr(library, f"bitexport_{name}").restype = ctypes.c_char_p
+    library.bitexport_bytes_read.argtypes = [ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
+    library.bitexport_bytes_read.restype = ctypes.c_size_t
+    library.bitexport_multiply_adds.argtypes = [ctypes.c_int64]
+    library.bitexport_multiply_adds.restype = ctypes.c_int64
+    library.bitexport_read_memory.argtypes = [ctypes.c_void_p, ctypes.c_int64]
+    library.bitexport_read_memory.restype = ctypes.c_uint64
     return library
 
 

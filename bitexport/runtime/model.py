@@ -83,7 +83,7 @@ class Session:
     ) -> None:
         self._model: Any = None
         self._context: Any = None
-        self._threads: ThreadPool | None = None
+        self._pools: list[ThreadPool] = []  # the last one computes
         self._tracer = tracer
         self.path, overrides = _checked(path)
         self._api = bind().llama_cpp
@@ -113,9 +113,10 @@ class Session:
         if not self._model:
             raise _load_error(self.path, "libllama gave no reason")
 
-    def _open_context(self, n_ctx: int, n_threads: int, exact: bool) -> None:
+    def _open_context(self, n_ctx: int, n_threads: int, exact: bool, sequences: int = 1) -> None:
         params = self._api.llama_context_default_params()
-        params.n_ctx = n_ctx
+        params.n_ctx = n_ctx * sequences
+        params.n_seq_max = sequences
         params.n_batch = params.n_ubatch = _MAX_BATCH
         params.n_threads = params.n_threads_batch = n_threads
         if exact:
@@ -128,12 +129,31 @@ class Session:
             why = log.reason("libllama gave no reason")
             self.close()
             raise GGUFError(f"{self.path}: no context of {n_ctx} tokens: {why}; try a shorter one")
+        self.sequences = sequences
         self._start_threads(n_threads)
 
+    def reopen(self, n_ctx: int, n_threads: int, sequences: int) -> None:
+        """Replace the context by an empty one that holds several sequences, with llama.cpp's defaults.
+
+        Args:
+            n_ctx: tokens that fit each of them.
+            n_threads: how many compute.
+            sequences: how many there are, for :meth:`advance_together`.
+
+        Raises:
+            UsageError: n_ctx or n_threads is out of range.
+            GGUFError: there is no such context.
+        """
+        check_threads(n_threads)
+        check_context(self.path, n_ctx)
+        self._close_context()
+        self._open_context(n_ctx, n_threads, exact=False, sequences=sequences)
+        self.n_ctx = self._api.llama_n_ctx(self._context) // sequences
+        self._used = 0
+
     def _start_threads(self, n_threads: int) -> None:
-        if self._threads:
-            self._threads.close()
-        self._threads = ThreadPool(self._context, n_threads)
+        # The earlier pools stay: ggml pauses the one it used last when it first meets another.
+        self._pools.append(ThreadPool(self._context, n_threads))
 
     def __enter__(self) -> Session:
         return self
@@ -145,13 +165,18 @@ class Session:
 
     def close(self) -> None:
         """Free the model and the context. Closing twice does nothing."""
-        if self._threads:
-            self._threads.close()
-        if self._context:
-            self._api.llama_free(self._context)
+        self._close_context()
         if self._model:
             self._api.llama_model_free(self._model)
-        self._model = self._context = self._threads = None
+        self._model = None
+
+    def _close_context(self) -> None:
+        for pool in self._pools:
+            pool.close()
+        self._pools.clear()
+        if self._context:
+            self._api.llama_free(self._context)
+        self._context = None
 
     def __del__(self) -> None:
         self.close()
@@ -238,6 +263,19 @@ class Session:
             self._decode(ids[begin : begin + _MAX_BATCH], every_position=False)
         self._api.llama_synchronize(self._context)
 
+    def advance_together(self, ids: Sequence[int]) -> None:
+        """Continue as many sequences as there are ``ids`` by one token each, all in one evaluation.
+
+        They must be equally long so far. Wants a context of :meth:`reopen` with as many sequences.
+        """
+        if len(ids) > self.sequences:
+            raise UsageError(
+                f"{len(ids)} sequences do not fit a context that was opened for {self.sequences}; reopen it"
+            )
+        self._check_room(ids, together=True)
+        self._decode(ids, every_position=True, together=True)
+        self._api.llama_synchronize(self._context)
+
     def greedy(self, ids: Sequence[int], count: int) -> list[int]:
         """The ``count`` most likely tokens after ``ids``, one by one; it does not stop at an end of text."""
         self.clear()
@@ -248,28 +286,28 @@ class Session:
             continuation += following
         return continuation
 
-    def _check_room(self, ids: Sequence[int]) -> None:
+    def _check_room(self, ids: Sequence[int], together: bool = False) -> None:
         if not ids:
             raise UsageError("there are no tokens to run; give a text that is not empty")
-        if self._used + len(ids) > self.n_ctx:
-            raise UsageError(
-                f"{self._used + len(ids)} tokens do not fit a context of {self.n_ctx}; shorten the text"
-            )
+        positions = self._used + (1 if together else len(ids))
+        if positions > self.n_ctx:
+            raise UsageError(f"{positions} tokens do not fit a context of {self.n_ctx}; shorten the text")
         if min(ids) < 0 or max(ids) >= self.n_vocab:
             raise UsageError(
                 f"a token id is outside 0..{self.n_vocab - 1}; was it made by another tokenizer?"
             )
 
-    def _decode(self, ids: Sequence[int], *, every_position: bool) -> None:
+    def _decode(self, ids: Sequence[int], *, every_position: bool, together: bool = False) -> None:
+        """Evaluate ``ids``: one after another, or ``together`` as the next token of one sequence each."""
         count = len(ids)
         batch = self._api.llama_batch_init(count, 0, 1)
         try:
             batch.n_tokens = count
             for index, token in enumerate(ids):
                 batch.token[index] = token
-                batch.pos[index] = self._used + index
+                batch.pos[index] = self._used + (0 if together else index)
                 batch.n_seq_id[index] = 1
-                batch.seq_id[index][0] = 0
+                batch.seq_id[index][0] = index if together else 0
                 batch.logits[index] = every_position or index == count - 1
             log.clear()
             code = self._api.llama_decode(self._context, batch)
@@ -279,7 +317,7 @@ class Session:
             raise GGUFError(
                 f"{self.path}: libllama's decode failed with code {code}: {log.reason('no reason given')}"
             )
-        self._used += count
+        self._used += 1 if together else count
 
 
 def piece(vocab: Any, token: int) -> bytes:

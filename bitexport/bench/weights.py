@@ -1,0 +1,59 @@
+"""What a token costs by the weights alone: bytes to read, multiply-adds to do."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from dataclasses import dataclass
+
+from bitexport.gguf.embeddings import OUTPUT_HEAD, TOKEN_EMBEDDING
+from bitexport.gguf.reader import GGUFTensor, read_gguf
+from bitexport.runtime.ggml import cpu_library
+
+_LAYER_MATRIX = re.compile(r"blk\.\d+\..*\.weight")
+
+
+@dataclass(frozen=True, slots=True)
+class TokenCost:
+    """What decoding one token takes of a file's weights.
+
+    Attributes:
+        file_bytes: bytes of the weights as they lie in the file: all tensors but an embedding that is only
+            looked up.
+        memory_bytes: bytes that the kernels read: as they lie in memory, repacked or not.
+        multiply_adds: one for every weight of the matrices in the layers (the ternary ones, or what stands in
+            their place). The head, attention and norms are not counted: they do not run on the ternary
+            kernels, and of a prompt only the last token needs the head.
+    """
+
+    file_bytes: int
+    memory_bytes: int
+    multiply_adds: int
+
+
+def token_cost(path: str | os.PathLike[str]) -> TokenCost:
+    """Look at a file's tensors.
+
+    Raises:
+        GGUFError: the file is missing or damaged.
+        NativeLibraryError: our library is missing.
+    """
+    tensors = read_gguf(os.fspath(path)).tensors
+    untied = any(tensor.name == OUTPUT_HEAD for tensor in tensors)
+    read = [tensor for tensor in tensors if not (untied and tensor.name == TOKEN_EMBEDDING)]
+    return TokenCost(
+        file_bytes=sum(tensor.nbytes for tensor in read),
+        memory_bytes=sum(_bytes_in_memory(tensor) for tensor in read),
+        multiply_adds=sum(math.prod(tensor.shape) for tensor in read if _is_layer_matrix(tensor)),
+    )
+
+
+def _bytes_in_memory(tensor: GGUFTensor) -> int:
+    if len(tensor.shape) != 2:
+        return tensor.nbytes
+    return int(cpu_library().bitexport_bytes_read(tensor.type.id, *tensor.shape)) or tensor.nbytes
+
+
+def _is_layer_matrix(tensor: GGUFTensor) -> bool:
+    return len(tensor.shape) == 2 and _LAYER_MATRIX.fullmatch(tensor.name) is not None
