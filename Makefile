@@ -54,10 +54,11 @@ test-native: native
 test-python: native stock
 	$(BIN)/python -m pytest
 
-check: $(VENV)/.installed ## Lint and type-check
+check: $(VENV)/.installed ## Lint, type-check, compare README's tables with the code's
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python scripts/support_table.py --check
 
 demo: setup ## Convert the shipped checkpoint, prove it, bench it, run it
 	@$(BIN)/python scripts/demo.py
