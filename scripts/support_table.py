@@ -110,7 +110,8 @@ def region() -> str:
             "and are written as",
             types(),
             "`convert` takes a GGUF file of any of these types as well, and keeps all else in it. The "
-            f"embedding, which is the\noutput head too when they are tied, is stored as `--embed-type` {embed}.",
+            "embedding,\n"
+            f"which is the output head too when they are tied, is stored as `--embed-type` {embed}.",
             tiers(),
             END,
         )
