@@ -26,7 +26,7 @@ from bitexport.gguf.writer import TensorSpec
 
 #: types of ternary tensors and of embeddings that ``convert`` writes, the default first.
 TERNARY_TYPES = tuple(kind.name for kind in TERNARY_KINDS)
-EMBED_TYPES = ("q6_k", "q8_0", "f16")
+EMBED_TYPES = ("q6_k", "q5_k", "q4_k", "q8_0", "f16")
 
 #: the metadata key that lists linear layers which are not ternary, where there are any.
 KEPT_FLOAT_KEY = "bitexport.kept_float"

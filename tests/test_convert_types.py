@@ -45,7 +45,9 @@ def test_types_and_file_types(tmp_path: Path, checkpoint_of: Checkpoints, kind: 
     assert (row.scale_rounding == 0) is (kind == "i2_s")
 
 
-@pytest.mark.parametrize(("kind", "tolerance"), [("f16", 0.0), ("q8_0", 1e-2), ("q6_k", 3e-2)])
+@pytest.mark.parametrize(
+    ("kind", "tolerance"), [("f16", 0.0), ("q8_0", 1e-2), ("q6_k", 3e-2), ("q5_k", 6e-2), ("q4_k", 0.12)]
+)
 def test_embedding_types(tmp_path: Path, checkpoint_of: Checkpoints, kind: str, tolerance: float) -> None:
     source = checkpoint_of(tied=False)
     convert(source, tmp_path / "x.gguf", embed_type=kind)

@@ -122,7 +122,7 @@ def test_random_shapes(tmp_path: Path, shape: Shape, tied: bool) -> None:
     assert found.judged.cosine_min > 0.99999
 
 
-@pytest.mark.parametrize("embed_type", ["q6_k", "q8_0"])
+@pytest.mark.parametrize("embed_type", ["q6_k", "q5_k", "q4_k", "q8_0"])
 def test_quantized_embeddings_are_named_as_the_cause(
     checkpoint_of: Maker, gguf_of: Maker, embed_type: str
 ) -> None:

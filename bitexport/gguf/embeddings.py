@@ -62,7 +62,7 @@ def _dequantized(file: GGUFFile, tensor: GGUFTensor) -> Matrix:
     except (ValueError, NotImplementedError) as error:
         raise GGUFError(
             f"{file.path}: {tensor.name} is {tensor.type.name}, which cannot be read back ({error}); "
-            "expected f16, q8_0 or q6_k: convert the checkpoint again"
+            "expected f16, q8_0, q6_k, q5_k or q4_k: convert the checkpoint again"
         ) from error
 
 

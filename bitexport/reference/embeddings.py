@@ -13,7 +13,14 @@ from bitexport.gguf.embeddings import Embeddings, Matrix
 
 #: By how much a row may differ from the checkpoint's, as a fraction of its length: what each type's own
 #: rounding amounts to, with room for another quantizer than ggml's.
-ROW_ERROR = {"f32": 1e-6, "bf16": 0.004, "f16": 0.001, "q8_0": 0.01, "q6_k": 0.04}
+ROW_ERROR = {
+    **{"f32": 1e-6, "bf16": 0.004, "f16": 0.001},
+    **{"q8_0": 0.01, "q6_k": 0.04, "q5_k": 0.07, "q4_k": 0.14},
+}
+
+#: Types of a matrix whose activations ggml rounds to Q8_0 (or Q8_1, the same values), and to Q8_K.
+Q8_0_ACTIVATIONS = frozenset({"q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"})
+Q8_K_ACTIVATIONS = frozenset({"q6_k", "q5_k", "q4_k", "q3_k", "iq4_xs"})
 
 
 def unfaithful_row(model: Any, embeddings: Embeddings) -> str | None:
@@ -74,8 +81,9 @@ def replaced_embeddings(model: Any, embeddings: Embeddings) -> Iterator[None]:
 def rounded_for_head(x: torch.Tensor, head_type: str) -> torch.Tensor:
     """What ggml's matrix product makes of its float32 activations before it multiplies.
 
-    A float16 matrix meets float16 activations; a Q8_0 one meets Q8_0 blocks (32 values, scale max|x| / 127 in
-    float16); a Q6_K one meets Q8_K blocks (256 values, the one of largest magnitude becomes -127).
+    A float16 matrix meets float16 activations; one of blocks of 32 meets Q8_0 blocks (32 values, scale
+    max|x| / 127 in float16; Q8_1 rounds alike); one of blocks of 256 meets Q8_K blocks (256 values, the one
+    of largest magnitude becomes -127).
     Source: quantize_row_q8_0 and quantize_row_q8_K in ggml's quants.c.
 
     Args:
@@ -87,13 +95,13 @@ def rounded_for_head(x: torch.Tensor, head_type: str) -> torch.Tensor:
     """
     if head_type == "f16":
         return x.half().float()
-    if head_type == "q8_0":
+    if head_type in Q8_0_ACTIVATIONS:
         blocks = x.reshape(*x.shape[:-1], -1, 32)
         largest = blocks.abs().amax(dim=-1, keepdim=True)
         codes = (blocks * torch.where(largest > 0, 127 / largest, 0)).round()
         rounded: torch.Tensor = codes * (largest / 127).half().float()
         return rounded.flatten(-2)
-    if head_type == "q6_k":
+    if head_type in Q8_K_ACTIVATIONS:
         blocks = x.reshape(*x.shape[:-1], -1, 256)
         extreme = blocks.gather(-1, blocks.abs().argmax(dim=-1, keepdim=True))
         inverse = torch.where(extreme != 0, -127 / extreme, 0)

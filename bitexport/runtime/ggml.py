@@ -28,8 +28,17 @@ class _Type:
 # From ggml.h and ggml-common.h of the pinned llama.cpp.
 _TYPES = {
     "f16": _Type(1, 1, 2),
+    "q4_0": _Type(2, 32, 18),
+    "q4_1": _Type(3, 32, 20),
+    "q5_0": _Type(6, 32, 22),
+    "q5_1": _Type(7, 32, 24),
     "q8_0": _Type(8, 32, 34),
+    "q3_k": _Type(11, 256, 110),
+    "q4_k": _Type(12, 256, 144),
+    "q5_k": _Type(13, 256, 176),
     "q6_k": _Type(14, 256, 210),
+    "iq4_nl": _Type(20, 32, 18),
+    "iq4_xs": _Type(23, 256, 136),
     "tq2_0": _Type(35, 256, 66),
 }
 
@@ -41,7 +50,7 @@ def quantize(
 
     Args:
         weights: float32, shape ``[rows, cols]``, finite.
-        type_name: ``"f16"``, ``"q8_0"``, ``"q6_k"`` or ``"tq2_0"``.
+        type_name: ``"f16"``, ``"q8_0"``, ``"q6_k"``, ...: a type that needs no importance matrix.
         threads: how many; one a processor when None. The bytes do not depend on it.
 
     Returns:
@@ -86,8 +95,10 @@ def cpu_tier() -> str:
 
     Raises:
         NativeLibraryError: ``BITEXPORT_TIER`` or ``BITEXPORT_LAYOUT`` names one that this CPU lacks or
-            that does not exist.
+            that does not exist, or ``BITEXPORT_HEAD`` is not ``stock``, which is all that it can be.
     """
+    if why := cpu_library().bitexport_head_error():
+        raise NativeLibraryError(why.decode())
     return _chosen(cpu_library().bitexport_tier_name())
 
 
@@ -140,7 +151,7 @@ def cpu_library() -> ctypes.CDLL:
         NativeLibraryError: it is missing or cannot be loaded.
     """
     library = _open("ggml-cpu")
-    for name in ("tier_name", "tier_error", "layout_name", "layout_error"):
+    for name in ("tier_name", "tier_error", "layout_name", "layout_error", "head_error"):
         getattr(library, f"bitexport_{name}").restype = ctypes.c_char_p
     library.bitexport_bytes_read.argtypes = [ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
     library.bitexport_bytes_read.restype = ctypes.c_size_t

@@ -38,7 +38,7 @@ def run(gguf: Path, tier: str, threads: int, layout: str = "") -> subprocess.Com
 @pytest.fixture(scope="module")
 def gguf(tmp_path_factory: pytest.TempPathFactory, checkpoint_of: Callable[..., Path]) -> Path:
     target = tmp_path_factory.mktemp("tiers") / "model.gguf"
-    convert(checkpoint_of("packed-multiply"), target, embed_type="f16")
+    convert(checkpoint_of("packed-multiply"), target)
     return target
 
 

@@ -1,0 +1,146 @@
+// Tier avx512vnni: AVX-512 F/BW/VL and VNNI (Cascade Lake, Ice Lake, Zen 4 and later).
+//
+// Instructions: vpdpbusd zmm adds four products u8 * s8 to each of 16 int32 lanes: codes are its unsigned operand,
+//   activations, four columns broadcast to every lane, its signed one. A lane is a row. A sub-block's sum is multiplied
+//   by the rows' scales (vpmulld).
+// Algebra: q6_k's value is code - 32: a sub-block's sum starts from -32 * sum(q) instead of 0. Mins: vpdpwssd takes two
+//   sub-blocks' mins, int16, with their two sums of q.
+// Bounds: a sub-block's sum stays below 2 * 32 * 63 * 127 < 2^19; the rest as in scalar.cpp. Inside vpdpbusd
+//   4 * 63 * 127 fits without saturation.
+
+#include "matmul.h"
+
+#include <immintrin.h>
+
+#include <cstring>
+
+namespace head {
+extern const Kernels avx512vnni_kernels;
+
+namespace {
+
+// Always inline: GCC takes the function for one without effect and drops its calls otherwise.
+HEAD_INLINE void prefetch(const void * p) { _mm_prefetch(static_cast<const char *>(p), _MM_HINT_T0); }
+HEAD_INLINE __m512i load512(const void * p) { return _mm512_loadu_si512(p); }
+HEAD_INLINE __m512i bytes_to_i32(const void * p) {
+    return _mm512_cvtepi8_epi32(_mm_loadu_si128(static_cast<const __m128i *>(p)));
+}
+
+HEAD_INLINE __m512i broadcast32(const void * p) {
+    int32_t value;
+    memcpy(&value, p, sizeof value);
+    return _mm512_set1_epi32(value);
+}
+
+// One accumulator, one register: without the empty statement GCC 12 copies the sums of a large tile to the stack in every
+// step. (Look for zmm beside rsp in the loops when you change them.)
+HEAD_INLINE void keep(__m512i & sum) { __asm__("" : "+v"(sum)); }
+
+struct Avx512Vnni {
+    static constexpr int tile_tokens = 12;
+
+
+    // The codes of a sub-block, a step a register.
+    template <class F>
+    static HEAD_INLINE void read_codes(const uint8_t * group, __m512i (&codes_u8x64)[F::steps]) {
+        const __m512i nibble = _mm512_set1_epi8(15);
+        HEAD_UNROLL
+        for (int pair = 0; pair < F::steps / 2; ++pair) {
+            const __m512i low = load512(group + pair * line);
+            codes_u8x64[2 * pair] = _mm512_and_si512(low, nibble);
+            codes_u8x64[2 * pair + 1] = _mm512_and_si512(_mm512_srli_epi16(low, 4), nibble);
+        }
+        if constexpr (F::high_bits > 0) {
+            const __m512i high = load512(group + F::steps / 2 * line);
+            const __m512i mask = _mm512_set1_epi8(static_cast<char>(((1 << F::high_bits) - 1) << 4));
+            HEAD_UNROLL
+            for (int step = 0; step < F::steps; ++step) {
+                const int shift = 4 - step * F::high_bits;  // to the left
+                const __m512i moved = shift > 0   ? _mm512_slli_epi16(high, static_cast<unsigned>(shift))
+                                      : shift < 0 ? _mm512_srli_epi16(high, static_cast<unsigned>(-shift))
+                                                  : high;
+                codes_u8x64[step] = _mm512_ternarylogic_epi32(codes_u8x64[step], moved, mask, 0xf8);  // a | (b & c)
+            }
+        }
+    }
+
+    template <class F, int T>
+    HEAD_NOINLINE static void tile(const uint8_t * block, const Activations * activations, int64_t stride, float * sums) {
+        half_tile<F, T>(block, activations, stride, sums);
+        half_tile<F, T>(block + F::half_bytes, activations, stride, sums + half_rows);
+    }
+
+    template <class F, int T>
+    static HEAD_INLINE void half_tile(const uint8_t * half, const Activations * activations, int64_t stride, float * sums) {
+        constexpr int64_t ahead = 4096;
+        __m512i sum_i32x16[T];
+        HEAD_UNROLL
+        for (int t = 0; t < T; ++t) {
+            sum_i32x16[t] = _mm512_setzero_si512();
+        }
+        for (int g = 0; g < F::groups; ++g) {
+            const uint8_t * group = half + F::groups_at + g * F::group_bytes;
+            HEAD_UNROLL
+            for (int64_t at = 0; at < F::group_bytes; at += line) {
+                prefetch(group + ahead + at);
+            }
+            __m512i codes_u8x64[F::steps];
+            read_codes<F>(group, codes_u8x64);
+            const __m512i scale_i32x16 = bytes_to_i32(half + F::scales_at + g * half_rows);
+            HEAD_UNROLL
+            for (int t = 0; t < T; ++t) {
+                const Activations & token = activations[t * stride];
+                __m512i dot_i32x16 =
+                    F::offset != 0 ? _mm512_set1_epi32(token.minus_32_sum16[g]) : _mm512_setzero_si512();
+                HEAD_UNROLL
+                for (int step = 0; step < F::steps; ++step) {
+                    dot_i32x16 = _mm512_dpbusd_epi32(dot_i32x16, codes_u8x64[step],
+                                                     broadcast32(token.q + (g * F::steps + step) * step_cols));
+                }
+                sum_i32x16[t] = _mm512_add_epi32(sum_i32x16[t], _mm512_mullo_epi32(dot_i32x16, scale_i32x16));
+                keep(sum_i32x16[t]);
+            }
+        }
+        const __m512 d_f32x16 = _mm512_loadu_ps(half);
+        HEAD_UNROLL
+        for (int t = 0; t < T; ++t) {
+            const __m512 factor = _mm512_mul_ps(d_f32x16, _mm512_set1_ps(activations[t * stride].a));
+            const __m512 product = _mm512_mul_ps(_mm512_cvtepi32_ps(sum_i32x16[t]), factor);
+            float * out = sums + t * panel_rows;
+            _mm512_storeu_ps(out, _mm512_add_ps(_mm512_loadu_ps(out), product));
+        }
+        if constexpr (F::has_mins) {
+            subtract_mins<F, T>(half, activations, stride, sums);
+        }
+    }
+
+    template <class F, int T>
+    static HEAD_INLINE void subtract_mins(const uint8_t * half, const Activations * activations, int64_t stride, float * sums) {
+        __m512i mins_i16x32[F::groups / 2];  // of two sub-blocks, side by side
+        HEAD_UNROLL
+        for (int pair = 0; pair < F::groups / 2; ++pair) {
+            const uint8_t * mins = half + F::mins_at + 2 * pair * half_rows;
+            mins_i16x32[pair] = _mm512_or_si512(bytes_to_i32(mins), _mm512_slli_epi32(bytes_to_i32(mins + half_rows), 16));
+        }
+        const __m512 dmin_f32x16 = _mm512_loadu_ps(half + F::dmin_at);
+        HEAD_UNROLL
+        for (int t = 0; t < T; ++t) {
+            const Activations & token = activations[t * stride];
+            __m512i sum_i32x16 = _mm512_setzero_si512();
+            HEAD_UNROLL
+            for (int pair = 0; pair < F::groups / 2; ++pair) {
+                sum_i32x16 = _mm512_dpwssd_epi32(sum_i32x16, mins_i16x32[pair], broadcast32(token.sum32 + 2 * pair));
+            }
+            const __m512 factor = _mm512_mul_ps(dmin_f32x16, _mm512_set1_ps(token.a));
+            const __m512 product = _mm512_mul_ps(_mm512_cvtepi32_ps(sum_i32x16), factor);
+            float * out = sums + t * panel_rows;
+            _mm512_storeu_ps(out, _mm512_sub_ps(_mm512_loadu_ps(out), product));
+        }
+    }
+};
+
+}  // namespace
+
+const Kernels avx512vnni_kernels = {"avx512vnni", matmul<Avx512Vnni>};
+
+}  // namespace head

@@ -1,0 +1,80 @@
+"""The output head on our kernels: the same numbers as llama.cpp's own, and the same bits in every tier."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bitexport.convert import convert
+from bitexport.runtime.ggml import cpu_tier
+from tests.conftest import REPOSITORY
+
+Checkpoints = Callable[..., Path]
+
+LOGITS = """
+import sys
+import numpy as np
+from bitexport.runtime.model import Session
+with Session(sys.argv[1], n_ctx=64, n_threads=2) as session:
+    ids = list(range(3, 43))
+    logits = session.logits(ids)
+    session.clear()
+    alone = np.stack([session.feed([token]) for token in ids])
+    np.save(sys.argv[2], np.stack([logits, alone]))
+"""
+
+
+def run(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        env={**os.environ, **environment},
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def logits(gguf: Path, **environment: str) -> np.ndarray:
+    """Float32 [2, 40, vocab]: 40 tokens at once, and one after another."""
+    target = gguf.with_suffix(".npy")
+    done = run("-c", LOGITS, gguf, target, **environment)
+    assert done.returncode == 0, done.stderr
+    return np.load(target)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("kind", ["q6_k", "q5_k", "q4_k"])
+def test_the_numbers_are_those_of_llama_cpp(
+    kind: str, tied: bool, tmp_path: Path, checkpoint_of: Checkpoints
+) -> None:
+    gguf = tmp_path / "x.gguf"
+    convert(checkpoint_of("packed-multiply", tied=tied), gguf, embed_type=kind)
+    ours, theirs = logits(gguf), logits(gguf, BITEXPORT_HEAD="stock")
+    assert ours.tobytes() != theirs.tobytes(), "both are llama.cpp's kernels: ours did not run"
+    assert np.abs(ours - theirs).max() < 1e-5 * np.abs(theirs).max()
+
+
+@pytest.mark.parametrize("kind", ["q5_k", "q4_k"])  # q6_k: see test_tiers_and_threads
+def test_every_tier_computes_the_same_bits(kind: str, tmp_path: Path, checkpoint_of: Checkpoints) -> None:
+    gguf = tmp_path / "x.gguf"
+    convert(checkpoint_of("packed-multiply"), gguf, embed_type=kind)
+    best, scalar = (
+        run("-m", "tests.integration.digest", gguf, "2", BITEXPORT_TIER=tier)
+        for tier in (cpu_tier(), "scalar")
+    )
+    assert best.returncode == 0, best.stderr
+    assert {**json.loads(best.stdout), "tier": "scalar"} == json.loads(scalar.stdout)
+
+
+def test_an_unknown_choice_is_an_error() -> None:
+    done = run("-c", "from bitexport.runtime.ggml import cpu_tier; cpu_tier()", BITEXPORT_HEAD="fast")
+    assert "NativeLibraryError: BITEXPORT_HEAD is 'fast'; expected 'stock'" in done.stderr
