@@ -11,7 +11,7 @@ JOBS   ?= $(shell nproc 2>/dev/null || echo 2)
 export CCACHE_BASEDIR := $(CURDIR)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup native stock tools test test-native test-python check demo wheel sanitize bench-native train-tiny clean
+.PHONY: help setup native stock tools test test-native test-python check demo wheel sanitize test-arm bench-native train-tiny clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | expand -t 16
@@ -67,6 +67,18 @@ sanitize: ## Run the kernel tests under address and undefined-behaviour sanitize
 	cmake -S native/ternary -B build/sanitize -DTERNARY_SANITIZE=ON
 	cmake --build build/sanitize --parallel $(JOBS)
 	cd build/sanitize && ctest --output-on-failure
+
+# One CPU for each ARM tier: what it has decides which tiers are tested on it, and the last of them must be chosen.
+test-arm: ## Run the kernel tests as 64-bit ARM, cross-compiled and emulated
+	@missing=""; \
+	command -v aarch64-linux-gnu-g++ >/dev/null || missing="$$missing g++-aarch64-linux-gnu"; \
+	command -v qemu-aarch64 >/dev/null || missing="$$missing qemu-user"; \
+	test -z "$$missing" || { echo "make test-arm needs these Debian packages:$$missing"; \
+		echo "Install them, as root: apt-get install --no-install-recommends$$missing"; exit 1; }
+	cmake -S native/ternary -B build/arm --toolchain $(CURDIR)/native/cmake/aarch64-linux-gnu.cmake \
+		"-DTERNARY_EMULATED_CPUS=cortex-a53=neon;cortex-a76=dotprod;max=i8mm"
+	cmake --build build/arm --parallel $(JOBS)
+	cd build/arm && ctest --output-on-failure --parallel $(JOBS)
 
 bench-native: native ## Time the kernels against the machine's own peaks
 	$(NATIVE)/ternary/bench_ternary

@@ -6,6 +6,10 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#elif defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
+#elif defined(__aarch64__) && defined(__APPLE__)
+#include <sys/sysctl.h>
 #endif
 
 namespace ternary {
@@ -49,6 +53,37 @@ CpuFeatures cpu_features() {
     if (eax >= 1 && __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx)) {  // eax: the last subleaf there is
         cpu.avxvnni = os_avx && bit(eax, 4);
     }
+    return cpu;
+}
+#elif defined(__aarch64__) && defined(__linux__)
+CpuFeatures cpu_features() {
+    // <asm/hwcap.h>, whose older versions lack the last one.
+    constexpr unsigned long hwcap_asimd = 1ul << 1;
+    constexpr unsigned long hwcap_asimddp = 1ul << 20;
+    constexpr unsigned long hwcap2_i8mm = 1ul << 13;
+    CpuFeatures cpu;
+    cpu.neon = (getauxval(AT_HWCAP) & hwcap_asimd) != 0;
+    cpu.dotprod = (getauxval(AT_HWCAP) & hwcap_asimddp) != 0;
+    cpu.i8mm = (getauxval(AT_HWCAP2) & hwcap2_i8mm) != 0;
+    return cpu;
+}
+#elif defined(__aarch64__) && defined(__APPLE__)
+namespace {
+
+// Not tested: nobody has run this on a Mac yet.
+bool sysctl_says(const char * name) {
+    int value = 0;
+    size_t size = sizeof value;
+    return sysctlbyname(name, &value, &size, nullptr, 0) == 0 && value != 0;
+}
+
+}  // namespace
+
+CpuFeatures cpu_features() {
+    CpuFeatures cpu;
+    cpu.neon = true;
+    cpu.dotprod = sysctl_says("hw.optional.arm.FEAT_DotProd");
+    cpu.i8mm = sysctl_says("hw.optional.arm.FEAT_I8MM");
     return cpu;
 }
 #else

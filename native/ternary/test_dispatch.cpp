@@ -8,6 +8,7 @@ using namespace ternary_test;
 static CpuFeatures everything() {
     CpuFeatures cpu;
     cpu.avx2 = cpu.avxvnni = cpu.avx512f = cpu.avx512bw = cpu.avx512vl = cpu.avx512vnni = true;
+    cpu.neon = cpu.dotprod = cpu.i8mm = true;
     return cpu;
 }
 
@@ -92,12 +93,36 @@ static void test_missing_features() {
 }
 #endif
 
+#if defined(__aarch64__) && !defined(TERNARY_SCALAR_ONLY)
+static void test_missing_features() {
+    CpuFeatures cpu;
+    const auto best = [&cpu] { return std::string(select_kernels(cpu, nullptr).kernels->name); };
+    cpu.neon = true;
+    check(best() == "neon", "NEON alone: neon, not " + best());
+    const Selection none = select_kernels(cpu, "dotprod");
+    check(none.kernels == nullptr && contains(none.error, "lacks"), "dotprod is refused: " + none.error);
+    cpu.dotprod = true;
+    check(best() == "dotprod", "NEON with the dot product: dotprod, not " + best());
+    check(select_kernels(cpu, "i8mm").kernels == nullptr, "without i8mm it is refused");
+    cpu.i8mm = true;
+    check(best() == "i8mm", "with everything: i8mm, not " + best());
+}
+#endif
+
+// An emulator, which is told what CPU to be, says which tier must be chosen.
+static void test_expected_tier() {
+    const char * expected = std::getenv("TERNARY_EXPECTED_TIER");
+    const std::string best = select_kernels(cpu_features(), nullptr).kernels->name;
+    check(expected == nullptr || best == expected, "this CPU must get " + std::string(expected ? expected : "") + ", not " + best);
+}
+
 int main() {
     test_scalar_is_always_there();
     test_override();
     test_unknown_override();
     test_layouts();
-#if defined(__x86_64__) && !defined(TERNARY_SCALAR_ONLY)
+    test_expected_tier();
+#if (defined(__x86_64__) || defined(__aarch64__)) && !defined(TERNARY_SCALAR_ONLY)
     test_missing_features();
 #else
     check(select_kernels(everything(), nullptr).kernels->tier == Tier::scalar, "only scalar is built here");

@@ -1,0 +1,7 @@
+# Toolchain: 64-bit ARM Linux with Debian's cross compiler and user-mode emulation (g++-aarch64-linux-gnu, qemu-user).
+# `make test-arm` uses it.
+set(CMAKE_SYSTEM_NAME Linux)
+set(CMAKE_SYSTEM_PROCESSOR aarch64)
+set(CMAKE_C_COMPILER aarch64-linux-gnu-gcc)
+set(CMAKE_CXX_COMPILER aarch64-linux-gnu-g++)
+set(CMAKE_CROSSCOMPILING_EMULATOR qemu-aarch64 -L /usr/aarch64-linux-gnu)
