@@ -152,7 +152,7 @@ class Session:
         self._used = 0
 
     def _start_threads(self, n_threads: int) -> None:
-        # The earlier pools stay: ggml pauses the one it used last when it first meets another.
+        # The earlier one stays until the first use of this one; see ThreadPool.end.
         self._pools.append(ThreadPool(self._context, n_threads))
 
     def __enter__(self) -> Session:
@@ -318,6 +318,8 @@ class Session:
                 f"{self.path}: libllama's decode failed with code {code}: {log.reason('no reason given')}"
             )
         self._used += 1 if together else count
+        while len(self._pools) > 1:
+            self._pools.pop(0).end()
 
 
 def piece(vocab: Any, token: int) -> bytes:

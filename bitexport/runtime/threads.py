@@ -72,6 +72,14 @@ class ThreadPool:
         """Take the threads from the context and end them. Closing twice does nothing."""
         if self._pool:
             _llama().llama_detach_threadpool(self._context)
+        self.end()
+
+    def end(self) -> None:
+        """End the threads of a pool that another one took the place of.
+
+        Not before the context computed once with that one: ggml then pauses the pool that it used last.
+        """
+        if self._pool:
             _cpu().ggml_threadpool_free(self._pool)
         self._pool = None
 
