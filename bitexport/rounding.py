@@ -17,6 +17,7 @@ from bitexport.progress import Progress, ProgressEvent, ignore
 from bitexport.reference import Reference
 from bitexport.reference.alignment import Decisions, aligned_rounding
 from bitexport.reference.embeddings import replaced_embeddings, unfaithful_row
+from bitexport.reference.float_layers import rounded_float_layers
 from bitexport.runtime.model import Session
 from bitexport.runtime.observe import record_activations
 
@@ -87,7 +88,10 @@ def compare_aligned(
     continuations = []
     runs: list[Decisions] = []
     unfaithful = unfaithful_row(reference.model, embeddings)
-    with replaced_embeddings(reference.model, embeddings):
+    with (
+        replaced_embeddings(reference.model, embeddings),
+        rounded_float_layers(reference.modules(), session.path),
+    ):
         for index, ids in enumerate(ids_of):
             progress(ProgressEvent(index, len(ids_of), "prompts", "aligning"))
             with record_activations() as recorded:

@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -30,6 +31,7 @@ from bitexport.progress import Progress, ProgressEvent, ignore
 from bitexport.reference import Reference
 from bitexport.reference.alignment import TOLERANCE, aligned_rounding
 from bitexport.reference.embeddings import ROW_ERROR, replaced_embeddings, unfaithful_row
+from bitexport.reference.float_layers import rounded_float_layers
 from bitexport.reference.visit import visited
 from bitexport.runtime.model import Session
 from bitexport.runtime.observe import Recorded, record_activations
@@ -73,7 +75,7 @@ def compare_layers(
     """
     modules = reference.modules()
     found, absent = places(modules, reference.n_layer)
-    run = _Run(reference, embeddings, found)
+    run = _Run(reference, embeddings, session.path, found)
     for index, ids in enumerate(ids_of):
         progress(ProgressEvent(index, len(ids_of), "prompts", "comparing layers"))
         ids = ids[:MAX_TOKENS]
@@ -94,6 +96,7 @@ def compare_layers(
 class _Run:
     reference: Reference
     embeddings: Embeddings
+    path: Path
     places: list[Place]
     unnamed: set[Place] = field(default_factory=set)
     _tallies: dict[str, dict[Place, Tally]] = field(default_factory=dict)
@@ -124,6 +127,7 @@ class _Run:
             with ExitStack() as stack:
                 if kind != "plain":
                     stack.enter_context(replaced_embeddings(model, self.embeddings))
+                    stack.enter_context(rounded_float_layers(modules, self.path))
                 stack.enter_context(visited(model, modules, self.places, visit))
                 if kind != "plain":
                     stack.enter_context(aligned_rounding(known, recorded))

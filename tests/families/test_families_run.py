@@ -116,10 +116,13 @@ CASES = {
         "qwen3-student", packing="packed-multiply", shape=WIDE_HEADS, model={"head_dim": 64}, tied=False
     ),
     "Qwen3 without SubLN": Case("qwen3", packing="pre-dequantized", model={"head_dim": 64}, config=OLD_ROPE),
-    "Qwen3 student with use_rms_norm": Case(
+    "Qwen3 student with use_rms_norm and float layers": Case(
         "qwen3-student",
         model={"head_dim": 64, **INPUT_NORMS},
-        quantization=USE_RMS_NORM,
+        quantization={
+            **USE_RMS_NORM,
+            "modules_to_not_convert": ["layers.0.mlp.up_proj", "o_proj", "lm_head"],
+        },
     ),
     "HunYuan student": Case("hunyuan-student", model={"head_dim": 64}, config=ALPHA),
     "HunYuan student, packed": Case(
