@@ -1,149 +1,27 @@
 """Every family, end to end: a tiny random model of transformers, converted, run by our libllama, compared.
 
-A case is a model and a way of saving it. Each must pass parity: embeddings aligned, rounding explained.
+Each must pass parity, embeddings aligned and rounding explained, as a whole and step by step.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from bitexport.convert import convert
+from bitexport.errors import GGUFError
+from bitexport.families import FAMILIES
+from bitexport.families.ternary_decoder import TernaryDecoder
 from bitexport.gguf.reader import read_gguf
 from bitexport.parity import parity, verdict
-from tests.models import Shape, save_checkpoint, tiny_model
+from bitexport.runtime.model import Session
+from tests.families.cases import CASES, made
+from tests.models import MODEL_CLASSES
 
 PROMPT = "def add(left, right):\n    return left + right\n"
-
-EVEN = Shape()
-#: q is wider than hidden, as in Qwen3-0.6B; and rows that do not begin on an I2_S block.
-WIDE_HEADS = Shape(hidden=128, ffn=256, heads=4, kv_heads=2)
-ODD = Shape(hidden=160, ffn=432, heads=5, kv_heads=1)
-
-#: as transformers 4 wrote it.
-OLD_ROPE = {"rope_parameters": None, "rope_theta": 20000.0, "rope_scaling": None}
-LLAMA3 = {
-    "rope_type": "llama3",
-    "rope_theta": 10000.0,
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 32,
-}
-#: HY-MT1.5's, as its config.json has it.
-ALPHA = {
-    "rope_parameters": None,
-    "rope_theta": 10000.0,
-    "rope_scaling": {
-        "alpha": 1000.0,
-        "beta_fast": 32,
-        "beta_slow": 1,
-        "factor": 1.0,
-        "mscale": 1.0,
-        "mscale_all_dim": 0.0,
-        "type": "dynamic",
-    },
-}
-
-
-def sequential(name: str) -> str:
-    """The spelling of projects that put a Sequential of norm and linear layer in place of the linear one."""
-    name = re.sub(r"(o_proj|down_proj)\.", r"\1.1.", name)
-    name = name.replace("self_attn.attn_sub_norm", "self_attn.o_proj.0")
-    return name.replace("mlp.ffn_sub_norm", "mlp.down_proj.0")
-
-
-def one_bit_llm(name: str) -> str:
-    return name.replace("attn_sub_norm", "inner_attn_ln").replace("ffn_sub_norm", "ffn_layernorm")
-
-
-@dataclass(frozen=True)
-class Case:
-    """A model, how it is saved, and the graph that it has to run on."""
-
-    architecture: str
-    graph: str = "bitnet-b1.58"
-    packing: str = "master"
-    shape: Shape = EVEN
-    tied: bool = True
-    model: Mapping[str, Any] = field(default_factory=dict)
-    rename: Callable[[str], str] = str
-    quantization: Mapping[str, Any] = field(default_factory=dict)
-    config: Mapping[str, Any] = field(default_factory=dict)
-
-
-SILU = {"hidden_act": "silu"}
-INPUT_NORMS = {"input_norms": True}
-USE_RMS_NORM = {"use_rms_norm": True, "rms_norm_eps": 1e-3}
-ONEBITLLM = Case(
-    "1bitllm",
-    "bitnet",
-    rename=one_bit_llm,
-    config={"architectures": ["BitnetForCausalLM"], "quantization_config": None, "weight_bits": 1},
-)
-
-CASES = {
-    "2B4T": Case("bitnet", tied=False),
-    "2B4T with a bias": Case("bitnet", model={"attention_bias": True}),
-    "2B4T with use_rms_norm": Case("bitnet", model=INPUT_NORMS, quantization=USE_RMS_NORM),
-    "1bitLLM": ONEBITLLM,
-    "1bitLLM, rows of an odd width": Case(**{**vars(ONEBITLLM), "shape": ODD}),
-    "Llama": Case("llama", "llama", "packed-divide", tied=False),
-    "Llama, pre-dequantized": Case("llama", "llama", "pre-dequantized"),
-    "Llama, rows of an odd width": Case("llama", "llama", "packed-multiply", ODD),
-    "Llama with use_rms_norm": Case(
-        "llama", model=INPUT_NORMS, quantization=USE_RMS_NORM, packing="packed-divide"
-    ),
-    "Llama with norms of Microsoft's spelling": Case(
-        "llama", model=INPUT_NORMS, rename=lambda name: name.replace(".rms_norm.", ".norm.")
-    ),
-    "Llama with biases": Case("llama", tied=False, model={"attention_bias": True, "mlp_bias": True}),
-    "Llama student": Case("llama-student", packing="packed-multiply", tied=False),
-    "Llama student, llama3 rope": Case("llama-student", config={"rope_parameters": LLAMA3}),
-    "Llama student, saved as BitNet": Case("bitnet", model={**SILU, "rope_theta": 10000.0}),
-    "SmolLM2 student, odd, sequential": Case("llama-student", shape=ODD, rename=sequential, config=OLD_ROPE),
-    "sequential and packed": Case("llama-student", packing="packed-divide", rename=sequential),
-    "Qwen2.5 student": Case("qwen2-student"),
-    "Qwen2.5 student, packed-multiply": Case("qwen2-student", packing="packed-multiply", tied=False),
-    "Qwen2.5 student, packed-divide": Case("qwen2-student", packing="packed-divide", config=OLD_ROPE),
-    "Qwen3 student": Case("qwen3-student", shape=WIDE_HEADS, model={"head_dim": 64}),
-    "Qwen3 student, untied, packed": Case(
-        "qwen3-student", packing="packed-multiply", shape=WIDE_HEADS, model={"head_dim": 64}, tied=False
-    ),
-    "Qwen3 without SubLN": Case("qwen3", packing="pre-dequantized", model={"head_dim": 64}, config=OLD_ROPE),
-    "Qwen3 student with use_rms_norm and float layers": Case(
-        "qwen3-student",
-        model={"head_dim": 64, **INPUT_NORMS},
-        quantization={
-            **USE_RMS_NORM,
-            "modules_to_not_convert": ["layers.0.mlp.up_proj", "o_proj", "lm_head"],
-        },
-    ),
-    "HunYuan student": Case("hunyuan-student", model={"head_dim": 64}, config=ALPHA),
-    "HunYuan student, packed": Case(
-        "hunyuan-student", packing="packed-divide", model={"head_dim": 64}, tied=False
-    ),
-}
-
-
-def made(case: Case, folder: Path) -> Path:
-    """The checkpoint of a case."""
-    model = tiny_model(case.shape, architecture=case.architecture, tied=case.tied, **case.model)
-    return save_checkpoint(
-        model,
-        folder / "checkpoint",
-        case.packing,
-        rename=case.rename,
-        quantization=case.quantization,
-        config_changes=case.config,
-        # transformers gives Qwen2 this pre-tokenizer, whatever tokenizer.json says
-        tokenizer="qwen2" if case.architecture.startswith("qwen2") else "gpt2",
-    )
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -158,3 +36,35 @@ def test_a_family_runs_as_in_transformers(name: str, tmp_path: Path) -> None:
     assert found.layers is not None
     assert found.layers.first is None
     assert read_gguf(tmp_path / "m.gguf").metadata["general.architecture"] == case.graph
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value", "message"),
+    [
+        ("Llama student", "hidden_activation", "gelu", "hidden_activation is 'gelu'"),
+        ("Qwen3 student", "attention.qk_norm", "sideways", "attention.qk_norm is 'sideways'"),
+        ("Llama student", "attention.sub_norm", False, "wrong number of tensors"),
+        ("Qwen3 without SubLN", "attention.sub_norm", True, "'blk.0.attn_sub_norm.weight' not found"),
+    ],
+)
+def test_the_graph_says_what_it_cannot_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, key: str, value: Any, message: str
+) -> None:
+    honest = TernaryDecoder.metadata
+    monkeypatch.setattr(
+        TernaryDecoder, "metadata", lambda self, n: {**honest(self, n), f"bitnet-b1.58.{key}": value}
+    )
+    convert(made(CASES[name], tmp_path), tmp_path / "m.gguf", embed_type="f16")
+    with pytest.raises(GGUFError, match=re.escape(message)):
+        Session(tmp_path / "m.gguf")
+
+
+def test_a_case_for_every_family() -> None:
+    names = {
+        family.name
+        for case in CASES.values()
+        for family in FAMILIES
+        if family.model_class == MODEL_CLASSES[case.architecture].__name__
+        and family.gguf_architecture == case.graph
+    }
+    assert names == {family.name for family in FAMILIES}
