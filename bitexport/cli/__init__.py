@@ -31,7 +31,7 @@ app = typer.Typer(
 # In the order of --help. Command modules import their driver inside the function, so that --help is fast.
 app.command("convert")(convert.convert)
 app.command("parity")(parity.parity)
-app.command("bench")(bench.bench)
+app.command("bench", cls=bench.BenchCommand)(bench.bench)
 app.command("run")(run.run)
 app.command("inspect")(inspect.inspect)
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from bitexport.cli import options
 from bitexport.cli.output import Output, format_bytes
 from bitexport.errors import UsageError
 
 if TYPE_CHECKING:
-    from bitexport.bench import BenchReport, BenchRow
+    from bitexport.bench import BenchReport, BenchRow, CompareReport
+
+ALL_TWINS = "f16,tq2_0,q4_0"
 
 
 def bench(
@@ -37,6 +42,18 @@ def bench(
     repetitions: Annotated[
         int, typer.Option("--repetitions", "-r", min=1, help="Timed runs of each test.")
     ] = 5,
+    compare: Annotated[
+        str,
+        typer.Option(
+            "--compare",
+            metavar="[TYPE,...]",
+            help="Time the file in turns with twins of other types: f16,tq2_0,q4_0, or some of them.",
+        ),
+    ] = "",
+    keep: Annotated[
+        Path | None,
+        typer.Option("--keep", metavar="DIR", help="Keep the twins of --compare there, and use them again."),
+    ] = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -45,9 +62,16 @@ def bench(
     prompts = _numbers("--prompt-tokens", prompt_tokens)
     generated = _numbers("--gen-tokens", gen_tokens)
     batches = _numbers("--batch", batch)
+    out = Output(json=json, quiet=quiet)
+    if compare:
+        if batches != [1]:
+            raise UsageError("--batch and --compare do not go together; leave one of them out")
+        _compare(out, gguf, compare, counts, prompts, generated, repetitions, keep)
+        return
+    if keep is not None:
+        raise UsageError("--keep is for the twins of --compare; add --compare, or leave it out")
     from bitexport.bench import bench as run
 
-    out = Output(json=json, quiet=quiet)
     with out.progress("bench") as progress:
         report = run(
             gguf,
@@ -59,6 +83,85 @@ def bench(
             progress=progress,
         )
     out.result(report.to_json(), human=lambda: _show(out, report))
+
+
+class BenchCommand(TyperCommand):
+    """Takes ``--compare`` without a value as all twins."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """As the library does, once the value is filled in."""
+        following = [*args[1:], "-"]
+        filled = [
+            f"--compare={ALL_TWINS}" if arg == "--compare" and _is_no_list(after) else arg
+            for arg, after in zip(args, following, strict=True)
+        ]
+        return super().parse_args(ctx, filled)
+
+
+def _is_no_list(argument: str) -> bool:
+    return re.fullmatch(r"\w+(,\w+)*", argument) is None
+
+
+def _compare(
+    out: Output,
+    gguf: Path,
+    types: str,
+    counts: list[int],
+    prompts: list[int],
+    generated: list[int],
+    rounds: int,
+    keep: Path | None,
+) -> None:
+    from bitexport.bench import compare as run
+
+    with out.progress("bench") as progress:
+        report = run(
+            gguf,
+            types=[name.strip() for name in types.lower().split(",") if name.strip()],
+            threads=counts,
+            prompt_tokens=prompts,
+            generated_tokens=generated,
+            rounds=rounds,
+            keep=keep,
+            progress=progress,
+        )
+    out.result(report.to_json(), human=lambda: _show_comparison(out, report))
+
+
+def _show_comparison(out: Output, report: CompareReport) -> None:
+    columns = ["test", "threads", "type", "size", "t/s", "i2_s is faster by", "range"]
+    rows = [
+        (
+            row.test,
+            row.threads,
+            row.type,
+            format_bytes(report.bytes[row.type]),
+            f"{row.tokens_per_second:.2f}",
+            "" if row.ratio is None else f"{row.ratio:.2f}x",
+            "" if row.ratio_min is None else f"{row.ratio_min:.2f} .. {row.ratio_max:.2f}",
+        )
+        for row in report.rows
+    ]
+    out.table(columns, rows, right=columns, markdown=True)
+    out.line(
+        f"{report.model}; {report.tier} kernels; medians of alternating rounds, each file in a process of "
+        "its own and read into memory, the twins' head on llama.cpp's own kernels"
+    )
+    if report.tier_forced:
+        out.line(f"BITEXPORT_TIER holds i2_s to {report.tier}; its twins use all that this CPU has.")
+    noted = {(row.test, row.threads): row for row in report.rows if row.disturbed_rounds}
+    for row in noted.values():
+        if row.disturbed:
+            out.line(
+                f"{row.test}, {row.threads} threads: the machine's limits moved in every round; measure again"
+            )
+        else:
+            out.line(
+                f"{row.test}, {row.threads} threads: {row.disturbed_rounds} rounds thrown away, in which the "
+                f"machine's limits moved; {row.rounds} count"
+            )
+    for file in report.kept:
+        out.line(f"kept {file}")
 
 
 def _numbers(option: str, text: str) -> list[int]:
