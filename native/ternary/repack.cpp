@@ -142,6 +142,7 @@ bool repack_panel(const Kernels & kernels, Layout layout, const uint8_t * codes,
     }
     constexpr int64_t part_cols = 640;
     uint8_t two_bit[panel_bytes(part_cols)];
+    uint8_t five_trit[panel_bytes(part_cols, Layout::five_trit)];
     bool bad = false;
     for (int64_t col = 0; col < cols; col += part_cols) {
         const int64_t col_end = col + part_cols < cols ? col + part_cols : cols;
@@ -149,7 +150,10 @@ bool repack_panel(const Kernels & kernels, Layout layout, const uint8_t * codes,
         if (repack_part(codes, cols, {row, row_end, col, col_end}, two_bit)) {
             bad = true;
         } else {
-            kernels.pack_five_trits(two_bit, chunks_of(col_end - col), panel + col / five_trit_chunk_cols * chunk_bytes);
+            // By way of a buffer: 17 columns are two chunks of 16, which become two of 20, the second all padding.
+            kernels.pack_five_trits(two_bit, chunks_of(col_end - col), five_trit);
+            std::memcpy(panel + col / five_trit_chunk_cols * chunk_bytes, five_trit,
+                        static_cast<size_t>(panel_bytes(col_end - col, layout)));
         }
     }
     return bad;
