@@ -80,8 +80,8 @@ test-arm: ## Run the kernel tests as 64-bit ARM, cross-compiled and emulated
 	cmake --build build/arm --parallel $(JOBS)
 	cd build/arm && ctest --output-on-failure --parallel $(JOBS)
 
-bench-native: native ## Time the kernels against the machine's own peaks
-	$(NATIVE)/ternary/bench_ternary
+bench-native: native ## Time the kernels against the machine's own peaks (ARGS='--tier avx2 --model 2b4t' narrows it)
+	$(NATIVE)/ternary/bench_ternary --json $(NATIVE)/bench-native.json $(ARGS)
 
 train-tiny: $(VENV)/.installed ## Train the shipped checkpoint again (an hour or two on 2 cores)
 	$(BIN)/python -m train pretrain examples/tiny-python/train.toml

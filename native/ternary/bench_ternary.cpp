@@ -1,6 +1,7 @@
 // Speed of every tier over the shapes of real models, beside this machine's own limits measured around each figure.
 //
-//   bench_ternary [--tier NAME] [--layout NAME] [--shape ROWSxCOLS] [--tokens N] [--threads N] [--rounds N] [--seconds S] [--json FILE]
+//   bench_ternary [--tier NAME] [--layout NAME] [--model 2b4t|0.6b|8b|all] [--shape ROWSxCOLS] [--tokens N] [--threads N]
+//                 [--rounds N] [--seconds S] [--json FILE]
 //
 // Each figure is the median of several rounds: limit, kernel, limit. Time is the CPU time of the slowest thread: nobody
 // waits for anybody here, so on an idle machine it is the wall clock, and on a busy one it leaves the others' turns out. The weights are random codes, at least 256 MB of
@@ -31,16 +32,38 @@ struct Shape {
     int64_t rows, cols;
 };
 
+// The matrices of real models: q and o, k and v, gate and up, down. Empty for an unknown name.
+std::vector<Shape> shapes_of(const std::string & model) {
+    const struct {
+        const char * name;
+        std::vector<Shape> shapes;
+    } models[] = {
+        {"2b4t", {{2560, 2560}, {640, 2560}, {6912, 2560}, {2560, 6912}}},                 // BitNet b1.58 2B4T
+        {"0.6b", {{2048, 1024}, {1024, 2048}, {1024, 1024}, {3072, 1024}, {1024, 3072}}},  // Qwen3 0.6B
+        {"8b", {{4096, 4096}, {1024, 4096}, {14336, 4096}, {4096, 14336}}},                // Llama 3 8B
+    };
+    std::vector<Shape> found;
+    for (const auto & known : models) {
+        if (model == known.name || model == "all") {
+            found.insert(found.end(), known.shapes.begin(), known.shapes.end());
+        }
+    }
+    return found;
+}
+
 struct Options {
     std::string tier;
-    std::vector<Shape> shapes = {{2560, 2560}, {6912, 2560}, {2560, 6912}, {640, 2560}};  // BitNet b1.58 2B4T
-    std::vector<int64_t> tokens = {1, 2, 4, 8, 16, 128, 512};
+    std::vector<Shape> shapes = shapes_of("all");
+    std::vector<int64_t> tokens;  // empty: a few; one for the scalar tier, which takes its time
     std::vector<int> threads = {1, 2};
-    int rounds = 5;
-    double seconds = 0.1;  // of kernel time in a round
+    int rounds = 3;
+    double seconds = 0.05;  // of kernel time in a round
     std::string layout;
     std::string json;
 
+    std::vector<int64_t> tokens_for(const Kernels & kernels) const {
+        return !tokens.empty() ? tokens : kernels.tier == Tier::scalar ? std::vector<int64_t>{1} : std::vector<int64_t>{1, 8, 128};
+    }
     bool wants(Layout l) const { return layout.empty() || layout == layout_name(l); }
 };
 
@@ -313,6 +336,11 @@ bool parse(int argc, char ** argv, Options & options) {
             if (!options.wants(Layout::two_bit) && !options.wants(Layout::five_trit)) {
                 return false;
             }
+        } else if (name == "--model") {
+            options.shapes = shapes_of(value);
+            if (options.shapes.empty()) {
+                return false;
+            }
         } else if (name == "--shape") {
             long long rows = 0, cols = 0;
             if (std::sscanf(value, "%lldx%lld", &rows, &cols) != 2 || rows < 1 || cols < 1 || cols > max_cols || rows * cols % 128 != 0) {
@@ -341,7 +369,8 @@ bool parse(int argc, char ** argv, Options & options) {
 int main(int argc, char ** argv) {
     Options options;
     if (!parse(argc, argv, options)) {
-        std::fprintf(stderr, "usage: bench_ternary [--tier NAME] [--layout NAME] [--shape ROWSxCOLS] [--tokens N] [--threads N] [--rounds N] [--seconds S] [--json FILE]\n");
+        std::fprintf(stderr, "usage: bench_ternary [--tier NAME] [--layout NAME] [--model 2b4t|0.6b|8b|all] [--shape ROWSxCOLS] [--tokens N] [--threads N]\n"
+                             "                     [--rounds N] [--seconds S] [--json FILE]\n");
         return 2;
     }
     const Selection selection = select_kernels(cpu_features(), options.tier.c_str());
@@ -375,7 +404,7 @@ int main(int argc, char ** argv) {
             continue;
         }
         for (const Shape shape : options.shapes) {
-            for (const int64_t tokens : options.tokens) {
+            for (const int64_t tokens : options.tokens_for(*tier.kernels)) {
                 Case c(shape, tokens, *tier.kernels);
                 if (!check(tier, c, weights.data)) {
                     std::fprintf(stderr, "bench_ternary: %s is wrong at %lld x %lld, %lld tokens: run the tests\n", tier.kernels->name,
