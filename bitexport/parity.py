@@ -18,6 +18,7 @@ from bitexport.progress import Progress, ProgressEvent, ignore
 from bitexport.prompts import built_in_prompts
 from bitexport.reference import Reference, load_reference
 from bitexport.reference.embeddings import replaced_embeddings
+from bitexport.report.collect import Collector, Details
 from bitexport.rounding import compare_aligned, noise_floor
 from bitexport.runtime.limits import check_text
 from bitexport.runtime.model import Session
@@ -37,6 +38,7 @@ def parity(
     measure_noise_floor: bool = False,
     text: str | None = None,
     layers: bool = False,
+    details: bool = False,
     threads: int = 0,
     progress: Progress = ignore,
 ) -> ParityReport:
@@ -54,6 +56,7 @@ def parity(
         measure_noise_floor: also compare PyTorch with itself under the smallest disturbance.
         text: compare the perplexity of this text as well.
         layers: compare every step of every block as well, see :mod:`bitexport.layers.compare`.
+        details: keep what :func:`bitexport.report.page.page` shows.
         threads: for C++; 0 takes one a core.
         progress: told of every prompt.
 
@@ -82,11 +85,15 @@ def parity(
         for index, (prompt, ids) in enumerate(zip(texts, ids_of, strict=True)):
             check_same_tokens(reference, session, f"prompt {index + 1}", prompt, ids)
 
+        plain_seen, aligned_seen = Collector(reference.text), Collector(reference.text)
         comparisons: list[Comparison] = []
         continuations: list[Continuation] = []
         for index, ids in enumerate(ids_of):
             progress(ProgressEvent(index, len(texts), "prompts", "comparing logits"))
-            comparisons.append(compare(reference.logits(ids), session.logits(ids)))
+            ours, theirs = reference.logits(ids), session.logits(ids)
+            comparisons.append(compare(ours, theirs))
+            if details:
+                plain_seen.see(index, ids, ours, theirs)
             if not align:
                 continuations.append(continue_in_step(reference, session, ids, tokens))
 
@@ -94,7 +101,13 @@ def parity(
         aligned = None
         if align:
             aligned, continuations = compare_aligned(
-                reference, session, embeddings(), ids_of, tokens, progress
+                reference,
+                session,
+                embeddings(),
+                ids_of,
+                tokens,
+                progress,
+                aligned_seen.see if details else None,
             )
         elif not plain.cosine_min >= min_cosine:  # there is something to explain
             aligned, _ = compare_aligned(reference, session, embeddings(), ids_of, progress=progress)
@@ -120,6 +133,7 @@ def parity(
             else compare_layers(
                 reference, session, tracer, embeddings(), ids_of, align=align, progress=progress
             ),
+            details=Details(aligned_seen if align else plain_seen, plain_seen) if details else None,
         )
 
 

@@ -9,6 +9,7 @@ from bitexport.comparison import Agreement
 from bitexport.greedy import Continuation
 from bitexport.layers.result import LayersReport
 from bitexport.perplexity import Perplexities
+from bitexport.report.collect import Details
 from bitexport.rounding import Alignment
 
 MIN_COSINE = 0.9999
@@ -48,6 +49,7 @@ class ParityReport:
         greedy_tokens: asked for at each prompt.
         tier: the kernels that ran.
         layers: every step of every block; None when not asked for.
+        details: what a page shows beside the numbers; None when not asked for.
     """
 
     prompts: list[PromptResult]
@@ -60,6 +62,7 @@ class ParityReport:
     greedy_tokens: int
     tier: str
     layers: LayersReport | None = None
+    details: Details | None = None
 
     @property
     def judged(self) -> Agreement:

@@ -18,6 +18,7 @@ from bitexport.reference import Reference
 from bitexport.reference.alignment import Decisions, aligned_rounding
 from bitexport.reference.embeddings import replaced_embeddings, unfaithful_row
 from bitexport.reference.float_layers import rounded_float_layers
+from bitexport.report.collect import See
 from bitexport.runtime.model import Session
 from bitexport.runtime.observe import record_activations
 
@@ -73,12 +74,13 @@ def compare_aligned(
     ids_of: Sequence[Sequence[int]],
     tokens: int = 0,
     progress: Progress = ignore,
+    see: See | None = None,
 ) -> tuple[Alignment, list[Continuation]]:
     """Compare logits with the file's ``embeddings`` and rounding decisions aligned, see :class:`Alignment`.
 
     C++ continues each prompt greedily by ``tokens`` tokens; PyTorch, in one run over both,
     says what it would have chosen at each of them. Their positions are part of the agreement, so that
-    decoding token by token is judged as well as prefill.
+    decoding token by token is judged as well as prefill. ``see`` is shown every prompt's logits.
 
     Raises:
         UnsupportedError: a layer that is ternary in the checkpoint is not I2_S in the file.
@@ -101,7 +103,10 @@ def compare_aligned(
             chosen = [int(step.argmax()) for step in steps]
             with aligned_rounding(layers, recorded) as decisions:
                 ours = reference.logits([*ids, *chosen[:-1]])
-            comparisons.append(compare(ours, np.stack([*theirs, *steps[1:]])))
+            both = np.stack([*theirs, *steps[1:]])
+            comparisons.append(compare(ours, both))
+            if see is not None:
+                see(index, [*ids, *chosen[:-1]], ours, both)
             continuations.append(compare_steps(list(ours[len(ids) - 1 :]), steps))
             runs.append(decisions)
     alignment = Alignment(

@@ -27,7 +27,7 @@ EXTRA_OF_MODULE = {
     "transformers": "parity",
     "accelerate": "parity",
     "safetensors": "parity",
-    "matplotlib": "train",
+    "matplotlib": "plot",
 }
 
 

@@ -73,6 +73,24 @@ def parity(
             help="Compare every step of every block, and name the first that parts; exit 3 when one does.",
         ),
     ] = False,
+    plot: Annotated[
+        Path | None,
+        typer.Option(
+            "--plot",
+            metavar="FILE.png",
+            help="Draw the steps over depth; implies --layers.",
+            show_default=False,
+        ),
+    ] = None,
+    report_page: Annotated[
+        Path | None,
+        typer.Option(
+            "--report",
+            metavar="FILE.html",
+            help="Write everything as one page; implies --layers.",
+            show_default=False,
+        ),
+    ] = None,
     threads: Annotated[int, typer.Option("--threads", "-t", min=0, help="For C++; 0: one a core.")] = 0,
     json: options.Json = False,
     quiet: options.Quiet = False,
@@ -84,10 +102,14 @@ def parity(
     """
     chosen = _prompts(prompt, prompts)
     if tokenizer_only:
-        if layers or noise_floor or text is not None:
-            raise UsageError("--tokenizer-only runs no model; leave out --layers, --noise-floor and --text")
+        if layers or noise_floor or text or plot or report_page:
+            raise UsageError(
+                "--tokenizer-only runs no model; leave out --layers, --plot, --report, --noise-floor and "
+                "--text"
+            )
         _tokenizer_only(checkpoint, gguf, chosen or [], Output(json=json, quiet=quiet))
         return
+    _check_pictures(plot, report_page)
     document = _text(text)
     from bitexport.parity import parity as run
     from bitexport.parity import verdict
@@ -103,13 +125,40 @@ def parity(
             align=align,
             measure_noise_floor=noise_floor,
             text=document,
-            layers=layers,
+            layers=layers or plot is not None or report_page is not None,
+            details=report_page is not None,
             threads=threads,
             progress=progress,
         )
+    _write_pictures(report, checkpoint, gguf, plot, report_page)
     out.result(report.to_json(), human=lambda: _show(out, report))
     if not report.passed:
         raise CheckFailed(verdict(report))
+
+
+def _check_pictures(plot: Path | None, page: Path | None) -> None:
+    """What would fail at the end of a long run fails now."""
+    from bitexport.atomic import check_folder
+
+    for path in (plot, page):
+        if path is not None:
+            check_folder(path)
+            import matplotlib  # noqa: F401 (a clear message when it is missing)
+
+
+def _write_pictures(
+    report: ParityReport, checkpoint: Path, gguf: Path, plot: Path | None, page: Path | None
+) -> None:
+    from bitexport.atomic import write_atomically
+
+    if plot is not None and report.layers is not None:
+        from bitexport.report.figures import depth
+
+        write_atomically(plot, depth(report.layers))
+    if page is not None:
+        from bitexport.report.page import page as render
+
+        write_atomically(page, render(report, checkpoint, gguf).encode("utf-8", "backslashreplace"))
 
 
 def _tokenizer_only(checkpoint: Path, gguf: Path, prompts: list[str], out: Output) -> None:

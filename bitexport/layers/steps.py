@@ -65,9 +65,9 @@ def _weight(name: str, tensor: str, *, product: bool = False, rotated: bool = Fa
 STEPS: tuple[Step, ...] = (
     Step("embd", Site.OUTPUT, ("token_embd",), ("embd",), decided_by="token_embd.weight", in_block=False),
     _weight("attn_norm", "attn_norm"),
-    Step("q", Site.OUTPUT, ("attn_q",), ("Qcur",), _PRODUCT, "attn_q", "attn_q.weight and its bias"),
-    Step("k", Site.OUTPUT, ("attn_k",), ("Kcur",), _PRODUCT, "attn_k", "attn_k.weight and its bias"),
-    Step("v", Site.OUTPUT, ("attn_v",), ("Vcur",), _PRODUCT, None, "attn_v.weight and its bias"),
+    Step("q", Site.OUTPUT, ("attn_q",), ("Qcur",), _PRODUCT, "attn_q", "attn_q.weight or its bias"),
+    Step("k", Site.OUTPUT, ("attn_k",), ("Kcur",), _PRODUCT, "attn_k", "attn_k.weight or its bias"),
+    Step("v", Site.OUTPUT, ("attn_v",), ("Vcur",), _PRODUCT, None, "attn_v.weight or its bias"),
     Step("q_norm", Site.OUTPUT, ("attn_q_norm",), ("Qcur_normed",), decided_by="attn_q_norm.weight"),
     Step("k_norm", Site.OUTPUT, ("attn_k_norm",), ("Kcur_normed",), decided_by="attn_k_norm.weight"),
     Step("q_rope", Site.QUERY, (), ("Qcur", "Qcur_normed"), rotated="attn_q", decided_by=_ROPE),

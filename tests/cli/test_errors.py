@@ -32,7 +32,7 @@ CASES = [
         1,
         "needs the Python package transformers",
     ),
-    (ModuleNotFoundError("No module", name="matplotlib"), 1, "pip install 'bitexport[train]'"),
+    (ModuleNotFoundError("No module", name="matplotlib"), 1, "pip install 'bitexport[plot]'"),
     (ModuleNotFoundError("No module", name="left_pad"), 1, "pip install left_pad"),
     (
         OSError(errno.ENOSPC, "No space left on device", "out.gguf"),

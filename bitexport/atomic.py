@@ -1,0 +1,44 @@
+"""Small files that are there completely or not at all."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+from bitexport.errors import OutputError
+
+
+def check_folder(path: Path) -> None:
+    """Raise OutputError when ``path`` cannot be written later, before long work begins."""
+    if path.is_dir():
+        raise OutputError(f"{path} is a folder; give the name of a file")
+    if not path.absolute().parent.is_dir():
+        raise OutputError(f"{path}: there is no folder {path.absolute().parent}; make it first")
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write under a temporary name in the same folder, flush, and rename; an existing file is replaced.
+
+    Raises:
+        OutputError: it cannot be written; what was there before is still there.
+    """
+    check_folder(path)
+    temporary = None
+    try:
+        with tempfile.NamedTemporaryFile(dir=path.absolute().parent, prefix=".", delete=False) as file:
+            temporary = Path(file.name)
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        mask = os.umask(0)
+        os.umask(mask)
+        temporary.chmod(0o666 & ~mask)  # temporary files are private, the result is an ordinary one
+        temporary.replace(path)
+        temporary = None
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise OutputError(f"{path}: {reason}; free some space or give another place") from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
