@@ -32,7 +32,7 @@ Ggufs = Callable[..., Path]
 
 #: vocabularies of real models, in the llama.cpp that we build.
 VOCABULARIES = REPOSITORY / "build" / "native" / "llama.cpp-source" / "models"
-CHECK_TEXT = "Check 123 that's   known\n\n\tЁж 12345 don't?"
+CHECK_TEXT = "The quick brown fox; check 123 that's   known\n\n\tЁж 12345 don't?"
 
 
 @pytest.fixture
@@ -69,8 +69,43 @@ def test_the_vocabulary_of_llama_3_is_recognised(tmp_path: Path) -> None:
     assert derived_pre(read_gguf(added)) == "llama-bpe"
 
 
+def test_llama_cpp_s_own_strings_get_their_tokens_without_a_name(tmp_path: Path) -> None:
+    """Strings and tokens of llama.cpp's tests for the vocabulary of Llama 3."""
+    source = VOCABULARIES / "ggml-vocab-llama-bpe.gguf"
+    texts = Path(f"{source}.inp").read_text(encoding="utf-8").split("\n__ggml_vocab_test__\n")[:-1]
+    tokens = [list(map(int, line.split())) for line in Path(f"{source}.out").read_text().splitlines()]
+    bare = rewritten(source, tmp_path / "bare.gguf", drop=["tokenizer.ggml.pre"])
+    with pytest.warns(BitexportWarning, match="'llama-bpe' is assumed"):
+        llama = bitexport.load(bare, vocab_only=True)
+    found = [llama.tokenize(text.encode("utf-8"), add_bos=False, special=False) for text in texts]
+    assert len(found) > 40
+    assert found == tokens
+
+
 def test_a_sentencepiece_vocabulary_needs_none() -> None:
     assert not lacks_pre(read_gguf(VOCABULARIES / "ggml-vocab-llama-spm.gguf"))
+
+
+def test_words_that_no_merges_make(gguf_of: Ggufs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Llama 3's way: a word that is a token is taken whole."""
+    from tests.models import tiny_tokenizer
+
+    description = json.loads(tiny_tokenizer(400, "llama3").to_str())
+    merges = description["model"]["merges"] = description["model"]["merges"][:20]
+    ids = {}
+    for ignoring in (True, False):
+        description["model"]["ignore_merges"] = ignoring
+        ids[ignoring] = Tokenizer.from_str(json.dumps(description)).encode(CHECK_TEXT).ids
+    assert ids[True] != ids[False]
+    path = rewritten(
+        gguf_of("packed-multiply", tokenizer="llama3"),
+        tmp_path / "x.gguf",
+        drop=["tokenizer.ggml.pre"],
+        metadata={"tokenizer.ggml.merges": [" ".join(pair) for pair in merges]},
+    )
+    hashes = {sha256(str(ids[True]).encode()).hexdigest(): "llama-bpe"}
+    monkeypatch.setattr(pre_tokenizer, "_table", lambda: {"check_text": CHECK_TEXT, "hashes": hashes})
+    assert derived_pre(read_gguf(path)) == "llama-bpe"
 
 
 @pytest.mark.parametrize(
