@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ EVEN = Shape()
 #: q is wider than hidden, as in Qwen3-0.6B; and rows that do not begin on an I2_S block.
 WIDE_HEADS = Shape(hidden=128, ffn=256, heads=4, kv_heads=2)
 ODD = Shape(hidden=160, ffn=432, heads=5, kv_heads=1)
+#: 1bitLLM's 3B, an eighth as wide: heads of 100, and in = 1080, which is no multiple of 128, as 8640 is none.
+SMALL_3B = Shape(hidden=400, ffn=1080, heads=4, kv_heads=4)
 
 #: as transformers 4 wrote it.
 OLD_ROPE = {"rope_parameters": None, "rope_theta": 20000.0, "rope_scaling": None}
@@ -85,7 +87,7 @@ CASES = {
     "2B4T with a bias": Case("bitnet", model={"attention_bias": True}),
     "2B4T with use_rms_norm": Case("bitnet", model=INPUT_NORMS, quantization=USE_RMS_NORM),
     "1bitLLM": ONEBITLLM,
-    "1bitLLM, rows of an odd width": Case(**{**vars(ONEBITLLM), "shape": ODD}),
+    "1bitLLM 3B": replace(ONEBITLLM, shape=SMALL_3B),
     "Llama": Case("llama", "llama", "packed-divide", tied=False),
     "Llama, pre-dequantized": Case("llama", "llama", "pre-dequantized"),
     "Llama, rows of an odd width": Case("llama", "llama", "packed-multiply", ODD),

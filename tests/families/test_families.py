@@ -224,6 +224,7 @@ def test_the_alpha_of_hunyuan() -> None:
     rope = HUNYUAN.hyperparameters(entries).rope
     assert rope.kind == "default"
     assert rope.theta == pytest.approx(11158839.925)
+    assert np.float32(rope.theta) == 11158840  # as the file holds it
     peer = HunYuanDenseV1RotaryEmbedding(HunYuanDenseV1Config(**entries))
     ours = rope.theta ** -(np.arange(0, 128, 2) / 128)
     np.testing.assert_allclose(ours, peer.inv_freq.numpy(), rtol=2e-6)

@@ -30,7 +30,7 @@ class MasterWeights:
     """Absmean quantization of float weights."""
 
     name = "master"
-    recognised_by = "float tensors; linear_class autobitlinear, quantization_mode online"
+    recognised_by = "float tensors; linear_class autobitlinear, quantization_mode online; or 1bitLLM"
     meaning = "rounded to -1, 0, 1 over the mean magnitude, times that mean"
 
     def partners(self, weight_name: str) -> tuple[str, ...]:  # noqa: ARG002
