@@ -285,12 +285,18 @@ class _Work:
         if step.ternary:
             yield self._ternary(step, row)
         elif step.spec.type is step.source.type:
-            data = self.file.data(step.source)
-            for start in range(0, len(data), CHUNK_BYTES):
-                yield data[start : start + CHUNK_BYTES]
+            yield from self._copied(step.source)
         else:
             yield from self._requantized(step)
         self._done += step.source.nbytes
+
+    def _copied(self, tensor: GGUFTensor) -> Iterator[npt.NDArray[np.uint8]]:
+        """A tensor's bytes; read, for mapped ones would count as memory of this process."""
+        with self.file.path.open("rb") as stream:
+            stream.seek(tensor.offset)
+            for start in range(0, tensor.nbytes, CHUNK_BYTES):
+                piece = stream.read(min(CHUNK_BYTES, tensor.nbytes - start))
+                yield np.frombuffer(piece, dtype=np.uint8)
 
     def _ternary(self, step: Step, row: TypeRow) -> npt.NDArray[np.uint8]:
         packer = PACKERS[step.spec.type.name]
