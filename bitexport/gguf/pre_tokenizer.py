@@ -6,7 +6,8 @@ with. So the name is found in this order, and never assumed:
 1. what the user says (``--pre-tokenizer``);
 2. llama.cpp's own table: the hash of the token ids of its check text, installed beside our libraries at build
 time;
-3. the structure of tokenizer.json, compared with the splitting rules that llama.cpp implements.
+3. the structure of tokenizer.json, compared with the splitting rules that llama.cpp implements;
+4. the rule among them that splits every hard string alike, where a regular expression is spelled otherwise.
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer
+from tokenizers import Regex, Tokenizer, pre_tokenizers
 
 from bitexport.errors import BitexportError, TokenizerError
+from bitexport.gguf.hard_strings import HARD_STRINGS, STRANGE_STRINGS
 
 #: The regular expressions of tokenizer.json files, by the name of the model that brought them.
 LLAMA3_SPLIT = (
@@ -73,6 +75,8 @@ def name_of(tokenizer: Tokenizer, description: Mapping[str, Any], given: str | N
     split = _structure(description)
     if split is not None and split in SPLITS:
         return SPLITS[split]
+    if split is not None and (name := _by_behaviour(tokenizer, split)) is not None:
+        return name
     seen = (
         "unlike any known"
         if split is None
@@ -83,6 +87,33 @@ def name_of(tokenizer: Tokenizer, description: Mapping[str, Any], given: str | N
         "--pre-tokenizer, "
         f"such as {', '.join(sorted(SPLITS.values()))}"
     )
+
+
+def _by_behaviour(tokenizer: Tokenizer, found: Split) -> str | None:
+    """A rule that splits every hard string as this tokenizer does: a regular expression has many spellings.
+
+    The check of the written file compares the tokens as well.
+    """
+    texts = (*HARD_STRINGS, *STRANGE_STRINGS)
+    expected = [tokenizer.pre_tokenizer.pre_tokenize_str(text) for text in texts]
+    for split, name in SPLITS.items():
+        if split.ignore_merges == found.ignore_merges:
+            rule = _pre_tokenizer(split)
+            if all(rule.pre_tokenize_str(text) == e for text, e in zip(texts, expected, strict=True)):
+                return name
+    return None
+
+
+def _pre_tokenizer(split: Split) -> Any:
+    """What tokenizer.json would describe by these steps."""
+    parts: list[Any] = []
+    for step in split.steps:
+        if step == "digits":
+            parts.append(pre_tokenizers.Digits(individual_digits=True))
+        elif step != "gpt2":
+            parts.append(pre_tokenizers.Split(Regex(step), "isolated"))
+    parts.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex="gpt2" in split.steps))
+    return pre_tokenizers.Sequence(parts)
 
 
 def _by_hash(tokenizer: Tokenizer) -> str | None:

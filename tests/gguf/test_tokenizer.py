@@ -299,6 +299,27 @@ def test_names_by_structure(steps: list[tuple[str, ...]], ignore_merges: bool, n
     assert name_of(tiny_tokenizer(), description, None) == name
 
 
+@pytest.mark.parametrize(
+    ("kind", "digits", "name"), [("llama3", "{1,3}", "llama-bpe"), ("qwen2", "", "qwen2")]
+)
+def test_another_spelling_of_a_known_split(tmp_path: Path, kind: str, digits: str, name: str) -> None:
+    """As tiktoken's tokenizers spell it, possessive; another rule under the same form is still unknown."""
+    spelling = (
+        r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}"
+        + digits
+        + r"| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
+    )
+    folder = tiny_checkpoint(tmp_path / "c", tokenizer=kind)
+
+    def respell(to: str) -> Callable[[dict[str, Any]], object]:
+        return lambda t: t["pre_tokenizer"]["pretokenizers"][0]["pattern"].update(Regex=to)
+
+    edit(folder, respell(spelling))
+    assert convert(folder, tmp_path / "x.gguf", embed_type="f16").pre_tokenizer == name
+    with pytest.raises(TokenizerError, match=r"pre-tokenizer of tokenizer\.json is unknown"):
+        read_vocabulary(edit(folder, respell(spelling.replace(r"\p{L}+", r"\p{L}"))), 512)
+
+
 def test_what_the_user_says_wins() -> None:
     assert name_of(tiny_tokenizer(), {}, "viking") == "viking"
 
