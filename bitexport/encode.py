@@ -86,7 +86,7 @@ def encode(
     if order is not None or tensor.claim.role is Role.BIAS:
         values = plan.checkpoint.read(tensor.claim.source)
         health.floats(tensor.claim.source, values)
-        values = values * _bias_factor(plan, tensor.claim) if tensor.claim.role is Role.BIAS else values
+        values = values * bias_factor(plan, tensor.claim) if tensor.claim.role is Role.BIAS else values
         yield encode_float(tensor.spec, values if order is None else values[order], facts)
     else:
         rows = max(1, CHUNK_WEIGHTS // max(1, int(np.prod(tensor.spec.shape[1:]))))
@@ -96,7 +96,8 @@ def encode(
     learned(facts)
 
 
-def _bias_factor(plan: Plan, bias: Claim) -> np.float32:
+def bias_factor(plan: Plan, bias: Claim) -> np.float32:
+    """What a bias is multiplied with on its way into the file, see ``Packing.bias_factor``."""
     if bias.linear is None or keeps_float(plan.checkpoint, bias.linear):
         return np.float32(1)
     return plan.packing.bias_factor(plan.checkpoint, bias.linear)

@@ -63,6 +63,23 @@ class Output:
         if not self.json:
             self._stdout().print(printable(text), markup=False, highlight=False, soft_wrap=True)
 
+    def wrapped(self, text: str, indent: int = 0) -> None:
+        """A sentence of the result for humans, broken between words where stdout is a terminal.
+
+        Args:
+            indent: columns that all lines but the first stand to the right.
+        """
+        if self.json:
+            return
+        import textwrap
+
+        width = self._stdout().width
+        self.line(
+            textwrap.fill(text, width, subsequent_indent=" " * indent, break_on_hyphens=False)
+            if width < _UNLIMITED_WIDTH
+            else text
+        )
+
     def stream(self, text: str) -> None:
         """A piece of text of the result for humans, on stdout at once; nothing with --json."""
         if not self.json:

@@ -9,7 +9,7 @@ import os
 import re
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -128,11 +128,15 @@ class Reference:
             if (order := self.family.row_order(claim, numbers)) is not None
         }
 
+    def threads(self) -> AbstractContextManager[None]:
+        """Within the block, PyTorch has as many threads as this model is worth."""
+        return _threads(self._threads)
+
     def _run(self, ids: Sequence[int], **options: Any) -> Any:
         if not ids:
             raise UsageError("there are no tokens to run; give a text that is not empty")
         options.setdefault("use_cache", False)
-        with torch.inference_mode(), eager(), _threads(self._threads):
+        with torch.inference_mode(), eager(), self.threads():
             return self.model(input_ids=torch.tensor([list(ids)]), **options)
 
 

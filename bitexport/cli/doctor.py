@@ -1,0 +1,154 @@
+"""``bitexport doctor``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from bitexport.cli import options
+from bitexport.cli.interrupt import terminable
+from bitexport.cli.output import Output
+from bitexport.errors import CheckFailed, UsageError
+
+if TYPE_CHECKING:
+    from bitexport.doctor import DoctorReport
+    from bitexport.doctor.tensors import Norm
+
+_TOKEN_CHARS = 10
+_PROMPT_CHARS = 40
+
+
+def doctor(
+    checkpoint: options.Checkpoint,
+    gguf: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[FILE.gguf]",
+            help="GGUF file made of it; one is made for the occasion when left out.",
+            show_default=False,
+        ),
+    ] = None,
+    prompt: Annotated[
+        str | None,
+        typer.Option("--prompt", metavar="TEXT", help="Show what may follow this.", show_default=False),
+    ] = None,
+    text: Annotated[
+        Path | None,
+        typer.Option(
+            "--text",
+            metavar="FILE",
+            help="A text that the model should know how to predict; English prose and Python code when left "
+            "out, of which it is judged by what it predicts better.",
+            show_default=False,
+        ),
+    ] = None,
+    threads: Annotated[int, typer.Option("--threads", "-t", min=0, help="For C++; 0: one a processor.")] = 0,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Find out why a model prints garbage.
+
+    Runs it in float, with quantized weights, with quantized weights and activations, and in C++; then gives
+    one verdict, the evidence for it, and what to do. Exit code 3 unless the model is healthy.
+    """
+    document = _text(text)
+    from bitexport.doctor import doctor as run
+
+    out = Output(json=json, quiet=quiet)
+    with terminable(), out.progress("doctor") as progress:
+        report = run(checkpoint, gguf, prompt=prompt, text=document, threads=threads, progress=progress)
+    out.result(report.to_json(), human=lambda: _show(out, report))
+    if not report.healthy:
+        raise CheckFailed(f"{report.verdict.name}: {report.verdict.sentence}")
+
+
+def _text(text: Path | None) -> str | None:
+    if text is None:
+        return None
+    try:
+        return text.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"--text {text}: {error}; give a UTF-8 text file") from error
+
+
+def _show(out: Output, report: DoctorReport) -> None:
+    _show_stages(out, report)
+    if report.facts.examination is not None:
+        _show_norms(out, report.facts.examination.norms)
+    verdict = report.verdict
+    out.wrapped(f"{verdict.name}: {verdict.sentence}")
+    for item in verdict.evidence:
+        out.wrapped(f"- {item}", indent=2)
+    out.wrapped(f"What to do: {verdict.advice}; see {verdict.see}")
+
+
+def _show_stages(out: Output, report: DoctorReport) -> None:
+    from bitexport.doctor.stages import STAGES
+
+    sample = report.sample
+    if sample is not None:
+        stages = report.facts.stages
+        prompt = (
+            sample.prompt if len(sample.prompt) <= _PROMPT_CHARS else "…" + sample.prompt[-_PROMPT_CHARS:]
+        )
+        out.wrapped(f"Judged by {sample.tokens:,} tokens of {sample.kind}; what may follow {prompt!r}:")
+        rows = []
+        for name in STAGES:
+            if name in stages:
+                stage, kind = stages[name], sample.kind
+                end = stage.end[kind]
+                rows.append(
+                    (
+                        name,
+                        _number(stage.perplexity(kind)),
+                        f"{report.facts.skill(name):.2f}",
+                        f"{stage.entropies[kind]:.2f}",
+                        "" if end is None else f"{end:.2g}",
+                    )
+                )
+        columns = ("stage", "perplexity", "skill", "entropy", "P(end of text)")
+        out.table(columns, rows, right=columns[1:])
+        present = [name for name in STAGES if name in stages]
+        ranks = zip(*(stages[name].top[sample.kind] for name in present), strict=True)
+        tops = [
+            (number, *(f"{_short(token.text)} {token.probability:.2f}" for token in rank))
+            for number, rank in enumerate(ranks, start=1)
+        ]
+        out.table(("next", *present), tops)
+    for name, reason in report.skipped.items():
+        out.wrapped(f"{name}: not run, {reason}")
+    if report.skipped:
+        out.line()
+
+
+def _show_norms(out: Output, norms: list[Norm]) -> None:
+    """One row a kind of tensor: the layer that quantization changes most."""
+    kinds: dict[str, list[Norm]] = {}
+    for norm in norms:
+        kinds.setdefault(norm.kind, []).append(norm)
+    rows: list[list[object]] = []
+    for kind, found in kinds.items():
+        worst = min(found, key=lambda norm: norm.ratio if norm.ratio is not None else norm.after)
+        row: list[object] = [kind, len(found), worst.layer, f"{worst.after:.2f}"]
+        if worst.ratio is not None and worst.before is not None:
+            row[3:] = [f"{worst.before:.2f}", f"{worst.after:.2f}", f"{worst.ratio:.2f}"]
+        rows.append(row)
+    quantized = any(norm.ratio is not None for norm in norms)
+    columns = ["Frobenius norm", "layers", "layer", "after"]
+    if quantized:
+        columns[3:] = ["before", "after", "left"]
+    what = "what quantization leaves least of" if quantized else "the smallest"
+    out.wrapped(f"Frobenius norms of the ternary tensors, of each kind {what}:")
+    out.table(columns, rows, right=columns[1:])
+
+
+def _number(value: float) -> str:
+    return f"{value:,.2f}" if value < 1e6 else f"{value:.2e}"
+
+
+def _short(text: str) -> str:
+    """A token as it would stand in Python source, cut."""
+    shown = repr(text)
+    return shown if len(shown) <= _TOKEN_CHARS else shown[: _TOKEN_CHARS - 2] + "…" + shown[-1]

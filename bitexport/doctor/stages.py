@@ -1,0 +1,151 @@
+"""One model at several degrees of quantization: the same weights other arithmetic in its layers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+from torch.nn import functional
+from transformers.integrations.bitnet import AutoBitLinear, BitLinear, WeightQuant, unpack_weights
+
+from bitexport.comparison import log_softmax
+from bitexport.doctor.texts import Sample
+from bitexport.errors import UnsupportedError
+from bitexport.perplexity import GivesLogits, token_losses
+from bitexport.reference import Reference
+
+#: the stages by their names, in the order in which they run, and what the ternary layers do in each.
+STAGES: Mapping[str, str] = MappingProxyType(
+    {
+        "float": "master weights, nothing quantized",
+        "weights": "weights quantized, activations float",
+        "both": "weights and activations quantized, as transformers runs it",
+        "c++": "the GGUF file on our libllama",
+    }
+)
+
+TOP = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """A token that may follow, and its probability."""
+
+    id: int
+    text: str
+    probability: float
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """What one model made of the samples.
+
+    Attributes:
+        name: one of :data:`STAGES`.
+        losses: by kind of sample, mean nats a token.
+        entropies: by kind of sample, entropy in nats of the next token after its prompt.
+        end: by kind of sample, the probability that the text ends after its prompt; None: nothing can.
+        top: by kind of sample, the most likely tokens after its prompt.
+    """
+
+    name: str
+    losses: dict[str, float]
+    entropies: dict[str, float]
+    end: dict[str, float | None]
+    top: dict[str, list[Token]]
+
+    def perplexity(self, kind: str) -> float:
+        """exp of the loss; infinite where that is too large or not a number."""
+        loss = self.losses[kind]
+        return math.exp(loss) if loss < 700 else math.inf
+
+
+def measure(
+    name: str, model: GivesLogits, samples: Sequence[Sample], reference: Reference, ends: Sequence[int]
+) -> Stage:
+    """Run the samples through one model. ``reference`` only spells tokens; ``ends`` end a text."""
+    stage = Stage(name, {}, {}, {}, {})
+    for sample in samples:
+        total = sum(token_losses(model.logits(ids), ids).sum() for ids in sample.windows)
+        stage.losses[sample.kind] = float(total) / sample.tokens
+        logs = log_softmax(model.logits(sample.prompt_ids)[-1].astype(np.float64))
+        chances = np.exp(logs)
+        stage.entropies[sample.kind] = entropy(logs)
+        stage.end[sample.kind] = float(chances[list(ends)].sum()) if ends else None
+        best = np.argsort(-logs, kind="stable")[:TOP]
+        stage.top[sample.kind] = [Token(int(i), reference.text([int(i)]), float(chances[i])) for i in best]
+    return stage
+
+
+def entropy(logs: npt.NDArray[np.float64]) -> float:
+    """Entropy in nats of log-probabilities ``[V]``."""
+    return float(-(np.exp(logs) * np.where(np.isneginf(logs), 0, logs)).sum())
+
+
+def end_tokens(reference: Reference) -> list[int]:
+    """The tokens that end a text, by the model's configuration and the tokenizer."""
+    found: set[int] = set()
+    for settings in (reference.model.config, reference.model.generation_config, reference.tokenizer):
+        ids = getattr(settings, "eos_token_id", None)
+        found.update(ids if isinstance(ids, (list, tuple)) else [] if ids is None else [ids])
+    return sorted(token for token in found if isinstance(token, int) and 0 <= token < reference.n_vocab)
+
+
+def has_master_weights(reference: Reference) -> bool:
+    """Whether the float weights before quantization are there, at least of some layers."""
+    return any(getattr(layer, "online_quant", False) for layer in reference.ternary_layers().values())
+
+
+@contextmanager
+def running_as(reference: Reference, stage: str) -> Iterator[None]:
+    """Within the block, the ternary layers compute what the stage says; no weight is copied.
+
+    Raises:
+        UnsupportedError: a layer is of a class whose arithmetic is not known here.
+    """
+    changed: list[nn.Module] = []
+    try:
+        if stage != "both":
+            for name, layer in reference.ternary_layers().items():
+                layer.forward = _forward(name, layer, stage)
+                changed.append(layer)
+        yield
+    finally:
+        for layer in changed:
+            del layer.forward
+
+
+def _forward(name: str, layer: Any, stage: str) -> Any:
+    def normed(x: torch.Tensor) -> Any:
+        return x if layer.rms_norm is None else layer.rms_norm(x)
+
+    def master(x: torch.Tensor) -> torch.Tensor:
+        weight = layer.weight if stage == "float" else WeightQuant.apply(layer.weight)
+        return functional.linear(normed(x), weight, layer.bias)
+
+    def unpacked(x: torch.Tensor) -> Any:
+        return functional.linear(normed(x), layer.weight, layer.bias) * layer.weight_scale
+
+    def packed(x: torch.Tensor) -> Any:
+        product = functional.linear(normed(x), unpack_weights(layer.weight, dtype=x.dtype))
+        product = product / layer.weight_scale
+        return product if layer.bias is None else product + layer.bias
+
+    if isinstance(layer, AutoBitLinear) and layer.online_quant:
+        return master
+    if isinstance(layer, AutoBitLinear):
+        return unpacked
+    if stage != "float" and isinstance(layer, BitLinear):
+        return packed
+    raise UnsupportedError(
+        f"{name}: a {type(layer).__name__} cannot run as stage '{stage}'; expected a layer of transformers' "
+        "BitNet integration with master weights"
+    )

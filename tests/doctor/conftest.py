@@ -1,0 +1,47 @@
+"""Tiny models, trained once a session."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.doctor import trained
+
+
+@pytest.fixture(scope="session")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A text of the language, which no model was trained on."""
+    path = tmp_path_factory.mktemp("text") / "held-out.txt"
+    path.write_text(trained.language(3, 25), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that was trained with quantization."""
+    model = trained.train(trained.fresh(quantized=True), 200)
+    return trained.save(model, tmp_path_factory.mktemp("good") / "c")
+
+
+@pytest.fixture(scope="session")
+def in_float(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that was trained in float, and calls itself ternary; deep and narrow, so that it minds."""
+    model = trained.train(trained.fresh(quantized=False, hidden=64, layers=6), 300)
+    return trained.save(model, tmp_path_factory.mktemp("float") / "c")
+
+
+@pytest.fixture(scope="session")
+def untrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model before its first step."""
+    return trained.save(trained.fresh(quantized=True), tmp_path_factory.mktemp("untrained") / "c")
+
+
+@pytest.fixture(scope="session")
+def good_gguf(good: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file made of :func:`good`."""
+    from bitexport.convert import convert
+
+    path = tmp_path_factory.mktemp("file") / "good.gguf"
+    convert(good, path, embed_type="f16")
+    return path
