@@ -8,14 +8,6 @@
 namespace head {
 namespace {
 
-// One block of one row, taken apart.
-struct Row {
-    float d, dmin;
-    int8_t scales[16];
-    uint8_t mins[16];
-    uint8_t codes[block_cols];
-};
-
 float half_to_float(const uint8_t * p) {
     const uint32_t h = p[0] | static_cast<uint32_t>(p[1]) << 8;
     const uint32_t sign = h >> 15 << 31, exponent = h >> 10 & 31, mantissa = h & 1023;
@@ -29,13 +21,56 @@ float half_to_float(const uint8_t * p) {
     return value;
 }
 
+inline uint32_t word_at(const uint8_t * p) {
+    uint32_t word;
+    memcpy(&word, p, sizeof word);
+    return word;
+}
+
+inline void put_float(uint8_t * p, float value) { memcpy(p, &value, sizeof value); }
+inline void put_word(uint8_t * p, uint32_t word) { memcpy(p, &word, sizeof word); }
+
+// Where one row's part of a block goes: 4 bytes of every line of its half.
+template <class F>
+struct Target {
+    uint8_t * half;
+    int64_t lane;
+
+    void d(float value) const { put_float(half + 4 * lane, value); }
+    void dmin(float value) const { put_float(half + F::dmin_at + 4 * lane, value); }
+    void scale(int group, uint8_t value) const { half[F::scales_at + group * half_rows + lane] = value; }
+    void min(int group, uint8_t value) const { half[F::mins_at + group * half_rows + lane] = value; }
+
+    // Steps 2 * pair and 2 * pair + 1 of the block, and all steps' high bits of a group.
+    void low(int pair, uint32_t word) const {
+        constexpr int pairs = F::steps / 2;  // of a group
+        put_word(half + F::groups_at + pair / pairs * F::group_bytes + pair % pairs * line + 4 * lane, word);
+    }
+    void high(int group, uint32_t word) const {
+        put_word(half + F::groups_at + group * F::group_bytes + F::steps / 2 * line + 4 * lane, word);
+    }
+};
+
+// GGUF has the nibbles of a stretch of 2 * bytes columns in `bytes` bytes: low ones first, then high ones. A word is a step.
+template <class F>
+void move_nibbles(const uint8_t * source, int bytes, int first_pair, const Target<F> & target) {
+    constexpr uint32_t low = 0x0f0f0f0f;
+    const int pairs = bytes / 8;
+    for (int pair = 0; pair < pairs; ++pair) {
+        const uint32_t even = word_at(source + 8 * pair), odd = word_at(source + 8 * pair + 4);
+        target.low(first_pair + pair, (even & low) | (odd & low) << 4);
+        target.low(first_pair + pairs + pair, (even >> 4 & low) | (odd & ~low));
+    }
+}
+
 // q4_k and q5_k: 12 bytes hold eight 6-bit scales and eight 6-bit mins; the last four of each are split.
-void read_scales(const uint8_t * packed, Row & row) {
+template <class F>
+void move_scales(const uint8_t * packed, const Target<F> & target) {
     for (int i = 0; i < 4; ++i) {
-        row.scales[i] = static_cast<int8_t>(packed[i] & 63);
-        row.mins[i] = packed[i + 4] & 63;
-        row.scales[i + 4] = static_cast<int8_t>((packed[i + 8] & 15) | packed[i] >> 6 << 4);
-        row.mins[i + 4] = static_cast<uint8_t>(packed[i + 8] >> 4 | packed[i + 4] >> 6 << 4);
+        target.scale(i, packed[i] & 63);
+        target.min(i, packed[i + 4] & 63);
+        target.scale(i + 4, static_cast<uint8_t>((packed[i + 8] & 15) | packed[i] >> 6 << 4));
+        target.min(i + 4, static_cast<uint8_t>(packed[i + 8] >> 4 | packed[i + 4] >> 6 << 4));
     }
 }
 
@@ -45,12 +80,12 @@ struct Source;
 template <>
 struct Source<Q4K> {
     static constexpr int64_t bytes = 144;
-    static void read(const uint8_t * p, Row & row) {
-        row.d = half_to_float(p);
-        row.dmin = half_to_float(p + 2);
-        read_scales(p + 4, row);
-        for (int i = 0; i < 256; ++i) {  // 32 bytes: 32 columns in the low nibbles, the next 32 in the high ones
-            row.codes[i] = p[16 + i / 64 * 32 + i % 32] >> (i % 64 / 32 * 4) & 15;
+    static void move(const uint8_t * p, const Target<Q4K> & target) {
+        target.d(half_to_float(p));
+        target.dmin(half_to_float(p + 2));
+        move_scales(p + 4, target);
+        for (int part = 0; part < 4; ++part) {
+            move_nibbles(p + 16 + part * 32, 32, part * 8, target);
         }
     }
 };
@@ -58,13 +93,19 @@ struct Source<Q4K> {
 template <>
 struct Source<Q5K> {
     static constexpr int64_t bytes = 176;
-    static void read(const uint8_t * p, Row & row) {
-        row.d = half_to_float(p);
-        row.dmin = half_to_float(p + 2);
-        read_scales(p + 4, row);
-        for (int i = 0; i < 256; ++i) {  // the fifth bits of columns 32 n + k are bit n of byte k
-            const int low = p[48 + i / 64 * 32 + i % 32] >> (i % 64 / 32 * 4) & 15;
-            row.codes[i] = static_cast<uint8_t>(low | (p[16 + i % 32] >> (i / 32) & 1) << 4);
+    static void move(const uint8_t * p, const Target<Q5K> & target) {
+        target.d(half_to_float(p));
+        target.dmin(half_to_float(p + 2));
+        move_scales(p + 4, target);
+        for (int part = 0; part < 4; ++part) {
+            move_nibbles(p + 48 + part * 32, 32, part * 8, target);
+        }
+        for (int group = 0; group < 8; ++group) {  // the fifth bits of columns 32 group + k are bit `group` of byte k
+            uint32_t high = 0;
+            for (int step = 0; step < 8; ++step) {
+                high |= (word_at(p + 16 + 4 * step) >> group & 0x01010101) << step;
+            }
+            target.high(group, high);
         }
     }
 };
@@ -72,62 +113,36 @@ struct Source<Q5K> {
 template <>
 struct Source<Q6K> {
     static constexpr int64_t bytes = 210;
-    static void read(const uint8_t * p, Row & row) {
-        row.d = half_to_float(p + 208);
-        row.dmin = 0;
-        memcpy(row.scales, p + 192, 16);
-        for (int i = 0; i < 256; ++i) {  // for each 128 columns 64 bytes of low nibbles and 32 of two high bits
-            const int part = i / 128, within = i % 128;
-            const int low = p[part * 64 + within % 64] >> (within / 64 * 4) & 15;
-            const int high = p[128 + part * 32 + within % 32] >> (within / 32 * 2) & 3;
-            row.codes[i] = static_cast<uint8_t>(low | high << 4);
+    static void move(const uint8_t * p, const Target<Q6K> & target) {
+        target.d(half_to_float(p + 208));
+        for (int group = 0; group < 16; ++group) {
+            target.scale(group, p[192 + group]);
+        }
+        for (int part = 0; part < 2; ++part) {
+            move_nibbles(p + part * 64, 64, part * 16, target);
+            for (int group = 0; group < 8; ++group) {  // of columns 32 n + k of the 128, bits 2 n of byte k
+                uint32_t high = 0;
+                for (int step = 0; step < 4; ++step) {
+                    const uint32_t word = word_at(p + 128 + part * 32 + (group % 2 * 4 + step) * 4);
+                    high |= (word >> (group / 2 * 2) & 0x03030303) << (2 * step);
+                }
+                target.high(part * 8 + group, high);
+            }
         }
     }
 };
 
 template <class F>
-void write(const Row & row, uint8_t * half, int64_t lane) {
-    memcpy(half + 4 * lane, &row.d, sizeof row.d);
-    if constexpr (F::has_mins) {
-        memcpy(half + F::dmin_at + 4 * lane, &row.dmin, sizeof row.dmin);
-    }
-    for (int g = 0; g < F::groups; ++g) {
-        half[F::scales_at + g * half_rows + lane] = static_cast<uint8_t>(row.scales[g]);
-        if constexpr (F::has_mins) {
-            half[F::mins_at + g * half_rows + lane] = row.mins[g];
-        }
-        uint8_t * group = half + F::groups_at + g * F::group_bytes + 4 * lane;
-        const uint8_t * codes = row.codes + g * F::steps * step_cols;
-        for (int col = 0; col < step_cols; ++col) {
-            unsigned high = 0;
-            for (int step = 0; step < F::steps; step += 2) {
-                const unsigned even = codes[step * step_cols + col], odd = codes[(step + 1) * step_cols + col];
-                group[step / 2 * line + col] = static_cast<uint8_t>((even & 15) | (odd & 15) << 4);
-                high |= even >> 4 << (step * F::high_bits) | odd >> 4 << ((step + 1) * F::high_bits);
-            }
-            if constexpr (F::high_bits > 0) {
-                group[F::steps / 2 * line + col] = static_cast<uint8_t>(high);
-            }
-        }
-    }
-}
-
-template <class F>
 void repack_of(const uint8_t * source, int64_t rows, int64_t cols, uint8_t * packed, int64_t panel_begin, int64_t panel_end) {
+    static const uint8_t nothing[Source<F>::bytes] = {};
     const int64_t blocks = blocks_of(cols);
-    static const Row nothing = {};
-    Row row;
     for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
-        for (int64_t r = 0; r < panel_rows; ++r) {
-            const int64_t index = panel * panel_rows + r;
-            for (int64_t block = 0; block < blocks; ++block) {
-                uint8_t * half = packed + (panel * blocks + block) * F::block_bytes + r / half_rows * F::half_bytes;
-                if (index < rows) {
-                    Source<F>::read(source + (index * blocks + block) * Source<F>::bytes, row);
-                    write<F>(row, half, r % half_rows);
-                } else {
-                    write<F>(nothing, half, r % half_rows);
-                }
+        for (int64_t block = 0; block < blocks; ++block) {
+            uint8_t * to = packed + (panel * blocks + block) * F::block_bytes;
+            for (int64_t r = 0; r < panel_rows; ++r) {
+                const int64_t row = panel * panel_rows + r;
+                const uint8_t * from = row < rows ? source + (row * blocks + block) * Source<F>::bytes : nothing;
+                Source<F>::move(from, Target<F>{to + r / half_rows * F::half_bytes, r % half_rows});
             }
         }
     }
