@@ -41,25 +41,19 @@ struct Target {
     void scale(int group, uint8_t value) const { half[F::scales_at + group * half_rows + lane] = value; }
     void min(int group, uint8_t value) const { half[F::mins_at + group * half_rows + lane] = value; }
 
-    // Steps 2 * pair and 2 * pair + 1 of the block, and all steps' high bits of a group.
-    void low(int pair, uint32_t word) const {
-        constexpr int pairs = F::steps / 2;  // of a group
-        put_word(half + F::groups_at + pair / pairs * F::group_bytes + pair % pairs * line + 4 * lane, word);
-    }
-    void high(int group, uint32_t word) const {
-        put_word(half + F::groups_at + group * F::group_bytes + F::steps / 2 * line + 4 * lane, word);
+    void word(int group, int at_line, uint32_t value) const {
+        put_word(half + F::groups_at + group * F::group_bytes + at_line * line + 4 * lane, value);
     }
 };
 
-// GGUF has the nibbles of a stretch of 2 * bytes columns in `bytes` bytes: low ones first, then high ones. A word is a step.
+// q4_k and q5_k: 32 bytes hold two sub-blocks, the first in the low nibbles. A word is a step.
 template <class F>
-void move_nibbles(const uint8_t * source, int bytes, int first_pair, const Target<F> & target) {
+void move_nibbles(const uint8_t * source, int group, const Target<F> & target) {
     constexpr uint32_t low = 0x0f0f0f0f;
-    const int pairs = bytes / 8;
-    for (int pair = 0; pair < pairs; ++pair) {
+    for (int pair = 0; pair < 4; ++pair) {
         const uint32_t even = word_at(source + 8 * pair), odd = word_at(source + 8 * pair + 4);
-        target.low(first_pair + pair, (even & low) | (odd & low) << 4);
-        target.low(first_pair + pairs + pair, (even >> 4 & low) | (odd & ~low));
+        target.word(group, pair, (even & low) | (odd & low) << 4);
+        target.word(group + 1, pair, (even >> 4 & low) | (odd & ~low));
     }
 }
 
@@ -85,7 +79,7 @@ struct Source<Q4K> {
         target.dmin(half_to_float(p + 2));
         move_scales(p + 4, target);
         for (int part = 0; part < 4; ++part) {
-            move_nibbles(p + 16 + part * 32, 32, part * 8, target);
+            move_nibbles(p + 16 + part * 32, 2 * part, target);
         }
     }
 };
@@ -98,14 +92,14 @@ struct Source<Q5K> {
         target.dmin(half_to_float(p + 2));
         move_scales(p + 4, target);
         for (int part = 0; part < 4; ++part) {
-            move_nibbles(p + 48 + part * 32, 32, part * 8, target);
+            move_nibbles(p + 48 + part * 32, 2 * part, target);
         }
         for (int group = 0; group < 8; ++group) {  // the fifth bits of columns 32 group + k are bit `group` of byte k
             uint32_t high = 0;
             for (int step = 0; step < 8; ++step) {
                 high |= (word_at(p + 16 + 4 * step) >> group & 0x01010101) << step;
             }
-            target.high(group, high);
+            target.word(group, 4, high);
         }
     }
 };
@@ -118,15 +112,19 @@ struct Source<Q6K> {
         for (int group = 0; group < 16; ++group) {
             target.scale(group, p[192 + group]);
         }
-        for (int part = 0; part < 2; ++part) {
-            move_nibbles(p + part * 64, 64, part * 16, target);
-            for (int group = 0; group < 8; ++group) {  // of columns 32 n + k of the 128, bits 2 n of byte k
-                uint32_t high = 0;
-                for (int step = 0; step < 4; ++step) {
-                    const uint32_t word = word_at(p + 128 + part * 32 + (group % 2 * 4 + step) * 4);
-                    high |= (word >> (group / 2 * 2) & 0x03030303) << (2 * step);
-                }
-                target.high(part * 8 + group, high);
+        for (int group = 0; group < 16; ++group) {
+            // Of 128 columns, 32 n + k have their low nibbles in byte 32 (n % 2) + k of 64, low ones first, and their two
+            // high bits in byte k of 32, bits 2 n.
+            const int part = group / 8, n = group % 8 / 2, k = group % 2 * 16;
+            const uint8_t * low = p + part * 64 + n % 2 * 32 + k;
+            const uint8_t * high = p + 128 + part * 32 + k;
+            uint32_t codes[4];
+            for (int step = 0; step < 4; ++step) {
+                codes[step] = (word_at(low + 4 * step) >> (n / 2 * 4) & 0x0f0f0f0f) |
+                              (word_at(high + 4 * step) >> (2 * n) & 0x03030303) << 4;
+            }
+            for (int step = 0; step < 3; ++step) {
+                target.word(group, step, codes[step] | (codes[3] >> (2 * step) & 0x03030303) << 6);
             }
         }
     }

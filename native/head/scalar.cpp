@@ -23,13 +23,12 @@ struct Scalar {
 
     template <class F>
     static int32_t code(const uint8_t * group, int step, int64_t byte) {
-        const int low = group[step / 2 * line + byte] >> (step % 2 * 4) & 15;
-        if constexpr (F::high_bits == 0) {
-            return low;
-        } else {
-            const int high = group[F::steps / 2 * line + byte] >> (step * F::high_bits) & ((1 << F::high_bits) - 1);
-            return low | high << 4;
+        const uint8_t * p = group + byte;
+        if constexpr (F::bits == 6) {
+            return step < 3 ? p[step * line] & 63 : p[0] >> 6 | p[line] >> 6 << 2 | p[2 * line] >> 6 << 4;
         }
+        const int low = p[step / 2 * line] >> (step % 2 * 4) & 15;
+        return F::bits == 5 ? low | (p[4 * line] >> step & 1) << 4 : low;
     }
 
     template <class F, int T>

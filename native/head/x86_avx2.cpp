@@ -19,8 +19,6 @@ extern const Kernels avx2_kernels;
 
 namespace {
 
-// Always inline: GCC takes the function for one without effect and drops its calls otherwise.
-HEAD_INLINE void prefetch(const void * p) { _mm_prefetch(static_cast<const char *>(p), _MM_HINT_T0); }
 HEAD_INLINE __m256i load256(const void * p) { return _mm256_loadu_si256(static_cast<const __m256i *>(p)); }
 HEAD_INLINE __m256i bytes_to_i32(const void * p) {
     return _mm256_cvtepi8_epi32(_mm_loadl_epi64(static_cast<const __m128i *>(p)));
@@ -41,23 +39,37 @@ struct Avx2 {
     // The codes of the steps 4 * Quad .. 4 * Quad + 3 of a sub-block.
     template <class F, int Quad>
     static HEAD_INLINE void read_codes(const uint8_t * group, __m256i (&codes_u8x32)[4]) {
+        if constexpr (F::bits == 6) {
+            __m256i a = load256(group), b = load256(group + line), c = load256(group + 2 * line);
+            keep(a), keep(b), keep(c);
+            const __m256i six = _mm256_set1_epi8(63), top = _mm256_set1_epi8(static_cast<char>(0xc0));
+            codes_u8x32[0] = _mm256_and_si256(a, six);
+            codes_u8x32[1] = _mm256_and_si256(b, six);
+            codes_u8x32[2] = _mm256_and_si256(c, six);
+            const __m256i ab = _mm256_or_si256(_mm256_srli_epi16(_mm256_and_si256(a, top), 2), _mm256_and_si256(b, top));
+            const __m256i abc = _mm256_or_si256(_mm256_srli_epi16(ab, 2), _mm256_and_si256(c, top));
+            codes_u8x32[3] = _mm256_srli_epi16(abc, 2);  // no byte has bits that would fall into the next
+            return;
+        }
         const __m256i nibble = _mm256_set1_epi8(15);
         HEAD_UNROLL
         for (int pair = 0; pair < 2; ++pair) {
-            const __m256i low = load256(group + (2 * Quad + pair) * line);
+            __m256i low = load256(group + (2 * Quad + pair) * line);
+            keep(low);
             codes_u8x32[2 * pair] = _mm256_and_si256(low, nibble);
             codes_u8x32[2 * pair + 1] = _mm256_and_si256(_mm256_srli_epi16(low, 4), nibble);
         }
-        if constexpr (F::high_bits > 0) {
-            const __m256i high = load256(group + F::steps / 2 * line);
-            const __m256i mask = _mm256_set1_epi8(static_cast<char>(((1 << F::high_bits) - 1) << 4));
+        if constexpr (F::bits == 5) {
+            __m256i high = load256(group + 4 * line);
+            keep(high);
+            const __m256i fifth = _mm256_set1_epi8(16);
             HEAD_UNROLL
-            for (int step = 0; step < 4; ++step) {
-                const int shift = 4 - (4 * Quad + step) * F::high_bits;  // to the left
-                const __m256i moved = shift > 0   ? _mm256_slli_epi16(high, shift)
-                                      : shift < 0 ? _mm256_srli_epi16(high, -shift)
-                                                  : high;
-                codes_u8x32[step] = _mm256_or_si256(codes_u8x32[step], _mm256_and_si256(moved, mask));
+            for (int i = 0; i < 4; ++i) {
+                const int step = 4 * Quad + i;
+                const __m256i moved = step < 4   ? _mm256_slli_epi16(high, 4 - step)
+                                      : step > 4 ? _mm256_srli_epi16(high, step - 4)
+                                                 : high;
+                codes_u8x32[i] = _mm256_or_si256(codes_u8x32[i], _mm256_and_si256(moved, fifth));
             }
         }
     }
@@ -93,7 +105,6 @@ struct Avx2 {
     template <class F, int T>
     static HEAD_INLINE void quarter_tile(const uint8_t * half, int64_t lane, const Activations * activations, int64_t stride,
                                          float * sums) {
-        constexpr int64_t ahead = 4096;
         const __m256i twice = _mm256_setr_epi8(0, 1, 0, 1, 4, 5, 4, 5, 8, 9, 8, 9, 12, 13, 12, 13, 0, 1, 0, 1, 4, 5, 4, 5, 8,
                                                9, 8, 9, 12, 13, 12, 13);
         __m256i sum_i32x8[T];
@@ -103,12 +114,6 @@ struct Avx2 {
         }
         for (int g = 0; g < F::groups; ++g) {
             const uint8_t * group = half + F::groups_at + g * F::group_bytes + 4 * lane;
-            if (lane == 0) {
-                HEAD_UNROLL
-                for (int64_t at = 0; at < F::group_bytes; at += line) {
-                    prefetch(group + ahead + at);
-                }
-            }
             const __m256i scale_i32x8 = bytes_to_i32(half + F::scales_at + g * half_rows + lane);
             const __m256i scale_i16x16 = _mm256_shuffle_epi8(scale_i32x8, twice);
             const int8_t * q = activations->q + g * F::steps * step_cols;

@@ -19,8 +19,6 @@ extern const Kernels avx512vnni_kernels;
 
 namespace {
 
-// Always inline: GCC takes the function for one without effect and drops its calls otherwise.
-HEAD_INLINE void prefetch(const void * p) { _mm_prefetch(static_cast<const char *>(p), _MM_HINT_T0); }
 HEAD_INLINE __m512i load512(const void * p) { return _mm512_loadu_si512(p); }
 HEAD_INLINE __m512i bytes_to_i32(const void * p) {
     return _mm512_cvtepi8_epi32(_mm_loadu_si128(static_cast<const __m128i *>(p)));
@@ -43,23 +41,37 @@ struct Avx512Vnni {
     // The codes of a sub-block, a step a register.
     template <class F>
     static HEAD_INLINE void read_codes(const uint8_t * group, __m512i (&codes_u8x64)[F::steps]) {
+        if constexpr (F::bits == 6) {
+            __m512i a = load512(group), b = load512(group + line), c = load512(group + 2 * line);
+            keep(a), keep(b), keep(c);  // else GCC loads each of them anew for every use
+            const __m512i six = _mm512_set1_epi8(63);
+            codes_u8x64[0] = _mm512_and_si512(a, six);
+            codes_u8x64[1] = _mm512_and_si512(b, six);
+            codes_u8x64[2] = _mm512_and_si512(c, six);
+            // 0xca: the first operand's bits choose between the second and the third
+            const __m512i ab = _mm512_ternarylogic_epi32(_mm512_set1_epi8(3), _mm512_srli_epi16(a, 6), _mm512_srli_epi16(b, 4), 0xca);
+            const __m512i abc = _mm512_ternarylogic_epi32(_mm512_set1_epi8(15), ab, _mm512_srli_epi16(c, 2), 0xca);
+            codes_u8x64[3] = _mm512_and_si512(abc, six);
+            return;
+        }
         const __m512i nibble = _mm512_set1_epi8(15);
         HEAD_UNROLL
         for (int pair = 0; pair < F::steps / 2; ++pair) {
-            const __m512i low = load512(group + pair * line);
+            __m512i low = load512(group + pair * line);
+            keep(low);
             codes_u8x64[2 * pair] = _mm512_and_si512(low, nibble);
             codes_u8x64[2 * pair + 1] = _mm512_and_si512(_mm512_srli_epi16(low, 4), nibble);
         }
-        if constexpr (F::high_bits > 0) {
-            const __m512i high = load512(group + F::steps / 2 * line);
-            const __m512i mask = _mm512_set1_epi8(static_cast<char>(((1 << F::high_bits) - 1) << 4));
+        if constexpr (F::bits == 5) {
+            __m512i high = load512(group + 4 * line);
+            keep(high);
+            const __m512i fifth = _mm512_set1_epi8(16);
             HEAD_UNROLL
             for (int step = 0; step < F::steps; ++step) {
-                const int shift = 4 - step * F::high_bits;  // to the left
-                const __m512i moved = shift > 0   ? _mm512_slli_epi16(high, static_cast<unsigned>(shift))
-                                      : shift < 0 ? _mm512_srli_epi16(high, static_cast<unsigned>(-shift))
-                                                  : high;
-                codes_u8x64[step] = _mm512_ternarylogic_epi32(codes_u8x64[step], moved, mask, 0xf8);  // a | (b & c)
+                const __m512i moved = step < 4   ? _mm512_slli_epi16(high, static_cast<unsigned>(4 - step))
+                                      : step > 4 ? _mm512_srli_epi16(high, static_cast<unsigned>(step - 4))
+                                                 : high;
+                codes_u8x64[step] = _mm512_ternarylogic_epi32(codes_u8x64[step], moved, fifth, 0xf8);  // a | (b & c)
             }
         }
     }
@@ -70,22 +82,17 @@ struct Avx512Vnni {
         half_tile<F, T>(block + F::half_bytes, activations, stride, sums + half_rows);
     }
 
+    // Nothing is fetched in advance: the stream is one, and the hardware reads ahead better than we ask for it.
     template <class F, int T>
     static HEAD_INLINE void half_tile(const uint8_t * half, const Activations * activations, int64_t stride, float * sums) {
-        constexpr int64_t ahead = 4096;
         __m512i sum_i32x16[T];
         HEAD_UNROLL
         for (int t = 0; t < T; ++t) {
             sum_i32x16[t] = _mm512_setzero_si512();
         }
         for (int g = 0; g < F::groups; ++g) {
-            const uint8_t * group = half + F::groups_at + g * F::group_bytes;
-            HEAD_UNROLL
-            for (int64_t at = 0; at < F::group_bytes; at += line) {
-                prefetch(group + ahead + at);
-            }
             __m512i codes_u8x64[F::steps];
-            read_codes<F>(group, codes_u8x64);
+            read_codes<F>(half + F::groups_at + g * F::group_bytes, codes_u8x64);
             const __m512i scale_i32x16 = bytes_to_i32(half + F::scales_at + g * half_rows);
             HEAD_UNROLL
             for (int t = 0; t < T; ++t) {
@@ -101,16 +108,23 @@ struct Avx512Vnni {
                 keep(sum_i32x16[t]);
             }
         }
-        const __m512 d_f32x16 = _mm512_loadu_ps(half);
+        add_scaled<T>(half, sum_i32x16, activations, stride, sums);
+        if constexpr (F::has_mins) {
+            subtract_mins<F, T>(half, activations, stride, sums);
+        }
+    }
+
+    // sums += float(sum) * (d * a)
+    template <int T>
+    static HEAD_INLINE void add_scaled(const void * d, const __m512i (&sum_i32x16)[T], const Activations * activations,
+                                       int64_t stride, float * sums) {
+        const __m512 d_f32x16 = _mm512_loadu_ps(d);
         HEAD_UNROLL
         for (int t = 0; t < T; ++t) {
             const __m512 factor = _mm512_mul_ps(d_f32x16, _mm512_set1_ps(activations[t * stride].a));
             const __m512 product = _mm512_mul_ps(_mm512_cvtepi32_ps(sum_i32x16[t]), factor);
             float * out = sums + t * panel_rows;
             _mm512_storeu_ps(out, _mm512_add_ps(_mm512_loadu_ps(out), product));
-        }
-        if constexpr (F::has_mins) {
-            subtract_mins<F, T>(half, activations, stride, sums);
         }
     }
 
