@@ -11,7 +11,7 @@ JOBS   ?= $(shell nproc 2>/dev/null || echo 2)
 export CCACHE_BASEDIR := $(CURDIR)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup native stock tools test test-native test-python check demo wheel sanitize test-arm bench-native train-tiny clean
+.PHONY: help setup native stock tools test test-native test-python check demo wheel sanitize test-arm fuzz bench-native train-tiny clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | expand -t 16
@@ -79,6 +79,15 @@ test-arm: ## Run the kernel tests as 64-bit ARM, cross-compiled and emulated
 		"-DTERNARY_EMULATED_CPUS=cortex-a53=neon;cortex-a76=dotprod;max=i8mm"
 	cmake --build build/arm --parallel $(JOBS)
 	cd build/arm && ctest --output-on-failure --parallel $(JOBS)
+
+# The first build takes some minutes. .ci/run takes a few thousand executions; by hand 200,000 take about half an hour.
+EXECUTIONS ?= 200000
+FUZZ       := build/fuzz
+fuzz: native ## Feed damaged GGUF files and checkpoints to libllama (under sanitizers) and convert: EXECUTIONS=200000 of each
+	@$(call configure,$(FUZZ),-DBITEXPORT_SANITIZE=ON)
+	@cmake --build $(FUZZ) --parallel $(JOBS) --target fuzz_gguf
+	$(BIN)/python -m tests.fuzz.fuzz_gguf $(FUZZ)/fuzz_gguf --executions $(EXECUTIONS) --findings $(FUZZ)/findings
+	$(BIN)/python -m tests.fuzz.fuzz_checkpoint --executions $(EXECUTIONS) --findings $(FUZZ)/findings
 
 bench-native: native ## Time the kernels against the machine's own peaks (ARGS='--tier avx2 --model 2b4t' narrows it)
 	$(NATIVE)/ternary/bench_ternary --json $(NATIVE)/bench-native.json $(ARGS)

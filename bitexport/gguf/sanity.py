@@ -13,7 +13,7 @@ from typing import Any
 
 from bitexport.errors import GGUFError
 from bitexport.gguf.reader import Array, GGUFFile, GGUFTensor
-from bitexport.gguf.types import I2_S, MAX_I2_S_ROW, alternatives
+from bitexport.gguf.types import F32, I2_S, MAX_I2_S_ROW, alternatives
 
 #: libllama's LLAMA_MAX_LAYERS and LLAMA_MAX_EXPERTS.
 MAX_LAYERS = 512
@@ -59,6 +59,8 @@ def check_hyperparameters(file: GGUFFile) -> None:
     for tensor in file.tensors:
         if tensor.type is I2_S:
             _check_i2_s(file, tensor)
+        elif architecture in PLAIN and len(tensor.shape) == 1:
+            _check_vector(file, tensor)
 
 
 def _check_attention(numbers: _Numbers) -> None:
@@ -130,6 +132,15 @@ def _check_i2_s(file: GGUFFile, tensor: GGUFTensor) -> None:
         raise GGUFError(
             f"{where}; expected rows of a multiple of 4 and at most {MAX_I2_S_ROW} weights: use bitexport "
             f"convert with --type {alternatives(tensor.shape)}"
+        )
+
+
+def _check_vector(file: GGUFFile, tensor: GGUFTensor) -> None:
+    """A norm's gain or a bias, which ggml multiplies or adds in float32 only."""
+    if tensor.type is not F32:
+        raise GGUFError(
+            f"{file.path.name}: tensor '{tensor.name}' has one dimension and type {tensor.type.name}; "
+            "expected f32, as gains and biases are: convert the checkpoint again"
         )
 
 

@@ -109,3 +109,18 @@ def test_what_is_not_known_is_left_to_libllama(tmp_path: Path) -> None:
         ]
     ):
         check_hyperparameters(read_gguf(header(tmp_path / f"{number}.gguf", architecture, **metadata)))
+
+
+@pytest.mark.parametrize("architecture", PREFIX)
+def test_a_gain_that_is_not_float32(gguf_of: Callable[..., Path], tmp_path: Path, architecture: str) -> None:
+    """ggml ends the process over it; the fuzzer found this one."""
+    q4_0 = 2
+    content = bytearray(gguf_of("packed-divide", architecture=architecture).read_bytes())
+    name = b"output_norm.weight"
+    at = content.index(struct.pack("<Q", len(name)) + name) + 8 + len(name) + 4 + 8
+    struct.pack_into("<I", content, at, q4_0)
+    (tmp_path / "out.gguf").write_bytes(content)
+    with pytest.raises(
+        GGUFError, match=r"'output_norm.weight' has one dimension and type q4_0; expected f32"
+    ):
+        Session(tmp_path / "out.gguf")
