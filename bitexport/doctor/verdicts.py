@@ -185,11 +185,13 @@ def _bad_in_python(facts: Facts, warnings: list[Finding]) -> Verdict:
     messages = [finding.message for finding in warnings]
     if not facts.never_predicts:
         base = "in float" if facts.unquantized == "float" else "with only its weights quantized"
+        best = max(facts.skill("float"), facts.skill("weights"))
+        lost = min(1.0, 1 - facts.skill("both") / best)
         return _verdict(
             facts,
             "not-trained-with-quantization",
-            f"The model predicts text {base}, and not when it is quantized as it is meant to run: it was not "
-            "trained that way.",
+            f"Quantized as it should run, the model loses {lost:.0%} of the skill that it has {base}: it "
+            "was not trained that way.",
             [*_norm_evidence(facts), *messages],
         )
     tensors = [
