@@ -19,6 +19,8 @@ extern const Kernels avx512vnni_kernels;
 
 namespace {
 
+// Always inline: GCC takes the function for one without effect and drops its calls otherwise.
+HEAD_INLINE void prefetch(const void * p) { _mm_prefetch(static_cast<const char *>(p), _MM_HINT_T0); }
 HEAD_INLINE __m512i load512(const void * p) { return _mm512_loadu_si512(p); }
 HEAD_INLINE __m512i bytes_to_i32(const void * p) {
     return _mm512_cvtepi8_epi32(_mm_loadu_si128(static_cast<const __m128i *>(p)));
@@ -82,7 +84,8 @@ struct Avx512Vnni {
         half_tile<F, T>(block + F::half_bytes, activations, stride, sums + half_rows);
     }
 
-    // Nothing is fetched in advance: the stream is one, and the hardware reads ahead better than we ask for it.
+    // Few tokens leave the reading to the hardware, which knows one stream when it sees it: fetching in advance as well
+    // costs a quarter of the speed. More tokens take longer over a block than it waits.
     template <class F, int T>
     static HEAD_INLINE void half_tile(const uint8_t * half, const Activations * activations, int64_t stride, float * sums) {
         __m512i sum_i32x16[T];
@@ -91,8 +94,15 @@ struct Avx512Vnni {
             sum_i32x16[t] = _mm512_setzero_si512();
         }
         for (int g = 0; g < F::groups; ++g) {
+            const uint8_t * group = half + F::groups_at + g * F::group_bytes;
+            if constexpr (T >= 5) {
+                HEAD_UNROLL
+                for (int64_t at = 0; at < F::group_bytes; at += line) {
+                    prefetch(group + 4096 + at);
+                }
+            }
             __m512i codes_u8x64[F::steps];
-            read_codes<F>(half + F::groups_at + g * F::group_bytes, codes_u8x64);
+            read_codes<F>(group, codes_u8x64);
             const __m512i scale_i32x16 = bytes_to_i32(half + F::scales_at + g * half_rows);
             HEAD_UNROLL
             for (int t = 0; t < T; ++t) {
