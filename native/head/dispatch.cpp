@@ -24,6 +24,7 @@ const Kernels * kernels_for(const char * ternary_tier) {
         {"avx512vnni256", &avx2_kernels},
         {"avxvnni", &avx2_kernels},
         {"avx512vnni", &avx512vnni_kernels},
+        {"avx512vbmi", &avx512vnni_kernels},
 #endif
     };
     for (const auto & entry : table) {

@@ -7,11 +7,12 @@
 // 32-bit lane. Rows and columns of padding hold code 1 (trit 0).
 //
 // two_bit: four fields, field f in bits 2 f and 2 f + 1. 16 columns a chunk.
-// five_trit: five fields, 20 columns a chunk, 1.6 bits a weight. Negating four trits pairs up their 81 patterns: 41
-//   classes, of which 3 (for the fifth trit, which stays) make 123, fewer than 2^7. So
-//     n = c0 + 3 c1 + 9 c2 + 27 c3     byte = min(n, 80 - n) + 41 * c4 + (n > 40 ? 128 : 0)
-//   A table of 128 bytes, which is one VBMI instruction, gives the first four codes of the class in two_bit's form; where
-//   bit 7 is set they are taken from 0xaa, which exchanges 0 and 2 in each. A second table gives the fifth.
+// five_trit: five fields, 20 columns a chunk, 1.6 bits a weight. Negating the first four trits pairs up their 81 patterns:
+//   41 classes, 42 with one for an even number. Times 3 for the fifth trit, which stays, that is 126, at most 2^7. So
+//     n = c0 + 3 c1 + 9 c2 + 27 c3, m = min(n, 80 - n)
+//     bits 0 to 5: m / 2 + 21 * c4     bit 6: m % 2     bit 7: n > 40
+//   A table of 128 bytes (one instruction of VBMI) gives the first four codes of m in two_bit's form; where bit 7 is set they
+//   are taken from 0xaa, which exchanges 0 and 2 in each. A table of 64 bytes gives the fifth.
 #pragma once
 
 #include "ternary.h"
@@ -25,7 +26,7 @@ constexpr int64_t step_cols = 4;  // columns of one field
 constexpr int64_t fields = 4;
 
 constexpr int64_t five_trit_chunk_cols = 20;
-constexpr int five_trit_classes = 41;
+constexpr int five_trit_pairs = 21;  // values of m / 2
 constexpr uint8_t code_negation = 0xaa;  // four times code 2
 
 constexpr int64_t layout_chunk_cols(Layout layout) { return layout == Layout::two_bit ? chunk_cols : five_trit_chunk_cols; }

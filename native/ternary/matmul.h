@@ -3,7 +3,11 @@
 //   tile_tokens                              most tokens that a tile takes
 //   tile<T>(panel, chunks, q, stride, sums)  sums[T][32] = sum(code * q) of a whole panel and T tokens
 //
-// for one layout; a second layout is a second struct, named to matmul_f32 and matmul_i32.
+// for one layout; a second layout is a second struct, named to matmul_f32 and matmul_i32. One of five_trit also brings
+//
+//   expand_tokens                            a block of so many tokens first turns each panel into two_bit; 0: never
+//   TwoBit                                   the instruction set that multiplies it then
+//   expand(panel, chunks, two_bit)           writes the codes of chunks of five_trit, up to a multiple of 5 chunks of two_bit
 //
 // Loops: blocks of tokens, whose activations fit in the second-level cache; panels; tiles of tokens. A panel's codes come
 // from memory for the first tile and from the first-level cache for the others (20 KiB for 2,560 columns). They are
@@ -102,6 +106,17 @@ void panel_by_tokens(const uint8_t * panel, int64_t row, int64_t rows, int64_t c
     }
 }
 
+// Columns of a panel that is turned into two_bit, on the stack.
+constexpr int64_t expand_cols = 16384;
+
+template <class Isa, class Output>
+TERNARY_NOINLINE void expanded_panel(const uint8_t * panel, int64_t row, int64_t rows, int64_t cols, const QuantizedTokens & in,
+                                     int64_t begin, int64_t end, const Output & out) {
+    alignas(64) uint8_t two_bit[panel_bytes(expand_cols) + 5 * chunk_bytes];
+    Isa::expand(panel, chunks_of(cols, Layout::five_trit), two_bit);
+    panel_by_tokens<typename Isa::TwoBit, Layout::two_bit>(two_bit, row, rows, cols, in, begin, end, out);
+}
+
 template <class Isa, Layout layout, class Output>
 void matmul_any(const void * packed, int64_t rows, int64_t cols, const QuantizedTokens & in, const Output & out,
                 int64_t panel_begin, int64_t panel_end) {
@@ -113,8 +128,16 @@ void matmul_any(const void * packed, int64_t rows, int64_t cols, const Quantized
         const int64_t begin = block * in.tokens / blocks;
         const int64_t end = (block + 1) * in.tokens / blocks;
         for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
-            panel_by_tokens<Isa, layout>(panels + panel * panel_bytes(cols, layout), panel * panel_rows, rows, cols, in, begin,
-                                         end, out);
+            const uint8_t * p = panels + panel * panel_bytes(cols, layout);
+            if constexpr (layout == Layout::five_trit) {
+                if constexpr (Isa::expand_tokens > 0) {
+                    if (end - begin >= Isa::expand_tokens && cols <= expand_cols) {
+                        expanded_panel<Isa>(p, panel * panel_rows, rows, cols, in, begin, end, out);
+                        continue;
+                    }
+                }
+            }
+            panel_by_tokens<Isa, layout>(p, panel * panel_rows, rows, cols, in, begin, end, out);
         }
     }
 }

@@ -58,6 +58,7 @@ struct Scalar {
 // The definition of five_trit, unpacked by division.
 struct ScalarFiveTrit {
     static constexpr int tile_tokens = 4;
+    static constexpr int64_t expand_tokens = 0;
 
     template <int T>
     static void tile(const uint8_t * panel, int64_t chunks, const int8_t * q, int64_t stride, int32_t * sums) {
@@ -80,13 +81,13 @@ struct ScalarFiveTrit {
     }
 
     static void unpack(uint8_t byte, int32_t (&codes)[5]) {
-        const int low = byte & 127;
-        int n = low % five_trit_classes;
-        n = byte & 128 ? 80 - n : n;
+        const int pair = byte & 63;
+        const int m = 2 * (pair % five_trit_pairs) + (byte >> 6 & 1);
+        int n = byte & 128 ? 80 - m : m;
         for (int field = 0; field < 4; ++field, n /= 3) {
             codes[field] = n % 3;
         }
-        codes[4] = low / five_trit_classes;
+        codes[4] = pair / five_trit_pairs;
     }
 
     static void pack(const uint8_t * two_bit, int64_t chunks, uint8_t * five_trit) {
@@ -98,9 +99,9 @@ struct ScalarFiveTrit {
                 for (int64_t field = 0; field < 4; ++field) {
                     n += weights[field] * code_at(two_bit, steps, out * 5 + field, byte);
                 }
-                const int fifth = code_at(two_bit, steps, out * 5 + 4, byte);
-                five_trit[out * chunk_bytes + byte] =
-                    static_cast<uint8_t>((n > 40 ? 128 + 80 - n : n) + five_trit_classes * fifth);
+                const int m = n > 40 ? 80 - n : n;
+                const int pair = m / 2 + five_trit_pairs * code_at(two_bit, steps, out * 5 + 4, byte);
+                five_trit[out * chunk_bytes + byte] = static_cast<uint8_t>(pair | m % 2 << 6 | (n > 40) << 7);
             }
         }
     }

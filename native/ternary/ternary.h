@@ -33,6 +33,7 @@ struct CpuFeatures {
     bool avx512bw = false;
     bool avx512vl = false;
     bool avx512vnni = false;
+    bool avx512vbmi = false;
     bool neon = false;
     bool dotprod = false;
     bool i8mm = false;

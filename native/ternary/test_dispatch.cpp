@@ -7,7 +7,7 @@ using namespace ternary_test;
 
 static CpuFeatures everything() {
     CpuFeatures cpu;
-    cpu.avx2 = cpu.avxvnni = cpu.avx512f = cpu.avx512bw = cpu.avx512vl = cpu.avx512vnni = true;
+    cpu.avx2 = cpu.avxvnni = cpu.avx512f = cpu.avx512bw = cpu.avx512vl = cpu.avx512vnni = cpu.avx512vbmi = true;
     cpu.neon = cpu.dotprod = cpu.i8mm = true;
     return cpu;
 }
@@ -79,7 +79,8 @@ static void test_missing_features() {
     check(select_kernels(cpu, "avxvnni").kernels == nullptr, "without AVX-VNNI avxvnni is refused");
     cpu.avx512vnni = true;
     check(best() == "avx512vnni", "AVX-512 VNNI: avx512vnni, not " + best());
-    check(select_kernels(everything(), nullptr).kernels->tier == Tier::avx512vnni, "with everything the best is avx512vnni");
+    check(select_kernels(cpu, "avx512vbmi").kernels == nullptr, "without VBMI avx512vbmi is refused");
+    check(select_kernels(everything(), nullptr).kernels->tier == Tier::avx512vbmi, "with everything the best is avx512vbmi");
     cpu = {};
     cpu.avx2 = cpu.avxvnni = true;
     check(best() == "avxvnni", "AVX-VNNI without AVX-512: avxvnni, not " + best());
@@ -90,6 +91,7 @@ static void test_missing_features() {
     check(here.avxvnni == static_cast<bool>(__builtin_cpu_supports("avxvnni")), "avxvnni as the compiler's runtime sees it");
 #endif
     check(here.avx512vnni == static_cast<bool>(__builtin_cpu_supports("avx512vnni")), "avx512vnni as the compiler's runtime sees it");
+    check(here.avx512vbmi == static_cast<bool>(__builtin_cpu_supports("avx512vbmi")), "avx512vbmi as the compiler's runtime sees it");
 }
 #endif
 

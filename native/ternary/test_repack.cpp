@@ -121,10 +121,10 @@ static void test_five_trits() {
     std::vector<uint8_t> expected(2 * 128);
     scalar().pack_five_trits(two_bit.data(), 2, expected.data());
     // -1 -1 -1 -1 -1: n = 0. 0 0 0 0 -1: n = 40, its own negative. +1 +1 +1 +1 -1: n = 80 pairs with 0.
-    check(expected[0] == 0 && expected[40] == 40 && expected[80] == 128, "five trits by hand");
-    check(expected[81] == 41 && expected[121] == 81, "five trits by hand, the fifth 0");
-    check(expected[41] == 128 + 39 && expected[127] == 128 + 34 + 41, "five trits by hand, the negative of a class");
-    check(expected[128 + 3] == 41 + 40, "columns of padding hold trit 0");
+    check(expected[0] == 0 && expected[40] == 20 && expected[80] == 128, "five trits by hand");
+    check(expected[81] == 21 && expected[121] == 20 + 21, "five trits by hand, the fifth 0");
+    check(expected[41] == 128 + 64 + 19 && expected[127] == 128 + 17 + 21, "five trits by hand, the negative of a class");
+    check(expected[128 + 3] == 20 + 21, "columns of padding hold trit 0");
     for (const Kernels * kernels : tiers()) {
         if (kernels->pack_five_trits == nullptr) {
             continue;

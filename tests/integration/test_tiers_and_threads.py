@@ -17,7 +17,7 @@ from bitexport.convert import convert
 from bitexport.runtime.ggml import cpu_tier
 
 TIERS_OF = {
-    "x86_64": ("scalar", "avx2", "avx512bw", "avx512vnni256", "avxvnni", "avx512vnni"),
+    "x86_64": ("scalar", "avx2", "avx512bw", "avx512vnni256", "avxvnni", "avx512vnni", "avx512vbmi"),
     "aarch64": ("scalar", "neon", "dotprod", "i8mm"),
 }
 TIERS = TIERS_OF.get(platform.machine(), ("scalar",))
