@@ -42,8 +42,8 @@ def load(path: str | os.PathLike[str], **kwargs: Any) -> Llama:
     ggml.cpu_tier()
     kwargs.setdefault("verbose", False)
     for threads in ("n_threads", "n_threads_batch"):
-        if kwargs.get(threads) is None:
-            kwargs[threads] = default_threads()
+        kwargs[threads] = kwargs.get(threads) or default_threads()
+        check_threads(kwargs[threads])
     log.clear()
     try:
         model = llama_cpp.Llama(str(file), **kwargs)

@@ -7,7 +7,7 @@
 extern "C" {
 #endif
 
-// A pool of this many threads, the caller's among them; NULL when the system gives no more. End it with
+// A pool of this many threads, the caller's among them; NULL when the system gives no more, or count is below 1. End it with
 // ggml_threadpool_free, once no context uses it.
 GGML_BACKEND_API struct ggml_threadpool * bitexport_new_threads(int count);
 

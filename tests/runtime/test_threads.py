@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +14,24 @@ import bitexport
 from bitexport.errors import UsageError
 from bitexport.runtime.model import Session
 from bitexport.runtime.threads import cpu_quota, default_threads, physical_cores
+from tests.conftest import REPOSITORY
+
+NO_ROOM_FOR_THREADS = """
+import resource, sys
+from pathlib import Path
+from bitexport.errors import NativeLibraryError
+from bitexport.runtime.model import Session
+with Session(sys.argv[1], n_ctx=64, n_threads=2) as session:
+    session.advance([1])
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    limit = pages * resource.getpagesize() + (16 << 20)  # the stacks of 15 threads take more
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    try:
+        session.set_threads(16)
+    except NativeLibraryError as error:
+        print(error)
+    session.advance([2])
+"""
 
 
 def _topology(folder: Path, siblings: dict[int, str]) -> Path:
@@ -88,3 +108,29 @@ def test_more_threads_than_a_system_has_are_refused(gguf_of: Callable[..., Path]
     gguf = gguf_of()
     with pytest.raises(UsageError, match="threads were asked for"):
         Session(gguf, n_threads=100_000)
+
+
+def test_threads_that_the_system_does_not_give_are_an_error(gguf_of: Callable[..., Path]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", NO_ROOM_FOR_THREADS, str(gguf_of())],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "16 threads could not be started; ask for fewer\n"
+
+
+def test_a_loaded_llama_takes_no_threads_for_the_default(gguf_of: Callable[..., Path]) -> None:
+    model = bitexport.load(gguf_of(), n_threads=0, n_threads_batch=0, n_ctx=64)
+    assert (model.n_threads, model.n_threads_batch) == (default_threads(), default_threads())
+    model.eval([1, 2, 3])
+    model.close()
+
+
+def test_a_loaded_llama_takes_no_impossible_threads(gguf_of: Callable[..., Path]) -> None:
+    for count in (-1, 100_000):
+        with pytest.raises(UsageError, match=f"{count} threads were asked for"):
+            bitexport.load(gguf_of(), n_threads=count, n_ctx=64)
