@@ -15,6 +15,11 @@ def check_folder(path: Path) -> None:
         raise OutputError(f"{path} is a folder; give the name of a file")
     if not path.absolute().parent.is_dir():
         raise OutputError(f"{path}: there is no folder {path.absolute().parent}; make it first")
+    try:
+        with tempfile.TemporaryFile(dir=path.absolute().parent):
+            pass
+    except OSError as error:
+        raise _refused(path, error) from error
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -37,8 +42,12 @@ def write_atomically(path: Path, content: bytes) -> None:
         temporary.replace(path)
         temporary = None
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise OutputError(f"{path}: {reason}; free some space or give another place") from error
+        raise _refused(path, error) from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def _refused(path: Path, error: OSError) -> OutputError:
+    reason = (error.strerror or str(error)).lower()
+    return OutputError(f"{path}: {reason}; free some space or give another place")

@@ -81,6 +81,18 @@ class BenchRow:
         """Whether the machine's limits moved so far during the test that the row means little."""
         return self.limit_change > MAX_CHANGE
 
+    @property
+    def percent_of_limit(self) -> float | None:
+        """How much of the limit that is nearer was reached; None where none is known."""
+        known = [self.percent_of_bandwidth, self.percent_of_multiply_adds]
+        return max((percent for percent in known if percent is not None), default=None)
+
+    @property
+    def limit_tokens_per_second(self) -> float | None:
+        """The nearer limit itself: tokens a second of 100%."""
+        percent = self.percent_of_limit
+        return 100 * self.tokens_per_second / percent if percent else None
+
 
 @dataclass(frozen=True)
 class BenchReport:

@@ -54,6 +54,15 @@ def bench(
         Path | None,
         typer.Option("--keep", metavar="DIR", help="Keep the twins of --compare there, and use them again."),
     ] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(
+            "--plot",
+            metavar="FILE.png",
+            help="Draw threads against tokens/s, with the limits; .svg too.",
+            show_default=False,
+        ),
+    ] = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -66,10 +75,16 @@ def bench(
     if compare:
         if batches != [1]:
             raise UsageError("--batch and --compare do not go together; leave one of them out")
+        if plot is not None:
+            raise UsageError("--plot draws limits, which --compare has none of; leave one of them out")
         _compare(out, gguf, compare, counts, prompts, generated, repetitions, keep)
         return
     if keep is not None:
         raise UsageError("--keep is for the twins of --compare; add --compare, or leave it out")
+    if plot is not None:
+        from bitexport.picture import check_picture
+
+        check_picture(plot)  # what would fail after minutes of measuring fails now
     from bitexport.bench import bench as run
 
     with out.progress("bench") as progress:
@@ -82,6 +97,10 @@ def bench(
             repetitions=repetitions,
             progress=progress,
         )
+    if plot is not None:
+        from bitexport.bench.plot import plot as draw
+
+        draw(report, plot)
     out.result(report.to_json(), human=lambda: _show(out, report))
 
 

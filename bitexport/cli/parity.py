@@ -139,11 +139,13 @@ def parity(
 def _check_pictures(plot: Path | None, page: Path | None) -> None:
     """What would fail at the end of a long run fails now."""
     from bitexport.atomic import check_folder
+    from bitexport.picture import check_picture, pyplot
 
-    for path in (plot, page):
-        if path is not None:
-            check_folder(path)
-            import matplotlib  # noqa: F401 (a clear message when it is missing)
+    if plot is not None:
+        check_picture(plot)
+    if page is not None:
+        check_folder(page)
+        pyplot()  # a clear message when it is missing
 
 
 def _write_pictures(
@@ -152,9 +154,10 @@ def _write_pictures(
     from bitexport.atomic import write_atomically
 
     if plot is not None and report.layers is not None:
+        from bitexport.picture import kind_of
         from bitexport.report.figures import depth
 
-        write_atomically(plot, depth(report.layers))
+        write_atomically(plot, depth(report.layers, kind_of(plot)))
     if page is not None:
         from bitexport.report.page import page as render
 

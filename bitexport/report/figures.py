@@ -1,12 +1,12 @@
-"""The pictures of a parity run. Needs matplotlib, which is imported only when one is drawn."""
+"""The pictures of a parity run."""
 
 from __future__ import annotations
 
-import io
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bitexport import picture
 from bitexport.layers.result import LayersReport, StepResult
 from bitexport.reference.alignment import TOLERANCE
 
@@ -24,8 +24,7 @@ def depth(report: LayersReport, kind: str = "png") -> bytes:
     Args:
         kind: ``"png"`` or ``"svg"``.
     """
-    pyplot = _pyplot()
-    figure, (above, below) = pyplot.subplots(
+    figure, (above, below) = picture.pyplot().subplots(
         2, 1, figsize=(10, 6.4), sharex=True, height_ratios=(3, 2), layout="constrained"
     )
     places = range(len(report.steps))
@@ -48,7 +47,7 @@ def depth(report: LayersReport, kind: str = "png") -> bytes:
     )
     _mark(below, report, own)
     _blocks(above, below, report.steps)
-    return _saved(pyplot, figure, kind)
+    return picture.encode(figure, kind)
 
 
 def _lines(axis: Any, report: LayersReport, places: range) -> None:
@@ -102,9 +101,8 @@ def _blocks(above: Any, below: Any, steps: list[StepResult]) -> None:
 
 def scatter(collector: Collector) -> bytes:
     """Sampled logits of C++ over those of Python, as PNG."""
-    pyplot = _pyplot()
     python, cpp = np.concatenate(collector.pairs, axis=1)
-    figure, axis = pyplot.subplots(figsize=(5, 5), layout="constrained")
+    figure, axis = picture.pyplot().subplots(figsize=(5, 5), layout="constrained")
     good = np.isfinite(python) & np.isfinite(cpp)
     ends = [0.0, 1.0]
     if good.any():
@@ -116,20 +114,4 @@ def scatter(collector: Collector) -> bytes:
     axis.scatter(python[good], cpp[good], s=5, alpha=0.35, color=_ALIGNED, linewidths=0, zorder=2)
     axis.set(xlabel="logit, Python", ylabel="logit, C++", aspect="equal")
     axis.grid(alpha=0.3)
-    return _saved(pyplot, figure, "png")
-
-
-def _pyplot() -> Any:
-    import matplotlib
-
-    matplotlib.use("Agg")  # draws to files, needs no display
-    from matplotlib import pyplot
-
-    return pyplot
-
-
-def _saved(pyplot: Any, figure: Any, kind: str) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format=kind, dpi=130, metadata={"Date": None} if kind == "svg" else None)
-    pyplot.close(figure)
-    return buffer.getvalue()
+    return picture.encode(figure, "png")

@@ -155,6 +155,9 @@ def test_the_command(checkpoint_of: Maker, gguf_of: Maker, tmp_path: Path, run_c
     early = run_cli(*command, "--report", tmp_path / "none" / "r.html")
     assert early.returncode == 1
     assert "there is no folder" in early.stderr
+    early = run_cli(*command, "--plot", tmp_path / "p.jpg")
+    assert early.returncode == 2
+    assert "must end in .png or .svg" in early.stderr
 
 
 def test_without_matplotlib(checkpoint_of: Maker, gguf_of: Maker, tmp_path: Path, run_cli: Cli) -> None:
