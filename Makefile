@@ -64,9 +64,9 @@ demo: setup ## Convert the shipped checkpoint, prove it, bench it, run it
 	@$(BIN)/python scripts/demo.py
 
 sanitize: ## Run the kernel tests under address and undefined-behaviour sanitizers
-	cmake -S native/ternary -B build/sanitize -DTERNARY_SANITIZE=ON
-	cmake --build build/sanitize --parallel $(JOBS)
-	cd build/sanitize && ctest --output-on-failure
+	cmake -S native/kernels -B build/sanitized -DTERNARY_SANITIZE=ON
+	cmake --build build/sanitized --parallel $(JOBS)
+	cd build/sanitized && ctest --output-on-failure
 
 # One CPU for each ARM tier: what it has decides which tiers are tested on it, and the last of them must be chosen.
 test-arm: ## Run the kernel tests as 64-bit ARM, cross-compiled and emulated

@@ -95,10 +95,13 @@ def cpu_tier() -> str:
 
     Raises:
         NativeLibraryError: ``BITEXPORT_TIER`` or ``BITEXPORT_LAYOUT`` names one that this CPU lacks or
-            that does not exist, or ``BITEXPORT_HEAD`` is not ``stock``, which is all that it can be.
+            that does not exist, or ``BITEXPORT_HEAD`` or ``BITEXPORT_ATTENTION`` is not ``stock``, which is
+            all that they can be.
     """
-    if why := cpu_library().bitexport_head_error():
-        raise NativeLibraryError(why.decode())
+    library = cpu_library()
+    for why in (library.bitexport_head_error(), library.bitexport_attention_error()):
+        if why:
+            raise NativeLibraryError(why.decode())
     return _chosen(cpu_library().bitexport_tier_name())
 
 
@@ -151,7 +154,7 @@ def cpu_library() -> ctypes.CDLL:
         NativeLibraryError: it is missing or cannot be loaded.
     """
     library = _open("ggml-cpu")
-    for name in ("tier_name", "tier_error", "layout_name", "layout_error", "head_error"):
+    for name in ("tier_name", "tier_error", "layout_name", "layout_error", "head_error", "attention_error"):
         getattr(library, f"bitexport_{name}").restype = ctypes.c_char_p
     library.bitexport_bytes_read.argtypes = [ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
     library.bitexport_bytes_read.restype = ctypes.c_size_t

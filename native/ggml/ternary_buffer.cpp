@@ -6,6 +6,7 @@
 
 #include "ternary_buffer.h"
 
+#include "attention.h"
 #include "ggml-backend-impl.h"
 #include "ggml-cpu-impl.h"
 #include "ggml-cpu.h"
@@ -155,6 +156,9 @@ class TernaryBufferType : public ggml::cpu::extra_buffer_type {
     }
 
     ggml::cpu::tensor_traits * get_tensor_traits(const ggml_tensor * op) override {
+        if (ggml::cpu::tensor_traits * attention = bitexport_attention_traits(op)) {
+            return attention;
+        }
         return op->op == GGML_OP_MUL_MAT && is_ours(op->src[0])
                    ? static_cast<ggml::cpu::tensor_traits *>(op->src[0]->extra)
                    : nullptr;

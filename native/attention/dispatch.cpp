@@ -1,0 +1,56 @@
+#include "layout.h"
+
+#include <cstring>
+
+namespace attention {
+
+#if defined(ATTENTION_X86)
+extern const Kernels avx2_kernels;
+extern const Kernels avx512_kernels;
+#endif
+
+const Kernels * kernels_for(const char * tier) {
+#if defined(ATTENTION_X86)
+    if (std::strcmp(tier, "scalar") == 0 || !__builtin_cpu_supports("fma") || !__builtin_cpu_supports("f16c")) {
+        return nullptr;
+    }
+    return std::strncmp(tier, "avx512", 6) == 0 ? &avx512_kernels : &avx2_kernels;
+#else
+    (void) tier;
+    return nullptr;
+#endif
+}
+
+size_t partial_floats(int64_t heads, int64_t head_dim) { return static_cast<size_t>(heads * head_floats(head_dim)); }
+
+void combine(const float * partials, int64_t count, int64_t heads, int64_t head_dim, int64_t head_begin, int64_t head_end,
+             float * out) {
+    const int64_t stride = static_cast<int64_t>(partial_floats(heads, head_dim));
+    for (int64_t head = head_begin; head < head_end; ++head) {
+        const float * first = partials + head * head_floats(head_dim);
+        float largest = no_score;
+        for (int64_t i = 0; i < count; ++i) {
+            largest = first[i * stride] > largest ? first[i * stride] : largest;
+        }
+        float * values = out + head * head_dim;
+        std::memset(values, 0, static_cast<size_t>(head_dim) * sizeof(float));
+        float sum = 0.0f;
+        for (int64_t i = 0; i < count; ++i) {
+            const float * partial = first + i * stride;
+            if (partial[0] == no_score) {
+                continue;
+            }
+            const float factor = exp_of_negative(partial[0] - largest);
+            sum += factor * partial[1];
+            for (int64_t d = 0; d < head_dim; ++d) {
+                values[d] += factor * partial[header_floats + d];
+            }
+        }
+        const float inverse = sum == 0.0f ? 0.0f : 1.0f / sum;
+        for (int64_t d = 0; d < head_dim; ++d) {
+            values[d] *= inverse;
+        }
+    }
+}
+
+}  // namespace attention

@@ -1,0 +1,60 @@
+"""Attention of one new token on our kernels: what llama.cpp computes, at every length of context."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bitexport.convert import convert
+from tests.integration.test_head import run
+from tests.models import Shape
+
+# After 5 tokens at once, 60 one by one, as a user's context computes them.
+DECODE = """
+import sys
+import numpy as np
+from bitexport.runtime.model import Session
+with Session(sys.argv[1], n_ctx=128, n_threads=int(sys.argv[3]), exact=False) as session:
+    session.advance([7, 8, 9, 10, 11])
+    np.save(sys.argv[2], np.stack([session.feed([3 + i * 5 % 200]) for i in range(60)]))
+"""
+
+
+def decoded(gguf: Path, threads: int, **environment: str) -> np.ndarray:
+    """Float32 [60, vocab]."""
+    target = gguf.with_suffix(".npy")
+    done = run("-c", DECODE, gguf, target, str(threads), **environment)
+    assert done.returncode == 0, done.stderr
+    return np.load(target)
+
+
+@pytest.fixture(scope="module", params=[(4, 2, 64), (6, 1, 48), (2, 2, 128)], ids=str)
+def float_model(
+    request: pytest.FixtureRequest,
+    checkpoint_of: Callable[..., Path],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """Without ternary weights, whose 8-bit rounding would make much of the smallest difference."""
+    heads, kv_heads, head_dim = request.param
+    shape = Shape(hidden=heads * head_dim, ffn=256, heads=heads, kv_heads=kv_heads)
+    gguf = tmp_path_factory.mktemp("gguf") / "float.gguf"
+    convert(checkpoint_of("packed-multiply", shape=shape), gguf, type="f16", embed_type="f16")
+    return gguf
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_the_numbers_are_those_of_llama_cpp(float_model: Path, threads: int) -> None:
+    ours = decoded(float_model, threads)
+    theirs = decoded(float_model, threads, BITEXPORT_ATTENTION="stock")
+    assert ours.tobytes() != theirs.tobytes(), "both are llama.cpp's: ours did not run"
+    # theirs adds values up in float16
+    assert np.abs(ours - theirs).max() < 5e-3 * np.abs(theirs).max()
+
+
+def test_another_value_of_the_override_is_an_error(float_model: Path) -> None:
+    done = run("-m", "bitexport", "run", float_model, "--prompt", "x", BITEXPORT_ATTENTION="fast")
+    assert done.returncode == 1
+    assert "BITEXPORT_ATTENTION is 'fast'; expected 'stock'" in done.stderr
