@@ -1,4 +1,6 @@
-// Tier avx512vbmi: AVX-512 VNNI and VBMI (Ice Lake, Zen 4 and later). Offers five_trit, 1.6 bits a weight.
+// Tier avx512vbmi: AVX-512 VNNI and VBMI (Ice Lake, Zen 4 and later). Offers five_trit, 1.6 bits a weight, but prefers two_bit:
+// on Zen 4 the smaller layout gains 3% in decode with one thread, loses 4% with two, and loses 3 to 5% in prefill
+// (benchmarks/kernels.md).
 //
 // Instructions: those of x86_avx512vnni.cpp, and vpermi2b zmm, which looks 64 bytes up in a table of 128 by the low 7 bits
 //   of each.
@@ -392,6 +394,6 @@ const Kernels avx512vbmi_kernels = {Tier::avx512vbmi,
                                     {matmul_f32<Avx512Vnni>, matmul_i32<Avx512Vnni>},
                                     {matmul_f32<FiveTrit512, Layout::five_trit>, matmul_i32<FiveTrit512, Layout::five_trit>},
                                     pack_five_trits_vbmi,
-                                    Layout::five_trit};
+                                    Layout::two_bit};
 
 }  // namespace ternary
