@@ -37,7 +37,7 @@ void combine(const float * partials, int64_t count, int64_t heads, int64_t head_
         float sum = 0.0f;
         for (int64_t i = 0; i < count; ++i) {
             const float * partial = first + i * stride;
-            if (partial[0] == no_score) {
+            if (partial[1] == 0.0f) {  // saw nothing: the largest score counts as 1, and scores that are NaN sum to NaN
                 continue;
             }
             const float factor = exp_of_negative(partial[0] - largest);

@@ -184,6 +184,20 @@ void test_kernels(const attention::Kernels & kernels) {
     test_case(kernels, blind);
 }
 
+// A query that is not a number, or one visible key: the heads that it reaches are NaN, not 0.
+void test_not_a_number(const attention::Kernels & kernels) {
+    for (const int64_t parts : {1, 3}) {
+        Case c = make_case(64, 4, 2, 40, false, 7);
+        c.q[2 * (64 + 3) + 5] = std::nanf("");
+        c.k[30 * 2 * 64 + 9] = not_a_number;  // of the first key-value head, heads 0 and 1
+        const std::vector<float> out = run(kernels, c.token(), parts);
+        for (int64_t i = 0; i < 4 * 64; ++i) {
+            check(std::isnan(out[i]) == (i / 64 != 3), std::string(kernels.name) + ": NaN in heads 0 to 2 alone, not in " +
+                                                           std::to_string(i / 64));
+        }
+    }
+}
+
 }  // namespace
 
 int main() {
@@ -199,6 +213,7 @@ int main() {
         std::printf("%s: %s\n", tier, kernels == nullptr ? "not on this machine" : kernels->name);
         if (kernels != nullptr) {
             test_kernels(*kernels);
+            test_not_a_number(*kernels);
         }
     }
     std::printf("attention: %s (%d failures)\n", failures == 0 ? "passed" : "FAILED", failures);
