@@ -122,7 +122,7 @@ def convert(
     Raises:
         BitexportError: see the classes in :mod:`bitexport.errors`; no output is left behind.
     """
-    if Path(checkpoint).is_file():
+    if Path(checkpoint).is_file() or (Path(checkpoint).suffix == ".gguf" and not Path(checkpoint).is_dir()):
         from bitexport.convert_gguf import convert_gguf
 
         return convert_gguf(

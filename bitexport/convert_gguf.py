@@ -27,6 +27,7 @@ from bitexport.gguf.embeddings import OUTPUT_HEAD, TOKEN_EMBEDDING
 from bitexport.gguf.missing_pre import MODEL_KEY, PRE_KEY, derived_pre, lacks_pre
 from bitexport.gguf.packers import PACKERS
 from bitexport.gguf.reader import Array, GGUFFile, GGUFTensor, read_gguf
+from bitexport.gguf.tokenizer_check import check_loads
 from bitexport.gguf.types import FILE_TYPES, I2_S, TYPES, TensorType, alternatives, runs
 from bitexport.gguf.writer import ALIGNMENT, MetadataValue, RawValue, TensorSpec, check_output, write_gguf
 from bitexport.health import Finding, Health, refuse
@@ -101,6 +102,8 @@ def convert_gguf(
     def check(path: Path | None) -> None:
         if path is not None:
             read_gguf(path)
+            if pre_tokenizer is not None:
+                work.warnings.extend(check_loads(path, pre_tokenizer))
         if strict:
             refuse(work.health.findings())
 

@@ -16,6 +16,7 @@ from bitexport.gguf.reader import Array, GGUFFile, GGUFTensor, read_gguf
 from bitexport.gguf.types import I2_S, file_type_name
 from bitexport.health import Finding
 from bitexport.health.scan import scan_checkpoint, scan_gguf
+from bitexport.plan import absent
 from bitexport.progress import Progress, ignore
 
 #: arrays longer than this are shown by their first elements.
@@ -143,7 +144,11 @@ def _packing_and_problems(checkpoint: Checkpoint) -> tuple[str, list[str]]:
         problems.append(str(error))
     if packing is not None and numbers is not None:
         try:
-            for claim in family.claims(numbers):
+            claims = family.claims(numbers)
+            for claim in claims:
+                if not absent(checkpoint, claim):
+                    checkpoint.info(claim.source)
+            for claim in claims:
                 if claim.role is Role.TERNARY and not keeps_float(checkpoint, claim.source):
                     packing.check(checkpoint, claim.source)
                     break  # one tells whether the checkpoint is what its configuration says

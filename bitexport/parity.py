@@ -6,10 +6,12 @@ import os
 from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import cache
+from pathlib import Path
 
 from bitexport.comparison import Comparison, compare, join, summarize
 from bitexport.errors import GGUFError, TokenizerError, UsageError
 from bitexport.gguf.embeddings import Embeddings, read_embeddings
+from bitexport.gguf.reader import read_gguf
 from bitexport.greedy import Continuation, continue_in_step
 from bitexport.layers.compare import compare_layers
 from bitexport.parity_report import MIN_COSINE, ParityReport, PromptResult, verdict
@@ -68,6 +70,7 @@ def parity(
     texts = list(prompts) if prompts is not None else built_in_prompts()
     if not texts:
         raise UsageError("there are no prompts; give at least one")
+    read_gguf(Path(gguf))  # a file that is missing or damaged shows before PyTorch loads gigabytes
     progress(ProgressEvent(0, len(texts), "prompts", "loading"))
     reference = load_reference(checkpoint)
     ids_of = [_python_ids(reference, index, prompt, tokens) for index, prompt in enumerate(texts)]

@@ -87,7 +87,7 @@ def make_plan(checkpoint: Checkpoint, ternary_type: str, embed_type: str) -> Pla
             f"{len(checkpoint.tensors)} tensors; "
             "config and weights are from different models"
         )
-    claims = [claim for claim in family.claims(numbers) if not _absent(checkpoint, claim)]
+    claims = [claim for claim in family.claims(numbers) if not absent(checkpoint, claim)]
     if numbers.tied:
         claims += _head_beside_tied(checkpoint, family, numbers, warnings)
     _warn_of_head(checkpoint, numbers, warnings)
@@ -109,7 +109,7 @@ def make_plan(checkpoint: Checkpoint, ternary_type: str, embed_type: str) -> Pla
     )
 
 
-def _absent(checkpoint: Checkpoint, claim: Claim) -> bool:
+def absent(checkpoint: Checkpoint, claim: Claim) -> bool:
     """Whether a claim is for the norm in front of a layer that is not quantized, which then has none."""
     return (
         claim.part is Part.INPUT_NORMS and claim.linear is not None and keeps_float(checkpoint, claim.linear)

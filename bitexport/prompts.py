@@ -29,7 +29,8 @@ def read_prompts(path: Path) -> list[str]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"--prompts {path}: {error}; give a UTF-8 text file, one prompt a line") from error
+        why = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        raise UsageError(f"--prompts {path}: {why}; give a UTF-8 text file, one prompt a line") from error
     as_json = path.suffix == ".jsonl"
     prompts = [
         _from_json(line, path, number) if as_json else line

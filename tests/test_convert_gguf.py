@@ -14,7 +14,7 @@ import torch
 
 from bitexport.convert import ConvertReport, convert
 from bitexport.convert_gguf import convert_gguf
-from bitexport.errors import GGUFError, OutputError, UnsupportedError, UsageError
+from bitexport.errors import GGUFError, OutputError, TokenizerError, UnsupportedError, UsageError
 from bitexport.gguf.packers import PACKERS
 from bitexport.gguf.reader import GGUFTensor, read_gguf
 from bitexport.gguf.types import Q2_0, TYPES, TensorType
@@ -354,3 +354,16 @@ def test_the_shipped_example_there_and_back(tmp_path: Path) -> None:
         name: (kind, shape) for name, (kind, shape, _) in after.items()
     }
     assert all(data[:-32] == after[name][2][:-32] for name, (_, _, data) in before.items())
+
+
+def test_a_pre_tokenizer_that_llama_cpp_lacks_is_refused(
+    gguf_of: Callable[..., Path], tmp_path: Path
+) -> None:
+    with pytest.raises(TokenizerError, match="pre-tokenizer 'zzz'"):
+        convert_gguf(gguf_of(), tmp_path / "y.gguf", pre_tokenizer="zzz")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_is_not_there_is_not_taken_for_a_folder(tmp_path: Path) -> None:
+    with pytest.raises(GGUFError, match=r"x\.gguf: cannot be read"):
+        convert(tmp_path / "x.gguf", tmp_path / "y.gguf")

@@ -239,6 +239,15 @@ def test_rows_of_any_width(columns: int) -> None:
     ]
 
 
+def test_biases_may_stay_where_they_begin() -> None:
+    health = Health()
+    for name in ("model.layers.0.self_attn.k_proj.bias", "model.layers.0.input_layernorm.weight"):
+        health.floats(name, np.zeros(128, np.float32))
+    assert [place for finding in health.findings() for place in finding.places] == [
+        "'model.layers.0.input_layernorm.weight'"
+    ]
+
+
 def test_few_rows_may_be_zero_by_chance() -> None:
     trits = np.random.default_rng(0).integers(-1, 2, (4, 2048)).astype(np.int8)
     assert np.count_nonzero(trits.any(axis=0)) < 2048

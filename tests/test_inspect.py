@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -53,6 +54,26 @@ def test_a_file_type_of_forty_without_i2_s_is_upstreams(
         content.replace(key + struct.pack("<I", 1), key + struct.pack("<I", 40))
     )
     assert inspect(tmp_path / "x.gguf").file_type != "i2_s"
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"num_hidden_layers": 3}, "tensor 'model.layers.2.input_layernorm.weight' is missing"),
+        ({"quantization_config": {"quant_method": "bitnet", "linear_class": "foo"}}, "linear_class 'foo'"),
+        ({"architectures": ["GPT2LMHeadModel"]}, "unknown architecture"),
+    ],
+)
+def test_what_cannot_be_converted_is_not_called_healthy(
+    checkpoint_of: Checkpoints, tmp_path: Path, run_cli: RunCli, changes: dict[str, object], problem: str
+) -> None:
+    folder = shutil.copytree(checkpoint_of("packed-multiply"), tmp_path / "checkpoint")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+    done = run_cli("inspect", folder, "--health")
+    assert done.returncode == 0, done.stderr
+    assert problem in done.stderr
+    assert "healthy" not in done.stdout
 
 
 @pytest.mark.parametrize("packing", ["master", "packed-multiply", "packed-divide"])

@@ -352,3 +352,8 @@ def test_command_with_perplexity(checkpoint_of: Maker, gguf_of: Maker, tmp_path:
     )  # fmt: skip
     assert "perplexity of" in result.stdout
     assert result.returncode in (0, 3)  # a random model's perplexity is no measure
+
+
+def test_a_missing_file_is_named_before_anything_is_loaded(tmp_path: Path) -> None:
+    with pytest.raises(GGUFError, match=r"none\.gguf: cannot be read"):
+        parity(tmp_path / "nothing", tmp_path / "none.gguf")

@@ -10,7 +10,7 @@ import typer
 from bitexport.cli import options
 from bitexport.cli.interrupt import terminable
 from bitexport.cli.output import Output
-from bitexport.errors import CheckFailed, UsageError
+from bitexport.errors import CheckFailed
 
 if TYPE_CHECKING:
     from bitexport.doctor import DoctorReport
@@ -53,7 +53,7 @@ def doctor(
     Runs it in float, with quantized weights, with quantized weights and activations, and in C++; then gives
     one verdict, the evidence for it, and what to do. Exit code 3 unless the model is healthy.
     """
-    document = _text(text)
+    document = options.read_text(text)
     from bitexport.doctor import doctor as run
 
     out = Output(json=json, quiet=quiet)
@@ -62,15 +62,6 @@ def doctor(
     out.result(report.to_json(), human=lambda: _show(out, report))
     if not report.healthy:
         raise CheckFailed(f"{report.verdict.name}: {report.verdict.sentence}")
-
-
-def _text(text: Path | None) -> str | None:
-    if text is None:
-        return None
-    try:
-        return text.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"--text {text}: {error}; give a UTF-8 text file") from error
 
 
 def _show(out: Output, report: DoctorReport) -> None:

@@ -64,7 +64,11 @@ def _show_health(out: Output, report: InspectReport) -> None:
     )
     for finding in findings:
         out.line(f"{finding.level}: {finding.message}")
-    if not any(finding.level == "warning" for finding in findings):
+    if any(finding.level == "warning" for finding in findings):
+        return
+    if report.problems:
+        out.line("not known: it was not looked at as a ternary model, see the warning")
+    else:
         out.line("healthy: none of the signs of a bad checkpoint")
 
 

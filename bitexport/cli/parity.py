@@ -110,7 +110,7 @@ def parity(
         _tokenizer_only(checkpoint, gguf, chosen or [], Output(json=json, quiet=quiet))
         return
     _check_pictures(plot, report_page)
-    document = _text(text)
+    document = options.read_text(text)
     from bitexport.parity import parity as run
     from bitexport.parity import verdict
 
@@ -180,15 +180,6 @@ def _prompts(prompt: list[str] | None, prompts: Path | None) -> list[str] | None
     if prompt is None and prompts is None:
         return None
     return (prompt or []) + (read_prompts(prompts) if prompts else [])
-
-
-def _text(text: Path | None) -> str | None:
-    if text is None:
-        return None
-    try:
-        return text.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"--text {text}: {error}; give a UTF-8 text file") from error
 
 
 def _show(out: Output, report: ParityReport) -> None:

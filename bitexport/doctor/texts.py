@@ -73,7 +73,8 @@ def make_samples(
         words = prompt if prompt is not None else PROMPTS[kind] or _beginning(documents[0])
         prompt_ids = tokenize(words)[: n_ctx - 1]
         if not prompt_ids:
-            raise UsageError("the prompt has no tokens; give a text that is not empty")
+            what = "text" if prompt is None else "prompt"
+            raise UsageError(f"the {what} has no tokens; give one that is not empty")
         pieces = [
             window
             for document in documents

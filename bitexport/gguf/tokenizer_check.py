@@ -40,20 +40,10 @@ def verify_tokenizer(gguf_path: Path, folder: Path, vocabulary: Vocabulary) -> N
             string.
         NativeLibraryError: there is no libllama of ours.
     """
-    from bitexport.runtime.model import load
-
     reference = Tokenizer.from_file(str(folder / "tokenizer.json"))
     reference.no_truncation()
     reference.no_padding()
-    try:
-        model = load(gguf_path, vocab_only=True)
-    except GGUFError as error:
-        # the message names the temporary file, of which the user knows nothing
-        why = str(error).replace(str(gguf_path), "it").removeprefix("it cannot be loaded: ")
-        raise TokenizerError(
-            f"llama.cpp refuses the vocabulary (pre-tokenizer '{vocabulary.pre}'): {why}; "
-            "check --pre-tokenizer"
-        ) from error
+    model = _vocabulary_model(gguf_path, vocabulary.pre)
     try:
         for text in (*HARD_STRINGS, *_special_strings(reference)):
             expected = reference.encode(text, add_special_tokens=False).ids
@@ -61,6 +51,35 @@ def verify_tokenizer(gguf_path: Path, folder: Path, vocabulary: Vocabulary) -> N
         _compare_ends(reference, model)
     finally:
         model.close()
+
+
+def check_loads(gguf_path: Path, pre: str) -> list[str]:
+    """Load a file's vocabulary where our libllama is built.
+
+    Returns:
+        Warnings: that the check could not be made.
+
+    Raises:
+        TokenizerError: libllama cannot load it; ``pre`` is the pre-tokenizer that it names.
+    """
+    try:
+        _vocabulary_model(gguf_path, pre).close()
+    except NativeLibraryError as error:
+        return [f"the pre-tokenizer was not checked against llama.cpp: {error}"]
+    return []
+
+
+def _vocabulary_model(gguf_path: Path, pre: str) -> Llama:
+    from bitexport.runtime.model import load
+
+    try:
+        return load(gguf_path, vocab_only=True)
+    except GGUFError as error:
+        # the message names the temporary file, of which the user knows nothing
+        why = str(error).replace(str(gguf_path), "it").removeprefix("it cannot be loaded: ")
+        raise TokenizerError(
+            f"llama.cpp refuses the vocabulary (pre-tokenizer '{pre}'): {why}; check --pre-tokenizer"
+        ) from error
 
 
 def _compare_ends(reference: Tokenizer, model: Llama) -> None:

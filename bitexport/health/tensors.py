@@ -88,7 +88,7 @@ class Health:
         zero = [
             Sign("all-zero", f"'{name}'", f"all {seen.weights:,} values are zero")
             for name, seen in self._floats.items()
-            if seen.zero and seen.weights
+            if seen.zero and seen.weights and not name.endswith(".bias")  # where training begins with it
         ]
         return fold([*self._signs, *zero, *_identical(self._prints)])
 

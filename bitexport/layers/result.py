@@ -113,7 +113,7 @@ class LayersReport:
             )
         first, *others = self.parted
         before = self.steps.index(first)
-        agree = f", while all {before} steps before it agree" if before else ""
+        agree = f", while all {before} steps before it agree" if before > 1 else ""
         return (
             f"the first step that parts is {first.name}: on the same input, {first.evidence()}{agree}; look "
             f"at {first.decided_by}{_more(others)}"

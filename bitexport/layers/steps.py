@@ -35,7 +35,7 @@ class Step:
         tensors: llama.cpp's names; the one computed last is read.
         operations: ggml's operations that make it; any where empty.
         rotated: the weight whose rows decide the order of the columns.
-        decided_by: what in the file it depends on, beside its input.
+        decided_by: what in the file it depends on, beside its input; for a weight see :func:`_decided_by`.
         in_block: whether every block has it.
     """
 
@@ -65,9 +65,9 @@ def _weight(name: str, tensor: str, *, product: bool = False, rotated: bool = Fa
 STEPS: tuple[Step, ...] = (
     Step("embd", Site.OUTPUT, ("token_embd",), ("embd",), decided_by="token_embd.weight", in_block=False),
     _weight("attn_norm", "attn_norm"),
-    Step("q", Site.OUTPUT, ("attn_q",), ("Qcur",), _PRODUCT, "attn_q", "attn_q.weight or its bias"),
-    Step("k", Site.OUTPUT, ("attn_k",), ("Kcur",), _PRODUCT, "attn_k", "attn_k.weight or its bias"),
-    Step("v", Site.OUTPUT, ("attn_v",), ("Vcur",), _PRODUCT, None, "attn_v.weight or its bias"),
+    Step("q", Site.OUTPUT, ("attn_q",), ("Qcur",), _PRODUCT, "attn_q", "attn_q.weight"),
+    Step("k", Site.OUTPUT, ("attn_k",), ("Kcur",), _PRODUCT, "attn_k", "attn_k.weight"),
+    Step("v", Site.OUTPUT, ("attn_v",), ("Vcur",), _PRODUCT, None, "attn_v.weight"),
     Step("q_norm", Site.OUTPUT, ("attn_q_norm",), ("Qcur_normed",), decided_by="attn_q_norm.weight"),
     Step("k_norm", Site.OUTPUT, ("attn_k_norm",), ("Kcur_normed",), decided_by="attn_k_norm.weight"),
     Step("q_rope", Site.QUERY, (), ("Qcur", "Qcur_normed"), rotated="attn_q", decided_by=_ROPE),
@@ -119,11 +119,13 @@ class Place:
         step: which.
         layer: its number; None before and after all layers.
         weight: GGUF name of the module's weight; None where no module is looked at.
+        decided_by: what in the file it depends on, beside its input.
     """
 
     step: Step
     layer: int | None
     weight: str | None
+    decided_by: str
 
     @property
     def name(self) -> str:
@@ -141,12 +143,6 @@ class Place:
     def rotated(self) -> str | None:
         """The GGUF weight whose row order is that of the columns."""
         return None if self.step.rotated is None else f"blk.{self.layer}.{self.step.rotated}.weight"
-
-    @property
-    def decided_by(self) -> str:
-        """What in the file it depends on."""
-        text = self.step.decided_by
-        return f"blk.{self.layer}.{text}" if self.layer is not None and ".weight" in text else text
 
 
 def places(modules: Mapping[str, nn.Module], layers: int) -> tuple[list[Place], list[str]]:
@@ -172,8 +168,23 @@ def _layers(step: Step, layers: int) -> list[int | None]:
 
 def _place(step: Step, layer: int | None, modules: Mapping[str, nn.Module]) -> Place | None:
     if not step.modules:
-        return Place(step, layer, None)
+        return Place(step, layer, None, step.decided_by)
     prefix = "" if layer is None else f"blk.{layer}."
     names = [f"{prefix}{module}.weight" for module in step.modules]
     weight = next((name for name in names if name in modules), None)
-    return Place(step, layer, weight) if weight else None
+    return Place(step, layer, weight, _decided_by(step, weight, modules)) if weight else None
+
+
+def _decided_by(step: Step, weight: str, modules: Mapping[str, nn.Module]) -> str:
+    """For a step that is a weight: all that its module holds, and what a norm takes from the metadata."""
+    if not step.decided_by.endswith(".weight"):
+        return step.decided_by
+    stem = weight.removesuffix(".weight")
+    found = [weight]
+    if getattr(modules[weight], "bias", None) is not None:
+        found.append(f"{stem}.bias")
+    if (norm := f"{stem}_norm_in.weight") in modules:
+        found.append(norm)
+    if stem.endswith("norm"):
+        found.append("attention.layer_norm_rms_epsilon")
+    return " or ".join(found)

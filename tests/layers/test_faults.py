@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 
+from bitexport.convert import convert
 from bitexport.layers.result import LayersReport
 from bitexport.parity import ParityReport, parity, verdict
+from tests.families.cases import CASES, made
 from tests.faults import (
     Change,
     changed,
@@ -130,6 +132,22 @@ def test_without_alignment_the_runs_drift_apart(checkpoint_of: Maker, gguf_of: M
     assert last.aligned is None
     assert last.plain.cosine_gap > 1e-5
     assert last.own.cosine_gap < 1e-12
+
+
+def test_all_that_a_step_depends_on_is_named(tmp_path: Path) -> None:
+    """A norm in front of a layer belongs to the layer's step, and a norm's epsilon to the norm's."""
+    checkpoint = made(CASES["2B4T with use_rms_norm"], tmp_path)
+    convert(checkpoint, tmp_path / "good.gguf", embed_type="f16")
+    norm = "blk.1.attn_q_norm_in.weight"
+    _, layers = layers_of(
+        checkpoint, changed(tmp_path / "good.gguf", tmp_path / "bad.gguf", norm, double_floats)
+    )
+    assert layers.first == "q-1"
+    assert f"look at blk.1.attn_q.weight or {norm}" in layers.describe()
+    key = "bitnet-b1.58.attention.layer_norm_rms_epsilon"
+    _, layers = layers_of(checkpoint, with_float(tmp_path / "good.gguf", tmp_path / "eps.gguf", key, 1e-2))
+    assert layers.first == "attn_norm-0"
+    assert "look at blk.0.attn_norm.weight or attention.layer_norm_rms_epsilon" in layers.describe()
 
 
 def test_only_the_first_tokens_of_a_long_prompt(
