@@ -2,8 +2,9 @@
 //
 //   s[p] = scale * sum_d(q[d] * k[p][d]) + mask[p];   out[d] = sum_p(exp(s[p]) * v[p][d]) / sum_p(exp(s[p]))
 //
-// for every query head, of which several may share one key-value head. Keys and values are float16, all sums float32. A
-// thread takes a range of positions and leaves a partial result; partial results are then combined head by head. (Online softmax: Milakov and Gimelshein, arXiv:1805.02867.)
+// for every query head, of which several may share one key-value head. Keys and values are float16, all sums float32. Parts
+// of the context are attended to one by one, each leaving a partial result; these are then combined head by head.
+// (Online softmax: Milakov and Gimelshein, arXiv:1805.02867.)
 //
 // Nothing here starts threads, allocates or throws.
 #pragma once
@@ -29,6 +30,11 @@ struct Token {
                               // values may then be anything; nullptr: no mask
     float scale;
 };
+
+// Positions that one partial result is for. It follows from the length of the context alone, never from the number of
+// threads, so that the order of every sum, and with it every bit of the result, is the same for all of them.
+int64_t part_positions(int64_t positions);
+constexpr int64_t most_parts = 32;
 
 // Floats of one partial result: for each head the largest score, the sum, and head_dim weighted values.
 size_t partial_floats(int64_t heads, int64_t head_dim);

@@ -21,6 +21,12 @@ const Kernels * kernels_for(const char * tier) {
 #endif
 }
 
+int64_t part_positions(int64_t positions) {
+    constexpr int64_t least = 16;  // what a kernel takes at once
+    const int64_t fair = (positions + most_parts - 1) / most_parts;
+    return (fair + least - 1) / least * least;
+}
+
 size_t partial_floats(int64_t heads, int64_t head_dim) { return static_cast<size_t>(heads * head_floats(head_dim)); }
 
 void combine(const float * partials, int64_t count, int64_t heads, int64_t head_dim, int64_t head_begin, int64_t head_end,

@@ -201,6 +201,11 @@ void test_not_a_number(const attention::Kernels & kernels) {
 }  // namespace
 
 int main() {
+    for (int64_t positions = 1; positions < 70000; positions += 1 + positions / 50) {
+        const int64_t length = attention::part_positions(positions);
+        check(length > 0 && length % 16 == 0 && (positions + length - 1) / length <= attention::most_parts,
+              std::to_string(positions) + " positions in parts of " + std::to_string(length));
+    }
     check(attention::kernels_for("scalar") == nullptr, "the scalar tier has no kernels");
     for (const char * tier : {"avx2", "avx512vnni"}) {
         const bool can_run =

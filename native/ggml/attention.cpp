@@ -11,6 +11,7 @@
 #include "ggml-impl.h"
 #include "ternary_buffer.h"
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <string>
@@ -91,21 +92,25 @@ bool is_ours(const ggml_tensor * op) {
 
 class AttentionTraits : public ggml::cpu::tensor_traits {
   public:
-    bool work_size(int n_threads, const ggml_tensor * op, size_t & size) override {
+    bool work_size(int, const ggml_tensor * op, size_t & size) override {
         const ggml_tensor * q = op->src[0];
-        size = n_threads * attention::partial_floats(q->ne[2], q->ne[0]) * sizeof(float);
+        size = attention::most_parts * attention::partial_floats(q->ne[2], q->ne[0]) * sizeof(float);
         return true;
     }
 
     bool compute_forward(ggml_compute_params * params, ggml_tensor * op) override {
         attention::Token token = token_of(op);
         leave_out_hidden_end(token);
-        const size_t stride   = attention::partial_floats(token.heads, token.head_dim);
-        auto *       partials = static_cast<float *>(params->wdata);
-        kernels()->attend(token, token.positions * params->ith / params->nth,
-                          token.positions * (params->ith + 1) / params->nth, partials + params->ith * stride);
+        const size_t  stride   = attention::partial_floats(token.heads, token.head_dim);
+        auto *        partials = static_cast<float *>(params->wdata);
+        const int64_t length   = attention::part_positions(token.positions);
+        const int64_t parts    = (token.positions + length - 1) / length;
+        for (int64_t part = parts * params->ith / params->nth; part < parts * (params->ith + 1) / params->nth; ++part) {
+            kernels()->attend(token, part * length, std::min((part + 1) * length, token.positions),
+                              partials + part * stride);
+        }
         ggml_barrier(params->threadpool);
-        attention::combine(partials, params->nth, token.heads, token.head_dim, token.heads * params->ith / params->nth,
+        attention::combine(partials, parts, token.heads, token.head_dim, token.heads * params->ith / params->nth,
                            token.heads * (params->ith + 1) / params->nth, static_cast<float *>(op->data));
         return true;
     }

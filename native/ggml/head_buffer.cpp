@@ -156,8 +156,8 @@ class HeadBufferType : public ggml::cpu::extra_buffer_type {
         const ggml_tensor * weights = op->src[0];
         const ggml_tensor * x       = op->src[1];
         head::Type          type{};
-        return type_of(weights, type) && ggml_n_dims(weights) <= 2 && x->type == GGML_TYPE_F32 &&
-               x->nb[0] == sizeof(float) && op->type == GGML_TYPE_F32 &&
+        return type_of(weights, type) && weights->view_src == nullptr && ggml_n_dims(weights) <= 2 &&
+               x->type == GGML_TYPE_F32 && x->nb[0] == sizeof(float) && op->type == GGML_TYPE_F32 &&
                (x->buffer == nullptr || ggml_backend_buft_is_host(x->buffer->buft));
     }
 

@@ -150,8 +150,8 @@ class TernaryBufferType : public ggml::cpu::extra_buffer_type {
         }
         const ggml_tensor * weights = op->src[0];
         const ggml_tensor * x       = op->src[1];
-        return weights->type == GGML_TYPE_I2_S && ggml_n_dims(weights) <= 2 && weights->ne[0] <= ternary::max_cols &&
-               x->type == GGML_TYPE_F32 && x->nb[0] == sizeof(float) && op->type == GGML_TYPE_F32 &&
+        return weights->type == GGML_TYPE_I2_S && weights->view_src == nullptr && ggml_n_dims(weights) <= 2 &&
+               weights->ne[0] <= ternary::max_cols && x->type == GGML_TYPE_F32 && x->nb[0] == sizeof(float) && op->type == GGML_TYPE_F32 &&
                (x->buffer == nullptr || ggml_backend_buft_is_host(x->buffer->buft));
     }
 

@@ -54,6 +54,11 @@ def test_the_numbers_are_those_of_llama_cpp(float_model: Path, threads: int) -> 
     assert np.abs(ours - theirs).max() < 5e-3 * np.abs(theirs).max()
 
 
+def test_the_number_of_threads_changes_no_bit(float_model: Path) -> None:
+    alone = decoded(float_model, 1).tobytes()
+    assert all(decoded(float_model, threads).tobytes() == alone for threads in (2, 3, 5))
+
+
 def test_another_value_of_the_override_is_an_error(float_model: Path) -> None:
     done = run("-m", "bitexport", "run", float_model, "--prompt", "x", BITEXPORT_ATTENTION="fast")
     assert done.returncode == 1
