@@ -38,7 +38,7 @@ CASES: dict[str, tuple[str, dict[str, Any], Callable[[Path], object], str]] = {
         "master",
         {"shards": 2},
         lambda f: second_shard(f).unlink(),
-        r"shard model-00002\S* is missing",
+        r"shard 'model-00002\S*' is missing",
     ),
     "truncated second shard": (
         "master",

@@ -113,8 +113,12 @@ def _inside(folder: Path, name: str) -> Path:
             "this checkpoint"
         )
     path = folder / name
-    if not path.is_file():
-        raise CheckpointError(f"{folder}: shard {name} is missing; download the checkpoint again")
+    try:
+        found = path.is_file()
+    except (OSError, ValueError):  # a name that no file can have: too long, or no text
+        found = False
+    if not found:
+        raise CheckpointError(f"{folder}: shard {name!r} is missing; download the checkpoint again")
     target, root = path.resolve(), folder.resolve()
     allowed = [root]
     if root.parent.name == "snapshots":

@@ -29,6 +29,9 @@ SPECIAL_TOKEN = re.compile(r"tokenizer\.ggml\.\w+_token_id")
 NO_TOKEN = (-1, 2**32 - 1)
 ALWAYS_USED = ("tokenizer.ggml.bos_token_id", "tokenizer.ggml.eos_token_id")
 
+#: types that ggml has for other things than weights.
+NO_WEIGHTS = ("i8", "i16", "i32", "i64", "f64")
+
 ROPE_SCALINGS = ("none", "linear", "yarn", "longrope")
 
 
@@ -59,8 +62,8 @@ def check_hyperparameters(file: GGUFFile) -> None:
     for tensor in file.tensors:
         if tensor.type is I2_S:
             _check_i2_s(file, tensor)
-        elif architecture in PLAIN and len(tensor.shape) == 1:
-            _check_vector(file, tensor)
+        elif architecture in PLAIN:
+            _check_numbers_type(file, tensor)
 
 
 def _check_attention(numbers: _Numbers) -> None:
@@ -100,6 +103,25 @@ def _check_vocabulary(file: GGUFFile) -> None:
                 f"{file.path.name}: {key} has {other.length} elements; expected one for each of the "
                 f"{tokens.length} tokens: convert or download it again"
             )
+    if tokens.type == "string":
+        _check_distinct(file)
+
+
+def _check_distinct(file: GGUFFile) -> None:
+    """Tokens are looked up by their text; libllama gives empty ones a text of their own."""
+    key, header = "tokenizer.ggml.tokens", 4 + 4 + 8  # the value's type, the elements' type, their number
+    raw = file.raw(key)
+    ids: dict[bytes, int] = {}
+    at = header
+    for number in range(file.metadata[key].length):
+        end = at + 8 + int.from_bytes(raw[at : at + 8], "little")
+        first = ids.setdefault(raw[at + 8 : end], number)
+        if first != number and end > at + 8:
+            raise GGUFError(
+                f"{file.path.name}: {key} has {raw[at + 8 : end].decode(errors='replace')!r} twice, as "
+                f"{first} and {number}; expected every text once: convert or download it again"
+            )
+        at = end
 
 
 def _check_special_tokens(file: GGUFFile) -> None:
@@ -135,12 +157,17 @@ def _check_i2_s(file: GGUFFile, tensor: GGUFTensor) -> None:
         )
 
 
-def _check_vector(file: GGUFFile, tensor: GGUFTensor) -> None:
-    """A norm's gain or a bias, which ggml multiplies or adds in float32 only."""
-    if tensor.type is not F32:
+def _check_numbers_type(file: GGUFFile, tensor: GGUFTensor) -> None:
+    """Gains and biases, which ggml multiplies or adds in float32 only; weights, which are never integers."""
+    if len(tensor.shape) == 1 and tensor.type is not F32:
         raise GGUFError(
             f"{file.path.name}: tensor '{tensor.name}' has one dimension and type {tensor.type.name}; "
             "expected f32, as gains and biases are: convert the checkpoint again"
+        )
+    if tensor.type.name in NO_WEIGHTS:
+        raise GGUFError(
+            f"{file.path.name}: tensor '{tensor.name}' has type {tensor.type.name}; expected a type of "
+            "weights, such as f16 or q6_k: convert the checkpoint again"
         )
 
 

@@ -116,7 +116,7 @@ def test_shards(tmp_path: Path) -> None:
 def test_a_missing_shard(tmp_path: Path) -> None:
     sharded(tmp_path, {ONE: {"a": torch.ones(2)}, TWO: {"b": torch.zeros(3)}})
     (tmp_path / TWO).unlink()
-    with pytest.raises(CheckpointError, match=f"shard {TWO} is missing"):
+    with pytest.raises(CheckpointError, match=f"shard '{TWO}' is missing"):
         open_checkpoint(tmp_path)
 
 
@@ -154,6 +154,12 @@ def test_an_index_that_points_outside(tmp_path: Path, name: str) -> None:
     sharded(folder, {ONE: {"a": torch.ones(2)}}, a=name)
     with pytest.raises(CheckpointError, match="outside the folder"):
         open_checkpoint(folder)
+
+
+def test_an_index_with_a_name_that_no_file_can_have(tmp_path: Path) -> None:
+    sharded(tmp_path, {ONE: {"a": torch.ones(2)}}, a="é" * 300)
+    with pytest.raises(CheckpointError, match="is missing"):
+        open_checkpoint(tmp_path)
 
 
 def test_a_link_that_points_outside(tmp_path: Path) -> None:

@@ -111,16 +111,42 @@ def test_what_is_not_known_is_left_to_libllama(tmp_path: Path) -> None:
         check_hyperparameters(read_gguf(header(tmp_path / f"{number}.gguf", architecture, **metadata)))
 
 
+def _with_type(source: Path, target: Path, tensor: bytes, dimensions: int, number: int) -> Path:
+    content = bytearray(source.read_bytes())
+    at = content.index(struct.pack("<Q", len(tensor)) + tensor) + 8 + len(tensor) + 4 + 8 * dimensions
+    struct.pack_into("<I", content, at, number)
+    target.write_bytes(content)
+    return target
+
+
 @pytest.mark.parametrize("architecture", PREFIX)
-def test_a_gain_that_is_not_float32(gguf_of: Callable[..., Path], tmp_path: Path, architecture: str) -> None:
-    """ggml ends the process over it; the fuzzer found this one."""
-    q4_0 = 2
-    content = bytearray(gguf_of("packed-divide", architecture=architecture).read_bytes())
-    name = b"output_norm.weight"
-    at = content.index(struct.pack("<Q", len(name)) + name) + 8 + len(name) + 4 + 8
-    struct.pack_into("<I", content, at, q4_0)
-    (tmp_path / "out.gguf").write_bytes(content)
-    with pytest.raises(
-        GGUFError, match=r"'output_norm.weight' has one dimension and type q4_0; expected f32"
-    ):
+@pytest.mark.parametrize(
+    ("tensor", "dimensions", "number", "message"),
+    [
+        (b"output_norm.weight", 1, 2, "has one dimension and type q4_0; expected f32"),
+        (b"token_embd.weight", 2, 25, "has type i16; expected a type of weights"),
+    ],
+)
+def test_types_that_would_end_the_process(
+    gguf_of: Callable[..., Path],
+    tmp_path: Path,
+    architecture: str,
+    tensor: bytes,
+    dimensions: int,
+    number: int,
+    message: str,
+) -> None:
+    """The fuzzer found these."""
+    source = gguf_of("packed-divide", architecture=architecture)
+    with pytest.raises(GGUFError, match=f"'{tensor.decode()}' {message}"):
+        Session(_with_type(source, tmp_path / "out.gguf", tensor, dimensions, number))
+
+
+def test_two_tokens_of_one_text(gguf_of: Callable[..., Path], tmp_path: Path) -> None:
+    """The fuzzer found this one, too."""
+    content = gguf_of("packed-divide").read_bytes()
+    token = struct.pack("<Q", 1)
+    assert token + b"5" in content
+    (tmp_path / "out.gguf").write_bytes(content.replace(token + b"5", token + b"6", 1))
+    with pytest.raises(GGUFError, match="has '6' twice, as "):
         Session(tmp_path / "out.gguf")
