@@ -113,8 +113,13 @@ class Output:
         if title is not None:
             self.line(title)
         table = Table(box=box.MARKDOWN if markdown else box.SIMPLE_HEAD, pad_edge=markdown)
-        for column in columns:
-            table.add_column(column, justify="right" if column in right else "left", no_wrap=markdown)
+        for index, column in enumerate(columns):
+            # In a narrow terminal text gives way, never a digit.
+            number = column in right
+            width = max(len(column), *(len(str(row[index])) for row in rows), 1) if number else None
+            table.add_column(
+                column, justify="right" if number else "left", no_wrap=markdown or number, min_width=width
+            )
         for row in rows:
             table.add_row(*(Text(printable(str(cell))) for cell in row))
         self._stdout().print(table)

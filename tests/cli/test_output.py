@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from bitexport.cli.output import Output, format_bytes
 from bitexport.progress import ProgressEvent
@@ -156,3 +157,15 @@ def test_quiet_has_no_bar() -> None:
 )
 def test_bytes(count: int, text: str) -> None:
     assert format_bytes(count) == text
+
+
+def test_a_narrow_terminal_cuts_no_number(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Output, "_stdout", staticmethod(lambda: Console(width=40)))
+    rows = [["a prompt of many words, more than fit", "0.99985088", "5.2e-03"]]
+    Output().table(["prompt", "cosine", "KL"], rows, right=["cosine", "KL"])
+    shown = capsys.readouterr().out
+    assert "0.99985088" in shown
+    assert "5.2e-03" in shown
+    assert max(map(len, shown.splitlines())) <= 40
