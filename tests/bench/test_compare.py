@@ -184,7 +184,10 @@ def test_interrupted_it_leaves_nothing(gguf_of: Maker, tmp_path: Path) -> None:
             time.sleep(0.1)
         assert len(workers) == 4
         process.send_signal(signal.SIGINT)
-        _, stderr = process.communicate(timeout=30)
+        try:
+            _, stderr = process.communicate(timeout=30)
+        finally:
+            process.kill()
     assert process.returncode == 130
     assert stderr.strip() == "interrupted"
     assert list(tmp_path.iterdir()) == []
