@@ -19,6 +19,7 @@ from tokenizers import Tokenizer
 from bitexport.checkpoint.shards import read_json
 from bitexport.errors import CheckpointError, TokenizerError
 from bitexport.gguf import pre_tokenizer
+from bitexport.gguf.panic import panics_named
 from bitexport.gguf.writer import MetadataValue
 
 #: What fills the vocabulary up to the model's size, as llama.cpp's converter names it.
@@ -96,6 +97,7 @@ class Vocabulary:
         return found
 
 
+@panics_named()
 def read_vocabulary(folder: Path, vocab_size: int, given_pre: str | None = None) -> Vocabulary:
     """Read a checkpoint's tokenizer.
 

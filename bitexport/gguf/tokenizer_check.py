@@ -10,6 +10,7 @@ from tokenizers import Tokenizer
 
 from bitexport.errors import GGUFError, NativeLibraryError, TokenizerError
 from bitexport.gguf.hard_strings import HARD_STRINGS
+from bitexport.gguf.panic import panics_named
 from bitexport.gguf.tokenizer import Vocabulary
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ def check_tokenizer(gguf_path: Path, folder: Path, vocabulary: Vocabulary) -> li
     return []
 
 
+@panics_named()
 def verify_tokenizer(gguf_path: Path, folder: Path, vocabulary: Vocabulary) -> None:
     """Encode hard strings, and every special token, with libllama and with tokenizer.json.
 

@@ -180,7 +180,9 @@ def run_all(executions: int, base: int, findings: Path) -> tuple[Counter[str], i
             folder.mkdir(exist_ok=True)
             try:
                 outcomes[run_one(seeds[index % len(seeds)], index, base, folder)] += 1
-            except Exception as error:
+            except BaseException as error:  # a panic in Rust is no Exception
+                if isinstance(error, KeyboardInterrupt):
+                    raise
                 failures += 1
                 print(f"FAILURE {index}: {type(error).__name__}: {error}"[:400], file=sys.stderr)
                 shutil.copytree(folder, findings / f"{type(error).__name__}-{index}", dirs_exist_ok=True)

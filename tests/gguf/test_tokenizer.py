@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -394,3 +395,19 @@ def test_a_wrong_pre_tokenizer_names_the_string(tmp_path: Path, checkpoint_of: C
     with pytest.raises(TokenizerError, match=r"llama.cpp tokenizes '.*' differently.*pre-tokenizer 'qwen2'"):
         convert(checkpoint_of(), tmp_path / "x.gguf", embed_type="f16", pre_tokenizer="qwen2")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_panic_of_the_library_is_an_error(checkpoint_of: Callable[..., Path], tmp_path: Path) -> None:
+    """The fuzzer found it: an exception that is no ``Exception`` went through every handler."""
+    folder = tmp_path / "checkpoint"
+    shutil.copytree(checkpoint_of("packed-multiply"), folder)
+    description = json.loads((folder / "tokenizer.json").read_text())
+    description["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {"<x>": {"id": "<x>", "ids": [0], "tokens": ["<x>"]}},
+    }
+    (folder / "tokenizer.json").write_text(json.dumps(description))
+    with pytest.raises(TokenizerError, match="broke down over it"):
+        read_vocabulary(folder, 512)
