@@ -238,6 +238,10 @@ def _tokens(tokenizer: Tokenizer, vocab_size: int) -> tuple[list[str], list[int]
 def _check_byte_level(description: Mapping[str, Any], warnings: list[str]) -> None:
     """llama.cpp's ``gpt2`` tokenizer normalizes nothing; say so where tokenizer.json does."""
     normalizer = description.get("normalizer")
+    if normalizer is not None and not isinstance(normalizer, dict):
+        raise TokenizerError(
+            f"tokenizer.json: normalizer is {normalizer!r}; expected an object or null: download it again"
+        )
     if normalizer is None or (normalizer.get("type") == "Sequence" and not normalizer.get("normalizers")):
         return
     if normalizer.get("type") == "NFC":

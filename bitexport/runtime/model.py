@@ -49,6 +49,13 @@ def load(path: str | os.PathLike[str], **kwargs: Any) -> Llama:
         model = llama_cpp.Llama(str(file), **kwargs)
     except ValueError as error:  # what llama-cpp-python raises when libllama returns nothing
         raise _load_error(file, str(error)) from error
+    except Exception as error:
+        if type(error).__module__ != "jinja2.exceptions":  # it compiles the chat template
+            raise
+        raise GGUFError(
+            f"{file}: its chat template is damaged ({error}); mend tokenizer_config.json or "
+            "chat_template.jinja and convert the checkpoint again"
+        ) from error
     pool = ThreadPool(model.ctx, max(kwargs["n_threads"], kwargs["n_threads_batch"]))
     model._stack.callback(pool.close)  # before the context is freed: the last in is the first out
     return model

@@ -411,3 +411,23 @@ def test_a_panic_of_the_library_is_an_error(checkpoint_of: Callable[..., Path], 
     (folder / "tokenizer.json").write_text(json.dumps(description))
     with pytest.raises(TokenizerError, match="broke down over it"):
         read_vocabulary(folder, 512)
+
+
+def test_a_normalizer_that_is_no_object(checkpoint_of: Callable[..., Path], tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoint"
+    shutil.copytree(checkpoint_of("packed-multiply"), folder)
+    description = json.loads((folder / "tokenizer.json").read_text())
+    (folder / "tokenizer.json").write_text(json.dumps({**description, "normalizer": [[]]}))
+    with pytest.raises(TokenizerError, match="tokenizer"):
+        read_vocabulary(folder, 512)
+
+
+def test_a_chat_template_that_does_not_compile(checkpoint_of: Callable[..., Path], tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoint"
+    shutil.copytree(checkpoint_of("packed-multiply"), folder)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings["chat_template"] = "{% for m in messages %}{{ m.content }}{% end %}"
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    with pytest.raises(TokenizerError, match="chat template is damaged"):
+        convert(folder, tmp_path / "out.gguf", embed_type="f16")
+    assert not (tmp_path / "out.gguf").exists()
