@@ -13,6 +13,7 @@
 #include "ggml-impl.h"
 #include "head.h"
 #include "ternary.h"
+#include "sharing.h"
 #include "ternary_buffer.h"
 #include "traits.h"
 
@@ -21,9 +22,6 @@
 #include <cstring>
 #include <stdexcept>
 #include <string>
-#include <system_error>
-#include <thread>
-#include <vector>
 
 namespace {
 
@@ -83,13 +81,6 @@ struct Weights {
     uint8_t * packed() const { return static_cast<uint8_t *>(tensor->data); }
 };
 
-// Part `index` of `count` of the half-open range [0, total).
-struct Share {
-    int64_t begin, end;
-    Share(int64_t total, int64_t index, int64_t count)
-        : begin(total * index / count), end(total * (index + 1) / count) {}
-};
-
 bool is_ours(const ggml_tensor * weights) {
     return weights != nullptr && weights->buffer != nullptr && weights->buffer->buft == bitexport_head_buffer_type();
 }
@@ -113,7 +104,7 @@ class HeadTraits : public ggml::cpu::tensor_traits {
         auto *        blocks   = aligned(params->wdata) + (own_copy ? params->ith * stride : 0);
         const Share   mine     = own_copy ? Share(tokens, 0, 1) : Share(tokens, params->ith, params->nth);
         for (int64_t token = mine.begin; token < mine.end; ++token) {
-            head::quantize(row(x, token), weights.cols(), blocks + token * stride);
+            head::quantize(activation_row(x, token), weights.cols(), blocks + token * stride);
         }
         if (!own_copy) {
             ggml_barrier(params->threadpool);
@@ -133,14 +124,6 @@ class HeadTraits : public ggml::cpu::tensor_traits {
     static head::Activations * aligned(void * work) {
         constexpr uintptr_t unit = alignof(head::Activations);
         return reinterpret_cast<head::Activations *>((reinterpret_cast<uintptr_t>(work) + unit - 1) / unit * unit);
-    }
-
-    static const float * row(const ggml_tensor * x, int64_t index) {
-        const int64_t i1 = index % x->ne[1];
-        const int64_t i2 = index / x->ne[1] % x->ne[2];
-        const int64_t i3 = index / x->ne[1] / x->ne[2];
-        return reinterpret_cast<const float *>(static_cast<const char *>(x->data) + i1 * x->nb[1] + i2 * x->nb[2] +
-                                               i3 * x->nb[3]);
     }
 };
 
@@ -174,32 +157,14 @@ enum ggml_status init_tensor(ggml_backend_buffer_t, ggml_tensor * tensor) {
     return GGML_STATUS_SUCCESS;
 }
 
-// Repacks in as many threads as there are processors; a small head is not worth a second one.
 void set_tensor(ggml_backend_buffer_t, ggml_tensor * tensor, const void * data, size_t offset, size_t size) {
     GGML_ASSERT(offset == 0 && size == ggml_nbytes(tensor) && "a head is repacked whole");
-    constexpr int64_t elements_per_thread = 1 << 20;
-    const Weights     weights{tensor};
-    const int64_t     panels = head::panel_count(weights.rows());
-    const int64_t     wanted_threads =
-        std::min<int64_t>(std::thread::hardware_concurrency(), weights.rows() * weights.cols() / elements_per_thread);
-    const int64_t            count = std::max<int64_t>(1, std::min(wanted_threads, panels));
-    std::vector<std::thread> threads;
-    const auto               work = [&](int64_t index) {
-        const Share mine(panels, index, count);
-        head::repack(weights.type(), static_cast<const uint8_t *>(data), weights.rows(), weights.cols(), weights.packed(),
-                     mine.begin, mine.end);
-    };
-    for (int64_t index = 1; index < count; ++index) {
-        try {
-            threads.emplace_back(work, index);
-        } catch (const std::system_error &) {
-            work(index);  // no more threads to be had
-        }
-    }
-    work(0);
-    for (auto & thread : threads) {
-        thread.join();
-    }
+    const Weights weights{tensor};
+    const int64_t rows = weights.rows(), cols = weights.cols();
+    repack_in_threads(head::panel_count(rows), rows * cols, [&](int64_t panel_begin, int64_t panel_end) {
+        head::repack(weights.type(), static_cast<const uint8_t *>(data), rows, cols, weights.packed(), panel_begin,
+                     panel_end);
+    });
 }
 
 void get_tensor(ggml_backend_buffer_t, const ggml_tensor * tensor, void *, size_t, size_t) {

@@ -11,6 +11,7 @@
 #include "ggml-cpu-impl.h"
 #include "ggml-cpu.h"
 #include "ggml-impl.h"
+#include "sharing.h"
 #include "ternary.h"
 #include "traits.h"
 
@@ -18,11 +19,10 @@
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
+#include <mutex>
 #include <stdexcept>
 #include <string>
-#include <system_error>
 #include <thread>
-#include <vector>
 
 namespace {
 
@@ -77,13 +77,6 @@ struct Weights {
     void set_scale(float value) const { std::memcpy(packed() + packed_bytes(), &value, sizeof(value)); }
 };
 
-// Part `index` of `count` of the half-open range [0, total).
-struct Share {
-    int64_t begin, end;
-    Share(int64_t total, int64_t index, int64_t count)
-        : begin(total * index / count), end(total * (index + 1) / count) {}
-};
-
 bool is_ours(const ggml_tensor * weights) {
     return weights != nullptr && weights->buffer != nullptr &&
            weights->buffer->buft == bitexport_ternary_buffer_type();
@@ -111,7 +104,7 @@ class TernaryTraits : public ggml::cpu::tensor_traits {
         const auto  batch    = ternary::quantized_buffer(work, weights.cols(), tokens);
         const Share mine     = own_copy ? Share(tokens, 0, 1) : Share(tokens, params->ith, params->nth);
         for (int64_t token = mine.begin; token < mine.end; ++token) {
-            kernels.quantize_token(row(x, token), weights.cols(), batch.q + token * batch.stride, batch.scale + token,
+            kernels.quantize_token(activation_row(x, token), weights.cols(), batch.q + token * batch.stride, batch.scale + token,
                                    batch.sum + token);
         }
         if (!own_copy) {
@@ -131,14 +124,6 @@ class TernaryTraits : public ggml::cpu::tensor_traits {
     // Whole cache lines, so that two threads' copies never share one.
     static size_t batch_bytes(int64_t cols, int64_t tokens) {
         return (ternary::quantized_bytes(cols, tokens) + 63) / 64 * 64;
-    }
-
-    static const float * row(const ggml_tensor * x, int64_t index) {
-        const int64_t i1 = index % x->ne[1];
-        const int64_t i2 = index / x->ne[1] % x->ne[2];
-        const int64_t i3 = index / x->ne[1] / x->ne[2];
-        return reinterpret_cast<const float *>(static_cast<const char *>(x->data) + i1 * x->nb[1] + i2 * x->nb[2] +
-                                               i3 * x->nb[3]);
     }
 };
 
@@ -165,40 +150,24 @@ class TernaryBufferType : public ggml::cpu::extra_buffer_type {
     }
 };
 
-// Repacks in as many threads as there are processors; small tensors are not worth a second one.
-// Throws std::runtime_error when a code is 3.
+// Throws std::runtime_error when a code is 3, naming the first.
 void repack(const Weights & weights, const uint8_t * codes) {
-    constexpr int64_t elements_per_thread = 1 << 20;
-    const int64_t elements = weights.rows() * weights.cols();
-    const int64_t panels   = ternary::panel_count(weights.rows());
-    const int64_t wanted   = std::min<int64_t>(std::thread::hardware_concurrency(), elements / elements_per_thread);
-    const int64_t count    = std::max<int64_t>(1, std::min(wanted, panels));
-
-    std::vector<ternary::RepackResult> results(count);
-    std::vector<std::thread>           threads;
-    const auto work = [&](int64_t index) {
-        const Share mine(panels, index, count);
-        results[index] = ternary::repack_i2_s(*selection().kernels, selection().layout, codes, weights.rows(),
-                                              weights.cols(), weights.packed(), mine.begin, mine.end);
-    };
-    for (int64_t index = 1; index < count; ++index) {
-        try {
-            threads.emplace_back(work, index);
-        } catch (const std::system_error &) {
-            work(index);  // no more threads to be had
-        }
-    }
-    work(0);
-    for (auto & thread : threads) {
-        thread.join();
-    }
-    for (const auto & result : results) {
+    const int64_t rows = weights.rows(), cols = weights.cols();
+    std::mutex    lock;
+    int64_t       bad_element = -1;
+    repack_in_threads(ternary::panel_count(rows), rows * cols, [&](int64_t panel_begin, int64_t panel_end) {
+        const auto result = ternary::repack_i2_s(*selection().kernels, selection().layout, codes, rows, cols,
+                                                 weights.packed(), panel_begin, panel_end);
         if (!result.ok) {
-            throw std::runtime_error(std::string("tensor '") + weights.tensor->name + "' holds code 3 at element " +
-                                     std::to_string(result.bad_element) +
-                                     ", but I2_S has only 0, 1 and 2: the file is damaged, or is another layout "
-                                     "that shares type number 36; convert it again");
+            const std::lock_guard<std::mutex> guard(lock);
+            bad_element = bad_element < 0 ? result.bad_element : std::min(bad_element, result.bad_element);
         }
+    });
+    if (bad_element >= 0) {
+        throw std::runtime_error(std::string("tensor '") + weights.tensor->name + "' holds code 3 at element " +
+                                 std::to_string(bad_element) +
+                                 ", but I2_S has only 0, 1 and 2: the file is damaged, or is another layout "
+                                 "that shares type number 36; convert it again");
     }
 }
 
