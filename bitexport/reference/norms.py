@@ -24,17 +24,19 @@ def with_sub_norms(model_class: type[Any]) -> type[Any]:
 
     def initialize(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:
         model_class.__init__(self, config, *args, **kwargs)
-        _add_sub_norms(self)
+        add_sub_norms(self)
 
-    return type(model_class.__name__, (model_class,), {"__init__": initialize, "sub_norms_added": True})
+    return type(model_class.__name__, (model_class,), {"__init__": initialize})
 
 
-def _add_sub_norms(model: Any) -> None:
+def add_sub_norms(model: Any) -> None:
+    """Give every layer of a decoder of transformers its two norms, all ones; not connected yet."""
     for layer in model.model.layers:
         kind = type(layer.input_layernorm)  # all of these families have RMSNorm, each its own class
         eps = model.config.rms_norm_eps
         layer.self_attn.attn_sub_norm = kind(layer.self_attn.o_proj.in_features, eps=eps)
         layer.mlp.ffn_sub_norm = kind(layer.mlp.down_proj.in_features, eps=eps)
+    model.sub_norms_added = True
 
 
 def connect_norms(model: Any) -> None:
