@@ -69,7 +69,7 @@ class BitLinear(nn.Linear):
     """``nn.Linear`` with quantized weights and activations.
 
     Attributes:
-        blend: how much quantized, from 0 (exactly ``nn.Linear``) to 1. No part of the state dict: what is saved
+        blend: how much quantized, from 0 (exactly ``nn.Linear``) to 1. Not in the state dict: what is saved
             means blend 1.
     """
 
