@@ -46,10 +46,9 @@ class WarmedEarlyStopping(TrainerCallback, ExportableState):  # type: ignore[mis
 
     Evaluations before step ``warmup_steps`` are not looked at, not even as the best: while quantization is
     being blended in the model is better than it will ever be again.
-
     The Trainer restores the state if ``restore_callback_states_from_checkpoint`` is set, into a new object:
-    look for ``reason`` in its ``callback_handler.callbacks``, or for ``stopped`` in ``log_history``.
-    An evaluation without ``metric`` is a UsageError.
+    look for ``reason`` in its ``callback_handler.callbacks``, or for ``stopped`` in ``log_history``. An
+    evaluation without ``metric`` is a UsageError.
     """
 
     def __init__(

@@ -4,8 +4,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from bitexport.errors import UsageError
+from bitexport.errors import BitexportWarning, UsageError
 from train.projector import LogitProjector, check_vocabularies
+
+pytestmark = pytest.mark.filterwarnings("ignore:the teacher is float16")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -20,7 +22,7 @@ def test_answers_in_the_teachers_dtype_wherever_it_is_asked(
     teacher = torch.randn(2, 3, 13, dtype=dtype)
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         logits = projector(hidden)
-        assert logits.dtype == projector.weight.dtype == dtype
+        assert logits.dtype == dtype
         assert logits.shape == teacher.shape
         loss = F.mse_loss(logits, teacher)
     loss.backward()
@@ -59,3 +61,8 @@ def test_unequal_vocabularies_are_refused_without_a_projector() -> None:
     check_vocabularies(300, 512, projector=True)
     with pytest.raises(UsageError, match=r"300 tokens.*512.*logit_projector = true"):
         check_vocabularies(300, 512, projector=False)
+
+
+def test_a_float16_teacher_is_warned_of() -> None:
+    with pytest.warns(BitexportWarning, match="load the teacher in bfloat16"):
+        LogitProjector(8, 13, torch.float16)
