@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from bitexport.errors import UsageError
-from train.data import Example
-from train.sources import Chat, Document, Pair, Record
+from train.sources import Chat, Document, Pair, Record, texts_of
 
 # English and Chinese names as the documentation of HY-MT1.5 spells them.
 LANGUAGES = """
@@ -69,19 +66,23 @@ class Encoded:
 
 
 def special_tokens_of(template: Template) -> list[str]:
-    """The tokens that the tokenizer must know as one token each, beside its own."""
-    if template.name != "tags":
-        return []
-    return [f"<|{template.source_language}|>", f"<|{template.target_language}|>"]
+    """What the tokenizer must know as one token each, beside its own."""
+    languages = (template.source_language, template.target_language) if template.name == "tags" else ()
+    return [f"<|{language}|>" for language in languages]
 
 
 def render(record: Record, template: Template, tokenizer: Any = None) -> tuple[str, str]:
-    """(prompt, answer); the tokenizer is asked for its chat template only.
+    """(prompt, answer); of the tokenizer, only the chat template is used.
 
     Raises:
-        UsageError: the template has no place for this kind of record; the tokenizer has no chat template.
+        UsageError: the template has no place for this kind of record; there is no usable chat template.
     """
-    return TEMPLATES[template.name](record, template, tokenizer)
+    function, kinds = TEMPLATES[template.name]
+    if not isinstance(record, kinds):
+        names = " or ".join(kind.__name__.lower() for kind in kinds)
+        found = f"template {template.name}: a {type(record).__name__.lower()} in the data"
+        raise UsageError(f"{found}; expected a {names}; choose another template")
+    return function(record, template, tokenizer)
 
 
 def encode(record: Record, tokenizer: Any, template: Template, max_length: int) -> Encoded | None:
@@ -94,119 +95,70 @@ def encode(record: Record, tokenizer: Any, template: Template, max_length: int) 
     """
     for token in special_tokens_of(template):
         if tokenizer.convert_tokens_to_ids(token) in (None, tokenizer.unk_token_id):
-            raise UsageError(
-                f"tokenizer: no token {token}; template {template.name} expects it; add it as a special one"
-            )
+            expected = f"template {template.name} expects it; add it as a special token"
+            raise UsageError(f"tokenizer: no token {token}; {expected}")
     if tokenizer.eos_token_id is None:
         raise UsageError("tokenizer: no end token; expected eos_token, which ends every answer; set it")
-    prompt, answer = (
-        tokenizer.encode(text, add_special_tokens=False) for text in render(record, template, tokenizer)
-    )
+    texts = render(record, template, tokenizer)
+    prompt, answer = (tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] for text in texts)
     counted = [*answer, tokenizer.eos_token_id]
     if len(prompt) + len(counted) > max_length:
         return None
     return Encoded(prompt + counted, [-100] * len(prompt) + counted)
 
 
-def _plain(record: Record, template: Template, _: Any) -> tuple[str, str]:
-    match record:
-        case Document(text):
-            return "", text
-        case Pair(source, target):
-            return "", f"{source}\n{target}"
-    raise _no_place(record, template, "a document or a pair")
+def _plain(record: Any, _: Template, __: Any) -> tuple[str, str]:
+    """No prompt: everything is counted."""
+    return "", "\n".join(texts_of(record))
 
 
-def _tags(record: Record, template: Template, _: Any) -> tuple[str, str]:
-    if not isinstance(record, Pair):
-        raise _no_place(record, template, "a pair")
-    source, target = special_tokens_of(template)
-    return f"{source}{record.source}{target}", record.target
+def _tags(pair: Any, template: Template, _: Any) -> tuple[str, str]:
+    before_source, before_target = special_tokens_of(template)
+    return f"{before_source}{pair.source}{before_target}", pair.target
 
 
-def _chat(record: Record, template: Template, tokenizer: Any) -> tuple[str, str]:
-    if isinstance(record, Document):
-        raise _no_place(record, template, "a pair or a chat")
-    messages = record.messages if isinstance(record, Chat) else _asked(record, template.instruction)
+def _chat(record: Any, template: Template, tokenizer: Any) -> tuple[str, str]:
+    if isinstance(record, Pair):
+        form = template.instruction
+        if "{source}" not in form:
+            form = f"{form}\n\n{{source}}" if form else "{source}"
+        return _converse([("user", form.replace("{source}", record.source))], record.target, tokenizer)
+    return _converse(record.messages[:-1], record.messages[-1][1], tokenizer)
+
+
+def _hy_mt(pair: Any, template: Template, tokenizer: Any) -> tuple[str, str]:
+    """HY-MT1.5's documented prompts: in Chinese where either language is Chinese, else in English."""
+    english, chinese = NAMES[template.target_language]
+    asked = (
+        f"Translate the following segment into {english}, without additional explanation.\n\n{pair.source}"
+    )
+    if any(code.startswith("zh") for code in (template.source_language, template.target_language)):
+        asked = f"将以下文本翻译为{chinese}，注意只需要输出翻译后的结果，不要额外解释：\n\n{pair.source}"
+    return _converse([("user", asked)], pair.target, tokenizer)
+
+
+def _converse(before: Iterable[tuple[str, str]], answer: str, tokenizer: Any) -> tuple[str, str]:
+    """The conversation up to where the answer begins, and the answer.
+
+    The chat template writes the whole conversation, which is then cut: what precedes the answer is right with
+    every chat template, while add_generation_prompt means something else in some.
+    """
     if not getattr(tokenizer, "chat_template", None):
         raise UsageError(
-            f"template {template.name}: the tokenizer has no chat template; use the teacher's, or tags"
+            "tokenizer: no chat template; expected one for this template; use the teacher's, or tags"
         )
-    *before, (role, answer) = messages
-    # The whole conversation, then the cut: what precedes the answer is the same with every chat template,
-    # while add_generation_prompt means something else in some.
-    whole = [{"role": role, "content": content} for role, content in [*before, (role, _ANSWER)]]
+    whole = [{"role": role, "content": content} for role, content in [*before, ("assistant", _ANSWER)]]
     prompt, found, _ = tokenizer.apply_chat_template(whole, tokenize=False).rpartition(_ANSWER)
     if not found:
         raise UsageError(
-            f"template {template.name}: the chat template does not show the last message; mend it"
+            "tokenizer: its chat template leaves out the answer; expected every message; mend it"
         )
     return prompt, answer
 
 
-def _asked(pair: Pair, instruction: str) -> tuple[tuple[str, str], ...]:
-    if "{source}" not in instruction:
-        instruction = f"{instruction}\n\n{{source}}" if instruction else "{source}"
-    return ("user", instruction.replace("{source}", pair.source)), ("assistant", pair.target)
-
-
-def _hy_mt(record: Record, template: Template, tokenizer: Any) -> tuple[str, str]:
-    """HY-MT1.5's documented prompts: in Chinese where either language is Chinese, else in English."""
-    if not isinstance(record, Pair):
-        raise _no_place(record, template, "a pair")
-    english, chinese = NAMES[template.target_language]
-    instruction = (
-        f"Translate the following segment into {english}, without additional explanation.\n\n{{source}}"
-    )
-    if any(code.startswith("zh") for code in (template.source_language, template.target_language)):
-        instruction = f"将以下文本翻译为{chinese}，注意只需要输出翻译后的结果，不要额外解释：\n\n{{source}}"
-    return _chat(Chat(_asked(record, instruction)), template, tokenizer)
-
-
-def _no_place(record: Record, template: Template, expected: str) -> UsageError:
-    kind = type(record).__name__.lower()
-    return UsageError(
-        f"template {template.name}: a {kind} in the data; expected {expected}; choose another template"
-    )
-
-
-TEMPLATES: dict[str, Callable[[Record, Template, Any], tuple[str, str]]] = {
-    "plain": _plain,
-    "tags": _tags,
-    "chat": _chat,
-    "hy-mt1.5": _hy_mt,
+TEMPLATES: dict[str, tuple[Callable[[Any, Template, Any], tuple[str, str]], tuple[type, ...]]] = {
+    "plain": (_plain, (Document, Pair, Chat)),
+    "tags": (_tags, (Pair,)),
+    "chat": (_chat, (Pair, Chat)),
+    "hy-mt1.5": (_hy_mt, (Pair,)),
 }
-
-
-class PairCollator:
-    """Encoded examples to one batch: int64 tensors [B, T], padded on the right to a multiple of 8.
-
-    ``labels`` is -100 and ``attention_mask`` 0 on the padding.
-    """
-
-    def __init__(self, pad_id: int, multiple: int = 8) -> None:
-        self.pad_id, self.multiple = pad_id, multiple
-
-    def __call__(self, batch: Sequence[Encoded]) -> Example:
-        longest = max(len(example.input_ids) for example in batch)
-        length = -(-longest // self.multiple) * self.multiple
-        values: dict[str, list[list[int]]] = {"input_ids": [], "attention_mask": [], "labels": []}
-        for example in batch:
-            used = len(example.input_ids)
-            rest = length - used
-            values["input_ids"].append(example.input_ids + [self.pad_id] * rest)
-            values["attention_mask"].append([1] * used + [0] * rest)
-            values["labels"].append(example.labels + [-100] * rest)
-        return {name: torch.tensor(rows, dtype=torch.int64) for name, rows in values.items()}
-
-
-def pack(documents: Iterable[Sequence[int]], end: int, length: int) -> tuple[list[Encoded], int]:
-    """Documents one after the other, ``end`` after each, cut into windows of ``length``, all counted.
-
-    Returns:
-        The windows, and how many tokens at the very end did not fill one and are dropped.
-    """
-    ids = [token for document in documents for token in (*document, end)]
-    whole = len(ids) // length
-    windows = [ids[i * length : (i + 1) * length] for i in range(whole)]
-    return [Encoded(window, list(window)) for window in windows], len(ids) - whole * length

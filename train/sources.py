@@ -6,7 +6,7 @@
     parquet:file.parquet    columns of the same names
     text:file_or_folder     documents: *.txt, *.md and *.py, a folder with everything below it
     stdlib                  the Python standard library's sources (train/corpus.py)
-    hub:owner/name[/config][:split[:columns]]   through datasets, streaming; or hub:/folder with its files
+    hub:owner/name[/config][:split[:columns]]   through datasets, streaming; or hub:/folder with its files;
                             one column: documents, two: pairs; translation.en reaches into a column
 
 Pairs with an empty side and empty documents are left out, whatever their source.
@@ -77,60 +77,45 @@ def read_source(spec: str) -> Iterator[Record]:
         UsageError: the kind is unknown, a file is missing, or its content is not what the kind expects.
     """
     kind, _, where = spec.partition(":")
-    if kind not in KINDS:
+    if kind not in KINDS or bool(where) == (kind == "stdlib"):
         near = difflib.get_close_matches(kind, KINDS, n=1)
-        advice = f"did you mean {near[0]}?" if near else "write kind:path, as in jsonl:pairs.jsonl"
-        raise UsageError(f"source {spec!r}: unknown kind {kind!r}; known: {', '.join(KINDS)}; {advice}")
-    if bool(where) == (kind == "stdlib"):
-        expected = "nothing after it" if where else f"something after the colon, as in {kind}:..."
-        raise UsageError(f"source {spec!r}: {kind} expects {expected}; see the kinds in train/sources.py")
+        advice = f"; did you mean {near[0]}?" if near else ""
+        raise _wrong(spec, f"kind {kind!r} and {where!r}", f"stdlib, or {'|'.join(KINDS)}:place{advice}")
     try:
-        for record in KINDS[kind](spec, where):
-            if all(text.strip() for text in texts_of(record)):
-                yield record
+        yield from (record for record in KINDS[kind](spec, where) if all(map(str.strip, texts_of(record))))
     except OSError as error:
-        reason = f"{error.strerror or error}: {error.filename or where}"
-        raise UsageError(f"source {spec!r}: {reason}; give the path of a file that can be read") from error
+        reason = f"{error.strerror or error} ({error.filename or where})"
+        raise _wrong(spec, reason, "the path of a file that can be read") from error
     except UnicodeDecodeError as error:
-        raise UsageError(f"source {spec!r}: not UTF-8 ({error}); convert the file to UTF-8") from error
+        raise _wrong(spec, str(error), "UTF-8; convert the file") from error
 
 
 def texts_of(record: Record) -> tuple[str, ...]:
     """(text,), or (what is asked, what is answered). Of a chat, the system's messages are left out."""
-    match record:
-        case Pair(source, target):
-            return source, target
-        case Document(text):
-            return (text,)
-        case Chat(messages):
-            asked = "\n".join(content for role, content in messages[:-1] if role != "system")
-            return asked, messages[-1][1]
+    if isinstance(record, Document):
+        return (record.text,)
+    if isinstance(record, Pair):
+        return record.source, record.target
+    asked = "\n".join(content for role, content in record.messages[:-1] if role != "system")
+    return asked, record.messages[-1][1]
+
+
+def _wrong(spec: str, found: str, expected: str) -> UsageError:
+    return UsageError(f"source {spec!r}: {found}; expected {expected}")
 
 
 def _gettext(spec: str, where: str) -> Iterator[Record]:
     language, _, folder = where.partition(":")
     roots = (folder,) if folder else CATALOG_ROOTS
     # os.walk does not follow links: /usr has links that lead back up.
-    below = (Path(place) for root in roots for place, _, _ in os.walk(root) if place.endswith("LC_MESSAGES"))
-    folders = sorted(set(below))
-    paths = [
-        path for place in folders if place.parent.name == language for path in sorted(place.glob("*.mo"))
-    ]
+    folders = (Path(place) for root in roots for place, _, _ in os.walk(root))
+    places = sorted({place for place in folders if place.name == "LC_MESSAGES"})
+    paths = [path for place in places if place.parent.name == language for path in sorted(place.glob("*.mo"))]
     if not paths:
-        found = ", ".join(sorted({place.parent.name for place in folders})) or "none"
-        raise UsageError(
-            f"source {spec!r}: no {language}/LC_MESSAGES/*.mo below {', '.join(roots)}; "
-            f"languages found: {found}; install language packs, or use another source"
-        )
-    broken = []
-    for path in paths:
-        try:
-            pairs = _catalog(path)
-        except (OSError, ValueError, LookupError, ArithmeticError, struct.error) as error:
-            broken.append(f"{path} ({error})")
-        else:
-            yield from pairs
-    _say_left_out(spec, "catalogs", broken, len(paths))
+        languages = ", ".join(sorted({place.parent.name for place in places})) or "none"
+        found = f"no {language}/LC_MESSAGES/*.mo below {', '.join(roots)}"
+        raise _wrong(spec, found, f"one of the languages there: {languages}; install a language pack")
+    yield from _read_all(spec, paths, _catalog)
 
 
 def _catalog(path: Path) -> list[Pair]:
@@ -147,21 +132,55 @@ def _catalog(path: Path) -> list[Pair]:
     return pairs
 
 
+def _text(spec: str, where: str) -> Iterator[Record]:
+    paths = sorted(Path(where).rglob("*")) if Path(where).is_dir() else [Path(where)]
+    chosen = [path for path in paths if path.suffix in DOCUMENT_SUFFIXES and not path.is_dir()]
+    if not chosen:
+        raise _wrong(spec, f"none of {len(paths)} files is a document", ", ".join(DOCUMENT_SUFFIXES))
+    yield from _read_all(spec, chosen, _document)
+
+
+def _document(path: Path) -> list[Document]:
+    """A file's text; of a Python file in the encoding that it declares."""
+    with tokenize.open(path) if path.suffix == ".py" else path.open(encoding="utf-8") as file:
+        return [Document(file.read())]
+
+
+def _stdlib(spec: str, _: str) -> Iterator[Record]:
+    root = corpus.standard_library()
+    # The name keeps the split of train/corpus.py: it goes by path.
+    texts = {path.relative_to(root).as_posix(): corpus._read(path) for path in corpus.source_files(root)}
+    if (size := sum(map(len, texts.values()))) < corpus.LEAST_CHARACTERS:
+        expected = f"{corpus.LEAST_CHARACTERS:,} or more; use a Python with its full standard library"
+        raise _wrong(spec, f"{size:,} characters below {root}", expected)
+    yield from (Document(text, name) for name, text in texts.items())
+
+
+def _read_all(spec: str, paths: list[Path], read: Callable[[Path], Iterable[Record]]) -> Iterator[Record]:
+    """Every file's records; files that cannot be decoded are left out, and a warning says so."""
+    broken = []
+    for path in paths:
+        try:
+            yield from list(read(path))
+        except (ValueError, LookupError, ArithmeticError, SyntaxError, struct.error, OSError) as error:
+            if isinstance(error, OSError) and error.errno:  # gettext's own OSErrors have no number
+                raise
+            broken.append(f"{path} ({error})")
+    if broken:
+        text = f"source {spec!r}: {len(broken)} of {len(paths)} files cannot be decoded and are left out: "
+        warnings.warn(text + "; ".join(broken[:3]), BitexportWarning, stacklevel=3)
+
+
 def _parallel(spec: str, where: str) -> Iterator[Record]:
-    names = where.split(",")
-    if len(names) != 2:
-        raise UsageError(f"source {spec!r}: {len(names)} files; expected two: parallel:file.en,file.fr")
-    # Not splitlines(): U+2028 and the like stand inside sentences.
-    sides = [Path(name).read_text(encoding="utf-8").removesuffix("\n").split("\n") for name in names]
+    paths = [Path(name) for name in where.split(",")]
+    if len(paths) != 2:
+        raise _wrong(spec, f"{len(paths)} files", "two: parallel:file.en,file.fr")
+    # Lines end at \n alone, as other programs count them: U+2028 stands inside sentences.
+    sides = [path.read_bytes().decode().removesuffix("\n").split("\n") for path in paths]
     if len(sides[0]) != len(sides[1]):
-        counts = " and ".join(
-            f"{len(side):,} lines in {name}" for name, side in zip(names, sides, strict=True)
-        )
-        raise UsageError(
-            f"source {spec!r}: {counts}; expected as many: line n of one translates line n of the other"
-        )
-    for source, target in zip(*sides, strict=True):
-        yield Pair(source.strip(), target.strip())
+        counts = (f"{len(side):,} lines in {path}" for side, path in zip(sides, paths, strict=True))
+        raise _wrong(spec, " and ".join(counts), "as many: line n of one translates line n of the other")
+    yield from (Pair(source.strip(), target.strip()) for source, target in zip(*sides, strict=True))
 
 
 def _jsonl(spec: str, where: str) -> Iterator[Record]:
@@ -170,53 +189,59 @@ def _jsonl(spec: str, where: str) -> Iterator[Record]:
             try:
                 row = json.loads(line) if line.strip() else None
             except json.JSONDecodeError as error:
-                reason = f"line {number} is not JSON ({error})"
-                raise UsageError(f"source {spec!r}: {reason}; expected one object a line") from error
+                raise _wrong(spec, f"line {number} is not JSON ({error})", "one object a line") from error
             if line.strip():
-                yield _record(row, f"source {spec!r}: line {number}")
+                yield _record(row, spec, f"line {number}: ")
+
+
+def _hub(spec: str, where: str) -> Iterator[Record]:
+    name, split, columns = (*where.split(":", 2), "", "")[:3]
+    repository, config = name, None
+    if name.count("/") == 2 and not Path(name).is_dir():
+        repository, _, config = name.rpartition("/")
+    sets = (tuple(columns.split(",")),) if columns else COLUMNS
+    yield from _rows(spec, sets, path=repository, name=config, split=split or "train")
 
 
 def _parquet(spec: str, where: str) -> Iterator[Record]:
-    import pyarrow
-    import pyarrow.parquet
+    yield from _rows(spec, COLUMNS, path="parquet", data_files=where, split="train")
+
+
+def _rows(spec: str, sets: tuple[tuple[str, ...], ...], **dataset: Any) -> Iterator[Record]:
+    import datasets
 
     try:
-        with Path(where).open("rb") as file:
-            for batch in pyarrow.parquet.ParquetFile(file).iter_batches():
-                for row in batch.to_pylist():
-                    yield _record(row, f"source {spec!r}")
-    except pyarrow.ArrowException as error:
-        raise UsageError(f"source {spec!r}: not a sound parquet file: {error}; write it anew") from error
+        for number, row in enumerate(datasets.load_dataset(**dataset, streaming=True), 1):
+            yield _record(row, spec, f"row {number}: ", sets)
+    except BitexportError:
+        raise
+    except Exception as error:  # whatever datasets, its readers and its transport raise
+        found = f"dataset {dataset['path']} cannot be read ({type(error).__name__}: {error})"
+        expected = "a dataset of the hub, reachable or in the cache, or files of this machine"
+        raise _wrong(
+            spec, found, f"{expected}; without a network use hub:/folder, parquet: or jsonl:"
+        ) from error
 
 
-def _record(row: Any, where: str, columns: tuple[str, ...] | None = None) -> Record:
-    """One row as a record; ``columns`` names one (document) or two (pair) of its columns."""
-    if not isinstance(row, Mapping):
-        raise UsageError(f"{where}: {type(row).__name__}; expected an object with named columns")
-    sets = COLUMNS if columns is None else (columns,)
-    chosen = next((names for names in sets if all(_reach(row, name) is not None for name in names)), None)
-    if chosen is None:
-        expected = ", or ".join(" and ".join(names) for names in sets)
-        raise UsageError(
-            f"{where}: columns {', '.join(map(str, row))}; expected {expected}; rename the columns"
-        )
-    values = [_reach(row, name) for name in chosen]
-    if chosen == ("messages",):
-        try:
-            messages = tuple((message["role"], message["content"]) for message in values[0])
-        except (TypeError, KeyError):
-            messages = ()
-        if not messages or messages[-1][0] != "assistant" or not _all_text(sum(messages, ())):
-            raise UsageError(
-                f"{where}: messages; expected a list of role and content, an assistant's the last"
-            )
-        return Chat(messages)
-    if not _all_text(values):
-        found = ", ".join(
-            f"{name} is {type(value).__name__}" for name, value in zip(chosen, values, strict=True)
-        )
-        raise UsageError(f"{where}: {found}; expected text; convert it, or name other columns")
-    return Document(values[0]) if len(values) == 1 else Pair(*values)
+def _record(row: Any, spec: str, where: str, sets: tuple[tuple[str, ...], ...] = COLUMNS) -> Record:
+    """One row as a record: the first of ``sets`` that it has, of one column (document) or two (pair)."""
+    columns = row if isinstance(row, Mapping) else {}
+    for names in sets:
+        values = [_reach(columns, name) for name in names]
+        if names == ("messages",) and isinstance(values[0], list):
+            return _conversation(values[0], spec, where)
+        if all(isinstance(value, str) for value in values) and len(values) in (1, 2):
+            return Document(*values) if len(values) == 1 else Pair(*values)
+    found = ", ".join(f"{name} ({type(value).__name__})" for name, value in columns.items())
+    expected = ", or ".join(" and ".join(names) for names in sets)
+    raise _wrong(spec, f"{where}columns {found or 'none'}", f"{expected}, as text; rename or convert them")
+
+
+def _conversation(messages: list[Any], spec: str, where: str) -> Chat:
+    said = [(_reach(message, "role"), _reach(message, "content")) for message in messages]
+    if not said or said[-1][0] != "assistant" or not all(isinstance(text, str) for _, text in said):
+        raise _wrong(spec, f"{where}messages", "a list of role and content, an assistant's the last")
+    return Chat(tuple(said))
 
 
 def _reach(row: Any, name: str) -> Any:
@@ -226,84 +251,10 @@ def _reach(row: Any, name: str) -> Any:
     return row
 
 
-def _all_text(values: Iterable[Any]) -> bool:
-    return all(isinstance(value, str) for value in values)
-
-
-def _text(spec: str, where: str) -> Iterator[Record]:
-    root = Path(where)
-    paths = [path for path in sorted(root.rglob("*")) if path.suffix in DOCUMENT_SUFFIXES and path.is_file()]
-    if not root.is_dir():
-        paths = [root]
-    if not paths:
-        raise UsageError(
-            f"source {spec!r}: no {', '.join(DOCUMENT_SUFFIXES)} in this folder; give another one"
-        )
-    broken = []
-    for path in paths:
-        try:
-            yield Document(_read(path))
-        except (UnicodeDecodeError, SyntaxError) as error:
-            broken.append(f"{path} ({error})")
-    _say_left_out(spec, "files", broken, len(paths))
-
-
-def _read(path: Path) -> str:
-    """A file's text; a Python file in the encoding that it declares."""
-    with tokenize.open(path) if path.suffix == ".py" else path.open(encoding="utf-8") as file:
-        return file.read()
-
-
-def _stdlib(spec: str, _: str) -> Iterator[Record]:
-    root = corpus.standard_library()
-    size = 0
-    for path in corpus.source_files(root):
-        text = corpus._read(path)
-        size += len(text)
-        yield Document(text, path.relative_to(root).as_posix())
-    if size < corpus.LEAST_CHARACTERS:
-        expected = f"at least {corpus.LEAST_CHARACTERS:,}; use a Python with its full standard library"
-        raise UsageError(f"source {spec!r}: {size:,} characters below {root}; expected {expected}")
-
-
-def _hub(spec: str, where: str) -> Iterator[Record]:
-    import datasets
-
-    name, split, names = (*where.split(":", 2), "", "")[:3]
-    owner, config = name, None
-    if not Path(name).is_dir() and name.count("/") == 2:
-        owner, _, config = name.rpartition("/")
-    columns = tuple(names.split(",")) if names else None
-    if columns and len(columns) > 2:
-        raise UsageError(f"source {spec!r}: {len(columns)} columns; expected one (documents) or two (pairs)")
-    try:
-        for row in datasets.load_dataset(owner, config, split=split or "train", streaming=True):
-            yield _record(row, f"source {spec!r}", columns)
-    except BitexportError:
-        raise
-    except Exception as error:  # whatever datasets, its readers and its transport raise
-        raise UsageError(
-            f"source {spec!r}: dataset {name} cannot be read ({type(error).__name__}: {error}); expected one "
-            "of the hub, reachable or in the cache; without a network give a folder with its files "
-            "(hub:/folder), or use parquet: or jsonl:"
-        ) from error
-
-
+_READERS = (_gettext, _parallel, _jsonl, _parquet, _text, _stdlib, _hub)
 KINDS: dict[str, Callable[[str, str], Iterator[Record]]] = {
-    "gettext": _gettext,
-    "parallel": _parallel,
-    "jsonl": _jsonl,
-    "parquet": _parquet,
-    "text": _text,
-    "stdlib": _stdlib,
-    "hub": _hub,
+    reader.__name__[1:]: reader for reader in _READERS
 }
-
-
-def _say_left_out(spec: str, what: str, broken: list[str], count: int) -> None:
-    if broken:
-        text = f"source {spec!r}: {len(broken)} of {count} {what} cannot be decoded and are left out: "
-        warnings.warn(text + "; ".join(broken[:3]), BitexportWarning, stacklevel=3)
 
 
 @dataclass(frozen=True)
@@ -316,7 +267,7 @@ class Split:
     too_close: int  # left out of held_out: shares a key with the training side
 
 
-def split(records: Iterable[Record], held_out_percent: float) -> Split:
+def split(records: Iterable[Record], held_out_percent: int) -> Split:
     """Part the records so that no key (see :func:`keys_of`) is on both sides.
 
     The key of what is asked decides the side, by its hash, on every machine alike; then whatever is held out
@@ -325,43 +276,38 @@ def split(records: Iterable[Record], held_out_percent: float) -> Split:
     Raises:
         UsageError: a side is empty.
     """
-    count = 0
-    unique: dict[Record, tuple[tuple[str, ...], bytes]] = {}
-    for count, record in enumerate(records, 1):  # noqa: B007
-        unique.setdefault(record, (keys_of(record), hashlib.sha256(repr(record).encode()).digest()))
-    ordered = sorted(unique, key=lambda record: unique[record][1])
-    train = [record for record in ordered if not is_held_out(record, held_out_percent)]
-    seen = {key for record in train for key in unique[record][0]}
-    candidates = [record for record in ordered if is_held_out(record, held_out_percent)]
-    held_out = [record for record in candidates if seen.isdisjoint(unique[record][0])]
+    every = list(records)
+    keys = {record: keys_of(record) for record in every}
+    ordered = sorted(keys, key=lambda record: hashlib.sha256(repr(record).encode()).digest())
+    chosen = {record for record in ordered if _is_held_out(_deciding(record)[0], held_out_percent)}
+    train = [record for record in ordered if record not in chosen]
+    seen = {key for record in train for key in keys[record]}
+    held_out = [record for record in ordered if record in chosen and seen.isdisjoint(keys[record])]
     if not train or not held_out:
-        raise UsageError(
-            f"{count:,} records, held_out_percent = {held_out_percent}: {len(train):,} for training and "
-            f"{len(held_out):,} held out; expected some on both sides; give more data or another percentage"
+        found = (
+            f"{len(train):,} records for training, {len(held_out):,} held out ({held_out_percent} percent)"
         )
-    return Split(train, held_out, count - len(unique), len(candidates) - len(held_out))
+        raise UsageError(f"data: {found}; expected some on both sides; give more data or another percentage")
+    return Split(train, held_out, len(every) - len(ordered), len(chosen) - len(held_out))
 
 
-def side_of(record: Record, held_out_percent: float) -> Literal["train", "held_out"] | None:
+def side_of(record: Record, held_out_percent: int) -> Literal["train", "held_out"] | None:
     """The side of one record of a stream, decided without the others; None: leave it out.
 
-    A record is on a side only if the hashes of all its keys say so. For documents that is the same split as
-    :func:`split`; of pairs it holds out only percent^2 / 100 in 100, and leaves out twice the percentage.
+    All keys of a record must agree. No document is lost; of pairs it holds out only percent^2 / 100 in 100,
+    and leaves out about twice the percentage.
     """
-    sides = {_chosen(key, held_out_percent) for key in keys_of(record)}
-    if len(sides) == 2:
-        return None
-    return "held_out" if sides.pop() else "train"
+    sides = {_is_held_out(key, held_out_percent) for key in _deciding(record)}
+    return None if len(sides) == 2 else "held_out" if True in sides else "train"
 
 
-def is_held_out(record: Record, percent: float) -> bool:
-    """Whether the hash of the record's name, or of the key of its first text, is below ``percent`` in 100."""
-    name = record.name if isinstance(record, Document) else ""
-    return _chosen(name or key_of(texts_of(record)[0]), percent)
+def _deciding(record: Record) -> tuple[str, ...]:
+    return (record.name,) if isinstance(record, Document) and record.name else keys_of(record)
 
 
-def _chosen(key: str, percent: float) -> bool:
-    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") % 10_000 < percent * 100
+def _is_held_out(key: str, percent: int) -> bool:
+    """As :func:`train.corpus.is_held_out`, of any text."""
+    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") % 100 < percent
 
 
 def keys_of(record: Record) -> tuple[str, ...]:
@@ -370,7 +316,7 @@ def keys_of(record: Record) -> tuple[str, ...]:
 
 
 _SPECIFIER = re.compile(
-    r"%(?:\d+\$|\(\w+\))?[-+#0' ]*[\d.*]*(?:hh|ll|[hlLqjzt])?[diouxXeEfFgGaAcCsSpnmr]|\{[^{}\s]{0,40}\}|%\d+"
+    r"%(?:\d+\$|\(\w+\))?[-+#0']*[\d.*]*(?:hh|ll|[hlLqjzt])?[diouxXeEfFgGaAcCsSpnmr]|\{[^{}\s]{0,40}\}|%\d+"
 )
 _MNEMONIC = re.compile(r"\([_&]\w\)|[_&]")
 _NUMBER = re.compile(r"\d+(?:[.,:]\d+)*")
