@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 import bitexport
-from bitexport.cli import bench, convert, doctor, errors, inspect, parity, run
+from bitexport.cli import bench, convert, doctor, errors, eval, inspect, parity, run
 from bitexport.cli.interrupt import terminable
 from bitexport.cli.output import show_warning
 from bitexport.errors import BitexportWarning
@@ -35,6 +35,7 @@ app.command("bench", cls=bench.BenchCommand)(bench.bench)
 app.command("run")(run.run)
 app.command("inspect")(inspect.inspect)
 app.command("doctor")(doctor.doctor)
+app.command("eval")(eval.evaluate)
 
 
 def _version(wanted: bool) -> None:

@@ -28,6 +28,7 @@ EXTRA_OF_MODULE = {
     "accelerate": "parity",
     "safetensors": "parity",
     "matplotlib": "plot",
+    "sacrebleu": "eval",
 }
 
 

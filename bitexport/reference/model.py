@@ -29,7 +29,7 @@ from bitexport.gguf.embeddings import OUTPUT_HEAD
 from bitexport.reference.norms import connect_norms, mark_heads_first, with_sub_norms
 
 #: Parameters below which threads cost more than they bring: on a busy machine each layer would wait for them.
-_SMALL = 20_000_000
+SMALL = 20_000_000
 
 
 class Reference:
@@ -54,7 +54,7 @@ class Reference:
         self.n_ctx = int(model.config.max_position_embeddings)
         self.n_layer = int(model.config.num_hidden_layers)
         self._cache: Any = None
-        self._threads = 1 if model.num_parameters() < _SMALL else torch.get_num_threads()
+        self._threads = 1 if model.num_parameters() < SMALL else torch.get_num_threads()
 
     def tokenize(self, text: str) -> list[int]:
         """Token ids of ``text``, with the special tokens that the tokenizer puts around it."""
@@ -130,7 +130,7 @@ class Reference:
 
     def threads(self) -> AbstractContextManager[None]:
         """Within the block, PyTorch has as many threads as this model is worth."""
-        return _threads(self._threads)
+        return torch_threads(self._threads)
 
     def _run(self, ids: Sequence[int], **options: Any) -> Any:
         if not ids:
@@ -141,7 +141,8 @@ class Reference:
 
 
 @contextmanager
-def _threads(count: int) -> Iterator[None]:
+def torch_threads(count: int) -> Iterator[None]:
+    """Within the block, PyTorch computes with so many threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
@@ -170,7 +171,7 @@ def load_reference(path: str | os.PathLike[str]) -> Reference:
     """
     checkpoint = open_checkpoint(Path(path))
     family = family_of(checkpoint.config, checkpoint.tensors)
-    with _quiet(), eager():
+    with quiet(), eager():
         model = _load_model(checkpoint, family)
         tokenizer = load_tokenizer(checkpoint.path)
     # Whatever dtype is asked for, transformers leaves what a pre-quantized checkpoint stores as bfloat16 as
@@ -204,7 +205,7 @@ def _load_model(checkpoint: Checkpoint, family: Family) -> Any:
     except (OSError, ValueError, RuntimeError, KeyError, AttributeError, ImportError) as error:
         raise CheckpointError(
             f"{checkpoint.path}: transformers {transformers.__version__} cannot load it: "
-            f"{_first_line(error)}; see `bitexport inspect` on that folder"
+            f"{first_line(error)}; see `bitexport inspect` on that folder"
         ) from error
     for kind, found in info.items():
         if kind in ("missing_keys", "mismatched_keys", "unexpected_keys") and found:
@@ -255,23 +256,24 @@ def load_tokenizer(folder: Path) -> Any:
         TokenizerError: there is none that it can load.
     """
     try:
-        with _quiet():
+        with quiet():
             return transformers.AutoTokenizer.from_pretrained(
                 folder, local_files_only=True, trust_remote_code=False
             )
     except (OSError, ValueError, RuntimeError, KeyError, AttributeError, ImportError) as error:
         raise TokenizerError(
-            f"{folder}: transformers cannot load its tokenizer: {_first_line(error)}; "
+            f"{folder}: transformers cannot load its tokenizer: {first_line(error)}; "
             "put the model's tokenizer.json there"
         ) from error
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """What a library says went wrong, without what it adds to it."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Transformers' log, progress bars and warnings off: what matters in them is checked here."""
     verbosity = transformers_logging.get_verbosity()
     bars = transformers_logging.is_progress_bar_enabled()

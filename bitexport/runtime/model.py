@@ -211,20 +211,30 @@ class Session:
         self._start_threads(n_threads)
         self._api.llama_set_n_threads(self._context, n_threads, n_threads)
 
-    def tokenize(self, text: str) -> list[int]:
-        """Token ids of ``text``, with the special tokens that the model wants around it."""
+    def tokenize(self, text: str, add_special: bool = True) -> list[int]:
+        """Token ids of ``text``, with the special tokens that the model wants around it, or without them."""
         data = text.encode("utf-8")
         room = len(data) + 16
         ids = (self._api.llama_token * room)()
-        count = self._api.llama_tokenize(self._vocab, data, len(data), ids, room, True, True)
+        count = self._api.llama_tokenize(self._vocab, data, len(data), ids, room, add_special, True)
         if count < 0:
             ids = (self._api.llama_token * -count)()
-            count = self._api.llama_tokenize(self._vocab, data, len(data), ids, -count, True, True)
+            count = self._api.llama_tokenize(self._vocab, data, len(data), ids, -count, add_special, True)
         return list(ids[:count])
 
-    def piece(self, token: int) -> bytes:
-        """The bytes of one token; special tokens by name. They may be part of a character."""
-        return piece(self._vocab, token)
+    def piece(self, token: int, special: bool = True) -> bytes:
+        """The bytes of one token, maybe part of a character; special tokens by name, or as nothing."""
+        return piece(self._vocab, token, special)
+
+    @property
+    def end_of_text(self) -> int | None:
+        """The token that the file names as the end of a text; None: it names none."""
+        token = int(self._api.llama_vocab_eos(self._vocab))
+        return token if token >= 0 else None
+
+    def end_tokens(self) -> list[int]:
+        """All tokens at which llama.cpp ends a text."""
+        return [token for token in range(self.n_vocab) if self._api.llama_vocab_is_eog(self._vocab, token)]
 
     def clear(self) -> None:
         """Forget every position, so that the next token is the first."""
@@ -329,13 +339,17 @@ class Session:
             self._pools.pop(0).end()
 
 
-def piece(vocab: Any, token: int) -> bytes:
-    """The bytes of one token of a ``llama_vocab``, maybe part of a character; special tokens by name."""
+def piece(vocab: Any, token: int, special: bool = True) -> bytes:
+    """The bytes of one token of a ``llama_vocab``, maybe part of a character.
+
+    Args:
+        special: special tokens by name, otherwise as nothing.
+    """
     api = bind().llama_cpp
     room = 64
     while True:
         buffer = ctypes.create_string_buffer(room)
-        count = api.llama_token_to_piece(vocab, token, buffer, room, 0, True)
+        count = api.llama_token_to_piece(vocab, token, buffer, room, 0, special)
         if count >= 0:
             return buffer.raw[:count]
         room = -count

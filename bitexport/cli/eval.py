@@ -1,0 +1,163 @@
+"""``bitexport eval``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, TypeVar
+
+import typer
+
+from bitexport.cli import options
+from bitexport.cli.interrupt import terminable
+from bitexport.cli.output import Output
+
+T = TypeVar("T")
+
+if TYPE_CHECKING:
+    from bitexport.evaluation import EvaluationReport
+    from bitexport.evaluation.tally import Tally
+
+
+def evaluate(
+    model: Annotated[
+        Path,
+        typer.Argument(
+            metavar="CKPT_OR_GGUF",
+            help="Checkpoint folder, ternary or float; or GGUF file.",
+            show_default=False,
+        ),
+    ],
+    teacher: Annotated[
+        Path | None,
+        typer.Option(
+            "--teacher",
+            metavar="CKPT_OR_GGUF",
+            help="What it was made from: the others are held against it.",
+            show_default=False,
+        ),
+    ] = None,
+    student_gguf: Annotated[
+        Path | None,
+        typer.Option(
+            "--student-gguf",
+            metavar="FILE.gguf",
+            help="The file made of the checkpoint; one is made for the occasion when left out.",
+            show_default=False,
+        ),
+    ] = None,
+    teacher_gguf: Annotated[
+        Path | None,
+        typer.Option(
+            "--teacher-gguf",
+            metavar="FILE.gguf",
+            help="The file made of the teacher, for a column of its own.",
+            show_default=False,
+        ),
+    ] = None,
+    text: Annotated[
+        Path | None,
+        typer.Option(
+            "--text",
+            metavar="FILE",
+            help="A text that the models have not seen; bitexport's own prompts when there is no --pairs "
+            "either.",
+            show_default=False,
+        ),
+    ] = None,
+    pairs: Annotated[
+        Path | None,
+        typer.Option(
+            "--pairs",
+            metavar="FILE.jsonl",
+            help='Pairs that the models have not seen, a line {"prompt": "TEXT", "answer": "TEXT"} each, the '
+            "prompt as the model wants it.",
+            show_default=False,
+        ),
+    ] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option("--limit", min=1, help="Only the first N pairs, and windows of the text."),
+    ] = None,
+    max_tokens: Annotated[
+        int, typer.Option("--max-tokens", min=0, help="Tokens of a greedy answer; 0: no answers.")
+    ] = 128,
+    threads: Annotated[int, typer.Option("--threads", "-t", min=0, help="0: as many as are worth it.")] = 0,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Measure quality on held-out text and pairs, beside the teacher, in Python and in C++.
+
+    Perplexity, next-token accuracy, BLEU and chrF of greedy answers, and how alike the hidden states of
+    teacher and student are.
+    """
+    document = options.read_text(text)
+    from bitexport.evaluation import evaluate as run
+    from bitexport.evaluation import read_pairs
+
+    out = Output(json=json, quiet=quiet)
+    with terminable(), out.progress("eval") as progress:
+        report = run(
+            model,
+            teacher=teacher,
+            student_gguf=student_gguf,
+            teacher_gguf=teacher_gguf,
+            text=document,
+            pairs=read_pairs(pairs, limit) if pairs is not None else None,
+            limit=limit,
+            max_tokens=max_tokens,
+            threads=threads,
+            progress=progress,
+        )
+    out.result(report.to_json(), human=lambda: _show(out, report))
+
+
+def _show(out: Output, report: EvaluationReport) -> None:
+    columns = ["", *(column.name for column in report.columns)]
+    rows = [row for row in _rows(report) if any(row[1:])]
+    out.table(columns, rows, right=columns[1:])
+    if any(column.translation for column in report.columns):
+        found = next(column.translation for column in report.columns if column.translation)
+        out.wrapped(f"BLEU: {found.bleu_signature}; chrF: {found.chrf_signature}")
+    if report.teacher is not None:
+        out.wrapped(f"kept is in percent of {report.teacher.name}; perplexity is compared with its, too")
+    if report.converted is not None:
+        kinds = f"{report.converted['type']} with {report.converted['embed_type']} embeddings"
+        out.wrapped(f"student-c++: converted for the occasion, {kinds}")
+    for name, reason in report.skipped.items():
+        out.wrapped(f"{name}: not measured: {reason}")
+
+
+def _rows(report: EvaluationReport) -> list[list[str]]:
+    """The table, row by row; a row where no column has a number is left out."""
+    kept = [report.kept(column) for column in report.columns]
+    done = [column.translation for column in report.columns]
+    answers = f"{report.pairs:,} answers"
+    return [
+        *_predictions("text", [column.text for column in report.columns]),
+        _row("text: perplexity over the teacher's", kept, lambda k: k.text_perplexity, "{:.3f}"),
+        *_predictions(answers, [column.pairs for column in report.columns]),
+        _row(f"{answers}: perplexity over the teacher's", kept, lambda k: k.pairs_perplexity, "{:.3f}"),
+        _row("BLEU", done, lambda t: t.bleu, "{:.2f}"),
+        _row("BLEU kept", kept, lambda k: k.bleu, "{:.1f}%"),
+        _row("chrF", done, lambda t: t.chrf, "{:.2f}"),
+        _row("chrF kept", kept, lambda k: k.chrf, "{:.1f}%"),
+        _row("exact answers", done, lambda t: 100 * t.exact, "{:.1f}%"),
+        _row("answers that end", done, lambda t: 100 * t.ended, "{:.1f}%"),
+        _row("hidden states: cosine", report.columns, lambda c: c.similarity, "{:.4f}"),
+        _row("seconds", report.columns, lambda c: c.seconds, "{:.1f}"),
+    ]
+
+
+def _predictions(what: str, tallies: list[Tally | None]) -> list[list[str]]:
+    return [
+        _row(f"{what}: tokens", tallies, lambda t: t.tokens, "{:,}"),
+        _row(f"{what}: perplexity", tallies, lambda t: t.perplexity, "{:,.3f}"),
+        _row(f"{what}: next token right", tallies, lambda t: 100 * t.accuracy, "{:.1f}%"),
+    ]
+
+
+def _row(label: str, items: Iterable[T | None], value: Callable[[T], float | None], shape: str) -> list[str]:
+    """A row of the table: one cell an item, empty where there is none or it lacks the value."""
+    values = [None if item is None else value(item) for item in items]
+    return [label, *("" if number is None else shape.format(number) for number in values)]

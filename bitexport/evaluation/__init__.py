@@ -1,0 +1,12 @@
+"""How good a model is on held-out material, and how much of its teacher it keeps: ``bitexport eval``.
+
+The same numbers for every side: a float teacher and a ternary student in PyTorch, and GGUF files in C++.
+"""
+
+from __future__ import annotations
+
+from bitexport.evaluation.driver import evaluate
+from bitexport.evaluation.material import Pair, read_pairs
+from bitexport.evaluation.report import Column, EvaluationReport, Kept
+
+__all__ = ["Column", "EvaluationReport", "Kept", "Pair", "evaluate", "read_pairs"]

@@ -1,0 +1,87 @@
+"""Checkpoints that are not ternary: how they are told, and how transformers runs them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import transformers
+
+from bitexport.checkpoint import Checkpoint
+from bitexport.checkpoint.packings import packing_of, quantization_config
+from bitexport.errors import CheckpointError, UnsupportedError
+from bitexport.families import Role, family_of
+from bitexport.reference.model import first_line, quiet
+
+#: what transformers raises over a damaged checkpoint
+_FAILURES = (OSError, ValueError, RuntimeError, KeyError, AttributeError, TypeError, ImportError)
+
+
+def is_ternary(checkpoint: Checkpoint) -> bool:
+    """Whether config.json says that the weights are ternary, or the first linear layer holds only -a, 0, a.
+
+    Raises:
+        UnsupportedError: a quantization other than ternary.
+    """
+    if quantization_config(checkpoint.config) is not None:
+        return True
+    try:
+        family = family_of(checkpoint.config, checkpoint.tensors)
+        numbers = family.hyperparameters(checkpoint.config, checkpoint.tensors)
+        first = next(claim for claim in family.claims(numbers) if claim.role is Role.TERNARY)
+        packing_of(checkpoint).check(checkpoint, first.source)
+    except (CheckpointError, UnsupportedError):
+        return False
+    return True
+
+
+def float_config(checkpoint: Checkpoint) -> Any:
+    """The configuration as transformers reads it.
+
+    Raises:
+        CheckpointError: it cannot.
+    """
+    try:
+        with quiet():
+            return transformers.AutoConfig.from_pretrained(
+                checkpoint.path, local_files_only=True, trust_remote_code=False
+            )
+    except _FAILURES as error:
+        raise CheckpointError(
+            f"{checkpoint.path}: transformers {transformers.__version__} cannot read its config.json: "
+            f"{first_line(error)}; expected a causal language model that it knows"
+        ) from error
+
+
+def load_float(checkpoint: Checkpoint) -> Any:
+    """The model in float32, eager attention, on the CPU, in evaluation mode.
+
+    Nothing is fetched and no code of the checkpoint is run.
+
+    Raises:
+        CheckpointError: transformers cannot load it, or would leave weights unset.
+    """
+    try:
+        with quiet():
+            model, info = transformers.AutoModelForCausalLM.from_pretrained(
+                checkpoint.path,
+                dtype=torch.float32,
+                attn_implementation="eager",
+                local_files_only=True,
+                use_safetensors=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+            )
+    except _FAILURES as error:
+        raise CheckpointError(
+            f"{checkpoint.path}: transformers {transformers.__version__} cannot load it: "
+            f"{first_line(error)}; expected a causal language model with float weights in safetensors files"
+        ) from error
+    for kind in ("missing_keys", "mismatched_keys", "unexpected_keys"):
+        if found := info.get(kind):
+            raise CheckpointError(
+                f"{checkpoint.path}: {len(found)} tensors are {kind.removesuffix('_keys')} for transformers' "
+                f"{type(model).__name__}, '{min(map(str, found))}' among them; expected exactly its own: a "
+                "ternary model needs its quantization_config"
+            )
+    return model.eval()

@@ -1,0 +1,116 @@
+"""From paths to sides: what was given, what is missing, what is converted for the occasion."""
+
+from __future__ import annotations
+
+import importlib
+import tempfile
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from pathlib import Path
+
+from bitexport.errors import UnsupportedError, UsageError
+from bitexport.evaluation.side import Role, Side
+from bitexport.progress import Progress
+
+#: of a file for the occasion. Its embeddings are float16, so that C++ differs from Python in nothing else.
+TYPE, EMBED_TYPE = "i2_s", "f16"
+
+Source = str | Path
+
+
+@dataclass(frozen=True, slots=True)
+class Models:
+    """What to evaluate: a folder or a file each for student and teacher, and files beside the folders."""
+
+    student: Source
+    teacher: Source | None = None
+    student_gguf: Source | None = None
+    teacher_gguf: Source | None = None
+
+    def check(self) -> None:
+        """Raise UsageError where they exclude each other."""
+        if self.teacher_gguf is not None and self.teacher is None:
+            raise UsageError("--teacher-gguf is the file of a teacher that is not there; give --teacher")
+        for folder, file, option in (
+            (self.student, self.student_gguf, "--student-gguf"),
+            (self.teacher, self.teacher_gguf, "--teacher-gguf"),
+        ):
+            if file is not None and folder is not None and _is_file(folder):
+                raise UsageError(
+                    f"{option} {file} beside {folder}, which is a file as well; expected a checkpoint folder "
+                    "there, or no second file"
+                )
+            if file is not None and not _is_file(file):
+                raise UsageError(f"{option} {file}: not a file; give the path of a GGUF file")
+
+    @property
+    def need_pytorch(self) -> bool:
+        """Whether one of them is a folder."""
+        return not all(_is_file(each) for each in (self.student, self.teacher) if each is not None)
+
+
+def require(*modules: str) -> None:
+    """Raise UnsupportedError now for a package that would be missing later."""
+    for module in modules:
+        try:
+            importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            raise UnsupportedError(
+                f"this evaluation needs the Python package {error.name}, which is not installed; "
+                "pip install 'bitexport[eval]'"
+            ) from error
+
+
+def open_sides(
+    stack: ExitStack, models: Models, threads: int, skipped: dict[str, str], progress: Progress
+) -> tuple[list[Side], bool]:
+    """All sides with their tokenizers, closed with ``stack``, and whether the student was converted.
+
+    Args:
+        skipped: gets a line for a side that there is not.
+    """
+    sides: list[Side] = []
+    converted = False
+    roles: tuple[tuple[Role, Source | None, Source | None], ...] = (
+        ("teacher", models.teacher, models.teacher_gguf),
+        ("student", models.student, models.student_gguf),
+    )
+    for role, source, beside in roles:
+        if source is None:
+            continue
+        file = source if _is_file(source) else beside
+        if file is not source:
+            sides.append(stack.enter_context(closing(_python_side(role, source, threads))))
+            if file is None and role == "student":
+                if sides[-1].kind == "ternary":
+                    file, converted = _converted(stack, source, progress), True
+                else:
+                    skipped["student-c++"] = "a float checkpoint is not converted; give --student-gguf"
+        if file is not None:
+            sides.append(stack.enter_context(closing(_cpp_side(role, file, threads))))
+    return sides, converted
+
+
+def _is_file(path: Source) -> bool:
+    return Path(path).is_file() or (Path(path).suffix == ".gguf" and not Path(path).is_dir())
+
+
+# Imported where they are needed: a GGUF file alone needs no PyTorch, and a float folder alone no libllama.
+def _python_side(role: Role, path: Source, threads: int) -> Side:
+    from bitexport.evaluation.python_side import PythonSide
+
+    return PythonSide(role, path, threads)
+
+
+def _cpp_side(role: Role, path: Source, threads: int) -> Side:
+    from bitexport.evaluation.cpp_side import CppSide
+
+    return CppSide(role, path, threads)
+
+
+def _converted(stack: ExitStack, folder: Source, progress: Progress) -> Path:
+    from bitexport.convert import convert
+
+    target = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "student.gguf"
+    convert(folder, target, type=TYPE, embed_type=EMBED_TYPE, progress=progress)
+    return target
