@@ -48,9 +48,11 @@ MODEL_CLASSES = {
     "llama": LlamaForCausalLM,
     "llama-student": LlamaForCausalLM,
     "1bitllm": LlamaForCausalLM,
+    "qwen2": Qwen2ForCausalLM,
     "qwen2-student": Qwen2ForCausalLM,
     "qwen3": Qwen3ForCausalLM,
     "qwen3-student": Qwen3ForCausalLM,
+    "hunyuan": HunYuanDenseV1ForCausalLM,
     "hunyuan-student": HunYuanDenseV1ForCausalLM,
 }
 

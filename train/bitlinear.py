@@ -88,3 +88,8 @@ def set_blend(model: nn.Module, value: float) -> None:
     for module in model.modules():
         if isinstance(module, BitLinear):
             module.blend = float(value)
+
+
+def get_blend(model: nn.Module) -> float:
+    """The blend of ``model``'s BitLinear layers; 0 where it has none."""
+    return next((module.blend for module in model.modules() if isinstance(module, BitLinear)), 0.0)
