@@ -33,9 +33,14 @@ def targets(labels: Tensor) -> Tensor:
     return labels.roll(-1, dims=1)[counted(labels)]
 
 
+def precise(values: Tensor) -> Tensor:
+    """The same in float32; what is float64 stays so."""
+    return values if values.dtype == torch.float64 else values.float()
+
+
 def next_token(logits: Tensor, labels: Tensor) -> Tensor:
     """Mean cross-entropy in nats over counted tokens; ``logits`` [B, T, V], ``labels`` [B, T]."""
-    kept = _precise(logits[counted(labels)])
+    kept = precise(logits[counted(labels)])
     return F.cross_entropy(kept, targets(labels), reduction="sum") / max(len(kept), 1)
 
 
@@ -76,7 +81,7 @@ def top_k_logits_distillation(
 
 def tempered_kl(student: Tensor, teacher: Tensor, tau: float, tau_squared: bool) -> Tensor:
     """What both functions above take the mean of; ``student`` and ``teacher`` are logits [N, classes]."""
-    log_s, log_t = (F.log_softmax(_precise(logits) / tau, dim=-1) for logits in (student, teacher))
+    log_s, log_t = (F.log_softmax(precise(logits) / tau, dim=-1) for logits in (student, teacher))
     total = F.kl_div(log_s, log_t, reduction="sum", log_target=True)
     return total / max(len(student), 1) * (tau * tau if tau_squared else 1.0)
 
@@ -136,7 +141,7 @@ def attention_loss(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
     The mean over queries is the division by the sequence length: 0 to 2 whatever T is. Squares, no KL, since
     causal attention is full of exact zeros. Where H differs, the means over the heads are compared.
     """
-    real, student, teacher = mask.bool(), _precise(student), _precise(teacher)
+    real, student, teacher = mask.bool(), precise(student), precise(teacher)
     if student.shape[1] != teacher.shape[1]:
         student, teacher = student.mean(1, keepdim=True), teacher.mean(1, keepdim=True)
     pairs = (real[:, :, None] & real[:, None, :])[:, None]  # (B, 1, T, T)
@@ -147,7 +152,7 @@ def attention_loss(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
 def masked_mean(hidden: Tensor, mask: Tensor) -> Tensor:
     """[B, D]: the mean of ``hidden`` [B, T, D] over the real positions; 0 for a row that has none."""
     real = mask.bool()[..., None]
-    return _precise(hidden).masked_fill(~real, 0.0).sum(1) / real.sum(1).clamp(min=1)
+    return precise(hidden).masked_fill(~real, 0.0).sum(1) / real.sum(1).clamp(min=1)
 
 
 def contrastive_loss(student: Tensor, teacher: Tensor, temperature: float = 0.1) -> Tensor:
@@ -161,10 +166,6 @@ def contrastive_loss(student: Tensor, teacher: Tensor, temperature: float = 0.1)
     return F.cross_entropy(similarities, torch.arange(len(student), device=student.device))
 
 
-def _precise(values: Tensor) -> Tensor:
-    return values if values.dtype == torch.float64 else values.float()
-
-
 def _same_width(student: Tensor, teacher: Tensor, name: str, remedy: str) -> None:
     if (s := student.shape[-1]) != (t := teacher.shape[-1]):
         raise UsageError(f"the student's {name} is {s}, the teacher's {t}; make them equal or {remedy}")
@@ -172,7 +173,7 @@ def _same_width(student: Tensor, teacher: Tensor, name: str, remedy: str) -> Non
 
 def _unit(vectors: Tensor) -> Tensor:
     # The gradient of x / |x| grows as 1 / |x|, and quantization makes zeros: below 1e-4 none is stretched.
-    return F.normalize(_precise(vectors), dim=-1, eps=1e-4)
+    return F.normalize(precise(vectors), dim=-1, eps=1e-4)
 
 
 def _products(left: Tensor, right: Tensor) -> Tensor:
@@ -182,7 +183,7 @@ def _products(left: Tensor, right: Tensor) -> Tensor:
 
 def _relations(states: Tensor, mask: Tensor, heads: int, temperature: float, form: str) -> Tensor:
     """Log probabilities [B, heads, T, T] from [B, T, width]; rows are queries, padding is no key."""
-    real = _precise(states).masked_fill(~mask[..., None], 0.0)
+    real = precise(states).masked_fill(~mask[..., None], 0.0)
     parts = real.reshape(*real.shape[:2], heads, -1).transpose(1, 2)  # (B, heads, T, d_r)
     parts = _unit(parts) if form == "cosine" else parts / parts.shape[-1] ** 0.25
     scores = _products(parts, parts) / temperature
