@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import sys
 from pathlib import Path
 
@@ -34,3 +35,48 @@ def available_bytes() -> int | None:
             if line.startswith("MemAvailable:"):
                 return int(line.split()[1]) * 1024
     return None
+
+
+def memory_limit(root: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """Bytes that the container's limit leaves (cgroup v2, or v1); None without a limit."""
+    for limit, used in (
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    ):
+        try:
+            most = int((root / limit).read_text())
+            if most < 1 << 60:  # v1 writes no limit as a number near 2^63, v2 as "max"
+                return max(0, most - int((root / used).read_text()))
+        except (OSError, ValueError):
+            continue
+    return None
+
+
+def old_cpu_quota(root: Path = Path("/sys/fs/cgroup/cpu")) -> int | None:
+    """Processors that a container under cgroup v1 may keep busy, rounded up; None without a limit."""
+    try:
+        quota, period = (int((root / f"cpu.cfs_{name}_us").read_text()) for name in ("quota", "period"))
+        return max(1, -(-quota // period)) if quota > 0 else None
+    except (OSError, ValueError, ZeroDivisionError):
+        return None
+
+
+def cpu_model() -> str:
+    """What the maker calls this CPU, as far as the system tells."""
+    return _cpuinfo("model name") or platform.processor() or "CPU of an unknown model"
+
+
+def cpu_flags() -> frozenset[str]:
+    """Instruction sets by Linux' names (``avx2``, ``asimddp``); empty where the system does not tell."""
+    return frozenset((_cpuinfo("flags") or _cpuinfo("Features") or "").split())
+
+
+def _cpuinfo(field: str) -> str | None:
+    """The first processor's."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
+    except OSError:
+        return None
+    return next(
+        (line.partition(":")[2].strip() for line in lines if line.split(":")[0].strip() == field), None
+    )

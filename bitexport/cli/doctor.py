@@ -10,18 +10,23 @@ import typer
 from bitexport.cli import options
 from bitexport.cli.interrupt import terminable
 from bitexport.cli.output import Output
-from bitexport.errors import CheckFailed
+from bitexport.errors import CheckFailed, UsageError
 
 if TYPE_CHECKING:
     from bitexport.doctor import DoctorReport
+    from bitexport.doctor.environment import EnvironmentReport
     from bitexport.doctor.tensors import Norm
 
 _TOKEN_CHARS = 10
 _PROMPT_CHARS = 40
+_STATUS_WIDTH = 9
 
 
 def doctor(
-    checkpoint: options.Checkpoint,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Argument(help="Checkpoint folder (config.json, *.safetensors).", show_default=False),
+    ] = None,
     gguf: Annotated[
         Path | None,
         typer.Argument(
@@ -44,6 +49,9 @@ def doctor(
             show_default=False,
         ),
     ] = None,
+    env: Annotated[
+        bool, typer.Option("--env", help="Examine this machine instead of a model: what it has, and lacks.")
+    ] = False,
     threads: Annotated[int, typer.Option("--threads", "-t", min=0, help="For C++; 0: one a processor.")] = 0,
     json: options.Json = False,
     quiet: options.Quiet = False,
@@ -52,7 +60,17 @@ def doctor(
 
     Runs it in float, with quantized weights, with quantized weights and activations, and in C++; then gives
     one verdict, the evidence for it, and what to do. Exit code 3 unless the model is healthy.
+
+    With --env no model is looked at: compiler, CPU, memory, disk, torch and versions are, each with what it
+    means. Exit code 3 if one of them is a problem.
     """
+    if env:
+        if any(given is not None for given in (checkpoint, gguf, prompt, text)):
+            raise UsageError("--env examines the machine and takes no checkpoint, file, prompt or text")
+        _environment(Output(json=json, quiet=quiet))
+        return
+    if checkpoint is None:
+        raise UsageError("no checkpoint was given; name its folder, or give --env to examine this machine")
     document = options.read_text(text)
     from bitexport.doctor import doctor as run
 
@@ -62,6 +80,26 @@ def doctor(
     out.result(report.to_json(), human=lambda: _show(out, report))
     if not report.healthy:
         raise CheckFailed(f"{report.verdict.name}: {report.verdict.sentence}")
+
+
+def _environment(out: Output) -> None:
+    from bitexport.doctor.environment import environment
+
+    report = environment()
+    out.result(report.to_json(), human=lambda: _show_environment(out, report))
+    if problems := report.named("problem"):
+        raise CheckFailed(f"this machine lacks what bitexport needs: {', '.join(problems)}")
+
+
+def _show_environment(out: Output, report: EnvironmentReport) -> None:
+    margin = " " * _STATUS_WIDTH
+    for check in report.checks:
+        out.wrapped(f"{check.status:<{_STATUS_WIDTH}}{check.name}: {check.value}", indent=_STATUS_WIDTH)
+        out.wrapped(margin + check.meaning, indent=_STATUS_WIDTH)
+        if check.advice:
+            out.wrapped(f"{margin}What to do: {check.advice}", indent=_STATUS_WIDTH)
+    counts = [len(report.named(status)) for status in ("ok", "warning", "problem")]
+    out.line("{} ok, {} to know about, {} to mend".format(*counts))
 
 
 def _show(out: Output, report: DoctorReport) -> None:
