@@ -49,7 +49,7 @@ def chunked_top_k_distillation(
     tau: float = 5.0,
     tau_squared: bool = False,
 ) -> Tensor:
-    """:func:`train.losses.top_k_logits_distillation` by 3 * chunk_tokens * K * D floats."""
+    """Its namesake, by K logits a token, not by V; beside the gradients 3 * chunk_tokens * K * D floats."""
     values = teacher_values[keep := counted(labels)].detach()
 
     def loss(logits: Tensor, part: slice) -> Tensor:
