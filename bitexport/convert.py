@@ -17,7 +17,7 @@ from bitexport.errors import OutputError, UsageError
 from bitexport.families import Role
 from bitexport.gguf.tokenizer import Vocabulary, read_vocabulary
 from bitexport.gguf.tokenizer_check import check_tokenizer
-from bitexport.gguf.types import F32, FILE_TYPES
+from bitexport.gguf.types import F16, F32, FILE_TYPES
 from bitexport.gguf.writer import MetadataValue, TensorSpec, check_output, write_gguf
 from bitexport.health import Finding, Health, look_at_trainer_state, look_at_vocabulary, refuse
 from bitexport.plan import EMBED_TYPES, KEPT_FLOAT_KEY, TERNARY_TYPES, Plan, PlannedTensor, make_plan
@@ -103,6 +103,7 @@ def convert(
     dry_run: bool = False,
     pre_tokenizer: str | None = None,
     strict: bool = False,
+    all_float: bool = False,
     progress: Callable[[ProgressEvent], None] | None = None,
 ) -> ConvertReport:
     """Convert a checkpoint folder to a GGUF file, or a GGUF file to one of another type.
@@ -117,6 +118,8 @@ def convert(
             needs a file and is left out.
         pre_tokenizer: llama.cpp's name of the pre-tokenizer, where it cannot be found out.
         strict: refuse a checkpoint that shows any warning of :data:`bitexport.health.SIGNS`.
+        all_float: the model is not ternary, a teacher for one: its matrices become float16, whatever
+            ``type`` says by default, and so do the embeddings unless told otherwise.
         progress: told of every tensor, in bytes of the checkpoint.
 
     Raises:
@@ -125,6 +128,8 @@ def convert(
     if Path(checkpoint).is_file() or (Path(checkpoint).suffix == ".gguf" and not Path(checkpoint).is_dir()):
         from bitexport.convert_gguf import convert_gguf
 
+        if all_float:
+            raise UsageError(f"--float is for a checkpoint, and {checkpoint} is a file; expected a folder")
         return convert_gguf(
             checkpoint,
             output,
@@ -137,6 +142,9 @@ def convert(
             progress=progress,
         )
     started = time.monotonic()
+    if all_float:
+        check_choice("type", type, (TERNARY_TYPES[0], F16.name))
+        type, embed_type = F16.name, embed_type or F16.name
     embed_type = embed_type or EMBED_TYPES[0]
     check_choice("type", type, TERNARY_TYPES)
     check_choice("embed_type", embed_type, EMBED_TYPES)
@@ -144,7 +152,7 @@ def convert(
     source = open_checkpoint(checkpoint)
     if not dry_run:
         _check_harmless(target, check_output(target, force), source)
-    plan = make_plan(source, type, embed_type)
+    plan = make_plan(source, type, embed_type, all_float=all_float)
     vocabulary = read_vocabulary(source.path, plan.numbers.vocab_size, pre_tokenizer)
     work = _Work(plan, [*plan.warnings, *vocabulary.warnings], progress)
     look_at_trainer_state(work.health, source.path)
@@ -189,7 +197,7 @@ def convert(
         seconds=time.monotonic() - started,
         peak_rss_bytes=peak_rss_bytes(),
         warnings=[*work.warnings, *work.taken_as_they_are(), *unhealthy],
-        packing=plan.packing.name,
+        packing=plan.packing_name,
         type=type,
         embed_type=embed_type,
         tokenizer=vocabulary.model,
@@ -300,7 +308,7 @@ def _metadata(plan: Plan, vocabulary: Vocabulary) -> dict[str, MetadataValue]:
         "general.name": plan.checkpoint.path.resolve().name.encode("utf-8", "replace").decode(),
         "general.file_type": FILE_TYPES[plan.ternary_type.name],
         "general.quantization_version": 2,
-        "bitexport.packing": plan.packing.name,
+        "bitexport.packing": plan.packing_name,
         "bitexport.ternary_type": plan.ternary_type.name,
         "bitexport.embedding_type": plan.embed_type.name,
     }

@@ -179,6 +179,11 @@ def _steps(
             wanted = kind if ternary else tensor.type
         _check_fits(tensor, wanted, ternary)
         steps.append(Step(tensor, TensorSpec(tensor.name, tensor.shape, wanted), ternary))
+    if not any(step.ternary for step in steps):
+        raise UnsupportedError(
+            f"{file.path.name} is a float model, as convert --float makes it: none of its linear layers is "
+            "ternary; expected a ternary model: convert the checkpoint that was trained as one"
+        )
     if kept:
         warnings.append(
             f"{len(kept)} linear layers are of no ternary type and stay as they are: {', '.join(kept[:3])}"

@@ -7,7 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bitexport.checkpoint.packings import Packing, keeps_float, modules_to_not_convert, packing_of
+from bitexport.checkpoint.packings import (
+    Packing,
+    keeps_float,
+    modules_to_not_convert,
+    packing_of,
+    quantization_config,
+)
 from bitexport.checkpoint.reader import FLOAT_DTYPES, Checkpoint
 from bitexport.errors import CheckpointError, UnsupportedError
 from bitexport.families import Claim, Family, Hyperparameters, Part, Role, family_of
@@ -58,7 +64,7 @@ class PlannedTensor:
 
 @dataclass(frozen=True)
 class Plan:
-    """A whole conversion; see :func:`make_plan`."""
+    """A whole conversion; see :func:`make_plan`. ``all_float``: the model is not ternary, no tensor of it."""
 
     checkpoint: Checkpoint
     family: Family
@@ -68,15 +74,30 @@ class Plan:
     embed_type: TensorType
     tensors: tuple[PlannedTensor, ...]
     warnings: tuple[str, ...]
+    all_float: bool = False
+
+    @property
+    def packing_name(self) -> str:
+        """What the weights are, for a report."""
+        return "float" if self.all_float else self.packing.name
 
 
-def make_plan(checkpoint: Checkpoint, ternary_type: str, embed_type: str) -> Plan:
+def make_plan(checkpoint: Checkpoint, ternary_type: str, embed_type: str, *, all_float: bool = False) -> Plan:
     """Decide what is written, and check that the checkpoint holds it, all of it, and nothing else.
 
+    Args:
+        all_float: of a model that is not ternary; its linear layers are written as they are, in F16.
+
     Raises:
-        CheckpointError: a tensor is missing, is claimed by nobody, or has a wrong shape or dtype.
+        CheckpointError: a tensor is missing, is claimed by nobody, or has a wrong shape or dtype; or a model
+            is to be float and calls itself ternary.
         UnsupportedError: an unknown architecture or packing, or a type that cannot hold a tensor.
     """
+    if all_float and quantization_config(checkpoint.config) is not None:
+        raise CheckpointError(
+            "config.json has a quantization_config, so the model is ternary; expected a float one: convert "
+            "it without --float"
+        )
     warnings: list[str] = []
     family = family_of(checkpoint.config, checkpoint.tensors)
     numbers = family.hyperparameters(checkpoint.config, checkpoint.tensors)
@@ -92,10 +113,10 @@ def make_plan(checkpoint: Checkpoint, ternary_type: str, embed_type: str) -> Pla
         claims += _head_beside_tied(checkpoint, family, numbers, warnings)
     _warn_of_head(checkpoint, numbers, warnings)
     tensors = tuple(
-        _planned(checkpoint, packing, claim, TYPES[ternary_type], TYPES[embed_type], warnings)
+        _planned(checkpoint, packing, claim, TYPES[ternary_type], TYPES[embed_type], all_float, warnings)
         for claim in claims
     )
-    if not any(tensor.ternary for tensor in tensors):
+    if not all_float and not any(tensor.ternary for tensor in tensors):
         listed = modules_to_not_convert(checkpoint)
         raise CheckpointError(
             f"config.json: modules_to_not_convert {listed!r} keeps every linear layer in float, so no tensor "
@@ -105,7 +126,15 @@ def make_plan(checkpoint: Checkpoint, ternary_type: str, embed_type: str) -> Pla
     _check_all_claimed(checkpoint, family, packing, tensors, numbers)
     warnings.extend(straddling_warnings([tensor.spec for tensor in tensors]))
     return Plan(
-        checkpoint, family, numbers, packing, TYPES[ternary_type], TYPES[embed_type], tensors, tuple(warnings)
+        checkpoint,
+        family,
+        numbers,
+        packing,
+        TYPES[ternary_type],
+        TYPES[embed_type],
+        tensors,
+        tuple(warnings),
+        all_float,
     )
 
 
@@ -134,9 +163,10 @@ def _planned(
     claim: Claim,
     ternary_type: TensorType,
     embed_type: TensorType,
+    all_float: bool,
     warnings: list[str],
 ) -> PlannedTensor:
-    ternary = claim.role is Role.TERNARY and not keeps_float(checkpoint, claim.source)
+    ternary = claim.role is Role.TERNARY and not all_float and not keeps_float(checkpoint, claim.source)
     info = checkpoint.info(claim.source)
     stored = claim.shape
     if ternary:

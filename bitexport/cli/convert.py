@@ -57,6 +57,14 @@ def convert(
     strict: Annotated[
         bool, typer.Option("--strict", help="Refuse a checkpoint that looks damaged or untrained.")
     ] = False,
+    all_float: Annotated[
+        bool,
+        typer.Option(
+            "--float",
+            help="The checkpoint is no ternary model but a float one, to compare with: matrices and "
+            "embeddings become f16.",
+        ),
+    ] = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -74,6 +82,7 @@ def convert(
             dry_run=dry_run,
             pre_tokenizer=pre_tokenizer,
             strict=strict,
+            all_float=all_float,
             progress=progress,
         )
     for warning in report.warnings:

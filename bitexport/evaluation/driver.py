@@ -14,7 +14,7 @@ import numpy.typing as npt
 from bitexport.errors import UsageError
 from bitexport.evaluation.agreement import agreed, agreed_end
 from bitexport.evaluation.material import Item, Pair, pair_items, text_items
-from bitexport.evaluation.opening import EMBED_TYPE, TYPE, Models, open_sides, require
+from bitexport.evaluation.opening import Models, open_sides, require
 from bitexport.evaluation.report import Column, EvaluationReport
 from bitexport.evaluation.side import Runner, Side
 from bitexport.evaluation.translation import translation
@@ -44,7 +44,7 @@ def evaluate(
     over the prompts, or over the text's windows where there are no pairs.
 
     Args:
-        model: a checkpoint folder, ternary or float, or a GGUF file. A ternary checkpoint without
+        model: a checkpoint folder, ternary or float, or a GGUF file. A checkpoint without
             ``student_gguf`` is converted for the occasion.
         teacher: a checkpoint folder or a GGUF file.
         student_gguf, teacher_gguf: the file made of the folder.
@@ -80,7 +80,7 @@ def evaluate(
         windows=len(work.text_items),
         max_tokens=max_tokens,
         n_ctx=n_ctx,
-        converted={"type": TYPE, "embed_type": EMBED_TYPE} if converted else None,
+        converted=converted,
         skipped=skipped,
         samples=_samples(work.pairs, columns),
     )

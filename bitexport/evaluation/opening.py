@@ -13,7 +13,7 @@ from bitexport.evaluation.side import Role, Side
 from bitexport.progress import Progress
 
 #: of a file for the occasion. Its embeddings are float16, so that C++ differs from Python in nothing else.
-TYPE, EMBED_TYPE = "i2_s", "f16"
+TERNARY, FLOAT, EMBEDDINGS = "i2_s", "f16", "f16"
 
 Source = str | Path
 
@@ -63,14 +63,14 @@ def require(*modules: str) -> None:
 
 def open_sides(
     stack: ExitStack, models: Models, threads: int, skipped: dict[str, str], progress: Progress
-) -> tuple[list[Side], bool]:
-    """All sides with their tokenizers, closed with ``stack``, and whether the student was converted.
+) -> tuple[list[Side], dict[str, str] | None]:
+    """All sides with their tokenizers, closed with ``stack``, and how the student was converted if it was.
 
     Args:
         skipped: gets a line for a side that there is not.
     """
     sides: list[Side] = []
-    converted = False
+    converted = None
     roles: tuple[tuple[Role, Source | None, Source | None], ...] = (
         ("teacher", models.teacher, models.teacher_gguf),
         ("student", models.student, models.student_gguf),
@@ -82,10 +82,12 @@ def open_sides(
         if file is not source:
             sides.append(stack.enter_context(closing(_python_side(role, source, threads))))
             if file is None and role == "student":
-                if sides[-1].kind == "ternary":
-                    file, converted = _converted(stack, source, progress), True
-                else:
-                    skipped["student-c++"] = "a float checkpoint is not converted; give --student-gguf"
+                try:
+                    file = _converted(stack, source, sides[-1].kind == "float", progress)
+                    kind = FLOAT if sides[-1].kind == "float" else TERNARY
+                    converted = {"type": kind, "embed_type": EMBEDDINGS}
+                except UnsupportedError as error:
+                    skipped["student-c++"] = f"convert refuses: {error}"
         if file is not None:
             sides.append(stack.enter_context(closing(_cpp_side(role, file, threads))))
     return sides, converted
@@ -108,9 +110,10 @@ def _cpp_side(role: Role, path: Source, threads: int) -> Side:
     return CppSide(role, path, threads)
 
 
-def _converted(stack: ExitStack, folder: Source, progress: Progress) -> Path:
+def _converted(stack: ExitStack, folder: Source, all_float: bool, progress: Progress) -> Path:
     from bitexport.convert import convert
 
     target = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "student.gguf"
-    convert(folder, target, type=TYPE, embed_type=EMBED_TYPE, progress=progress)
+    kind = FLOAT if all_float else TERNARY
+    convert(folder, target, type=kind, embed_type=EMBEDDINGS, all_float=all_float, progress=progress)
     return target

@@ -46,6 +46,16 @@ def _unsure(architecture: str, seed: int) -> PreTrainedModel:
 
 
 @pytest.fixture(scope="session")
+def teacher_gguf(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The float16 file made of the teacher."""
+    from bitexport.convert import convert
+
+    path = tmp_path_factory.mktemp("file") / "teacher.gguf"
+    convert(teacher, path, all_float=True)
+    return path
+
+
+@pytest.fixture(scope="session")
 def student_gguf(student: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The file made of the student."""
     from bitexport.convert import convert

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
 
 import pytest
 import sacrebleu
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from bitexport.errors import GGUFError, UsageError
 from bitexport.evaluation import Pair, evaluate
@@ -62,13 +67,32 @@ def test_four_columns_side_by_side(teacher: Path, student: Path, student_gguf: P
 def test_a_teacher_keeps_all_of_itself(teacher: Path) -> None:
     pairs = [Pair("for index in", "range(10)"), Pair("The quick", "brown fox")]
     report = evaluate(teacher, teacher=teacher, pairs=pairs, max_tokens=4)
-    (_, again) = report.columns
+    _, again, _ = report.columns
     kept = report.kept(again)
     assert again.similarity == pytest.approx(1)
     assert kept is not None
     assert (kept.text_perplexity, kept.pairs_perplexity) == (None, 1)
     assert kept.chrf in (None, 100)
-    assert "float checkpoint" in report.skipped["student-c++"]
+    assert report.converted == {"type": "f16", "embed_type": "f16"}
+
+
+def test_a_teacher_in_cpp_is_the_teacher_in_python(
+    teacher: Path, teacher_gguf: Path, student_gguf: Path
+) -> None:
+    report = evaluate(student_gguf, teacher=teacher, teacher_gguf=teacher_gguf, text="".join(TEXT))
+    assert [column.name for column in report.columns] == ["teacher-python", "teacher-c++", "student-c++"]
+    python, cpp, _ = report.columns
+    assert cpp.text.perplexity == pytest.approx(python.text.perplexity, rel=0.002)  # type: ignore[union-attr]
+    assert report.teacher is python
+
+
+def test_a_family_that_convert_lacks_has_no_cpp(tmp_path: Path) -> None:
+    config = GPT2Config(vocab_size=512, n_positions=64, n_embd=64, n_layer=1, n_head=2)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path)
+    write_tokenizer(tmp_path)
+    report = evaluate(tmp_path, text="".join(TEXT))
+    assert [column.name for column in report.columns] == ["student-python"]
+    assert "unknown architecture" in report.skipped["student-c++"]
 
 
 def test_a_checkpoint_alone_is_converted_and_has_text_of_its_own(student: Path) -> None:
@@ -102,6 +126,36 @@ def test_files_alone_need_no_pytorch(
     assert "pip install 'bitexport[eval]'" in refused.stderr
 
 
+SLOW = """
+import sys, time
+from bitexport.evaluation.cpp_side import CppRunner
+def slow(self, items, progress):
+    print("started", flush=True)
+    time.sleep(30)
+CppRunner.score = slow
+from bitexport.cli import main
+main()
+"""
+
+
+def test_interrupted(student: Path, tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", SLOW, "eval", str(student), "--limit", "1"],
+        cwd=REPOSITORY,
+        env={**os.environ, "TMPDIR": str(tmp_path), "BITEXPORT_DEBUG": ""},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "started\n"
+    assert list(tmp_path.glob("*/student.gguf"))  # converted for the occasion
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=25)
+    assert (process.returncode, error) == (130, "interrupted\n")
+    assert not list(tmp_path.glob("*/student.gguf"))
+
+
 def test_without_sacrebleu(run_cli: Cli, student_gguf: Path, write_pairs: Write, tmp_path: Path) -> None:
     (tmp_path / "sacrebleu.py").write_text("raise ModuleNotFoundError('no', name='sacrebleu')")
     env = {"PYTHONPATH": f"{tmp_path}:{REPOSITORY}"}
@@ -113,14 +167,14 @@ def test_without_sacrebleu(run_cli: Cli, student_gguf: Path, write_pairs: Write,
     assert result.returncode == 0, result.stderr
 
 
-def test_table(run_cli: Cli, teacher: Path, student: Path, student_gguf: Path, write_pairs: Write) -> None:
+def test_table(run_cli: Cli, teacher_gguf: Path, student_gguf: Path, write_pairs: Write) -> None:
     result = run_cli(
-        *("eval", student, "--teacher", teacher, "--student-gguf", student_gguf),
+        *("eval", student_gguf, "--teacher", teacher_gguf),
         *("--pairs", write_pairs(), "--max-tokens", "4", "--limit", "3"),
     )
     assert result.returncode == 0, result.stderr
     assert result.stderr == ""
-    for word in ("teacher-python", "student-python", "student-c++", "3 answers: perplexity", "BLEU", "chrF"):
+    for word in ("teacher-c++", "student-c++", "3 answers: perplexity over the teacher's", "BLEU", "chrF"):
         assert word in result.stdout
     assert "text:" not in result.stdout
 
@@ -146,16 +200,18 @@ def test_another_tokenizer_is_no_comparison(teacher: Path, student_gguf: Path, t
         evaluate(student_gguf, teacher=folder, text="".join(TEXT))
 
 
-def test_a_tokenizer_with_more_tokens_than_the_model(tmp_path: Path) -> None:
+def test_a_tokenizer_with_more_tokens_than_the_model(student_gguf: Path, tmp_path: Path) -> None:
     model = tiny_model(Shape(hidden=128, ffn=256, vocab=64), architecture="llama")
     save_checkpoint(model, tmp_path / "c", config_changes={"quantization_config": None})
-    with pytest.raises(UsageError, match="student-python has 64 tokens"):
-        evaluate(tmp_path / "c", text="def add")
+    with pytest.raises(UsageError, match="teacher-python has 64 tokens"):
+        evaluate(student_gguf, teacher=tmp_path / "c", text="def add")
 
 
-def test_pairs_beyond_the_context_name_their_line(run_cli: Cli, teacher: Path, write_pairs: Write) -> None:
+def test_pairs_beyond_the_context_name_their_line(
+    run_cli: Cli, student_gguf: Path, write_pairs: Write
+) -> None:
     pairs = write_pairs({"prompt": "a", "answer": "b"}, {"prompt": "é " * SHAPE.context, "answer": "b"})
-    result = run_cli("eval", teacher, "--pairs", pairs)
+    result = run_cli("eval", student_gguf, "--pairs", pairs)
     assert result.returncode == 2
     assert "line 2: the prompt has" in result.stderr
     assert result.stderr.count("\n") == 1

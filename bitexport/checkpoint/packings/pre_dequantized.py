@@ -106,5 +106,6 @@ def _not_ternary(weights: npt.NDArray[np.float32], name: str) -> CheckpointError
         f"no quantization_config in config.json, and tensor '{name}' holds more than -a, 0 and a, so its "
         "weights are not ternary; expected "
         'quant_method "bitnet": for master weights add linear_class "autobitlinear" and quantization_mode '
-        '"online", and list a layer that stays float in modules_to_not_convert'
+        '"online", and list a layer that stays float in modules_to_not_convert; a teacher in float becomes a '
+        "file of float16 with --float"
     )
