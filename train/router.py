@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bitexport.errors import UsageError
+from train.losses import feature_loss, masked_mean
 
 FeatureLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -22,15 +23,18 @@ class StudentAwareRouter(torch.nn.Module):
     Args:
         layers, widths: of student and teacher, (L_s, L_t) and (D_s, D_t).
         loss: ``loss(student [B, T, D], target [B, T, D], mask [B, T])``, a scalar.
-        balance: weight of what keeps a gate from settling too early: log(L_t) minus the entropy of its
-            mean weights, in nats; 0 switches it off.
+        balance: weight of log(L_t) minus the entropy of a gate's mean weights, which delays its settling.
     """
 
     used: Tensor
     calls: Tensor
 
     def __init__(
-        self, layers: tuple[int, int], widths: tuple[int, int], loss: FeatureLoss, balance: float = 0.0
+        self,
+        layers: tuple[int, int],
+        widths: tuple[int, int],
+        loss: FeatureLoss = feature_loss,
+        balance: float = 0.0,
     ) -> None:
         super().__init__()
         self.gates = torch.nn.Parameter(torch.zeros(*layers, widths[0]))
@@ -52,18 +56,15 @@ class StudentAwareRouter(torch.nn.Module):
             mask: [B, T], 0 for padding.
         """
         if (found := (len(student), len(teacher))) != self.layers:
-            raise UsageError(
-                f"the router was made for {self.layers} layers of student and teacher, not {found}"
-            )
-        real = mask.unsqueeze(-1).float()
+            made = f"{self.layers[0]} student and {self.layers[1]} teacher layers"
+            raise UsageError(f"the router was made for {made}, not {found[0]} and {found[1]}")
+        padding = ~mask.bool().unsqueeze(-1)
         with torch.autocast(mask.device.type, enabled=False):
-            layers = torch.stack([_unit(state.detach()) for state in teacher])  # [L_t, B, T, D_t]
+            layers = torch.stack([_unit(state.detach()).masked_fill(padding, 0) for state in teacher])
             total = layers.new_zeros(())
             for i, state in enumerate(student):
-                pooled = (state.detach().float() * real).sum(1) / real.sum(1).clamp(min=1)
-                weights = F.softmax(
-                    F.linear(_unit(pooled), self.gates[i], self.favours[i]), dim=-1
-                )  # [B, L_t]
+                pooled = _unit(masked_mean(state.detach(), mask))
+                weights = F.linear(pooled, self.gates[i], self.favours[i]).softmax(-1)  # [B, L_t]
                 ours = state.float() if self.project is None else self.project(state.float())
                 total = total + self.loss(ours, torch.einsum("bl,lbtd->btd", weights, layers), mask)
                 mean = weights.mean(0).clamp(min=1e-9)  # the logarithm of 0

@@ -159,6 +159,11 @@ def test_a_library_for_another_cpu() -> None:
         assert library.status == status
         assert words in library.value + library.meaning
         assert kernels.status == "ok"
+    found["folder"] = "/site-packages/bitexport/lib"
+    wheel, _ = build.check_native(
+        f"print({json.dumps(json.dumps(found))})", frozenset({"avx2", "avx512f", "sve"})
+    )
+    assert (wheel.status, "leave SVE unused" in wheel.meaning) == ("ok", True)
     broken = only(build.check_native("raise ImportError('numpy is broken')"))
     assert "numpy is broken" in broken.value
 

@@ -5,7 +5,8 @@ import torch
 from torch import Tensor
 
 from bitexport.errors import UsageError
-from train.router import StudentAwareRouter, describe
+from train.losses import feature_loss
+from train.router import FeatureLoss, StudentAwareRouter, describe
 
 PLANTED = [2, 5, 7]
 
@@ -33,25 +34,26 @@ def batch(
     return student, teacher, mask
 
 
+@pytest.mark.parametrize("loss", [cosine, feature_loss])
 @pytest.mark.parametrize("widths", [(12, 12), (16, 12)])
-def test_finds_a_planted_map_of_layers(widths: tuple[int, int]) -> None:
+def test_finds_a_planted_map_of_layers(widths: tuple[int, int], loss: FeatureLoss) -> None:
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(1)
-    router = StudentAwareRouter((3, 8), widths, loss=cosine)
+    router = StudentAwareRouter((3, 8), widths, loss)
     optimizer = torch.optim.AdamW(router.parameters(), lr=2e-2)
     uniform = router(*batch(generator, widths))
     torch.testing.assert_close(router.usage(), torch.full((3, 8), 1 / 8))
     for _ in range(300):
         optimizer.zero_grad()
-        loss = router(*batch(generator, widths))
-        loss.backward()
+        value = router(*batch(generator, widths))
+        value.backward()
         optimizer.step()
     router.usage()
     router(*batch(generator, widths))
     usage = router.usage()
     assert usage.argmax(-1).tolist() == PLANTED
     assert usage.max(-1).values.min() > 0.7
-    assert loss < uniform / 3
+    assert value < uniform / 3
     for i, layer in enumerate(PLANTED):
         assert f"{i}: {layer} (0." in describe(usage) or f"{i}: {layer} (1." in describe(usage)
 
@@ -119,8 +121,13 @@ def test_equals_a_loop_and_padding_does_not_matter() -> None:
         slow += float(cosine(student[i].double(), target, mask)) / 3
     assert float(router(student, teacher, mask)) == pytest.approx(slow, abs=1e-5)
     for state in (*student, *teacher):
-        state[0, 4:] = 99.0
+        state[0, 4:] = torch.nan
     assert float(router(student, teacher, mask)) == pytest.approx(slow, abs=1e-5)
+    router.requires_grad_(True)
+    router.loss = feature_loss  # selects before it computes
+    router(student, teacher, mask).backward()
+    assert router.gates.grad is not None
+    assert router.gates.grad.isfinite().all()
 
 
 def test_balance_costs_what_is_far_from_uniform() -> None:
@@ -150,7 +157,7 @@ def test_works_in_low_precision_under_autocast() -> None:
 
 def test_another_number_of_layers_is_refused() -> None:
     student, teacher, mask = batch(torch.Generator().manual_seed(1))
-    with pytest.raises(UsageError, match=r"made for \(3, 8\) layers.*not \(2, 8\)"):
+    with pytest.raises(UsageError, match="made for 3 student and 8 teacher layers, not 2 and 8"):
         StudentAwareRouter((3, 8), (12, 12), loss=cosine)(student[:2], teacher, mask)
 
 

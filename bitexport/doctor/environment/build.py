@@ -121,10 +121,10 @@ def _judge_build(found: dict[str, Any], meaning: str, flags: frozenset[str]) -> 
         advice = "build it here: `make clean native`"
         return _native(f"{value}; this CPU lacks {' '.join(beyond)}", meaning, advice)
     if unused:
-        why = f"ggml's own kernels (F16, Q4_0, ...) leave {' '.join(unused)} unused; the ternary ones do not"
-        return Check(
-            "native library", value, "warning", f"{meaning} Here {why}.", "`make clean native` uses them"
-        )
+        rest = " ".join(unused)
+        meaning += f" Here ggml's own kernels (F16, Q4_0, ...) leave {rest} unused; the ternary ones do not."
+        if Path(found["folder"]).parent.name != "bitexport":  # a wheel's is meant for many machines
+            return Check("native library", value, "warning", meaning, "`make clean native` uses them")
     return Check("native library", value, "ok", meaning)
 
 
