@@ -3,7 +3,7 @@
 Usage: study_heads.py [CHECKPOINT] [--types q8_0,q6_k,...] [--windows N] [--json FILE]
 
 Every type is compared with F16, token by token, on the same text: the held-out files of the standard library
-(`python -m train held-out`). PyTorch does both sides; a head's activations are rounded as ggml rounds them
+(bitexport/records/stdlib.py). PyTorch does both sides; a head's activations are rounded as ggml rounds them
 for its type, so that what is measured is what C++ computes (`bitexport parity` holds the two together).
 Nothing is calibrated: ggml's quantizers get no importance matrix.
 
@@ -27,10 +27,10 @@ import numpy.typing as npt
 import torch
 
 from bitexport.gguf.types import TYPES
+from bitexport.records.stdlib import held_out_text
 from bitexport.reference import load_reference
 from bitexport.reference.embeddings import rounded_for_head
 from bitexport.runtime.ggml import quantize
-from train.corpus import held_out_text
 
 ALL_TYPES = "q8_0,q6_k,q5_k,q5_1,q5_0,iq4_nl,iq4_xs,q4_k,q4_1,q4_0,q3_k"
 WINDOW = 512

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import json
 import math
 import sys
 import typing
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -17,25 +18,55 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
+CHOICES = {
+    "architecture": ("llama", "bitnet"),
+    "hidden_act": ("relu2", "silu"),
+    "template": ("plain", "tags", "chat", "hy-mt1.5"),
+    "optimizer": ("adamw", "muon"),
+    "schedule": ("linear", "cosine"),
+    "lambda_shape": ("linear", "cosine"),
+    "relation_form": ("cosine", "scaled"),
+    "precision": ("float32", "bfloat16"),
+    "report_to": ("tensorboard", "wandb", "none"),
+}
+_SHAPE = [
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+]
+
 
 @dataclass(frozen=True, kw_only=True)
-class PretrainConfig:
-    """What ``python -m train pretrain`` needs to know. Keys without a default must be in the file."""
+class TrainConfig:
+    """Everything a run needs to know. An empty string or 0 means: none, unless the comment says more."""
 
-    # Where everything of the run goes: checkpoints, log, the finished model.
-    run_dir: str
+    run_dir: str  # where everything of the run goes: a folder a stage
 
-    # Text: Python sources.
-    text_dir: str = ""  # a folder of them; empty: the standard library of the Python that runs the training
-    held_out_percent: int = 5  # of the files, chosen by a hash of their path
-    vocab_size: int = 4096  # <|endoftext|> and the 256 bytes included
+    # Models: folders of checkpoints.
+    teacher: str = ""  # full precision; stages 1 and 3
+    student: str = ""  # start stages 2 and 3 from here instead of from what the stage before left
 
-    # Model: transformers' BitNetConfig under its own names.
-    hidden_size: int
-    intermediate_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    num_key_value_heads: int
+    # Data. A source is stdlib or kind:place; text, jsonl, parquet, parallel, gettext, hub: see
+    # bitexport/records/sources.py
+    data: list[str] = field(default_factory=lambda: ["stdlib"])  # pretraining and stage 3
+    corpus: list[str] = field(default_factory=list)  # stage 2: documents, or pairs read as documents
+    held_out_percent: int = 5  # of the records, chosen by a hash of what they say
+    template: str = "plain"  # how a pair becomes prompt and answer: plain, tags, chat, hy-mt1.5
+    source_language: str = "en"
+    target_language: str = "fr"
+    sequence_length: int = 512  # tokens: of a packed window; of the longest prompt with its answer
+
+    # A model from scratch (--stage pretrain), under transformers' names.
+    architecture: str = "bitnet"  # or llama
+    ternary: bool = True  # false: full precision, a teacher
+    vocab_size: int = 4096
+    hidden_size: int = 0
+    intermediate_size: int = 0
+    num_hidden_layers: int = 0
+    num_attention_heads: int = 0
+    num_key_value_heads: int = 0
     hidden_act: str = "relu2"
     max_position_embeddings: int = 1024  # tokens
     rms_norm_eps: float = 1e-5
@@ -43,37 +74,73 @@ class PretrainConfig:
     tie_word_embeddings: bool = True
     initializer_range: float = 0.02
 
-    # Optimization. The learning rate rises for warmup_steps, stays, and falls to 0 over decay_steps.
-    optimizer: str = "adamw"  # or "muon": Muon on the ternary matrices, AdamW on the rest
-    sequence_length: int = 512  # tokens
-    batch_size: int  # sequences per optimizer step
-    micro_batch_size: int  # sequences per forward pass; divides batch_size
-    max_steps: int  # optimizer steps
-    warmup_steps: int
-    decay_steps: int
-    learning_rate: float  # at its highest
-    weight_decay: float = 0.1  # on matrices and embeddings, not on norms
+    # How long: tokens, padding not counted. 0 tokens of stage 2: the student goes from stage 1 to stage 3.
+    pretrain_tokens: int = 0
+    stage2_tokens: int = 0
+    stage3_tokens: int = 0
+
+    # Stage 1.
+    sub_norms: bool = True  # SubLN in front of o_proj and down_proj
+    calibration_batches: int = 8  # of micro_batch_tokens, to set SubLN's gains by the teacher
+
+    # Stage 3: weights of the terms; all but next_token at 0 is plain fine-tuning and needs no teacher.
+    next_token_weight: float = 1.0
+    logits_weight: float = 1.0
+    logits_temperature: float = 5.0  # tau
+    logits_tau_squared: bool = False  # times tau^2: the paper's formula has it not, its authors' code has
+    logits_top_k: int = 0  # only the teacher's k most likely tokens; 0: all
+    logit_projector: bool = False  # for a teacher with another vocabulary
+    relation_weight: float = 1000.0
+    relation_layer: int = -1  # the teacher's; -1: four fifths up
+    relation_heads: int = 8
+    relation_temperature: float = 1.0
+    relation_form: str = "cosine"  # MiniLM's Algorithm 1; "scaled" is its equation 12
+    feature_weight: float = 0.0
+    attention_weight: float = 0.0
+    contrastive_weight: float = 0.0
+    curriculum: bool = False  # terms ramp up over training
+    router: bool = False  # a mixture of teacher layers for each student layer in the feature term
+    chunk_tokens: int = 0  # logits of so many tokens at once in next_token and top-k; 0: all
+
+    # Optimization. The learning rate rises, stays, and falls to 0; ratios are of the steps.
+    optimizer: str = "adamw"  # or muon: Muon on the matrices of the layers, AdamW on the rest
+    learning_rate: float = 5e-5  # at its highest; of all stages unless one has its own
+    stage2_learning_rate: float = 0.0
+    stage3_learning_rate: float = 0.0
+    warmup_ratio: float = 0.05
+    decay_ratio: float = 0.5
+    schedule: str = "linear"  # how it falls: linear or cosine
+    weight_decay: float = 0.1  # on matrices and embeddings, not on norms and biases
     adam_beta1: float = 0.9
     adam_beta2: float = 0.95
     max_grad_norm: float = 1.0
+    batch_tokens: int = 4096  # of an optimizer step, over all processes, padding included
+    micro_batch_tokens: int = 4096  # of a forward pass of one process
+    lambda_warmup_ratio: float = 0.0  # quantization is blended in over this part of a stage's steps
+    lambda_shape: str = "linear"
+    early_stopping: bool = False
     seed: int = 0
 
     # Machine.
-    precision: str = "float32"  # or "bfloat16": mixed precision, master weights stay float32
-    compile: bool = True  # torch.compile: slow first steps, fast others; needs a C++ compiler
+    precision: str = "float32"  # or bfloat16: mixed precision, master weights stay float32
+    compile: bool = False  # torch.compile: slow first steps, fast others; needs a C++ compiler
     threads: int = 0  # 0: as many as torch chooses
-    log_every: int = 10  # steps
-    eval_every: int = 100  # steps
-    eval_sequences: int = 64  # held-out sequences looked at during training; all of them at the end
-    save_every: int = 50  # steps
+    log_every: int = 100  # steps
+    eval_every: int = 200  # steps
+    eval_examples: int = 256  # held-out examples looked at during training
+    save_every: int = 200  # steps
+    report_to: str = "tensorboard"  # or wandb, none
 
     def __post_init__(self) -> None:
-        for name, kind in typing.get_type_hints(PretrainConfig).items():
+        for name, kind in typing.get_type_hints(TrainConfig).items():
             value = getattr(self, name)
             if kind is float and type(value) is int:  # TOML's 1 is as good as 1.0
                 object.__setattr__(self, name, float(value))
             elif type(value) is float and not math.isfinite(value):
                 raise UsageError(f"config: {name} = {value}; expected a finite number")
+            elif kind == list[str]:
+                if type(value) is not list or not all(type(item) is str for item in value):
+                    raise UsageError(f"config: {name} = {value!r}; expected a list of strings")
             elif type(value) is not kind:
                 raise UsageError(
                     f"config: {name} = {value!r} is a {type(value).__name__}; expected a {kind.__name__}"
@@ -85,45 +152,55 @@ class PretrainConfig:
         self._require(0 < self.held_out_percent < 100, "held_out_percent", "1 to 99")
         self._require(self.vocab_size >= 257, "vocab_size", "at least 257: 256 bytes and <|endoftext|>")
         positive = (
-            "hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads "
-            "rms_norm_eps rope_theta sequence_length batch_size micro_batch_size max_steps learning_rate "
-            "max_grad_norm log_every eval_every eval_sequences save_every"
+            "rms_norm_eps rope_theta sequence_length learning_rate max_grad_norm log_every eval_every "
+            "eval_examples save_every logits_temperature relation_temperature relation_heads"
         )
         for name in positive.split():
             self._require(getattr(self, name) > 0, name, "a number above 0")
-        for name in ("warmup_steps", "decay_steps", "weight_decay", "threads", "seed"):
-            self._require(getattr(self, name) >= 0, name, "0 or more")
+        for name, value in asdict(self).items():
+            if isinstance(value, (int, float)) and name != "relation_layer":
+                self._require(value >= 0, name, "0 or more")
+        for name, choices in CHOICES.items():
+            expected = " or ".join(f'"{choice}"' for choice in choices)
+            self._require(getattr(self, name) in choices, name, expected)
+        for name in ("adam_beta1", "adam_beta2"):
+            self._require(getattr(self, name) < 1, name, "at least 0 and below 1")
+        for name in ("warmup_ratio", "decay_ratio", "lambda_warmup_ratio"):
+            self._require(getattr(self, name) <= 1, name, "0 to 1")
+        fits = self.warmup_ratio + self.decay_ratio <= 1
+        self._require(fits, "decay_ratio", "together with warmup_ratio at most 1")
+        fits = self.micro_batch_tokens >= self.sequence_length
+        self._require(fits, "micro_batch_tokens", "at least sequence_length")
+        divides = self.batch_tokens % self.micro_batch_tokens == 0
+        self._require(divides, "micro_batch_tokens", "a divisor of batch_tokens")
+
+    def require_shape(self) -> None:
+        """What a model from scratch needs beyond what every run does.
+
+        Raises:
+            UsageError: a size is missing or does not fit another.
+        """
+        for name in [*_SHAPE, "pretrain_tokens"]:
+            self._require(getattr(self, name) > 0, name, "a number above 0, to train from scratch")
         for name, divisor in (
             ("hidden_size", "num_attention_heads"),
             ("num_attention_heads", "num_key_value_heads"),
-            ("batch_size", "micro_batch_size"),
         ):
             self._require(getattr(self, name) % getattr(self, divisor) == 0, divisor, f"a divisor of {name}")
         fits = self.sequence_length <= self.max_position_embeddings
         self._require(fits, "sequence_length", "at most max_position_embeddings")
-        fits = self.warmup_steps + self.decay_steps <= self.max_steps
-        self._require(fits, "decay_steps", "together with warmup_steps at most max_steps")
-        for name in ("adam_beta1", "adam_beta2"):
-            self._require(0 <= getattr(self, name) < 1, name, "at least 0 and below 1")
-        self._require(self.hidden_act in ("relu2", "silu"), "hidden_act", '"relu2" or "silu"')
-        self._require(self.optimizer in ("adamw", "muon"), "optimizer", '"adamw" or "muon"')
-        self._require(self.precision in ("float32", "bfloat16"), "precision", '"float32" or "bfloat16"')
 
     def _require(self, holds: bool, name: str, expected: str) -> None:
         if not holds:
             raise UsageError(f"config: {name} = {getattr(self, name)!r}; expected {expected}")
-
-    @property
-    def tokens_per_step(self) -> int:
-        return self.batch_size * self.sequence_length
 
     def to_toml(self) -> str:
         """Every key with its value in force, so that a run can be repeated from this text alone."""
         return "".join(f"{name} = {_toml_value(value)}\n" for name, value in asdict(self).items())
 
 
-def load_config(path: Path, **overrides: Any) -> PretrainConfig:
-    """Read a TOML file; ``overrides`` win over it.
+def load_config(path: Path, **overrides: Any) -> TrainConfig:
+    """Read a TOML file; ``overrides`` that are not None win over it.
 
     Raises:
         UsageError: the file is missing or not TOML; a key is unknown, missing, or has a wrong type or value.
@@ -134,24 +211,18 @@ def load_config(path: Path, **overrides: Any) -> PretrainConfig:
         raise UsageError(f"config {path}: {error.strerror}; give the path of a TOML file") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"config {path}: not TOML: {error}") from error
-    known = {field.name: field for field in fields(PretrainConfig)}
+    known = {field.name for field in fields(TrainConfig)}
     for key in values:
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1)
-            advice = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(known)}"
+            advice = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(sorted(known))}"
             raise UsageError(f"config {path}: unknown key {key}; {advice}")
     values.update({key: value for key, value in overrides.items() if value is not None})
-    required = typing.cast(Any, PretrainConfig).__init__.__kwdefaults__ or {}
-    missing = [key for key in known if key not in values and key not in required]
-    if missing:
-        raise UsageError(f"config {path}: missing {', '.join(missing)}; add it to the file")
-    return PretrainConfig(**values)
+    if "run_dir" not in values:
+        raise UsageError(f"config {path}: missing run_dir; add it to the file")
+    return TrainConfig(**values)
 
 
-def _toml_value(value: str | float | bool) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, str):
-        escaped = value.replace("\\", "\\\\").replace('"', '\\"')
-        return f'"{escaped}"'
-    return repr(value)
+def _toml_value(value: str | float | bool | list[str]) -> str:
+    # A JSON string, number, bool or list of strings is a TOML one, but for DEL, which JSON leaves as it is.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

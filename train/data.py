@@ -1,58 +1,139 @@
-"""Tokens to training examples."""
+"""The data of a stage: sources, split, tokenized, as examples to train on and examples held out."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
 import numpy as np
-import numpy.typing as npt
-import torch
-from torch.utils.data import Dataset
 
-Example = dict[str, torch.Tensor]
+from bitexport.errors import UsageError
+from bitexport.records import Record, Template, encode, read_sources, render, side_of, split
+from train.config import TrainConfig
+from train.plan import Examples, Listed, Windows
+
+# Of a stream; what is at hand is held out whole.
+_HELD_OUT_TOKENS = 200_000
+_DOCUMENTS_AT_ONCE = 256
 
 
-class TrainingWindows(Dataset[Example]):
-    """``count`` windows of ``length`` tokens, to be read in order of their index.
+@dataclass(frozen=True)
+class Data:
+    """What a stage learns from, what it is judged by, and a line that says how much that is."""
 
-    They go through all tokens again and again. Each pass cuts the tokens at other places and shuffles the
-    pieces. Window i depends on (seed, i) alone, so that a resumed run goes on with the windows that it
-    has not seen.
+    train: Examples
+    held_out: Examples
+    summary: str
+
+
+def template_of(config: TrainConfig, name: str = "") -> Template:
+    """The configuration's template, or another one with its languages."""
+    return Template(name or config.template, config.source_language, config.target_language)
+
+
+def load_data(
+    specs: list[str], config: TrainConfig, template: Template, tokenizer: Any, folder: Path
+) -> Data:
+    """Everything that ``specs`` name. Template "plain" packs it into windows, others keep records apart.
+
+    A stream of a hub is tokenized into ``folder``/tokens.bin first, as many tokens as stage 2 may see, so
+    that every pass, every process and a resumed run read the same.
+
+    Raises:
+        UsageError: nothing on one side of the split, or nothing that fits.
     """
-
-    def __init__(self, tokens: npt.NDArray[np.int64], length: int, count: int, seed: int) -> None:
-        self.tokens, self.length, self.count, self.seed = tokens, length, count, seed
-        self.windows_per_pass = len(tokens) // length - 1  # one less, so that every cut has as many
-        self._pass = -1
-        self._starts: npt.NDArray[np.int64] = np.empty(0, dtype=np.int64)
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __getitem__(self, index: int) -> Example:
-        number, position = divmod(index, self.windows_per_pass)
-        if number != self._pass:
-            random = np.random.default_rng([self.seed, number])
-            offset = random.integers(self.length)
-            self._starts = offset + self.length * random.permutation(self.windows_per_pass)
-            self._pass = number
-        start = self._starts[position]
-        return _example(self.tokens[start : start + self.length])
-
-
-class HeldOutWindows(Dataset[Example]):
-    """The tokens cut into windows of ``length`` that do not overlap; at most ``count``, evenly spread."""
-
-    def __init__(self, tokens: npt.NDArray[np.int64], length: int, count: int | None = None) -> None:
-        whole = len(tokens) // length
-        chosen = range(whole) if count is None else np.linspace(0, whole - 1, min(count, whole)).astype(int)
-        self.windows = [tokens[i * length : (i + 1) * length] for i in chosen]
-
-    def __len__(self) -> int:
-        return len(self.windows)
-
-    def __getitem__(self, index: int) -> Example:
-        return _example(self.windows[index])
+    length = config.sequence_length
+    if template.name == "plain" and any(spec.startswith("hub:") for spec in specs):
+        train, held_out = _from_stream(specs, config, tokenizer, folder)
+        parts = f"{len(train):,} tokens", f"{len(held_out):,} tokens"
+        return Data(Windows(train, length, config.seed), Windows(held_out, length), _summary(*parts))
+    sides = split(read_sources(specs), config.held_out_percent)
+    parts = f"{len(sides.train):,} records", f"{len(sides.held_out):,} records"
+    left_out = f"; left out: {sides.duplicates:,} equal to another, {sides.too_close:,} too close to training"
+    if template.name == "plain":
+        tokens = [_tokens(side, template, tokenizer) for side in (sides.train, sides.held_out)]
+        if min(map(len, tokens)) < 2 * length:
+            raise UsageError(
+                f"data: {len(tokens[0]):,} tokens for training and {len(tokens[1]):,} held out; expected at "
+                f"least {2 * length:,} each; shorten sequence_length or give more text"
+            )
+        train, held_out = tokens
+        parts = f"{parts[0]}, {len(train):,} tokens", f"{parts[1]}, {len(held_out):,} tokens"
+        return Data(
+            Windows(train, length, config.seed), Windows(held_out, length), _summary(*parts) + left_out
+        )
+    encoded = []
+    for side in (sides.train, sides.held_out):
+        found = [encode(record, tokenizer, template, length) for record in side]
+        fitting = [(example.input_ids, example.labels) for example in found if example is not None]
+        if not fitting:
+            raise UsageError(f"data: no record fits into sequence_length = {length} tokens; raise it")
+        left_out += f", {len(found) - len(fitting):,} longer than {length} tokens"
+        encoded.append(Listed(fitting))
+    return Data(encoded[0], encoded[1], _summary(*parts) + left_out)
 
 
-def _example(window: npt.NDArray[np.int64]) -> Example:
-    ids = torch.from_numpy(window)
-    return {"input_ids": ids, "labels": ids}  # the model shifts the labels by one
+def write_held_out(records: Iterable[Record], template: Template, tokenizer: Any, path: Path) -> None:
+    """The held-out records as ``bitexport eval --pairs`` reads them: JSON lines of prompt and answer."""
+    with path.open("w", encoding="utf-8") as file:
+        for record in records:
+            prompt, answer = render(record, template, tokenizer)
+            source = {"source": record.source} if hasattr(record, "source") else {}
+            line = {"prompt": prompt, "answer": answer, **source}
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+def _summary(train: str, held_out: str) -> str:
+    return f"data: {train} for training; {held_out} held out"
+
+
+def _tokens(records: Iterable[Record], template: Template, tokenizer: Any) -> np.ndarray:
+    """All records in one run of token ids: the end token before the first and after each."""
+    ids = [np.array([tokenizer.eos_token_id])]
+    ids += [np.array(document, dtype=np.int64) for document in _documents(records, template, tokenizer)]
+    return np.concatenate(ids)
+
+
+def _documents(records: Iterable[Record], template: Template, tokenizer: Any) -> Iterator[list[int]]:
+    """Token ids of each record and the end token, tokenized many at once."""
+    waiting: list[str] = []
+
+    def flush() -> Iterator[list[int]]:
+        for ids in (
+            tokenizer(waiting, add_special_tokens=False, verbose=False)["input_ids"] if waiting else ()
+        ):
+            yield [*ids, tokenizer.eos_token_id]
+        waiting.clear()
+
+    for record in records:
+        waiting.append("".join(render(record, template, tokenizer)))
+        if len(waiting) == _DOCUMENTS_AT_ONCE:
+            yield from flush()
+    yield from flush()
+
+
+def _from_stream(specs: list[str], config: TrainConfig, tokenizer: Any, folder: Path) -> list[np.ndarray]:
+    """Training and held-out tokens, in files that are made once; uint32, memory-mapped."""
+    paths = [folder / "tokens.bin", folder / "held_out.bin"]
+    if not all(path.exists() for path in paths):
+        limits = {"train": config.stage2_tokens or config.pretrain_tokens, "held_out": _HELD_OUT_TOKENS}
+        counts = dict.fromkeys(limits, 0)
+        template = template_of(config, "plain")
+        temporary = [path.with_suffix(".tmp") for path in paths]
+        with temporary[0].open("wb") as train, temporary[1].open("wb") as held_out:
+            files = {"train": train, "held_out": held_out}
+            for record in read_sources(specs):
+                side = side_of(record, config.held_out_percent)
+                if side is None or counts[side] >= limits[side]:
+                    continue
+                for ids in _documents([record], template, tokenizer):
+                    np.array(ids, dtype=np.uint32).tofile(files[side])
+                    counts[side] += len(ids)
+                if counts["train"] >= limits["train"]:
+                    break
+        for source, target in zip(temporary, paths, strict=True):
+            source.replace(target)
+    return [np.memmap(path, dtype=np.uint32, mode="r") for path in paths]

@@ -11,7 +11,7 @@ matplotlib.use("Agg")  # draws to files, needs no display
 from matplotlib import pyplot
 
 from bitexport.errors import OutputError
-from train.pretrain import read_log
+from train.log import read_log
 
 
 def plot(log: Path, picture: Path) -> None:

@@ -1,31 +1,23 @@
-"""The model: transformers' BitNetForCausalLM, whose AutoBitLinear layers quantize in every forward pass."""
+"""A model from scratch."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-from transformers import BitNetConfig, BitNetForCausalLM
-from transformers.integrations.bitnet import replace_with_bitnet_linear
-from transformers.utils.quantization_config import BitNetQuantConfig
+from transformers import BitNetConfig, BitNetForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from train.config import PretrainConfig
-
-# The head is tied to the embeddings or reads final hidden states: it stays float, as in every BitNet model.
-FLOAT_MODULES = ["lm_head"]
+from bitexport.reference.norms import connect_norms
+from train.config import TrainConfig
+from train.surgery import replace_projections
 
 
-def quantization_config(mode: str) -> dict[str, Any]:
-    """For config.json; ``mode`` is "online" (master weights) or "offline" (packed trits and scales)."""
-    config = BitNetQuantConfig(
-        modules_to_not_convert=FLOAT_MODULES, linear_class="autobitlinear", quantization_mode=mode
-    )
-    return dict(config.to_dict())
+def build_model(config: TrainConfig, end_of_text: int) -> PreTrainedModel:
+    """A fresh model with float32 weights; ``end_of_text`` is the id that ends texts.
 
-
-def build_model(config: PretrainConfig, end_of_text: int) -> BitNetForCausalLM:
-    """A fresh model with float32 master weights; ``end_of_text`` is the id that begins and ends texts."""
-    model_config = BitNetConfig(
+    BitNetForCausalLM has SubLN built in; LlamaForCausalLM has none. With ``config.ternary`` their projections
+    quantize in every forward pass, otherwise it is a model in full precision.
+    """
+    bitnet = config.architecture == "bitnet"
+    model_config = (BitNetConfig if bitnet else LlamaConfig)(
         vocab_size=config.vocab_size,
         hidden_size=config.hidden_size,
         intermediate_size=config.intermediate_size,
@@ -43,12 +35,8 @@ def build_model(config: PretrainConfig, end_of_text: int) -> BitNetForCausalLM:
         dtype=torch.float32,
     )
     torch.manual_seed(config.seed)
-    model = BitNetForCausalLM(model_config)
-    # The layers that replace nn.Linear come without storage: hand them the initialized weights.
-    weights = model.state_dict()
-    online = BitNetQuantConfig.from_dict(quantization_config("online"))
-    model = replace_with_bitnet_linear(model, FLOAT_MODULES, online)
-    model.load_state_dict(weights, assign=True)
-    model.tie_weights()
-    model.config.quantization_config = quantization_config("online")
+    model: PreTrainedModel = (BitNetForCausalLM if bitnet else LlamaForCausalLM)(model_config)
+    if config.ternary:
+        replace_projections(model)
+        connect_norms(model)
     return model

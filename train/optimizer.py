@@ -1,44 +1,47 @@
-"""Muon for the ternary matrices, AdamW for embeddings and norms, as one optimizer for the Trainer."""
+"""AdamW, or Muon for the matrices of the layers with AdamW for all else, as one optimizer for the Trainer."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
-from train.config import PretrainConfig
+from train.config import TrainConfig
+
+Named = Sequence[tuple[str, torch.nn.Parameter]]
+
+
+def build_optimizer(named: Named, config: TrainConfig, rate: float) -> torch.optim.Optimizer:
+    """The optimizer that ``config`` asks for, over the ``named`` parameters that want a gradient.
+
+    Weight decay is for matrices and embeddings, not for norms and biases.
+    """
+    wanted = [(name, parameter) for name, parameter in named if parameter.requires_grad]
+    flat = [parameter for _, parameter in wanted if parameter.ndim < 2]
+    layers = [value for name, value in wanted if config.optimizer == "muon" and name.endswith("_proj.weight")]
+    chosen = {id(parameter) for parameter in [*flat, *layers]}
+    rest = [parameter for _, parameter in wanted if id(parameter) not in chosen]
+    adamw = torch.optim.AdamW(
+        [{"params": rest, "weight_decay": config.weight_decay}, {"params": flat, "weight_decay": 0.0}],
+        lr=rate,
+        betas=(config.adam_beta1, config.adam_beta2),
+        fused=True,
+    )
+    if not layers:
+        return adamw
+    muon = torch.optim.Muon(layers, lr=rate, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw")
+    return MuonAndAdamW(muon, adamw)
 
 
 class MuonAndAdamW(torch.optim.Optimizer):
     """Two optimizers that learning-rate schedules, checkpoints and the Trainer see as one.
 
     Muon's steps are scaled to the size of AdamW's ("match_rms_adamw"), so that one learning rate serves both.
-    Settings are those of :class:`train.config.PretrainConfig`.
     """
 
-    def __init__(self, model: torch.nn.Module, config: PretrainConfig) -> None:
-        named = dict(model.named_parameters())
-        matrices = [parameter for name, parameter in named.items() if name.endswith("_proj.weight")]
-        tables = [
-            parameter
-            for name, parameter in named.items()
-            if name.endswith(("embed_tokens.weight", "lm_head.weight"))
-        ]
-        norms = [parameter for name, parameter in named.items() if parameter.ndim == 1]
-        assert len(matrices) + len(tables) + len(norms) == len(named), "a parameter without an optimizer"
-        self.muon = torch.optim.Muon(
-            matrices,
-            lr=config.learning_rate,
-            weight_decay=config.weight_decay,
-            adjust_lr_fn="match_rms_adamw",
-        )
-        self.adamw = torch.optim.AdamW(
-            [{"params": tables, "weight_decay": config.weight_decay}, {"params": norms, "weight_decay": 0.0}],
-            lr=config.learning_rate,
-            betas=(config.adam_beta1, config.adam_beta2),
-            fused=True,
-        )
+    def __init__(self, muon: torch.optim.Muon, adamw: torch.optim.AdamW) -> None:
+        self.muon, self.adamw = muon, adamw
         super().__init__([*self.muon.param_groups, *self.adamw.param_groups], defaults={})
         self._share_groups()
 
@@ -58,10 +61,3 @@ class MuonAndAdamW(torch.optim.Optimizer):
     def _share_groups(self) -> None:
         # The very same dictionaries: a schedule that sets lr here sets it there.
         self.param_groups = [*self.muon.param_groups, *self.adamw.param_groups]
-
-
-class MuonFactory:
-    """How the Trainer takes an optimizer that wants to see the model and not a list of parameters."""
-
-    def __call__(self, model: torch.nn.Module, *, config: PretrainConfig) -> MuonAndAdamW:
-        return MuonAndAdamW(model, config)

@@ -15,13 +15,12 @@ import transformers
 from torch import nn
 
 from bitexport.checkpoint import open_checkpoint
-from bitexport.checkpoint.packings import quantization_config as read_quantization
+from bitexport.checkpoint.pack import FLOAT_HEAD, tokenizer_config, write_json
+from bitexport.checkpoint.packings import quantization_config
 from bitexport.errors import CheckpointError, UnsupportedError, UsageError
 from bitexport.families import family_of
 from bitexport.reference.norms import add_sub_norms, connect_norms, with_sub_norms
 from train.bitlinear import BitLinear, get_blend, set_blend
-from train.export import tokenizer_config, write_json
-from train.model import quantization_config
 
 #: SmolLM2 is a LlamaForCausalLM.
 STUDENTS = ("LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "HunYuanDenseV1ForCausalLM")
@@ -76,7 +75,7 @@ def replace_projections(model: Any) -> None:
         bits = BitLinear(linear.in_features, linear.out_features, linear.bias is not None, device="meta")
         bits.weight, bits.bias = linear.weight, linear.bias
         model.model.layers.set_submodule(name, bits.train(linear.training))
-    model.config.quantization_config = quantization_config("online")
+    model.config.quantization_config = dict(FLOAT_HEAD)
 
 
 def calibrate(student: Any, batches: Sequence[Mapping[str, torch.Tensor]]) -> None:
@@ -131,13 +130,14 @@ def load_causal_lm(folder: str | Path) -> Any:
         UnsupportedError: transformers lacks its class, or it is packed, or has norms of use_rms_norm.
     """
     checkpoint = open_checkpoint(folder)
-    architecture = str((checkpoint.config.get("architectures") or [None])[0])
+    quantization = quantization_config(checkpoint.config)
+    architecture = str((checkpoint.config.get("architectures") or ["?"])[0])
     model_class = getattr(transformers, architecture, None)
     if model_class is None or not architecture.endswith("ForCausalLM"):
         raise UnsupportedError(
             f"{folder}: architecture {architecture}; expected one of transformers' causal LMs"
         )
-    quantization = read_quantization(checkpoint.config)
+    quantization = quantization_config(checkpoint.config)
     if quantization is not None:
         keys = ("linear_class", "quantization_mode", "use_rms_norm")
         found = [quantization.get(key) or False for key in keys]

@@ -6,28 +6,29 @@ pre-tokenizer that llama.cpp calls "gpt-2".
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
-import numpy as np
-import numpy.typing as npt
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 END_OF_TEXT = "<|endoftext|>"  # begins and ends a document; id 0
 
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int, max_length: int) -> PreTrainedTokenizerFast:
+def train_tokenizer(
+    texts: Iterable[str], vocab_size: int, max_length: int, special: Sequence[str] = ()
+) -> PreTrainedTokenizerFast:
     """Learn ``vocab_size`` tokens from ``texts``. Any text at all can be encoded and comes back unchanged.
 
     Args:
         max_length: what the tokenizer reports as the model's context, in tokens.
+        special: tokens of their own beside ``<|endoftext|>``, a template's for instance.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
-        special_tokens=[END_OF_TEXT],
+        special_tokens=[END_OF_TEXT, *special],
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
@@ -39,13 +40,3 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, max_length: int) -> P
         model_max_length=max_length,
         clean_up_tokenization_spaces=False,
     )
-
-
-def encode_documents(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> npt.NDArray[np.int64]:
-    """One run of token ids, shape ``[tokens]``: ``<|endoftext|>`` before every text and once at the end."""
-    end = tokenizer.convert_tokens_to_ids(END_OF_TEXT)
-    ids = [end]
-    for encoding in tokenizer.backend_tokenizer.encode_batch(texts, add_special_tokens=False):
-        ids += encoding.ids
-        ids.append(end)
-    return np.array(ids, dtype=np.int64)

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 import bitexport
-from bitexport.cli import bench, convert, doctor, errors, eval, inspect, parity, run
+from bitexport.cli import bench, convert, doctor, errors, eval, inspect, parity, run, train
 from bitexport.cli.interrupt import terminable
 from bitexport.cli.output import show_warning
 from bitexport.errors import BitexportWarning
@@ -36,6 +36,7 @@ app.command("run")(run.run)
 app.command("inspect")(inspect.inspect)
 app.command("doctor")(doctor.doctor)
 app.command("eval")(eval.evaluate)
+app.command("train")(train.train)
 
 
 def _version(wanted: bool) -> None:

@@ -120,7 +120,7 @@ def _show(out: Output, report: EvaluationReport) -> None:
         found = next(column.translation for column in report.columns if column.translation)
         out.wrapped(f"BLEU: {found.bleu_signature}; chrF: {found.chrf_signature}")
     if report.teacher is not None:
-        out.wrapped(f"kept, and perplexity over the teacher's: {report.teacher.name} is 100%, and 1")
+        out.wrapped(f"kept is in percent of {report.teacher.name}; perplexity is compared with its, too")
     if report.converted is not None:
         kinds = f"{report.converted['type']} with {report.converted['embed_type']} embeddings"
         out.wrapped(f"student-c++: converted for the occasion, {kinds}")
@@ -152,7 +152,7 @@ def _rows(report: EvaluationReport) -> list[list[str]]:
 def _predictions(what: str, tallies: list[Tally | None]) -> list[list[str]]:
     return [
         _row(f"{what}: tokens", tallies, lambda t: t.tokens, "{:,}"),
-        [f"{what}: perplexity", *("" if t is None else _perplexity(t.perplexity) for t in tallies)],
+        _row(f"{what}: perplexity", tallies, lambda t: t.perplexity, "{:,.3f}"),
         _row(f"{what}: next token right", tallies, lambda t: 100 * t.accuracy, "{:.1f}%"),
     ]
 
@@ -161,8 +161,3 @@ def _row(label: str, items: Iterable[T | None], value: Callable[[T], float | Non
     """A row of the table: one cell an item, empty where there is none or it lacks the value."""
     values = [None if item is None else value(item) for item in items]
     return [label, *("" if number is None else shape.format(number) for number in values)]
-
-
-def _perplexity(value: float) -> str:
-    """As many digits as say something, also of a model that was never trained."""
-    return f"{value:,.3f}" if value < 1e6 else f"{value:.2e}"

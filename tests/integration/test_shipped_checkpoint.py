@@ -8,7 +8,7 @@ import pytest
 
 from bitexport.convert import convert
 from bitexport.parity import ParityReport, parity
-from train.corpus import held_out_text
+from bitexport.records.stdlib import held_out_text
 
 CHECKPOINT = Path(__file__).resolve().parents[2] / "examples" / "tiny-python"
 HELD_OUT_BYTES = 30_000

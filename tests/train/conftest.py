@@ -1,4 +1,4 @@
-"""A text that a model of 50,000 parameters can learn in seconds, and a configuration to go with it."""
+"""A text that a model of 50,000 parameters can learn in seconds, and configurations to go with it."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from train.config import PretrainConfig
-from train.pretrain import pretrain
+from train.config import TrainConfig
+from train.stages import train
+
+WORDS = {"red": "rouge", "house": "maison", "small": "petit", "dog": "chien", "old": "vieux", "book": "livre"}
 
 
 @pytest.fixture(autouse=True)
@@ -19,49 +21,75 @@ def eager() -> Iterator[None]:
         yield
 
 
-def write_sources(folder: Path, files: int = 60) -> Path:
-    """A folder of small, different, quite predictable Python files."""
+def write_pairs(folder: Path, count: int = 240) -> str:
+    """Two text files, line for line; the source that names them."""
     folder.mkdir(parents=True, exist_ok=True)
-    for i in range(files):
-        functions = [
-            f"def add_{i}_{j}(first, second):\n    return first + second * {i * j}\n"
-            for j in range(i % 5 + 8)
-        ]
-        (folder / f"module_{i}.py").write_text("\n\n".join(functions), encoding="utf-8")
-    return folder
+    names = list(WORDS)
+    english, french = [], []
+    for i in range(count):
+        words = [names[i * (k + 3) // (5 * k + 1) % len(names)] for k in range(2 + i % 4)]
+        mark = f"{chr(97 + i % 26)}{chr(97 + i // 26)}"
+        english.append(f"{' '.join(words)} number {mark}")
+        french.append(f"{' '.join(WORDS[word] for word in words)} numéro {mark}")
+    (folder / "a.en").write_text("\n".join(english) + "\n", encoding="utf-8")
+    (folder / "a.fr").write_text("\n".join(french) + "\n", encoding="utf-8")
+    return f"parallel:{folder / 'a.en'},{folder / 'a.fr'}"
 
 
-def tiny_config(folder: Path, **changes: object) -> PretrainConfig:
-    """Twenty steps, a checkpoint every ten. ``folder`` receives sources/ and run/."""
+def tiny_config(folder: Path, **changes: object) -> TrainConfig:
+    """A teacher of some 100,000 parameters in a few steps; ``folder`` receives pairs/ and run/."""
     settings: dict[str, object] = {
         "run_dir": str(folder / "run"),
-        "text_dir": str(write_sources(folder / "sources")),
-        "held_out_percent": 20,
+        "data": [write_pairs(folder / "pairs")],
+        "template": "tags",
+        "held_out_percent": 15,
+        "sequence_length": 48,
+        "architecture": "llama",
+        "ternary": False,
         "vocab_size": 300,
         "hidden_size": 64,
         "intermediate_size": 128,
         "num_hidden_layers": 2,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
+        "hidden_act": "silu",
         "max_position_embeddings": 64,
-        "sequence_length": 32,
-        "batch_size": 8,
-        "micro_batch_size": 4,
-        "max_steps": 20,
-        "warmup_steps": 2,
-        "decay_steps": 5,
+        "pretrain_tokens": 4000,
+        "stage2_tokens": 2000,
+        "stage3_tokens": 4000,
         "learning_rate": 5e-3,
-        "compile": False,
+        "relation_weight": 10.0,
+        "relation_heads": 4,
+        "calibration_batches": 1,
+        "batch_tokens": 512,
+        "micro_batch_tokens": 256,
         "log_every": 1,
-        "eval_every": 10,
-        "save_every": 10,
+        "eval_every": 4,
+        "save_every": 4,
+        "report_to": "none",
     }
-    return PretrainConfig(**(settings | changes))  # type: ignore[arg-type]
+    return TrainConfig(**(settings | changes))  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="session")
-def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run folder of a finished tiny training. Tests copy it before they change anything."""
-    config = tiny_config(tmp_path_factory.mktemp("pretrain"))
-    pretrain(config, say=lambda _: None)
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of a tiny teacher; its model is in pretrain/model."""
+    config = tiny_config(tmp_path_factory.mktemp("teacher"))
+    train(config, "pretrain", say=lambda _: None)
     return Path(config.run_dir)
+
+
+@pytest.fixture(scope="session")
+def student_run(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of that teacher's student after all three stages."""
+    folder = tmp_path_factory.mktemp("student")
+    config = student_config(folder, teacher)
+    train(config, "all", say=lambda _: None)
+    return Path(config.run_dir)
+
+
+def student_config(folder: Path, teacher: Path, **changes: object) -> TrainConfig:
+    """:func:`tiny_config` of a student of ``teacher``'s run, with the very same data."""
+    config = tiny_config(folder)
+    settings = {"teacher": str(teacher / "pretrain" / "model"), "corpus": config.data, "learning_rate": 2e-3}
+    return tiny_config(folder, **(settings | changes))

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from bitexport.errors import UsageError
-from train.config import PretrainConfig, load_config
+from train.config import TrainConfig, load_config
 
 from .conftest import tiny_config
 
@@ -19,7 +19,7 @@ def write(folder: Path, text: str) -> Path:
 
 
 def test_what_a_run_saves_reads_back_the_same(tmp_path: Path) -> None:
-    config = tiny_config(tmp_path, run_dir='a "quoted" \\ folder', learning_rate=3e-4, compile=True)
+    config = tiny_config(tmp_path, run_dir='a "quoted" \\ folder \x7f é', learning_rate=3e-4, compile=True)
     assert load_config(write(tmp_path, config.to_toml())) == config
 
 
@@ -44,7 +44,7 @@ def test_an_integer_will_do_for_a_number(tmp_path: Path) -> None:
     ("line", "message"),
     [
         ("learnig_rate = 0.1", "unknown key learnig_rate; did you mean learning_rate?"),
-        ("zzz = 1", "unknown key zzz; known keys: run_dir"),
+        ("zzz = 1", "unknown key zzz; known keys: adam_beta1"),
         ("threads = 2.5", "threads = 2.5 is a float; expected a int"),
         ("seed = true", "seed = True is a bool; expected a int"),
         ('compile = "yes"', "compile = 'yes' is a str; expected a bool"),
@@ -73,11 +73,12 @@ def test_a_bad_line_is_explained(tmp_path: Path, line: str, message: str) -> Non
     [
         ({"vocab_size": 256}, "vocab_size"),
         ({"held_out_percent": 0}, "held_out_percent"),
-        ({"num_attention_heads": 3}, "num_attention_heads"),
-        ({"num_key_value_heads": 3}, "num_key_value_heads"),
-        ({"micro_batch_size": 3}, "micro_batch_size"),
-        ({"sequence_length": 65}, "sequence_length"),
-        ({"warmup_steps": 10, "decay_steps": 11}, "decay_steps"),
+        ({"micro_batch_tokens": 300}, "micro_batch_tokens"),
+        ({"sequence_length": 300}, "micro_batch_tokens"),
+        ({"warmup_ratio": 0.6, "decay_ratio": 0.6}, "decay_ratio"),
+        ({"lambda_warmup_ratio": 1.5}, "lambda_warmup_ratio"),
+        ({"relation_form": "dot"}, "relation_form"),
+        ({"logits_temperature": 0}, "logits_temperature"),
         ({"run_dir": ""}, "run_dir"),
         ({"adam_beta2": 1.0}, "adam_beta2"),
     ],
@@ -87,9 +88,30 @@ def test_settings_that_do_not_fit_each_other(tmp_path: Path, changes: dict[str, 
         tiny_config(tmp_path, **changes)
 
 
-def test_missing_keys_are_named(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"missing hidden_size, .*learning_rate; add it to the file"):
-        load_config(write(tmp_path, 'run_dir = "x"'))
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"hidden_size": 0}, "hidden_size"),
+        ({"pretrain_tokens": 0}, "pretrain_tokens"),
+        ({"num_attention_heads": 3}, "num_attention_heads"),
+        ({"num_key_value_heads": 3}, "num_key_value_heads"),
+        ({"sequence_length": 65}, "sequence_length"),
+    ],
+)
+def test_a_model_from_scratch_needs_a_shape(tmp_path: Path, changes: dict[str, object], key: str) -> None:
+    with pytest.raises(UsageError, match=f"^config: {key} = .*; expected "):
+        tiny_config(tmp_path, **changes).require_shape()
+
+
+def test_a_missing_key_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="missing run_dir; add it to the file"):
+        load_config(write(tmp_path, "seed = 1"))
+
+
+def test_sources_are_a_list_of_strings(tmp_path: Path) -> None:
+    for value in ('"stdlib"', "[1]"):
+        with pytest.raises(UsageError, match=r"config: data = .*; expected a list of strings"):
+            load_config(write(tmp_path, f'run_dir = "x"\ndata = {value}'))
 
 
 def test_missing_file(tmp_path: Path) -> None:
@@ -98,4 +120,4 @@ def test_missing_file(tmp_path: Path) -> None:
 
 
 def test_a_configuration_is_a_value() -> None:
-    assert PretrainConfig.__dataclass_params__.frozen  # type: ignore[attr-defined]
+    assert TrainConfig.__dataclass_params__.frozen  # type: ignore[attr-defined]

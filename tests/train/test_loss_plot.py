@@ -8,9 +8,9 @@ from bitexport.errors import OutputError
 from train.loss_plot import plot
 
 
-def test_a_run_becomes_a_picture(finished_run: Path, tmp_path: Path) -> None:
+def test_a_run_becomes_a_picture(teacher: Path, tmp_path: Path) -> None:
     picture = tmp_path / "loss.png"
-    plot(finished_run / "log.jsonl", picture)
+    plot(teacher / "pretrain" / "log.jsonl", picture)
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert picture.stat().st_size < 200_000
 

@@ -296,12 +296,3 @@ def test_sizes_that_do_not_fit_are_usage_errors_that_name_them() -> None:
         losses.feature_loss(student[1], student[0], mask)
     with pytest.raises(UsageError, match="hidden size is 1, the teacher's 24"):
         losses.contrastive_loss(torch.zeros(2, 1), torch.zeros(2, 24))
-
-
-def test_the_masked_mean_is_that_of_the_loops() -> None:
-    """The contrastive loss cannot tell: a cosine does not see lengths."""
-    _, mask = labels_and_mask(3, 7)
-    hidden = torch.randn(3, 7, D, dtype=torch.float64)
-    expected = torch.tensor(slow.masked_mean(hidden.tolist(), mask.tolist()), dtype=torch.float64)
-    torch.testing.assert_close(losses.masked_mean(hidden, mask), expected)
-    assert not expected[1].any()

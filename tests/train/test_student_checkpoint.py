@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from bitexport.checkpoint.pack import export_packed
 from bitexport.convert import convert
 from bitexport.doctor import doctor
 from bitexport.errors import CheckpointError, UnsupportedError
@@ -24,7 +25,6 @@ from tests.converted import values
 from tests.models import MODEL_CLASSES, Shape, save_checkpoint, tiny_model, write_tokenizer
 from tests.train.test_surgery import FLOAT, batch, float_model, logits
 from train.bitlinear import BitLinear, quantize_weight
-from train.export import export_packed
 from train.surgery import calibrate, load_causal_lm, make_student, save
 
 

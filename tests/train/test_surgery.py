@@ -13,11 +13,11 @@ from transformers import MistralConfig, MistralForCausalLM
 from transformers.integrations.bitnet import AutoBitLinear, replace_with_bitnet_linear
 from transformers.utils.quantization_config import BitNetQuantConfig
 
+from bitexport.checkpoint.pack import FLOAT_HEAD
 from bitexport.errors import UnsupportedError, UsageError
 from bitexport.reference.norms import connect_norms, with_sub_norms
 from tests.models import MODEL_CLASSES, Shape, tiny_model
 from train.bitlinear import BitLinear, set_blend
-from train.model import FLOAT_MODULES, quantization_config
 from train.surgery import calibrate, make_student, replace_projections
 
 SMALL = Shape(hidden=64, ffn=128)
@@ -43,8 +43,8 @@ def logits(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
 def transformers_student(student: Any, architecture: str) -> Any:
     """The same weights in transformers' own quantized layers."""
     model = with_sub_norms(MODEL_CLASSES[architecture])(student.config)
-    online = BitNetQuantConfig.from_dict(quantization_config("online"))
-    model = replace_with_bitnet_linear(model, FLOAT_MODULES, online)
+    online = BitNetQuantConfig.from_dict(FLOAT_HEAD)
+    model = replace_with_bitnet_linear(model, ["lm_head"], online)
     model.load_state_dict(copy.deepcopy(student.state_dict()), assign=True)
     for parameter in model.parameters():
         parameter.requires_grad_()

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
-from train.tokenizer import END_OF_TEXT, encode_documents, train_tokenizer
+from train.tokenizer import END_OF_TEXT, train_tokenizer
 
 TEXTS = [f"def add_{i}(first, second):\n    return first + second * {i}\n" for i in range(300)]
 
@@ -35,13 +35,12 @@ def test_words_are_split_as_gpt2_splits_them() -> None:
     assert [text[start:end] for _, (start, end) in spans] == words
 
 
-def test_a_document_begins_and_ends_with_the_same_token() -> None:
+def test_special_tokens_are_one_token_each() -> None:
     assert len(tokenizer()) == 320
     assert tokenizer().convert_tokens_to_ids(END_OF_TEXT) == tokenizer().eos_token_id == 0
-    ids = encode_documents(tokenizer(), ["def f", "x"])
-    assert ids[0] == ids[-1] == 0
-    assert (ids == 0).sum() == 3
-    assert tokenizer().decode(ids) == f"{END_OF_TEXT}def f{END_OF_TEXT}x{END_OF_TEXT}"
+    tags = train_tokenizer(TEXTS, 320, 64, ["<|en|>", "<|fr|>"])
+    assert tags.encode("<|en|>x<|fr|>")[::2] == [1, 2]
+    assert len(tags) == 320
 
 
 def test_nothing_is_added_to_a_prompt() -> None:

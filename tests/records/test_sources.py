@@ -11,8 +11,8 @@ import pyarrow.parquet
 import pytest
 
 from bitexport.errors import BitexportWarning, UsageError
-from train import corpus
-from train.sources import KINDS, Chat, Document, Pair, read_source, read_sources
+from bitexport.records import stdlib as corpus
+from bitexport.records.sources import KINDS, Chat, Document, Pair, read_source, read_sources
 
 HEADER = "Content-Type: text/plain; charset={}\nPlural-Forms: nplurals=2; plural=n > 1;\n"
 
@@ -273,7 +273,7 @@ def test_several_sources_follow_each_other(tmp_path: Path) -> None:
 
 
 def test_every_kind_stands_in_the_documentation() -> None:
-    import train.sources
+    import bitexport.records.sources
 
-    assert train.sources.__doc__ is not None
-    assert all(f"\n    {kind}" in train.sources.__doc__ for kind in KINDS)
+    assert bitexport.records.sources.__doc__ is not None
+    assert all(f"\n    {kind}" in bitexport.records.sources.__doc__ for kind in KINDS)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.integrations.bitnet import AutoBitLinear, WeightQuant
 
+from bitexport.checkpoint.pack import export_packed, pack, quantize_as_forward
 from bitexport.errors import CheckpointError, OutputError
-from train.export import export_packed, pack, quantize_as_forward
+from tests.train.conftest import tiny_config
+from train.stages import train
 
 
 def unpack_by_the_book(packed: npt.NDArray[np.uint8]) -> npt.NDArray[np.int8]:
@@ -25,6 +28,19 @@ def unpack_by_the_book(packed: npt.NDArray[np.uint8]) -> npt.NDArray[np.int8]:
             for k in range(4):
                 trits[k * quarter + r, c] = (int(packed[r, c]) >> (2 * k) & 3) - 1
     return trits
+
+
+@pytest.fixture(autouse=True)
+def eager() -> Iterator[None]:
+    """Compiled, transformers' quantizers may differ from themselves in the last bit."""
+    with torch.compiler.set_stance("force_eager"):
+        yield
+
+
+@pytest.fixture(scope="module")
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    config = tiny_config(tmp_path_factory.mktemp("run"), architecture="bitnet", ternary=True)
+    return train(config, "pretrain", say=lambda _: None).rename(Path(config.run_dir) / "master").parent
 
 
 @pytest.fixture(scope="module")

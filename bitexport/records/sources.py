@@ -1,11 +1,11 @@
-"""Where training text comes from: a source is a short string, whatever its kind; and the split in two sides.
+"""Where text comes from: a source is a short string, whatever its kind.
 
     gettext:fr              message catalogs (*.mo) installed on this machine; gettext:fr:/folder for others
     parallel:a.en,a.fr      two text files, line for line
     jsonl:file.jsonl        objects with messages, prompt and answer, source and target, or text
     parquet:file.parquet    columns of the same names
     text:file_or_folder     documents: *.txt, *.md and *.py, a folder with everything below it
-    stdlib                  the Python standard library's sources (train/corpus.py)
+    stdlib                  the Python standard library's sources (stdlib.py)
     hub:owner/name[/config][:split[:columns]]   through datasets, streaming; or hub:/folder with its files;
                             one column: documents, two: pairs; translation.en reaches into a column
 
@@ -16,21 +16,18 @@ from __future__ import annotations
 
 import difflib
 import gettext
-import hashlib
 import json
 import os
-import re
 import struct
 import tokenize
-import unicodedata
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from bitexport.errors import BitexportError, BitexportWarning, UsageError
-from train import corpus
+from bitexport.records import stdlib
 
 CATALOG_ROOTS = ("/usr/share", "/usr/lib", "/usr/local")
 DOCUMENT_SUFFIXES = (".txt", ".md", ".py")
@@ -147,11 +144,11 @@ def _document(path: Path) -> list[Document]:
 
 
 def _stdlib(spec: str, _: str) -> Iterator[Record]:
-    root = corpus.standard_library()
-    # The name keeps the split of train/corpus.py: it goes by path.
-    texts = {path.relative_to(root).as_posix(): corpus._read(path) for path in corpus.source_files(root)}
-    if (size := sum(map(len, texts.values()))) < corpus.LEAST_CHARACTERS:
-        expected = f"{corpus.LEAST_CHARACTERS:,} or more; use a Python with its full standard library"
+    root = stdlib.standard_library()
+    # The name keeps the split of train/stdlib.py: it goes by path.
+    texts = {path.relative_to(root).as_posix(): stdlib._read(path) for path in stdlib.source_files(root)}
+    if (size := sum(map(len, texts.values()))) < stdlib.LEAST_CHARACTERS:
+        expected = f"{stdlib.LEAST_CHARACTERS:,} or more; use a Python with its full standard library"
         raise _wrong(spec, f"{size:,} characters below {root}", expected)
     yield from (Document(text, name) for name, text in texts.items())
 
@@ -255,77 +252,3 @@ _READERS = (_gettext, _parallel, _jsonl, _parquet, _text, _stdlib, _hub)
 KINDS: dict[str, Callable[[str, str], Iterator[Record]]] = {
     reader.__name__[1:]: reader for reader in _READERS
 }
-
-
-@dataclass(frozen=True)
-class Split:
-    """The two sides, each in an order that hashes decide: any beginning of a side is a fair sample of it."""
-
-    train: list[Record]
-    held_out: list[Record]
-    duplicates: int  # left out: equal to another record
-    too_close: int  # left out of held_out: shares a key with the training side
-
-
-def split(records: Iterable[Record], held_out_percent: int) -> Split:
-    """Part the records so that no key (see :func:`keys_of`) is on both sides.
-
-    The key of what is asked decides the side, by its hash, on every machine alike; then whatever is held out
-    but has a key that the training side has too is dropped.
-
-    Raises:
-        UsageError: a side is empty.
-    """
-    every = list(records)
-    keys = {record: keys_of(record) for record in every}
-    ordered = sorted(keys, key=lambda record: hashlib.sha256(repr(record).encode()).digest())
-    chosen = {record for record in ordered if _is_held_out(_deciding(record)[0], held_out_percent)}
-    train = [record for record in ordered if record not in chosen]
-    seen = {key for record in train for key in keys[record]}
-    held_out = [record for record in ordered if record in chosen and seen.isdisjoint(keys[record])]
-    if not train or not held_out:
-        found = (
-            f"{len(train):,} records for training, {len(held_out):,} held out ({held_out_percent} percent)"
-        )
-        raise UsageError(f"data: {found}; expected some on both sides; give more data or another percentage")
-    return Split(train, held_out, len(every) - len(ordered), len(chosen) - len(held_out))
-
-
-def side_of(record: Record, held_out_percent: int) -> Literal["train", "held_out"] | None:
-    """The side of one record of a stream, decided without the others; None: leave it out.
-
-    All keys of a record must agree. No document is lost; of pairs it holds out only percent^2 / 100 in 100,
-    and leaves out about twice the percentage.
-    """
-    sides = {_is_held_out(key, held_out_percent) for key in _deciding(record)}
-    return None if len(sides) == 2 else "held_out" if True in sides else "train"
-
-
-def _deciding(record: Record) -> tuple[str, ...]:
-    return (record.name,) if isinstance(record, Document) and record.name else keys_of(record)
-
-
-def _is_held_out(key: str, percent: int) -> bool:
-    """As :func:`train.corpus.is_held_out`, of any text."""
-    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") % 100 < percent
-
-
-def keys_of(record: Record) -> tuple[str, ...]:
-    """What two records must not share across the sides: the keys of what is asked and of what is answered."""
-    return tuple(key_of(text) for text in texts_of(record))
-
-
-_SPECIFIER = re.compile(
-    r"%(?:\d+\$|\(\w+\))?[-+#0']*[\d.*]*(?:hh|ll|[hlLqjzt])?[diouxXeEfFgGaAcCsSpnmr]|\{[^{}\s]{0,40}\}|%\d+"
-)
-_MNEMONIC = re.compile(r"\([_&]\w\)|[_&]")
-_NUMBER = re.compile(r"\d+(?:[.,:]\d+)*")
-_PUNCTUATION = re.compile(r"[!-/:-@\[-`{-~«»¡¿،؛؟\u2000-\u206f\u3000-\u303f]+")
-
-
-def key_of(text: str) -> str:
-    """The text without what makes no other text of it: case, white space, punctuation, the letter marks of
-    menus (``_`` and ``&``), the value of numbers, the kind of format specifiers."""
-    text = _SPECIFIER.sub("0", unicodedata.normalize("NFKC", text))
-    text = _NUMBER.sub("0", _MNEMONIC.sub("", text).casefold())
-    return " ".join(_PUNCTUATION.sub(" ", text).split())

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bitexport.errors import UsageError
-from train.sources import Chat, Document, Pair, Record, texts_of
+from bitexport.records.sources import Chat, Document, Pair, Record, texts_of
 
 # English and Chinese names as the documentation of HY-MT1.5 spells them.
 LANGUAGES = """

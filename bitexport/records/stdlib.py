@@ -10,7 +10,7 @@ import hashlib
 import sysconfig
 import tokenize
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from bitexport.errors import UsageError
 
@@ -91,7 +91,7 @@ def source_files(root: Path) -> list[Path]:
     return sorted(found, key=lambda path: path.relative_to(root).as_posix())
 
 
-def is_held_out(relative_path: Path, percent: int) -> bool:
+def is_held_out(relative_path: PurePath, percent: int) -> bool:
     """True for about ``percent`` in 100 paths, always the same ones."""
     digest = hashlib.sha256(relative_path.as_posix().encode()).digest()
     return int.from_bytes(digest[:8], "big") % 100 < percent

@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bitexport.errors import UsageError
-from train import corpus
-from train.sources import Chat, Document, Pair, Record, key_of, keys_of, read_source, side_of, split
+from bitexport.records import stdlib as corpus
+from bitexport.records.sources import Chat, Document, Pair, Record, read_source
+from bitexport.records.split import key_of, keys_of, side_of, split
 
 # Few words and much decoration, so that records often share a key without being equal.
 decorated = st.builds(

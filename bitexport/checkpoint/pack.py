@@ -16,9 +16,13 @@ import torch
 from safetensors.torch import load_file, save
 from transformers.integrations.bitnet import WeightQuant
 
+from bitexport.checkpoint.packings import ONLINE
 from bitexport.errors import CheckpointError, OutputError
 from bitexport.ternary import TernaryTensor
-from train.model import quantization_config
+
+#: For config.json. The head is tied to the embeddings or reads final hidden states: it stays float, as in
+#: every BitNet model.
+FLOAT_HEAD = {**ONLINE, "modules_to_not_convert": ["lm_head"]}
 
 
 def export_packed(master: Path, output: Path, *, force: bool = False) -> None:
@@ -48,7 +52,7 @@ def export_packed(master: Path, output: Path, *, force: bool = False) -> None:
             tensors[name] = tensor.to(torch.float16).to(torch.float32)
         else:
             tensors[name] = tensor.to(torch.float32)
-    config["quantization_config"] = quantization_config("offline")
+    config["quantization_config"] = FLOAT_HEAD | {"quantization_mode": "offline"}
     config["dtype"] = "float32"
     config["use_cache"] = True  # the Trainer switches it off
 

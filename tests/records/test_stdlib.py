@@ -6,9 +6,19 @@ from pathlib import Path
 import pytest
 
 from bitexport.errors import UsageError
-from train.corpus import held_out_text, is_held_out, load_corpus, source_files, standard_library
+from bitexport.records.stdlib import held_out_text, is_held_out, load_corpus, source_files, standard_library
 
-from .conftest import write_sources
+
+def write_sources(folder: Path, files: int = 60) -> Path:
+    """A folder of small, different, quite predictable Python files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for i in range(files):
+        functions = [
+            f"def add_{i}_{j}(first, second):\n    return first + second * {i * j}\n"
+            for j in range(i % 5 + 8)
+        ]
+        (folder / f"module_{i}.py").write_text("\n\n".join(functions), encoding="utf-8")
+    return folder
 
 
 def test_the_standard_library_is_split_without_a_leak() -> None:

@@ -1,0 +1,118 @@
+"""The stages on tiny models: what they leave behind, and what happens when they are cut off."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bitexport.convert import convert
+from bitexport.errors import OutputError, UsageError
+from bitexport.parity import parity
+from train.config import TrainConfig
+from train.log import read_log
+from train.stages import train
+from train.surgery import load_causal_lm
+
+from .conftest import student_config, tiny_config
+
+
+def quiet(config: TrainConfig, stage: str, **rest: Any) -> list[str]:
+    said: list[str] = []
+    train(config, stage, say=said.append, **rest)
+    return said
+
+
+def losses(run: Path, stage: str) -> dict[int, float]:
+    return {int(line["step"]): line["loss"] for line in read_log(run / stage / "log.jsonl") if "loss" in line}
+
+
+def test_a_teacher_is_an_ordinary_float_checkpoint_that_learned(teacher: Path) -> None:
+    folder = teacher / "pretrain" / "model"
+    config = json.loads((folder / "config.json").read_text())
+    assert config["architectures"] == ["LlamaForCausalLM"]
+    assert "quantization_config" not in config
+    values = losses(teacher, "pretrain")
+    assert values[max(values)] < 0.75 * values[1]
+    rows = [json.loads(line) for line in (teacher / "held_out.jsonl").read_text().splitlines()]
+    assert rows
+    assert rows[0].keys() == {"prompt", "answer", "source"}
+    assert rows[0]["prompt"] == f"<|en|>{rows[0]['source']}<|fr|>"
+
+
+def test_a_student_converts_and_agrees_with_cpp(student_run: Path, tmp_path: Path) -> None:
+    """No flags: what training leaves says itself what it is."""
+    model = student_run / "stage3" / "model"
+    for each in (model, max((student_run / "stage3").glob("checkpoint-*"))):
+        convert(each, tmp_path / f"{each.name}.gguf", embed_type="f16")
+    report = parity(model, tmp_path / "model.gguf", prompts=["<|en|>red house<|fr|>"], tokens=4)
+    assert report.passed
+
+
+def test_every_term_is_logged_raw_and_weighted(student_run: Path) -> None:
+    line = next(line for line in read_log(student_run / "stage3" / "log.jsonl") if "loss" in line)
+    for name, weight in (("next_token", 1.0), ("logits", 1.0), ("relation", 10.0)):
+        assert line[f"weighted_{name}"] == pytest.approx(weight * line[name])
+    total = sum(value for name, value in line.items() if name.startswith("weighted_"))
+    assert line["loss"] == pytest.approx(total)
+    assert (student_run / "stage3" / "loss.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_is_saved_is_what_the_last_forward_pass_used(student_run: Path) -> None:
+    """Master weights on the disk quantize to the weights that BitLinear multiplies with."""
+    model = load_causal_lm(student_run / "stage3" / "model")
+    kept = [module for module in model.modules() if getattr(module, "blend", None) is not None]
+    assert len(kept) == 14
+    assert all(module.blend == 1 for module in kept)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_resumed_run_repeats_an_uninterrupted_one_to_the_bit(
+    teacher: Path, tmp_path: Path, optimizer: str
+) -> None:
+    """Cut off after step 6 of a stage with all that has state; checkpoints are at 4 and 8."""
+    changes: dict[str, object] = {
+        "optimizer": optimizer,
+        "lambda_warmup_ratio": 0.5,
+        "curriculum": True,
+        "feature_weight": 0.1,
+        "router": True,
+        "log_every": 3,
+        "stage3_tokens": 2800,
+    }
+    whole = student_config(tmp_path / "whole", teacher, **changes)
+    quiet(whole, "all")
+    cut = student_config(
+        tmp_path / "cut", teacher, **(changes | {"data": whole.data, "corpus": whole.corpus})
+    )
+    shutil.copytree(Path(whole.run_dir), Path(cut.run_dir))
+    stage = Path(cut.run_dir) / "stage3"
+    shutil.rmtree(stage / "model")
+    for folder in stage.glob("checkpoint-*"):
+        if folder.name != "checkpoint-4":
+            shutil.rmtree(folder)
+    if not (stage / "checkpoint-4").exists():
+        pytest.fail("the run kept no checkpoint-4: lower stage3_tokens")
+    quiet(cut, "3", resume=True)
+    assert losses(Path(cut.run_dir), "stage3") == losses(Path(whole.run_dir), "stage3")
+    weights = [load_causal_lm(Path(c.run_dir) / "stage3" / "model").state_dict() for c in (whole, cut)]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_a_run_is_not_overwritten_and_a_resumed_one_must_be_the_same(teacher: Path, tmp_path: Path) -> None:
+    shutil.copytree(teacher, tmp_path / "run")
+    with pytest.raises(OutputError, match="holds a run already; add --resume"):
+        quiet(tiny_config(tmp_path), "pretrain")
+    with pytest.raises(UsageError, match="begun with data"):
+        quiet(tiny_config(tmp_path), "pretrain", resume=True)
+
+
+def test_a_stage_before_its_predecessor(teacher: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="run --stage 2 first"):
+        quiet(student_config(tmp_path, teacher), "3")
+    with pytest.raises(UsageError, match="teacher is not set"):
+        quiet(tiny_config(tmp_path), "1")

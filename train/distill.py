@@ -1,0 +1,193 @@
+"""What a student is trained for: next tokens, and what a teacher does at the same positions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from bitexport.errors import UsageError
+from train import losses
+from train.chunked import chunked_next_token, chunked_top_k, chunked_top_k_distillation
+from train.config import TrainConfig
+from train.plan import Batch
+from train.projector import LogitProjector, check_vocabularies
+from train.router import StudentAwareRouter
+from train.schedules import term_weight
+
+_PROJECTIONS = ("q_proj", "k_proj", "v_proj")
+
+
+@dataclass
+class Terms:
+    """The terms of one loss: raw values and what each is multiplied with.
+
+    Attributes:
+        raw: scalars, by the name of the term.
+        weights: the same names.
+    """
+
+    raw: dict[str, torch.Tensor]
+    weights: dict[str, float]
+
+    def total(self) -> torch.Tensor:
+        """The sum of the weighted terms, each counted once."""
+        return sum((self.weights[name] * value for name, value in self.raw.items()), torch.zeros(()))
+
+
+class Objective(nn.Module):
+    """The loss of a stage. It holds what is trained beside the student: projector and router.
+
+    Args:
+        config: the weights and settings of the terms.
+        student, teacher: transformers' causal language models; no teacher: next-token loss only.
+
+    Raises:
+        UsageError: vocabularies differ without a projector, or a layer does not exist.
+    """
+
+    def __init__(self, config: TrainConfig, student: Any, teacher: Any | None) -> None:
+        super().__init__()
+        self.config, self.progress = config, 0.0
+        self._teacher: list[Any] = [
+            teacher
+        ]  # in a list, so that it is no submodule: neither trained nor saved
+        self.projector: LogitProjector | None = None
+        self.router: StudentAwareRouter | None = None
+        if teacher is None:
+            return
+        teacher.eval().requires_grad_(False)
+        sizes = student.config.vocab_size, teacher.config.vocab_size
+        if config.logits_weight:
+            check_vocabularies(*sizes, projector=config.logit_projector)
+        if config.logit_projector:
+            self.projector = LogitProjector(student.config.hidden_size, sizes[1], dtype=teacher.dtype)
+        depths = student.config.num_hidden_layers, teacher.config.num_hidden_layers
+        widths = student.config.hidden_size, teacher.config.hidden_size
+        if config.router:
+            self.router = StudentAwareRouter(depths, widths, losses.feature_loss)
+        elif config.feature_weight and widths[0] != widths[1]:
+            raise UsageError(
+                f"config: feature_weight with hidden sizes {widths[0]} (student) and {widths[1]} (teacher); "
+                "set router = true, which projects, or feature_weight = 0"
+            )
+        layer = config.relation_layer if config.relation_layer >= 0 else depths[1] * 4 // 5
+        if layer >= depths[1]:
+            raise UsageError(f"config: relation_layer = {layer}; expected 0 to {depths[1] - 1}")
+        self.teacher_layer = layer
+        self.student_layer = min(depths[0] - 1, round(layer * depths[0] / depths[1]))
+
+    def forward(self, model: Any, inputs: Batch, student: Any) -> Terms:
+        """All terms of one micro-batch.
+
+        Args:
+            model: what to call: the student, wrapped as the trainer likes.
+            inputs: ``input_ids``, ``attention_mask``, ``labels``, each ``[B, T]``.
+            student: the student itself, for its layers.
+        """
+        config, teacher = self.config, self._teacher[0]
+        weights = self._weights()
+        deep = any(name in weights for name in ("feature", "contrastive")) or self.projector is not None
+        options: dict[str, Any] = {
+            "output_hidden_states": deep or config.chunk_tokens > 0,
+            "output_attentions": "attention" in weights,
+            "use_cache": False,
+        }
+        ids = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+        small = {"logits_to_keep": 1} if config.chunk_tokens else {}
+        with _captured(student, self.student_layer if "relation" in weights else None) as mine:
+            out = model(**ids, **options, **small)
+        raw = {"next_token": self._next_token(out, inputs["labels"], student)}
+        if len(weights) == 1:
+            return Terms(raw, weights)
+        with torch.no_grad(), _captured(teacher, self.teacher_layer) as theirs:
+            wanted = teacher(**ids, **{**options, "output_hidden_states": deep or bool(small)}, **small)
+        if "logits" in weights:
+            raw["logits"] = self._logits(out, wanted, inputs["labels"], student)
+        mask = inputs["attention_mask"]
+        if "relation" in weights:
+            raw["relation"] = losses.relation_distillation(
+                mine,
+                theirs,
+                mask,
+                relation_heads=config.relation_heads,
+                temperature=config.relation_temperature,
+                form=config.relation_form,
+            )
+        if "feature" in weights:
+            raw["feature"] = self._features(out.hidden_states, wanted.hidden_states, mask)
+        if "attention" in weights:
+            mapped = wanted.attentions[self.teacher_layer]
+            raw["attention"] = losses.attention_loss(out.attentions[self.student_layer], mapped, mask)
+        if "contrastive" in weights:
+            mine_pooled, pooled = (losses.masked_mean(each.hidden_states[-1], mask) for each in (out, wanted))
+            raw["contrastive"] = losses.contrastive_loss(mine_pooled, pooled)
+        return Terms(raw, weights)
+
+    def _weights(self) -> dict[str, float]:
+        """Those of the terms that take part now; the evaluation knows next_token only."""
+        if self._teacher[0] is None or not self.training:
+            return {"next_token": 1.0 if not self.training else self.config.next_token_weight}
+        names = ("next_token", "logits", "relation", "feature", "attention", "contrastive")
+        weights = {name: float(getattr(self.config, f"{name}_weight")) for name in names}
+        if self.config.curriculum:
+            weights = {name: weight * term_weight(name, self.progress) for name, weight in weights.items()}
+        # The language-model loss is always among them, so that every log shows it.
+        return {name: weight for name, weight in weights.items() if weight or name == "next_token"}
+
+    def _next_token(self, out: Any, labels: torch.Tensor, student: Any) -> torch.Tensor:
+        if not self.config.chunk_tokens:
+            return losses.next_token(out.logits, labels)
+        head = student.get_output_embeddings().weight
+        return chunked_next_token(out.hidden_states[-1], head, labels, self.config.chunk_tokens)
+
+    def _logits(self, out: Any, wanted: Any, labels: torch.Tensor, student: Any) -> torch.Tensor:
+        config = self.config
+        tau: dict[str, Any] = {"tau": config.logits_temperature, "tau_squared": config.logits_tau_squared}
+        if config.chunk_tokens:
+            if not config.logits_top_k:
+                raise UsageError("config: chunk_tokens needs logits_top_k, or logits_weight = 0")
+            head = self._teacher[0].get_output_embeddings().weight
+            values, indices = chunked_top_k(
+                wanted.hidden_states[-1], head, config.logits_top_k, config.chunk_tokens
+            )
+            mine = student.get_output_embeddings().weight
+            return chunked_top_k_distillation(
+                out.hidden_states[-1], mine, values, indices, labels, chunk_tokens=config.chunk_tokens, **tau
+            )
+        logits = out.logits if self.projector is None else self.projector(out.hidden_states[-1])
+        if config.logits_top_k:
+            values, indices = wanted.logits.topk(config.logits_top_k, dim=-1)
+            return losses.top_k_logits_distillation(logits, values, indices, labels, **tau)
+        return losses.logits_distillation(logits, wanted.logits, labels, **tau)
+
+    def _features(self, mine: Any, theirs: Any, mask: torch.Tensor) -> torch.Tensor:
+        """Hidden states after each layer: against the router's mixture, or against the layer as far up."""
+        mine, theirs = mine[1:], theirs[1:]  # the first is the embedding
+        if self.router is not None:
+            mixed: torch.Tensor = self.router(mine, theirs, mask)
+            return mixed
+        above = [round((i + 1) * len(theirs) / len(mine)) - 1 for i in range(len(mine))]
+        values = [losses.feature_loss(mine[i], theirs[j], mask) for i, j in enumerate(above)]
+        return torch.stack(values).mean()
+
+
+@contextmanager
+def _captured(model: Any, layer: int | None) -> Iterator[list[torch.Tensor]]:
+    """What q_proj, k_proj and v_proj of ``layer`` put out while the block lasts, each ``[B, T, width]``."""
+    found: list[torch.Tensor] = []
+    handles = []
+    if layer is not None:
+        attention = model.model.layers[layer].self_attn
+        for name in _PROJECTIONS:
+            hook = getattr(attention, name).register_forward_hook
+            handles.append(hook(lambda _module, _inputs, output: found.append(output)))
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
