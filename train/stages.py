@@ -16,6 +16,7 @@ from transformers.utils import logging as transformers_logging
 from bitexport.errors import OutputError, UsageError
 from bitexport.progress import Progress, ignore
 from bitexport.records import read_sources, special_tokens_of, split, texts_of
+from bitexport.records.bpe import train_tokenizer
 from train.config import TrainConfig, load_config
 from train.data import Data, load_data, template_of, write_held_out
 from train.distill import Objective
@@ -24,7 +25,6 @@ from train.model import build_model
 from train.plan import BatchPlan, in_order
 from train.schedules import WarmedEarlyStopping
 from train.surgery import calibrate, load_causal_lm, make_student, replace_projections, save
-from train.tokenizer import train_tokenizer
 from train.trainer import StopRequest, StudentTrainer, last_checkpoint, training_arguments
 
 Say = Callable[[str], None]
@@ -183,7 +183,7 @@ def _fit(config: TrainConfig, number: str, folder: Path, say: Say, progress: Pro
     }
     if trainer.is_world_process_zero():
         (folder / "result.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-        from train.loss_plot import plot
+        from bitexport.report.losses import plot
 
         plot(folder / "log.jsonl", folder / "loss.png")
     say(f"stage {number}: held-out loss {result['held_out_loss']:.4f} nats a token; wrote {folder / MODEL}")

@@ -1,3 +1,3 @@
-"""One page that shows a parity run: ``bitexport parity --report``."""
+"""Pages and pictures: a parity run (``bitexport parity --report``), the losses of a training run."""
 
 from __future__ import annotations

@@ -8,9 +8,9 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from bitexport.errors import UsageError
+from bitexport.records.bpe import END_OF_TEXT, train_tokenizer
 from bitexport.records.sources import Chat, Document, Pair
 from bitexport.records.templates import NAMES, Encoded, Template, encode, render, special_tokens_of
-from train.tokenizer import END_OF_TEXT, train_tokenizer
 
 PAIR = Pair("Open {0} files", "Ouvrir {0} fichiers")
 CHAT_TEMPLATE = (

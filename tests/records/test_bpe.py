@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
-from train.tokenizer import END_OF_TEXT, train_tokenizer
+from bitexport.records.bpe import END_OF_TEXT, train_tokenizer
 
 TEXTS = [f"def add_{i}(first, second):\n    return first + second * {i}\n" for i in range(300)]
 
