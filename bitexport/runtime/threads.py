@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import functools
 import math
 import os
+import weakref
 from pathlib import Path
 
 from bitexport.errors import NativeLibraryError
@@ -48,6 +50,16 @@ def _siblings(topology: Path, cpu: int) -> str | None:
         return None
 
 
+_running: weakref.WeakSet[ThreadPool] = weakref.WeakSet()
+
+
+@atexit.register
+def _end_threads() -> None:
+    """Of models that are still open: a thread that outlives the libraries' own clean-up ends in a crash."""
+    for pool in list(_running):
+        pool.close()
+
+
 class ThreadPool:
     """Threads that a llama.cpp context computes with, for as long as this lives.
 
@@ -67,6 +79,7 @@ class ThreadPool:
         if not self._pool:
             raise NativeLibraryError(f"{count} threads could not be started; ask for fewer")
         _llama().llama_attach_threadpool(self._context, self._pool, None)
+        _running.add(self)
 
     def close(self) -> None:
         """Take the threads from the context and end them. Closing twice does nothing."""

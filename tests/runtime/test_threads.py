@@ -33,6 +33,14 @@ with Session(sys.argv[1], n_ctx=64, n_threads=2) as session:
     session.advance([2])
 """
 
+STILL_OPEN = """
+import sys
+import torch
+from bitexport.runtime.model import Session
+sys.kept = Session(sys.argv[1], n_ctx=64, n_threads=2)  # outlives every module
+sys.kept.advance([1])
+"""
+
 
 def _topology(folder: Path, siblings: dict[int, str]) -> Path:
     for cpu, names in siblings.items():
@@ -134,3 +142,15 @@ def test_a_loaded_llama_takes_no_impossible_threads(gguf_of: Callable[..., Path]
     for count in (-1, 100_000):
         with pytest.raises(UsageError, match=f"{count} threads were asked for"):
             bitexport.load(gguf_of(), n_threads=count, n_ctx=64)
+
+
+def test_a_program_may_end_without_closing_its_model(gguf_of: Callable[..., Path]) -> None:
+    """Threads that were still there when the libraries cleaned up ended it with a segmentation fault."""
+    done = subprocess.run(
+        [sys.executable, "-c", STILL_OPEN, gguf_of("packed-multiply")],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
