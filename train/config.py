@@ -29,13 +29,6 @@ CHOICES = {
     "precision": ("float32", "bfloat16"),
     "report_to": ("tensorboard", "wandb", "none"),
 }
-_SHAPE = [
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,57 +129,51 @@ class TrainConfig:
             value = getattr(self, name)
             if kind is float and type(value) is int:  # TOML's 1 is as good as 1.0
                 object.__setattr__(self, name, float(value))
-            elif type(value) is float and not math.isfinite(value):
-                raise UsageError(f"config: {name} = {value}; expected a finite number")
             elif kind == list[str]:
-                if type(value) is not list or not all(type(item) is str for item in value):
-                    raise UsageError(f"config: {name} = {value!r}; expected a list of strings")
+                strings = type(value) is list and all(type(item) is str for item in value)
+                self._require(strings, name, "a list of strings")
             elif type(value) is not kind:
-                raise UsageError(
-                    f"config: {name} = {value!r} is a {type(value).__name__}; expected a {kind.__name__}"
-                )
+                found = f"config: {name} = {value!r} is a {type(value).__name__}"
+                raise UsageError(f"{found}; expected a {kind.__name__}")
+            else:
+                self._require(kind is not float or math.isfinite(value), name, "a finite number")
         self._check_ranges()
 
     def _check_ranges(self) -> None:
-        self._require(bool(self.run_dir), "run_dir", "the name of a folder")
-        self._require(0 < self.held_out_percent < 100, "held_out_percent", "1 to 99")
-        self._require(self.vocab_size >= 257, "vocab_size", "at least 257: 256 bytes and <|endoftext|>")
+        need = self._require
+        need(bool(self.run_dir), "run_dir", "the name of a folder")
+        need(0 < self.held_out_percent < 100, "held_out_percent", "1 to 99")
+        need(self.vocab_size >= 257, "vocab_size", "at least 257: 256 bytes and <|endoftext|>")
         positive = (
             "rms_norm_eps rope_theta sequence_length learning_rate max_grad_norm log_every eval_every "
             "eval_examples save_every logits_temperature relation_temperature relation_heads"
         )
         for name in positive.split():
-            self._require(getattr(self, name) > 0, name, "a number above 0")
+            need(getattr(self, name) > 0, name, "a number above 0")
         for name, value in asdict(self).items():
             if isinstance(value, (int, float)) and name != "relation_layer":
-                self._require(value >= 0, name, "0 or more")
+                need(value >= 0, name, "0 or more")
         for name, choices in CHOICES.items():
-            expected = " or ".join(f'"{choice}"' for choice in choices)
-            self._require(getattr(self, name) in choices, name, expected)
+            need(getattr(self, name) in choices, name, " or ".join(f'"{choice}"' for choice in choices))
         for name in ("adam_beta1", "adam_beta2"):
-            self._require(getattr(self, name) < 1, name, "at least 0 and below 1")
+            need(getattr(self, name) < 1, name, "at least 0 and below 1")
         for name in ("warmup_ratio", "decay_ratio", "lambda_warmup_ratio"):
-            self._require(getattr(self, name) <= 1, name, "0 to 1")
-        fits = self.warmup_ratio + self.decay_ratio <= 1
-        self._require(fits, "decay_ratio", "together with warmup_ratio at most 1")
+            need(getattr(self, name) <= 1, name, "0 to 1")
+        need(self.warmup_ratio + self.decay_ratio <= 1, "decay_ratio", "at most 1 with warmup_ratio")
         fits = self.micro_batch_tokens >= self.sequence_length
-        self._require(fits, "micro_batch_tokens", "at least sequence_length")
+        need(fits, "micro_batch_tokens", "at least sequence_length")
         divides = self.batch_tokens % self.micro_batch_tokens == 0
-        self._require(divides, "micro_batch_tokens", "a divisor of batch_tokens")
+        need(divides, "micro_batch_tokens", "a divisor of batch_tokens")
 
     def require_shape(self) -> None:
-        """What a model from scratch needs beyond what every run does.
-
-        Raises:
-            UsageError: a size is missing or does not fit another.
-        """
-        for name in [*_SHAPE, "pretrain_tokens"]:
+        """Raise UsageError when a size that a model from scratch needs is missing, or fits no other."""
+        sizes = "hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads"
+        for name in [*sizes.split(), "pretrain_tokens"]:
             self._require(getattr(self, name) > 0, name, "a number above 0, to train from scratch")
-        for name, divisor in (
-            ("hidden_size", "num_attention_heads"),
-            ("num_attention_heads", "num_key_value_heads"),
-        ):
-            self._require(getattr(self, name) % getattr(self, divisor) == 0, divisor, f"a divisor of {name}")
+        wholes = {"num_attention_heads": "hidden_size", "num_key_value_heads": "num_attention_heads"}
+        for part, whole in wholes.items():
+            divides = getattr(self, whole) % getattr(self, part) == 0
+            self._require(divides, part, f"a divisor of {whole}")
         fits = self.sequence_length <= self.max_position_embeddings
         self._require(fits, "sequence_length", "at most max_position_embeddings")
 
@@ -196,7 +183,9 @@ class TrainConfig:
 
     def to_toml(self) -> str:
         """Every key with its value in force, so that a run can be repeated from this text alone."""
-        return "".join(f"{name} = {_toml_value(value)}\n" for name, value in asdict(self).items())
+        # JSON writes strings, numbers, bools and lists as TOML does, but for DEL, which it leaves as it is.
+        items = ((name, json.dumps(value, ensure_ascii=False)) for name, value in asdict(self).items())
+        return "".join(f"{name} = {value}\n" for name, value in items).replace("\x7f", "\\u007f")
 
 
 def load_config(path: Path, **overrides: Any) -> TrainConfig:
@@ -221,8 +210,3 @@ def load_config(path: Path, **overrides: Any) -> TrainConfig:
     if "run_dir" not in values:
         raise UsageError(f"config {path}: missing run_dir; add it to the file")
     return TrainConfig(**values)
-
-
-def _toml_value(value: str | float | bool | list[str]) -> str:
-    # A JSON string, number, bool or list of strings is a TOML one, but for DEL, which JSON leaves as it is.
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

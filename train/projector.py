@@ -13,16 +13,12 @@ from bitexport.errors import BitexportWarning, UsageError
 class LogitProjector(torch.nn.Module):
     """From the student's last hidden state, [..., D], to logits over the teacher's vocabulary, [..., V_t].
 
-    Not from the student's logits: that matrix has V_s x V_t entries, 49,152 x 151,936 = 7.5 billion for
-    SmolLM2 under Qwen (30 GB in float32, 120 GB with gradients and AdamW's moments); D x V_t with D = 576 has
-    88 million (0.35 GB, 1.4 GB). The price: the student's own head learns from the other terms alone.
+    Not from the student's logits: V_s x V_t is 7.5 billion entries for SmolLM2 under Qwen, D x V_t is 88
+    million. The price: the student's own head learns from the other terms alone. Teacher and student must
+    split a text alike (a vocabulary that was padded, cut or added to): position is compared with position.
 
-    Logits of one position are compared with the teacher's of the same position: teacher and student must
-    split a text alike (a vocabulary that was padded, cut or added to). Training uses it, nothing saves it.
-
-    Computes and answers in ``dtype``, the teacher's, whatever comes in, with autocast and without it. What
-    the optimizer moves stays float32: of a bfloat16 matrix AdamW at a rate of 5e-5 moved not one entry, and
-    of a float16 one it made NaN, since its epsilon of 1e-8 is 0 there.
+    Answers in ``dtype``, the teacher's, whatever comes in, under autocast too. What the optimizer moves stays
+    float32: AdamW at 5e-5 moved not one bfloat16 entry, and made NaN of float16, where its epsilon is 0.
     """
 
     def __init__(self, hidden_size: int, teacher_vocabulary: int, dtype: torch.dtype) -> None:
@@ -31,8 +27,7 @@ class LogitProjector(torch.nn.Module):
             why = (
                 "the teacher is float16: most of the gradient of its logits may be too small for that, and 0"
             )
-            what = "scale the loss (fp16 = true), or load the teacher in bfloat16"
-            warnings.warn(f"{why}; {what}", BitexportWarning, stacklevel=2)
+            warnings.warn(f"{why}; load the teacher in bfloat16", BitexportWarning, stacklevel=2)
         self.dtype = dtype
         self.master = torch.nn.Parameter(torch.randn(teacher_vocabulary, hidden_size) * hidden_size**-0.5)
 
@@ -44,7 +39,6 @@ class LogitProjector(torch.nn.Module):
 def check_vocabularies(student_size: int, teacher_size: int, projector: bool) -> None:
     """Raise UsageError when logits cannot be compared: unequal vocabularies and no projector."""
     if student_size != teacher_size and not projector:
-        raise UsageError(
-            f"the student's vocabulary has {student_size:,} tokens, the teacher's {teacher_size:,}; logits "
-            "distillation needs the same: choose another teacher, set logit_projector = true, or logits = 0"
-        )
+        found = f"the student's vocabulary has {student_size:,} tokens, the teacher's {teacher_size:,}"
+        remedy = "choose another teacher, or set logit_projector = true or logits_weight = 0"
+        raise UsageError(f"{found}; logits distillation needs the same: {remedy}")

@@ -23,24 +23,19 @@ class StudentAwareRouter(torch.nn.Module):
     Args:
         layers, widths: of student and teacher, (L_s, L_t) and (D_s, D_t).
         loss: ``loss(student [B, T, D], target [B, T, D], mask [B, T])``, a scalar.
-        balance: weight of log(L_t) minus the entropy of a gate's mean weights, which delays its settling.
     """
 
     used: Tensor
     calls: Tensor
 
     def __init__(
-        self,
-        layers: tuple[int, int],
-        widths: tuple[int, int],
-        loss: FeatureLoss = feature_loss,
-        balance: float = 0.0,
+        self, layers: tuple[int, int], widths: tuple[int, int], loss: FeatureLoss = feature_loss
     ) -> None:
         super().__init__()
         self.gates = torch.nn.Parameter(torch.zeros(*layers, widths[0]))
         self.favours = torch.nn.Parameter(torch.zeros(layers))  # whatever the state is
         self.project = None if widths[0] == widths[1] else torch.nn.Linear(*widths, bias=False)
-        self.layers, self.loss, self.balance = layers, loss, balance
+        self.layers, self.loss = layers, loss
         self.register_buffer("used", torch.zeros(layers), persistent=False)
         self.register_buffer("calls", torch.zeros(()), persistent=False)
 
@@ -67,10 +62,8 @@ class StudentAwareRouter(torch.nn.Module):
                 weights = F.linear(pooled, self.gates[i], self.favours[i]).softmax(-1)  # [B, L_t]
                 ours = state.float() if self.project is None else self.project(state.float())
                 total = total + self.loss(ours, torch.einsum("bl,lbtd->btd", weights, layers), mask)
-                mean = weights.mean(0).clamp(min=1e-9)  # the logarithm of 0
-                total = total + self.balance * (mean * (mean * len(mean)).log()).sum()
                 if self.training:
-                    self.used[i] += mean.detach()
+                    self.used[i] += weights.mean(0).detach()
         self.calls += self.training
         return total / len(student)
 

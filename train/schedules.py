@@ -21,16 +21,16 @@ CURRICULUM: dict[str, tuple[float, float]] = {
 }
 
 
-def ramp(step: int, warmup_steps: int, shape: str = "linear", low: float = 0.0, high: float = 1.0) -> float:
-    """``low`` at step 0, exactly ``high`` from ``warmup_steps`` on, linear or half a cosine between them."""
+def ramp(step: int, warmup_steps: int, shape: str = "linear") -> float:
+    """0 at step 0, exactly 1 from ``warmup_steps`` on, linear or half a cosine between them."""
     if step >= warmup_steps:
-        return high
+        return 1.0
     done = max(0, step) / warmup_steps
     if shape == "cosine":
-        done = (1 - math.cos(math.pi * done)) / 2
-    elif shape != "linear":
+        return (1 - math.cos(math.pi * done)) / 2
+    if shape != "linear":
         raise UsageError(f"a warm-up of shape {shape!r} is unknown; expected linear or cosine")
-    return low + (high - low) * done
+    return done
 
 
 def term_weight(term: str, progress: float) -> float:
@@ -46,24 +46,20 @@ class WarmedEarlyStopping(TrainerCallback, ExportableState):  # type: ignore[mis
 
     Evaluations before step ``warmup_steps`` are not looked at, not even as the best: while quantization is
     being blended in the model is better than it will ever be again.
-    The Trainer restores the state if ``restore_callback_states_from_checkpoint`` is set, into a new object:
-    look for ``reason`` in its ``callback_handler.callbacks``, or for ``stopped`` in ``log_history``. An
-    evaluation without ``metric`` is a UsageError.
+    The Trainer restores the state, if ``restore_callback_states_from_checkpoint`` is set, into a new object:
+    look for ``reason`` there, or for ``stopped`` in ``log_history``. UsageError: an evaluation has no loss.
     """
 
-    def __init__(
-        self, patience: int = 20, min_delta: float = 1e-3, warmup_steps: int = 1000, metric: str = "eval_loss"
-    ) -> None:
-        self.patience, self.min_delta = patience, min_delta
-        self.warmup_steps, self.metric = warmup_steps, metric
+    def __init__(self, patience: int = 20, min_delta: float = 1e-3, warmup_steps: int = 1000) -> None:
+        self.patience, self.min_delta, self.warmup_steps = patience, min_delta, warmup_steps
         self.best: float | None = None
         self.best_step = self.waited = 0
         self.reason: str | None = None
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **_: Any) -> None:  # noqa: ARG002
-        if self.metric not in metrics:
-            raise UsageError(f"early stopping watches {self.metric}; found only {', '.join(metrics)}")
-        value, step = float(metrics[self.metric]), state.global_step
+        if "eval_loss" not in metrics:
+            raise UsageError(f"early stopping watches eval_loss; found only {', '.join(metrics)}")
+        value, step = float(metrics["eval_loss"]), state.global_step
         if step < self.warmup_steps:
             return
         if math.isfinite(value) and (self.best is None or self.best - value > self.min_delta):
@@ -72,19 +68,16 @@ class WarmedEarlyStopping(TrainerCallback, ExportableState):  # type: ignore[mis
         self.waited += 1
         if self.waited >= self.patience:
             best = "never a number" if self.best is None else f"{self.best:.4f} at step {self.best_step}"
-            self.reason = (
-                f"stopped at step {step}: {self.metric} is {value:.4f}, and {self.waited} evaluations"
-            )
-            self.reason += f" in a row were not {self.min_delta} below the best, {best}"
+            since = f"{self.waited} evaluations in a row were not {self.min_delta} below the best, {best}"
+            self.reason = f"stopped at step {step}: eval_loss is {value:.4f}, and {since}"
             control.should_training_stop = True
             state.log_history.append({"step": step, "stopped": self.reason})
             if state.is_world_process_zero:
                 logging.getLogger(__name__).warning(self.reason)
 
     def state(self) -> dict[str, dict[str, Any]]:
-        kept = ("best", "best_step", "waited", "reason")
-        args = ("patience", "min_delta", "warmup_steps", "metric")
-        return {
-            "args": {k: getattr(self, k) for k in args},
-            "attributes": {k: getattr(self, k) for k in kept},
+        names = {
+            "args": ("patience", "min_delta", "warmup_steps"),
+            "attributes": ("best", "best_step", "waited", "reason"),
         }
+        return {kind: {name: getattr(self, name) for name in of_kind} for kind, of_kind in names.items()}

@@ -130,16 +130,6 @@ def test_equals_a_loop_and_padding_does_not_matter() -> None:
     assert router.gates.grad.isfinite().all()
 
 
-def test_balance_costs_what_is_far_from_uniform() -> None:
-    student, teacher, mask = batch(torch.Generator().manual_seed(1))
-    router = StudentAwareRouter((3, 8), (12, 12), loss=lambda s, *_: s.new_zeros(()), balance=2.0)
-    assert router(student, teacher, mask).item() == pytest.approx(0.0, abs=1e-6)
-    router.favours.data[:, 3] = 30.0
-    assert float(router(student, teacher, mask)) == pytest.approx(
-        2 * torch.tensor(8.0).log().item(), rel=1e-4
-    )
-
-
 def test_evaluation_does_not_count_as_use() -> None:
     router = StudentAwareRouter((3, 8), (12, 12), loss=cosine).eval()
     router(*batch(torch.Generator().manual_seed(1)))
@@ -162,7 +152,7 @@ def test_another_number_of_layers_is_refused() -> None:
 
 
 def test_a_gate_that_is_certain_keeps_its_gradient_finite() -> None:
-    router = StudentAwareRouter((3, 8), (12, 12), loss=cosine, balance=1.0)
+    router = StudentAwareRouter((3, 8), (12, 12), loss=cosine)
     router.favours.data[:, 3] = 300.0
     router(*batch(torch.Generator().manual_seed(1))).backward()
     assert router.favours.grad is not None
