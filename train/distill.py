@@ -19,17 +19,12 @@ from train.projector import LogitProjector, check_vocabularies
 from train.router import StudentAwareRouter
 from train.schedules import term_weight
 
-_PROJECTIONS = ("q_proj", "k_proj", "v_proj")
+TERMS = ("logits", "relation", "feature", "attention", "contrastive")  # beside next_token
 
 
 @dataclass
 class Terms:
-    """The terms of one loss: raw values and what each is multiplied with.
-
-    Attributes:
-        raw: scalars, by the name of the term.
-        weights: the same names.
-    """
+    """The terms of one loss, by name: raw values, scalars, and what each is multiplied with."""
 
     raw: dict[str, torch.Tensor]
     weights: dict[str, float]
@@ -47,27 +42,29 @@ class Objective(nn.Module):
         student, teacher: transformers' causal language models; no teacher: next-token loss only.
 
     Raises:
-        UsageError: vocabularies differ without a projector, or a layer does not exist.
+        UsageError: vocabularies differ without a projector, a layer does not exist, widths do not divide.
     """
 
     def __init__(self, config: TrainConfig, student: Any, teacher: Any | None) -> None:
         super().__init__()
         self.config, self.progress = config, 0.0
-        self._teacher: list[Any] = [
-            teacher
-        ]  # in a list, so that it is no submodule: neither trained nor saved
+        # In a list, so that it is no submodule: neither trained nor saved.
+        self._teacher: list[Any] = [teacher]
         self.projector: LogitProjector | None = None
         self.router: StudentAwareRouter | None = None
+        self.usage: torch.Tensor | None = None  # the router's, at the last line of the log
         if teacher is None:
             return
         teacher.eval().requires_grad_(False)
-        sizes = student.config.vocab_size, teacher.config.vocab_size
+        mine, theirs = student.config, teacher.config
         if config.logits_weight:
-            check_vocabularies(*sizes, projector=config.logit_projector)
+            check_vocabularies(mine.vocab_size, theirs.vocab_size, projector=config.logit_projector)
+        if config.chunk_tokens and config.logits_weight and not config.logits_top_k:
+            raise UsageError("config: chunk_tokens needs logits_top_k, or logits_weight = 0")
         if config.logit_projector:
-            self.projector = LogitProjector(student.config.hidden_size, sizes[1], dtype=teacher.dtype)
-        depths = student.config.num_hidden_layers, teacher.config.num_hidden_layers
-        widths = student.config.hidden_size, teacher.config.hidden_size
+            self.projector = LogitProjector(mine.hidden_size, theirs.vocab_size, dtype=teacher.dtype)
+        depths = mine.num_hidden_layers, theirs.num_hidden_layers
+        widths = mine.hidden_size, theirs.hidden_size
         if config.router:
             self.router = StudentAwareRouter(depths, widths, losses.feature_loss)
         elif config.feature_weight and widths[0] != widths[1]:
@@ -80,6 +77,18 @@ class Objective(nn.Module):
             raise UsageError(f"config: relation_layer = {layer}; expected 0 to {depths[1] - 1}")
         self.teacher_layer = layer
         self.student_layer = min(depths[0] - 1, round(layer * depths[0] / depths[1]))
+        if config.relation_weight:
+            both = _projections(student, self.student_layer) + _projections(teacher, layer)
+            widths_of_qkv = sorted({module.out_features for module in both})
+            if any(width % config.relation_heads for width in widths_of_qkv):
+                raise UsageError(
+                    f"config: relation_heads = {config.relation_heads}; expected a divisor of the widths of "
+                    f"queries, keys and values, {', '.join(map(str, widths_of_qkv))}"
+                )
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Everything a resumed run needs, by name; the very tensors, not copies."""
+        return {**dict(self.named_parameters()), **dict(self.named_buffers())}
 
     def forward(self, model: Any, inputs: Batch, student: Any) -> Terms:
         """All terms of one micro-batch.
@@ -89,26 +98,26 @@ class Objective(nn.Module):
             inputs: ``input_ids``, ``attention_mask``, ``labels``, each ``[B, T]``.
             student: the student itself, for its layers.
         """
-        config, teacher = self.config, self._teacher[0]
+        config, teacher, mask = self.config, self._teacher[0], inputs["attention_mask"]
         weights = self._weights()
         deep = any(name in weights for name in ("feature", "contrastive")) or self.projector is not None
         options: dict[str, Any] = {
+            "input_ids": inputs["input_ids"],
+            "attention_mask": mask,
             "output_hidden_states": deep or config.chunk_tokens > 0,
             "output_attentions": "attention" in weights,
             "use_cache": False,
+            **({"logits_to_keep": 1} if config.chunk_tokens else {}),
         }
-        ids = {name: inputs[name] for name in ("input_ids", "attention_mask")}
-        small = {"logits_to_keep": 1} if config.chunk_tokens else {}
         with _captured(student, self.student_layer if "relation" in weights else None) as mine:
-            out = model(**ids, **options, **small)
+            out = model(**options)
         raw = {"next_token": self._next_token(out, inputs["labels"], student)}
         if len(weights) == 1:
             return Terms(raw, weights)
         with torch.no_grad(), _captured(teacher, self.teacher_layer) as theirs:
-            wanted = teacher(**ids, **{**options, "output_hidden_states": deep or bool(small)}, **small)
+            wanted = teacher(**options)
         if "logits" in weights:
             raw["logits"] = self._logits(out, wanted, inputs["labels"], student)
-        mask = inputs["attention_mask"]
         if "relation" in weights:
             raw["relation"] = losses.relation_distillation(
                 mine,
@@ -124,15 +133,15 @@ class Objective(nn.Module):
             mapped = wanted.attentions[self.teacher_layer]
             raw["attention"] = losses.attention_loss(out.attentions[self.student_layer], mapped, mask)
         if "contrastive" in weights:
-            mine_pooled, pooled = (losses.masked_mean(each.hidden_states[-1], mask) for each in (out, wanted))
-            raw["contrastive"] = losses.contrastive_loss(mine_pooled, pooled)
+            a, b = (losses.masked_mean(each.hidden_states[-1], mask) for each in (out, wanted))
+            raw["contrastive"] = losses.contrastive_loss(a, b)
         return Terms(raw, weights)
 
     def _weights(self) -> dict[str, float]:
         """Those of the terms that take part now; the evaluation knows next_token only."""
-        if self._teacher[0] is None or not self.training:
-            return {"next_token": 1.0 if not self.training else self.config.next_token_weight}
-        names = ("next_token", "logits", "relation", "feature", "attention", "contrastive")
+        if not self.training:
+            return {"next_token": 1.0}
+        names = ("next_token", *(TERMS if self._teacher[0] is not None else ()))
         weights = {name: float(getattr(self.config, f"{name}_weight")) for name in names}
         if self.config.curriculum:
             weights = {name: weight * term_weight(name, self.progress) for name, weight in weights.items()}
@@ -149,16 +158,11 @@ class Objective(nn.Module):
         config = self.config
         tau: dict[str, Any] = {"tau": config.logits_temperature, "tau_squared": config.logits_tau_squared}
         if config.chunk_tokens:
-            if not config.logits_top_k:
-                raise UsageError("config: chunk_tokens needs logits_top_k, or logits_weight = 0")
-            head = self._teacher[0].get_output_embeddings().weight
-            values, indices = chunked_top_k(
-                wanted.hidden_states[-1], head, config.logits_top_k, config.chunk_tokens
-            )
-            mine = student.get_output_embeddings().weight
-            return chunked_top_k_distillation(
-                out.hidden_states[-1], mine, values, indices, labels, chunk_tokens=config.chunk_tokens, **tau
-            )
+            mine, theirs = (each.get_output_embeddings().weight for each in (student, self._teacher[0]))
+            mine = mine if self.projector is None else self.projector.master
+            size = config.chunk_tokens
+            best = chunked_top_k(wanted.hidden_states[-1], theirs, config.logits_top_k, size)
+            return chunked_top_k_distillation(out.hidden_states[-1], mine, *best, labels, size, **tau)
         logits = out.logits if self.projector is None else self.projector(out.hidden_states[-1])
         if config.logits_top_k:
             values, indices = wanted.logits.topk(config.logits_top_k, dim=-1)
@@ -176,16 +180,20 @@ class Objective(nn.Module):
         return torch.stack(values).mean()
 
 
+def _projections(model: Any, layer: int) -> list[Any]:
+    attention = model.model.layers[layer].self_attn
+    return [attention.q_proj, attention.k_proj, attention.v_proj]
+
+
 @contextmanager
 def _captured(model: Any, layer: int | None) -> Iterator[list[torch.Tensor]]:
     """What q_proj, k_proj and v_proj of ``layer`` put out while the block lasts, each ``[B, T, width]``."""
     found: list[torch.Tensor] = []
-    handles = []
-    if layer is not None:
-        attention = model.model.layers[layer].self_attn
-        for name in _PROJECTIONS:
-            hook = getattr(attention, name).register_forward_hook
-            handles.append(hook(lambda _module, _inputs, output: found.append(output)))
+    modules = [] if layer is None else _projections(model, layer)
+    handles = [
+        module.register_forward_hook(lambda _module, _inputs, output: found.append(output))
+        for module in modules
+    ]
     try:
         yield found
     finally:

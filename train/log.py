@@ -9,19 +9,25 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from bitexport.atomic import write_atomically
 from bitexport.progress import Progress, ProgressEvent
+from train.distill import Objective
 from train.plan import BatchPlan
+from train.router import describe
 
 
 class RunLog(TrainerCallback):  # type: ignore[misc]  # transformers is untyped here
     """One JSON object a line: ``step, tokens, seconds``, and then what was measured there.
 
     That is ``held_out_loss``, or the ``loss`` (the total) with every term raw and weighted, ``grad_norm``,
-    ``learning_rate`` and ``lambda``; losses are in nats a token.
+    ``learning_rate``, ``lambda``, and with a router the use of its experts; losses are in nats a token.
     """
 
-    def __init__(self, path: Path, plan: BatchPlan, say: Any, progress: Progress) -> None:
-        self.path, self.plan, self.say, self.progress = path, plan, say, progress
+    def __init__(
+        self, path: Path, plan: BatchPlan, objective: Objective, say: Any, progress: Progress
+    ) -> None:
+        self.path, self.tokens, self.objective = path, plan.tokens_after, objective
+        self.say, self.progress = say, progress
         self.seconds_before = 0.0  # trained before this process
         self.first_step = 0
         self.start = self.shown = time.monotonic()
@@ -33,7 +39,7 @@ class RunLog(TrainerCallback):  # type: ignore[misc]  # transformers is untyped 
             return
         lines = read_log(self.path) if self.path.exists() else []
         kept = [line for line in lines if line["step"] <= state.global_step]
-        self.path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        write_atomically(self.path, "".join(json.dumps(line) + "\n" for line in kept).encode())
         self.seconds_before = max((line["seconds"] for line in kept), default=0.0)
         self.first_step, self.start = state.global_step, time.monotonic()
 
@@ -41,47 +47,46 @@ class RunLog(TrainerCallback):  # type: ignore[misc]  # transformers is untyped 
         now = time.monotonic()
         if now - self.shown > 0.5:
             self.shown = now
-            done, total = (int(self.plan.tokens_after[i]) for i in (state.global_step, -1))
+            done, total = (int(self.tokens[i]) for i in (state.global_step, -1))
             label = f"loss {self.loss:.3f}, {self._rate(state.global_step):,.0f} tokens/s"
             self.progress(ProgressEvent(done, total, "tokens", label))
 
     def _rate(self, step: int) -> float:
         """Tokens a second since this process began."""
-        tokens = self.plan.tokens_after[step] - self.plan.tokens_after[self.first_step]
-        return float(tokens) / max(1e-9, time.monotonic() - self.start)
+        done = self.tokens[step] - self.tokens[self.first_step]
+        return float(done) / max(1e-9, time.monotonic() - self.start)
 
     def on_log(self, _args: Any, state: Any, _control: Any, *, logs: dict[str, float], **_: Any) -> None:
-        if not state.is_world_process_zero:
-            return
-        line: dict[str, float] = {
-            "step": state.global_step,
-            "tokens": int(self.plan.tokens_after[state.global_step]),
-            "seconds": round(self.seconds_before + time.monotonic() - self.start, 1),
-        }
+        if not state.is_world_process_zero or not {"loss", "eval_loss"} & logs.keys():
+            return  # the last is the Trainer's own summary at the end
+        seconds = round(self.seconds_before + time.monotonic() - self.start, 1)
+        tokens = int(self.tokens[state.global_step])
+        line: dict[str, Any] = {"step": state.global_step, "tokens": tokens, "seconds": seconds}
         if "eval_loss" in logs:
             line["held_out_loss"] = logs["eval_loss"]
             self.say(f"step {state.global_step}: held-out loss {logs['eval_loss']:.4f}")
-        elif "loss" in logs:
+        else:
             line |= {key: value for key, value in logs.items() if key != "epoch"}
+            if self.objective.usage is not None:
+                line["router"] = self.objective.usage.tolist()
             self.loss = logs["loss"]
             self.say(self._sentence(state, logs))
-        else:
-            return  # the Trainer's own summary at the end
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
     def _sentence(self, state: Any, logs: dict[str, float]) -> str:
         names = [name.removeprefix("weighted_") for name in logs if name.startswith("weighted_")]
         terms = [f"{name} {logs[name]:.5g} (weighted {logs[f'weighted_{name}']:.5g})" for name in names]
-        tokens = self.plan.tokens_after
+        usage = self.objective.usage
         return (
-            f"step {state.global_step}/{state.max_steps}: {tokens[state.global_step]:,} of "
-            f"{tokens[-1]:,} tokens, "
-            f"{self._rate(state.global_step):,.0f} tokens/s; {', '.join(terms)}; total {logs['loss']:.5g}; "
-            f"lr {logs['learning_rate']:.3g}, lambda {logs['lambda']:.3g}"
+            f"step {state.global_step}/{state.max_steps}: {self.tokens[state.global_step]:,} of "
+            f"{self.tokens[-1]:,} tokens, {self._rate(state.global_step):,.0f} tokens/s; "
+            f"{', '.join(terms)}; total {logs['loss']:.5g}; lr {logs['learning_rate']:.3g}, "
+            f"lambda {logs['lambda']:.3g}" + ("" if usage is None else f"; router {describe(usage)}")
         )
 
 
-def read_log(path: Path) -> list[dict[str, float]]:
-    """The lines of a run's log.jsonl, in order."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The lines of a run's log.jsonl, in order; one that was cut off (a full disk) is left out."""
+    text = path.read_text(encoding="utf-8")
+    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]

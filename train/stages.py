@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import time
 from collections.abc import Callable
@@ -13,23 +14,28 @@ from accelerate import PartialState
 from transformers import AutoTokenizer, PrinterCallback
 from transformers.utils import logging as transformers_logging
 
-from bitexport.errors import OutputError, UsageError
+from bitexport.atomic import write_atomically
+from bitexport.checkpoint import open_checkpoint
+from bitexport.errors import CheckpointError, OutputError, UsageError
 from bitexport.progress import Progress, ignore
 from bitexport.records import read_sources, special_tokens_of, split, texts_of
 from bitexport.records.bpe import train_tokenizer
+from bitexport.report.losses import plot
+from train.bitlinear import BitLinear
 from train.config import TrainConfig, load_config
 from train.data import Data, load_data, template_of, write_held_out
-from train.distill import Objective
+from train.distill import TERMS, Objective
 from train.log import RunLog
 from train.model import build_model
 from train.plan import BatchPlan, in_order
 from train.schedules import WarmedEarlyStopping
 from train.surgery import calibrate, load_causal_lm, make_student, replace_projections, save
-from train.trainer import StopRequest, StudentTrainer, last_checkpoint, training_arguments
+from train.trainer import StopRequest, StudentTrainer, all_or_nothing, last_checkpoint, remove_incomplete
+from train.trainer import training_arguments as arguments_of
 
 Say = Callable[[str], None]
 STAGES = ("pretrain", "1", "2", "3", "all")
-# Where a stage's model comes to stand, below the run's folder.
+# A stage's model, below its folder. It appears last, and whole: a stage that has it is finished.
 MODEL = "model"
 
 
@@ -50,28 +56,34 @@ def train(
     Raises:
         OutputError: the folder holds this stage already and ``resume`` is off; or the disk is full.
         UsageError: settings that do not fit, data that is missing, a stage before its predecessor.
-        DivergedError: a loss or gradient is not finite.
+        CheckpointError: the teacher or the student cannot be read.
+        DivergedError: a loss, gradient or weight is not finite.
         KeyboardInterrupt: after Ctrl-C, once a checkpoint is saved.
     """
     if stage not in STAGES:
         raise UsageError(f"stage {stage!r}; expected {', '.join(STAGES)}")
-    main = PartialState().is_main_process
+    if not PartialState().is_main_process:
+        say, progress = (lambda _text: None), ignore
     transformers_logging.disable_progress_bar()  # ours is of tokens
-    say, progress = (say, progress) if main else (lambda _text: None, ignore)
     run = Path(config.run_dir)
     numbers = [stage] if stage != "all" else ["1", *(["2"] if config.stage2_tokens else []), "3"]
-    _keep_config(run, config, resume, [_folder(run, number) for number in numbers])
-    say(config.to_toml())
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    for number in numbers:
-        folder = _folder(run, number)
-        if resume and (folder / MODEL / "config.json").exists():
-            say(f"{folder}: finished already")
-        elif number == "1":
-            _surgery(config, folder, say)
-        else:
-            _fit(config, number, folder, say, progress)
+    _check(config, numbers)
+    try:
+        _keep_config(run, config, resume, [_folder(run, number) for number in numbers])
+        say(config.to_toml())
+        if config.threads:
+            torch.set_num_threads(config.threads)
+        for number in numbers:
+            folder = _folder(run, number)
+            if (folder / MODEL).exists():
+                say(f"{folder}: finished already")
+            elif number == "1":
+                _surgery(config, folder, say, whole=stage == "all")
+            else:
+                _fit(config, number, folder, say, progress)
+    except OSError as error:
+        what = f"{error.filename or run}: {error.strerror or error}"
+        raise OutputError(f"{what}; make room or give another --run-dir, then go on with --resume") from error
     return _folder(run, numbers[-1]) / MODEL
 
 
@@ -79,59 +91,40 @@ def _folder(run: Path, number: str) -> Path:
     return run / (number if number == "pretrain" else f"stage{number}")
 
 
-def _keep_config(run: Path, config: TrainConfig, resume: bool, folders: list[Path]) -> None:
-    """Make the run's folder and write config.toml there; refuse to run over another run."""
-    kept = run / "config.toml"
-    try:
-        for folder in folders:
-            used = last_checkpoint(folder) or (folder / MODEL).exists()
-            if used and not resume:
-                raise OutputError(
-                    f"{folder}: holds a run already; add --resume to go on, or give another --run-dir"
-                )
-            folder.mkdir(parents=True, exist_ok=True)
-        if resume and kept.is_file():
-            _refuse_another_run(kept, config)
-        if PartialState().is_main_process:
-            kept.write_text(config.to_toml(), encoding="utf-8")
-    except OSError as error:
-        raise OutputError(f"{run}: {error.strerror}; give another --run-dir") from error
+def _check(config: TrainConfig, numbers: list[str]) -> None:
+    """Raise, before anything is written, what can be known now and would end a later stage."""
+    if config.report_to != "none" and importlib.util.find_spec(config.report_to) is None:
+        raise UsageError(
+            f'config: report_to = "{config.report_to}", which is not installed; pip install '
+            f'{config.report_to}, or set "none"'
+        )
+    for number in numbers:
+        if number != "1":
+            _settings(config, number)
+        if number == "pretrain":
+            config.require_shape()
+        if number == "1" or (number == "3" and _has_teacher(config)):
+            if not config.teacher:
+                raise UsageError("config: teacher is not set; give the folder of a full-precision checkpoint")
+            open_checkpoint(config.teacher)
+    if numbers[0] in ("2", "3"):
+        open_checkpoint(_start(config, numbers[0]))
 
 
-def _refuse_another_run(kept: Path, config: TrainConfig) -> None:
-    """Raise UsageError when the run was begun with settings that change what it computes."""
-    before = load_config(kept)
-    for name in ("run_dir", "threads", "save_every", "eval_every", "eval_examples", "log_every", "report_to"):
-        before = type(before)(**{**vars(before), name: getattr(config, name)})
-    for name, value in vars(before).items():
-        if value != getattr(config, name):
-            raise UsageError(
-                f"{kept.parent} was begun with {name} = {value!r}, now it is {getattr(config, name)!r}; "
-                "resume with what it was, or start another run with --run-dir"
-            )
+def _settings(config: TrainConfig, number: str) -> tuple[list[str], int, float]:
+    """Sources, token budget and learning rate of a stage."""
+    stage = number if number == "pretrain" else f"stage{number}"
+    name, budget = "corpus" if number == "2" else "data", int(getattr(config, f"{stage}_tokens"))
+    if not getattr(config, name):
+        raise UsageError(f"config: {name} is empty; expected at least one source, hub: or text: for instance")
+    if budget <= 0:
+        raise UsageError(f"config: {stage}_tokens = {budget}; expected a number above 0")
+    rate = getattr(config, f"{stage}_learning_rate", 0.0) or config.learning_rate
+    return getattr(config, name), budget, rate
 
 
-def _surgery(config: TrainConfig, folder: Path, say: Say) -> None:
-    """Stage 1: the teacher gets SubLN, with gains that its activations ask for, and ternary layers."""
-    student, tokenizer = load_causal_lm(_teacher(config)), AutoTokenizer.from_pretrained(config.teacher)
-    if config.sub_norms:
-        make_student(student)
-        if config.calibration_batches:
-            data = load_data(config.data, config, template_of(config), tokenizer, folder)
-            wanted = config.calibration_batches * config.micro_batch_tokens // config.sequence_length
-            calibrate(student, in_order(data.train, config.micro_batch_tokens, max(1, wanted), pad_id=0))
-    else:
-        replace_projections(student)
-    if PartialState().is_main_process:
-        save(student, tokenizer, folder / MODEL)
-    PartialState().wait_for_everyone()
-    say(f"stage 1: {describe(student)}; wrote {folder / MODEL}")
-
-
-def _teacher(config: TrainConfig) -> str:
-    if not config.teacher:
-        raise UsageError("config: teacher is not set; give the folder of a full-precision checkpoint")
-    return config.teacher
+def _has_teacher(config: TrainConfig) -> bool:
+    return any(getattr(config, f"{name}_weight") for name in TERMS)
 
 
 def _start(config: TrainConfig, number: str) -> Path:
@@ -145,23 +138,74 @@ def _start(config: TrainConfig, number: str) -> Path:
     return folder
 
 
+def _keep_config(run: Path, config: TrainConfig, resume: bool, folders: list[Path]) -> None:
+    """Make the run's folder and write config.toml there; refuse to run over another run."""
+    for folder in folders:
+        if not resume and (last_checkpoint(folder) or (folder / MODEL).exists()):
+            raise OutputError(
+                f"{folder}: holds a run already; add --resume to go on, or give another --run-dir"
+            )
+    kept = run / "config.toml"
+    if resume and kept.is_file():
+        _refuse_another_run(kept, config)
+    PartialState().wait_for_everyone()  # nobody writes before all have looked
+    if PartialState().is_main_process:
+        for folder in folders:
+            folder.mkdir(parents=True, exist_ok=True)
+            remove_incomplete(folder)
+        write_atomically(kept, config.to_toml().encode())
+    PartialState().wait_for_everyone()
+
+
+def _refuse_another_run(kept: Path, config: TrainConfig) -> None:
+    """Raise UsageError when the run was begun with settings that change what it computes."""
+    free = "run_dir", "threads", "save_every", "eval_every", "eval_examples", "log_every", "report_to"
+    for name, value in vars(load_config(kept)).items():
+        if name not in free and value != getattr(config, name):
+            raise UsageError(
+                f"{kept.parent} was begun with {name} = {value!r}, now it is {getattr(config, name)!r}; "
+                "resume with what it was, or start another run with --run-dir"
+            )
+
+
+def _surgery(config: TrainConfig, folder: Path, say: Say, *, whole: bool) -> None:
+    """Stage 1: the teacher gets SubLN, with gains that its activations ask for, and ternary layers."""
+    student, tokenizer = load_causal_lm(config.teacher), _tokenizer(config.teacher)
+    if whole and not config.student and _has_teacher(config):
+        Objective(config, student, student)  # refuses now, not when stage 2 is over
+    if config.sub_norms:
+        make_student(student)
+        if config.calibration_batches:
+            data = load_data(config.data, config, template_of(config), tokenizer, folder)
+            wanted = config.calibration_batches * config.micro_batch_tokens // config.sequence_length
+            calibrate(student, in_order(data.train, config.micro_batch_tokens, max(1, wanted), pad_id=0))
+    else:
+        replace_projections(student)
+    _save_model(student, tokenizer, folder / MODEL)
+    say(f"stage 1: {describe(student)}; wrote {folder / MODEL}")
+
+
+def _save_model(model: Any, tokenizer: Any, folder: Path, **state: Any) -> None:
+    """Under another name first: where the folder is, it is whole."""
+    if PartialState().is_main_process:
+        temporary = folder.with_name(f"{folder.name}.part")
+        with all_or_nothing(temporary):
+            save(model, tokenizer, temporary, **state)
+            temporary.rename(folder)
+    PartialState().wait_for_everyone()
+
+
+def _tokenizer(folder: Path | str) -> Any:
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder}: no tokenizer to be read: {error}; save it there, too") from error
+
+
 def _fit(config: TrainConfig, number: str, folder: Path, say: Say, progress: Progress) -> None:
     """Any stage but the first: data, model, objective, Trainer, result."""
+    model, teacher, tokenizer = _models(config, number)
     specs, budget, rate = _settings(config, number)
-    teacher = None
-    if number == "pretrain":
-        config.require_shape()
-        tokenizer = _tokenizer_of_run(config)
-        model = build_model(config, tokenizer.eos_token_id)
-    else:
-        start = _start(config, number)
-        model, tokenizer = load_causal_lm(start), AutoTokenizer.from_pretrained(start)
-        terms = ("logits", "relation", "feature", "attention", "contrastive")
-        if number == "3" and any(getattr(config, f"{name}_weight") for name in terms):
-            teacher = load_causal_lm(_teacher(config))
-    if config.attention_weight and number == "3":
-        for each in filter(None, (model, teacher)):
-            each.set_attn_implementation("eager")  # the only one that gives its probabilities
     template = template_of(config, "plain" if number == "2" else "")
     with PartialState().main_process_first():
         data = load_data(specs, config, template, tokenizer, folder)
@@ -170,98 +214,41 @@ def _fit(config: TrainConfig, number: str, folder: Path, say: Say, progress: Pro
             write_held_out(held_out, template, tokenizer, Path(config.run_dir) / "held_out.jsonl")
     say(data.summary)
     say(describe(model))
-    trainer = _trainer(config, folder, (model, teacher, tokenizer), data, (budget, rate), say, progress)
+    plan = _plan(config, data, budget, tokenizer.eos_token_id)
+    trainer = _trainer(config, folder, (model, teacher, tokenizer), (plan, data), rate)
+    trainer.remove_callback(PrinterCallback)  # RunLog prints
+    trainer.add_callback(RunLog(folder / "log.jsonl", plan, trainer.objective, say, progress))
     started = time.monotonic()
     _run(trainer, folder, config.compile, say)
-    save(model, tokenizer, folder / MODEL) if trainer.is_world_process_zero() else None
     result = {
         "stage": number,
         "steps": trainer.state.global_step,
-        "tokens": int(trainer.plan.tokens_after[trainer.state.global_step]),
-        "held_out_loss": trainer.evaluate()["eval_loss"],
+        "tokens": int(plan.tokens_after[trainer.state.global_step]),
+        # The Trainer evaluates after the last step.
+        "held_out_loss": [line["eval_loss"] for line in trainer.state.log_history if "eval_loss" in line][-1],
         "seconds": round(time.monotonic() - started, 1),
     }
+    state = trainer.accelerator.get_state_dict(trainer.model)  # gathered, where it is sharded
     if trainer.is_world_process_zero():
-        (folder / "result.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-        from bitexport.report.losses import plot
-
+        write_atomically(folder / "result.json", (json.dumps(result, indent=2) + "\n").encode())
+    _save_model(trainer.accelerator.unwrap_model(model), tokenizer, folder / MODEL, state_dict=state)
+    if trainer.is_world_process_zero():
         plot(folder / "log.jsonl", folder / "loss.png")
     say(f"stage {number}: held-out loss {result['held_out_loss']:.4f} nats a token; wrote {folder / MODEL}")
 
 
-def _settings(config: TrainConfig, number: str) -> tuple[list[str], int, float]:
-    """Sources, token budget and learning rate of a stage."""
-    specs = config.corpus if number == "2" else config.data
-    budget = int(getattr(config, f"{number}_tokens" if number == "pretrain" else f"stage{number}_tokens"))
-    rate = 0.0 if number == "pretrain" else float(getattr(config, f"stage{number}_learning_rate"))
-    if not specs:
-        raise UsageError("config: corpus is empty; expected at least one source, hub: or text: for instance")
-    if budget <= 0:
-        raise UsageError(f"config: no token budget for stage {number}; set it to a number above 0")
-    return specs, budget, rate or config.learning_rate
-
-
-def _trainer(
-    config: TrainConfig,
-    folder: Path,
-    parts: tuple[Any, Any, Any],
-    data: Data,
-    amount: tuple[int, float],
-    say: Say,
-    progress: Progress,
-) -> StudentTrainer:
-    (model, teacher, tokenizer), (budget, rate) = parts, amount
-    world = PartialState().num_processes
-    per_step, rest = divmod(config.batch_tokens, config.micro_batch_tokens)
-    if per_step % world:
-        raise UsageError(
-            f"config: batch_tokens / micro_batch_tokens = {per_step} micro-batches a step do not share out "
-            f"to {world} processes; make it a multiple of {world}"
-        )
-    assert rest == 0, "the configuration has checked it"
-    micro = config.micro_batch_tokens
-    pad = tokenizer.eos_token_id
-    plan = BatchPlan(
-        data.train, micro_tokens=micro, per_step=per_step, budget=budget, seed=config.seed, pad_id=pad
-    )
-    arguments = training_arguments(config, folder, rate, plan.steps)
-    arguments.gradient_accumulation_steps = per_step // world
-    if teacher is not None:
-        teacher.to(arguments.device)
-    if config.compile:
-        model.compile()
-    trainer = StudentTrainer(
-        model,
-        Objective(config, model, teacher),
-        config,
-        plan,
-        in_order(data.held_out, micro, config.eval_examples, pad),
-        lambda_steps=round(config.lambda_warmup_ratio * plan.steps),
-        args=arguments,
-        processing_class=tokenizer,  # saved with every checkpoint
-    )
-    trainer.remove_callback(PrinterCallback)  # RunLog prints
-    trainer.add_callback(RunLog(folder / "log.jsonl", plan, say, progress))
-    if config.early_stopping:
-        trainer.add_callback(WarmedEarlyStopping())
-    return trainer
-
-
-def _run(trainer: StudentTrainer, folder: Path, compiled: bool, say: Say) -> None:
-    """Train to the end, or until somebody asks for a stop."""
-    stop = StopRequest()
-    trainer.add_callback(stop)
-    checkpoint = last_checkpoint(folder)
-    if checkpoint is not None:
-        say(f"going on from {checkpoint}")
-    with torch.compiler.set_stance("default" if compiled else "force_eager"), stop.listening():
-        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    if stop.asked and trainer.state.global_step < trainer.state.max_steps:
-        say(
-            f"stopped after step {trainer.state.global_step}; {last_checkpoint(folder)} is saved: "
-            "go on with --resume"
-        )
-        raise KeyboardInterrupt
+def _models(config: TrainConfig, number: str) -> tuple[Any, Any, Any]:
+    """The model to train, its teacher or None, and the tokenizer."""
+    if number == "pretrain":
+        tokenizer = _tokenizer_of_run(config)
+        return build_model(config, tokenizer.eos_token_id), None, tokenizer
+    start = _start(config, number)
+    model, tokenizer = load_causal_lm(start), _tokenizer(start)
+    teacher = load_causal_lm(config.teacher) if number == "3" and _has_teacher(config) else None
+    if teacher is not None and config.attention_weight:
+        for each in (model, teacher):
+            each.set_attn_implementation("eager")  # the only one that gives its probabilities
+    return model, teacher, tokenizer
 
 
 def _tokenizer_of_run(config: TrainConfig) -> Any:
@@ -277,14 +264,71 @@ def _tokenizer_of_run(config: TrainConfig) -> Any:
                 raise UsageError(
                     f"config: vocab_size = {config.vocab_size}, but the text yields only {len(tokenizer)}"
                 )
-            tokenizer.save_pretrained(folder)
-    return AutoTokenizer.from_pretrained(folder)
+            with all_or_nothing(folder):
+                tokenizer.save_pretrained(folder)
+    return _tokenizer(folder)
+
+
+def _plan(config: TrainConfig, data: Data, budget: int, pad_id: int) -> BatchPlan:
+    per_step, world = config.batch_tokens // config.micro_batch_tokens, PartialState().num_processes
+    if per_step % world:
+        raise UsageError(
+            f"config: batch_tokens / micro_batch_tokens = {per_step} micro-batches a step do not share out "
+            f"to {world} processes; make it a multiple of {world}"
+        )
+    micro, seed = config.micro_batch_tokens, config.seed
+    return BatchPlan(
+        data.train, micro_tokens=micro, per_step=per_step, budget=budget, seed=seed, pad_id=pad_id
+    )
+
+
+def _trainer(
+    config: TrainConfig,
+    folder: Path,
+    models: tuple[Any, Any, Any],
+    plan_and_data: tuple[BatchPlan, Data],
+    rate: float,
+) -> StudentTrainer:
+    (model, teacher, tokenizer), (plan, data) = models, plan_and_data
+    arguments = arguments_of(config, folder, rate, plan.steps)
+    arguments.gradient_accumulation_steps = len(plan) // plan.steps // arguments.world_size
+    if teacher is not None:
+        teacher.to(arguments.device)
+    if config.compile:
+        model.compile()
+    torch.manual_seed(config.seed)  # a projector begins alike in all processes
+    trainer = StudentTrainer(
+        model,
+        Objective(config, model, teacher),
+        config,
+        plan,
+        in_order(data.held_out, config.micro_batch_tokens, config.eval_examples, plan.pad_id),
+        lambda_steps=min(round(config.lambda_warmup_ratio * plan.steps), plan.steps - 1),  # the last is 1
+        args=arguments,
+        processing_class=tokenizer,  # saved with every checkpoint
+    )
+    if config.early_stopping:
+        trainer.add_callback(WarmedEarlyStopping(warmup_steps=max(1000, trainer.lambda_steps)))
+    return trainer
+
+
+def _run(trainer: StudentTrainer, folder: Path, compiled: bool, say: Say) -> None:
+    """Train to the end, or until somebody asks for a stop."""
+    stop = StopRequest()
+    trainer.add_callback(stop)
+    checkpoint = last_checkpoint(folder)
+    if checkpoint is not None:
+        say(f"going on from {checkpoint}")
+    with torch.compiler.set_stance("default" if compiled else "force_eager"), stop.listening():
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    step = trainer.state.global_step
+    if stop.asked and step < trainer.state.max_steps:
+        say(f"stopped after step {step}; {last_checkpoint(folder)} is saved: go on with --resume")
+        raise KeyboardInterrupt
 
 
 def describe(model: torch.nn.Module) -> str:
     """How many parameters are ternary, how many stay float."""
-    from train.bitlinear import BitLinear
-
     ternary = sum(m.weight.numel() for m in model.modules() if isinstance(m, BitLinear))
     whole = sum(parameter.numel() for parameter in model.parameters())
     return f"{ternary:,} ternary parameters, {whole - ternary:,} float"

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import shutil
 import signal
+import time
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from bitexport.errors import BitexportError, OutputError
+from bitexport.errors import BitexportError, OutputError, UsageError
 from train.bitlinear import set_blend
 from train.config import TrainConfig
-from train.distill import Objective, Terms
+from train.distill import Objective
 from train.optimizer import build_optimizer
 from train.plan import IGNORED, Batch, BatchPlan
 from train.schedules import ramp
@@ -25,10 +29,12 @@ from train.schedules import ramp
 # Written last into a checkpoint: without it, whoever wrote was stopped half-way.
 _COMPLETE = "complete"
 _OBJECTIVE, _SUMS = "objective.safetensors", "terms.json"
+# Seconds in which a second signal is the first one again: torchrun passes on what the terminal sent already.
+_SAME_SIGNAL = 3.0
 
 
 class DivergedError(BitexportError):
-    """A loss or a gradient is NaN or infinite; the last checkpoint is from before."""
+    """A loss, a gradient or a weight is NaN or infinite; the last checkpoint is from before."""
 
 
 class StudentTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped here
@@ -37,6 +43,9 @@ class StudentTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped 
     Args:
         held_out: what :meth:`evaluate` looks at: the next-token loss over these batches.
         lambda_steps: optimizer steps over which quantization is blended in.
+
+    Raises:
+        UsageError: settings that do not go with FSDP.
     """
 
     def __init__(
@@ -51,10 +60,9 @@ class StudentTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped 
         **rest: Any,
     ) -> None:
         self.objective, self.config, self.plan, self.held_out = objective, config, plan, held_out
-        # Sums over the micro-batches since the last line of the log, and their number.
-        self.sums: dict[str, float] = {}
-        self.micro_batches = 0
-        self.terms: dict[str, float] = {}
+        self.lambda_steps = lambda_steps
+        # Of every term, over the micro-batches since the last line of the log, and their number.
+        self.sums: dict[str, float] = defaultdict(float)
         self.optimizer: torch.optim.Optimizer | None = None
         self.control: Any = None
         super().__init__(
@@ -62,48 +70,60 @@ class StudentTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped 
             train_dataset=plan,
             eval_dataset=plan,  # asked for, but see evaluate()
             data_collator=lambda batches: batches[0],
-            callbacks=[_Blend(lambda_steps, config.lambda_shape, objective)],
+            callbacks=[_EveryStep(self)],
             **rest,
         )
         self.model_accepts_loss_kwargs = False  # our losses are means: the Trainer averages micro-batches
         self.objective.to(self.args.device)
+        if self.is_fsdp_enabled:
+            self._check_sharding()
+
+    def _check_sharding(self) -> None:
+        """Refuse what needs a whole weight outside of the layer that owns it."""
+        version = getattr(self.accelerator.state.fsdp_plugin, "fsdp_version", 1)
+        for wrong, what in (
+            (version != 2, "fsdp_version 1; set fsdp_version: 2 in accelerate's configuration"),
+            (self.config.optimizer == "muon", 'optimizer = "muon"; set "adamw"'),
+            (self.config.chunk_tokens > 0, "chunk_tokens; set it to 0"),
+            (any(True for _ in self.objective.parameters()), "logit_projector and router; set both to false"),
+        ):
+            if wrong:
+                raise UsageError(f"FSDP does not go with {what}")
 
     def compute_loss(self, model: Any, inputs: Batch, *_: Any, **__: Any) -> torch.Tensor:
         """The weighted sum of the terms, a mean over the counted tokens of the micro-batch."""
         self.objective.train(model.training)
         self.objective.progress = self.state.global_step / max(1, self.state.max_steps)
-        terms: Terms = self.objective(model, inputs, self.model)
-        total = terms.total()
+        terms = self.objective(model, inputs, self.model)
         if model.training:
+            self.sums["micro_batches"] += 1
             for name, value in terms.raw.items():
                 number = value.item()
-                if not torch.isfinite(value):
-                    raise DivergedError(self._diverged(f"the term {name} is {number}"))
-                self.sums[name] = self.sums.get(name, 0.0) + number
-                weighted = f"weighted_{name}"
-                self.sums[weighted] = self.sums.get(weighted, 0.0) + terms.weights[name] * number
-            self.micro_batches += 1
+                if not math.isfinite(number):
+                    raise self._diverged(f"the term {name} is {number}", self.state.global_step + 1)
+                self.sums[name] += number
+                self.sums[f"weighted_{name}"] += terms.weights[name] * number
+        total: torch.Tensor = terms.total()
         return total
 
-    def _diverged(self, what: str) -> str:
+    def _diverged(self, what: str, step: int) -> DivergedError:
         before = last_checkpoint(Path(self.args.output_dir))
         kept = "no checkpoint was saved before" if before is None else f"{before} is the last good checkpoint"
-        return (
-            f"step {self.state.global_step + 1}: {what}; expected a finite number; {kept}; "
-            "go on from there with --resume and a lower learning rate, or look at the data"
+        return DivergedError(
+            f"step {step}: {what}; expected a finite number; {kept}; look at the data, or begin another run "
+            "with a lower learning_rate, from that checkpoint if you set student to it"
         )
 
     def _clip_grad_norm(self, model: Any) -> Any:
         """Also what DDP does not do for the objective's own parameters, and the check before the step."""
-        if self.args.world_size > 1:
-            for parameter in self.objective.parameters():
-                parameter.grad = self.accelerator.reduce(parameter.grad, "mean")
-        norm = super()._clip_grad_norm(model)
         own = [parameter for parameter in self.objective.parameters() if parameter.grad is not None]
-        if own:
-            torch.nn.utils.clip_grad_norm_(own, self.args.max_grad_norm)
-        if not torch.isfinite(torch.as_tensor(norm)):
-            raise DivergedError(self._diverged(f"the norm of the gradient is {float(norm)}"))
+        if self.args.world_size > 1:
+            for parameter in own:
+                parameter.grad = self.accelerator.reduce(parameter.grad, "mean")
+        norm = self.accelerator.clip_grad_norm_([*model.parameters(), *own], self.args.max_grad_norm)
+        if not math.isfinite(float(norm)):
+            step = self.state.global_step + 1
+            raise self._diverged(f"the norm of the gradient is {float(norm)}", step)
         return norm
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
@@ -114,90 +134,89 @@ class StudentTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped 
         return self.optimizer
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-        """Next-token loss of the held-out batches, in nats a counted token."""
+        """Next-token loss of the held-out batches, in nats a counted token; every process looks at all."""
         total = count = 0.0
-        training = self.model.training
         self.model.eval()
         with torch.no_grad(), self.compute_loss_context_manager():
             for batch in self.held_out:
                 counted = int((batch["labels"][:, 1:] != IGNORED).sum())
-                loss = self.compute_loss(self.model_wrapped, self._prepare_inputs(batch))
+                loss = self.compute_loss(self.model, self._prepare_inputs(batch))
                 total, count = total + float(loss) * counted, count + counted
-        self.model.train(training)
+        self.model.train()
         metrics = {"eval_loss": total / max(count, 1.0)}
+        if not math.isfinite(total):
+            raise self._diverged(f"the held-out loss is {metrics['eval_loss']}", self.state.global_step)
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
+    def blend(self, step: int) -> float:
+        """Lambda of an optimizer step, counted from 0."""
+        return ramp(step, self.lambda_steps, self.config.lambda_shape)
+
     def log(self, logs: dict[str, float], *rest: Any, **named: Any) -> None:
         """With every training line, the means of all terms since the last one, over all processes."""
-        if "loss" in logs and self.micro_batches:
-            sums = torch.tensor([*self.sums.values(), self.micro_batches], dtype=torch.float64)
-            if self.args.world_size > 1:
-                sums = self.accelerator.reduce(sums.to(self.args.device), "sum").cpu()
-            self.terms = {name: float(sums[i] / sums[-1]) for i, name in enumerate(self.sums)}
-            total = sum(value for name, value in self.terms.items() if name.startswith("weighted_"))
-            logs |= {**self.terms, "loss": total, "lambda": self._blend()}
-            self.sums, self.micro_batches = {}, 0
+        if "loss" in logs and self.sums:
+            self._collect()
+            count = max(1.0, self.sums.pop("micro_batches"))  # 0 but in the first process
+            logs |= {name: value / count for name, value in self.sums.items()}
+            logs["loss"] = sum(value for name, value in logs.items() if name.startswith("weighted_"))
+            logs["lambda"] = self.blend(self.state.global_step - 1)
+            self.sums.clear()
+            if self.objective.router is not None:
+                used = self.objective.router.usage().to(self.args.device)
+                self.objective.usage = self.accelerator.reduce(used, "mean").cpu()
         super().log(logs, *rest, **named)
 
-    def _blend(self) -> float:
-        callbacks = self.callback_handler.callbacks
-        return next(callback.blend for callback in callbacks if isinstance(callback, _Blend))
+    def _collect(self) -> None:
+        """Move the sums of all processes to the first one: it writes the log and the checkpoints."""
+        if self.args.world_size > 1 and self.sums:
+            names = sorted(self.sums)
+            mine = torch.tensor([self.sums[name] for name in names], dtype=torch.float64)
+            whole = self.accelerator.reduce(mine.to(self.args.device), "sum")
+            whole *= float(self.is_world_process_zero())
+            self.sums.update(zip(names, whole.tolist(), strict=True))
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """The Trainer's, with the objective's state; one that cannot be finished is removed."""
+        for name, parameter in self.model.named_parameters():
+            if not torch.isfinite(parameter.detach()).all():
+                raise self._diverged(f"after it {name} is not finite", self.state.global_step)
+        self._collect()
         folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
-        try:
+        with all_or_nothing(folder):
             super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()
             if self.args.should_save:
-                if own := self.objective.state_dict():
-                    save_file(own, folder / _OBJECTIVE)
-                sums = {"sums": self.sums, "micro_batches": self.micro_batches}
-                (folder / _SUMS).write_text(json.dumps(sums))
+                save_file(self.objective.state(), folder / _OBJECTIVE)
+                (folder / _SUMS).write_text(json.dumps(self.sums))
                 (folder / _COMPLETE).touch()
-        except (
-            OSError,
-            RuntimeError,
-            KeyboardInterrupt,
-        ) as error:  # torch.save says RuntimeError of a full disk
-            shutil.rmtree(folder, ignore_errors=True)
-            if isinstance(error, KeyboardInterrupt):
-                raise
-            before = last_checkpoint(folder.parent)
-            kept = "none was saved before" if before is None else f"{before} is kept"
-            raise OutputError(
-                f"{folder}: cannot save the checkpoint: {error}; {kept}; make room, then go on with --resume"
-            ) from error
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
-        folder = Path(resume_from_checkpoint)
-        if (folder / _OBJECTIVE).exists():
-            self.objective.load_state_dict(load_file(folder / _OBJECTIVE))
-        kept = json.loads((folder / _SUMS).read_text())
-        self.sums, self.micro_batches = kept["sums"], kept["micro_batches"]
+        folder, own = Path(resume_from_checkpoint), self.objective.state()
+        for name, value in load_file(folder / _OBJECTIVE).items():
+            own[name].data.copy_(value)
+        if self.is_world_process_zero():
+            self.sums.update(json.loads((folder / _SUMS).read_text()))
 
 
-class _Blend(TrainerCallback):  # type: ignore[misc]
+class _EveryStep(TrainerCallback):  # type: ignore[misc]
     """Lambda, once an optimizer step. It follows from the step alone, which every checkpoint holds."""
 
-    def __init__(self, steps: int, shape: str, objective: Objective) -> None:
-        self.steps, self.shape, self.blend, self.objective = steps, shape, 1.0, objective
+    def __init__(self, trainer: StudentTrainer) -> None:
+        self.trainer = trainer
 
     def on_step_begin(self, _args: Any, state: Any, _control: Any, *, model: Any, **_: Any) -> None:
-        self.objective.zero_grad()  # the Trainer does so for the model only
-        blend = ramp(state.global_step, self.steps, self.shape)
-        if blend != self.blend or state.global_step == 0:
-            self.blend = blend
-            set_blend(model, blend)
+        self.trainer.objective.zero_grad()  # the Trainer does so for the model only
+        set_blend(model, self.trainer.blend(state.global_step))
 
 
 class StopRequest(TrainerCallback):  # type: ignore[misc]
     """Ctrl-C and SIGTERM: a checkpoint after the step, then the end. A second one ends the run at once."""
 
     def __init__(self) -> None:
-        self.asked = False
+        self.asked, self.since = False, 0.0
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
@@ -211,9 +230,9 @@ class StopRequest(TrainerCallback):  # type: ignore[misc]
                 signal.signal(number, handler)
 
     def _handle(self, *_: Any) -> None:
-        if self.asked:
+        if self.asked and time.monotonic() - self.since > _SAME_SIGNAL:
             raise KeyboardInterrupt
-        self.asked = True
+        self.asked, self.since = True, time.monotonic()
 
     def on_step_end(self, args: Any, _state: Any, control: Any, **_: Any) -> None:
         if args.world_size > 1:  # all processes stop at the same step, whoever was asked
@@ -224,10 +243,34 @@ class StopRequest(TrainerCallback):  # type: ignore[misc]
             control.should_save = control.should_training_stop = True
 
 
+@contextlib.contextmanager
+def all_or_nothing(folder: Path) -> Iterator[None]:
+    """Remove ``folder`` when the block that writes it fails; OutputError when the disk is why."""
+    try:
+        yield
+    except BaseException as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        # Of a full disk, torch.save says RuntimeError, and safetensors has an error of its own.
+        if not isinstance(error, (OSError, RuntimeError, SafetensorError)):
+            raise
+        before = last_checkpoint(folder.parent)
+        kept = "no checkpoint was saved before" if before is None else f"{before} is kept"
+        raise OutputError(
+            f"{folder}: cannot be saved: {error}; {kept}; make room, then go on with --resume"
+        ) from error
+
+
 def last_checkpoint(folder: Path) -> Path | None:
     """The last complete checkpoint-<step> in ``folder``."""
     found = [path for path in folder.glob("checkpoint-*") if (path / _COMPLETE).exists()]
     return max(found, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+
+
+def remove_incomplete(folder: Path) -> None:
+    """Remove checkpoints that a killed run left half-written."""
+    for path in folder.glob("checkpoint-*"):
+        if not (path / _COMPLETE).exists():
+            shutil.rmtree(path)
 
 
 def training_arguments(config: TrainConfig, folder: Path, rate: float, steps: int) -> TrainingArguments:
@@ -253,6 +296,7 @@ def training_arguments(config: TrainConfig, folder: Path, rate: float, steps: in
         eval_steps=config.eval_every,
         save_steps=config.save_every,
         save_total_limit=2,
+        restore_callback_states_from_checkpoint=True,  # the patience of early stopping
         report_to=config.report_to,
         run_name=folder.name,
         disable_tqdm=True,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -35,6 +36,8 @@ def train(
 
     Under torchrun or accelerate launch, start it as `-m train CONFIG.toml`.
     """
+    from bitexport.checkpoint.shards import read_json
+
     try:
         from train.config import load_config
         from train.stages import train as run
@@ -47,10 +50,10 @@ def train(
     settings = load_config(config, run_dir=run_dir)
     with out.progress("train") as progress:
         model = run(settings, stage, resume=resume, say=out.info, progress=progress)
+    if os.environ.get("RANK", "0") != "0":
+        return  # of several processes, as torchrun starts them, the first one speaks
     result = model.parent / "result.json"
-    document = {"model": str(model), "stage": stage, "result": None}
+    document: dict[str, object] = {"model": str(model), "stage": stage, "result": None}
     if result.exists():
-        import json as json_module
-
-        document["result"] = json_module.loads(result.read_text(encoding="utf-8"))
+        document["result"] = read_json(result)
     out.result(document, human=lambda: out.line(f"wrote {model}; next: bitexport convert {model} out.gguf"))

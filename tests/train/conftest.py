@@ -88,7 +88,7 @@ def student_run(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     return Path(config.run_dir)
 
 
-def student_config(folder: Path, teacher: Path, **changes: object) -> TrainConfig:
+def student_config(folder: Path, teacher: Path, /, **changes: object) -> TrainConfig:
     """:func:`tiny_config` of a student of ``teacher``'s run, with the very same data."""
     config = tiny_config(folder)
     settings = {"teacher": str(teacher / "pretrain" / "model"), "corpus": config.data, "learning_rate": 2e-3}
