@@ -35,15 +35,15 @@ def is_ternary(checkpoint: Checkpoint) -> bool:
     return True
 
 
-def float_config(checkpoint: Checkpoint) -> Any:
-    """The configuration as transformers reads it.
+def float_sizes(checkpoint: Checkpoint) -> tuple[int, int]:
+    """Tokens of the vocabulary, and of the context, by the configuration as transformers reads it.
 
     Raises:
-        CheckpointError: it cannot.
+        CheckpointError: it cannot, or config.json does not tell.
     """
     try:
         with quiet():
-            return transformers.AutoConfig.from_pretrained(
+            config = transformers.AutoConfig.from_pretrained(
                 checkpoint.path, local_files_only=True, trust_remote_code=False
             )
     except _FAILURES as error:
@@ -51,6 +51,13 @@ def float_config(checkpoint: Checkpoint) -> Any:
             f"{checkpoint.path}: transformers {transformers.__version__} cannot read its config.json: "
             f"{first_line(error)}; expected a causal language model that it knows"
         ) from error
+    vocabulary, context = (getattr(config, name, None) for name in ("vocab_size", "max_position_embeddings"))
+    if not isinstance(vocabulary, int) or not isinstance(context, int):
+        raise CheckpointError(
+            f"{checkpoint.path}: config.json gives vocab_size {vocabulary} and max_position_embeddings "
+            f"{context}; expected a causal language model that has both as numbers"
+        )
+    return vocabulary, context
 
 
 def load_float(checkpoint: Checkpoint) -> Any:

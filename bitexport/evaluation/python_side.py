@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 
 from bitexport.checkpoint import open_checkpoint
-from bitexport.evaluation.float_model import float_config, is_ternary, load_float
+from bitexport.evaluation.float_model import float_sizes, is_ternary, load_float
 from bitexport.evaluation.material import Item
 from bitexport.evaluation.side import Role
 from bitexport.evaluation.tally import Tally
@@ -81,8 +81,7 @@ class PythonSide:
         """Tokens of the vocabulary, and of the context."""
         checkpoint = self._checkpoint
         if self.kind == "float":
-            config = float_config(checkpoint)
-            return int(config.vocab_size), int(config.max_position_embeddings)
+            return float_sizes(checkpoint)
         family = family_of(checkpoint.config, checkpoint.tensors)
         numbers = family.hyperparameters(checkpoint.config, checkpoint.tensors)
         return numbers.vocab_size, numbers.context_length

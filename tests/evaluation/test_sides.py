@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, BloomConfig, BloomForCausalLM
 
+from bitexport.errors import CheckpointError
 from bitexport.evaluation.cpp_side import CppSide
 from bitexport.evaluation.driver import mean_cosine
 from bitexport.evaluation.material import Item, pair_items, text_items
@@ -32,6 +33,14 @@ def test_tells_float_from_ternary(teacher: Path, student: Path) -> None:
     assert PythonSide("teacher", teacher).kind == "float"
     side = PythonSide("student", student)
     assert (side.kind, side.n_vocab, side.n_ctx, side.end) == ("ternary", SHAPE.vocab, SHAPE.context, 1)
+
+
+def test_a_model_that_names_no_context(tmp_path: Path) -> None:
+    BloomForCausalLM(BloomConfig(vocab_size=64, hidden_size=16, n_layer=1, n_head=2)).save_pretrained(
+        tmp_path
+    )
+    with pytest.raises(CheckpointError, match="vocab_size 64 and max_position_embeddings None; expected"):
+        PythonSide("teacher", tmp_path)
 
 
 def test_float_teacher_against_a_loop_in_float64(teacher: Path) -> None:

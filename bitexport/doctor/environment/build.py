@@ -91,7 +91,7 @@ def check_native(probe: str = _PROBE, flags: frozenset[str] | None = None) -> li
         probe: the Python program that loads it and prints what it found.
         flags: the CPU's instruction sets; this CPU's when None.
     """
-    meaning = "Runs GGUF files: `run`, `bench`, `parity` and `doctor CKPT` need it."
+    meaning = "Runs GGUF files: `run`, `bench`, `parity`, `eval` and `doctor CKPT` need it."
     path = os.pathsep.join([str(_SOURCE_TREE), *filter(None, [os.environ.get("PYTHONPATH")])])
     done = _run([sys.executable, "-c", probe], environment={"PYTHONPATH": path})
     if done.returncode == -signal.SIGILL:

@@ -14,7 +14,7 @@ _BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
 
 
 def check_torch() -> list[Check]:
-    meaning = "Runs the PyTorch side of `parity` and `doctor CKPT`, and training."
+    meaning = "Runs the PyTorch side of `parity`, `eval` and `doctor CKPT`, and training."
     if importlib.util.find_spec("torch") is None:
         return [Check("torch", "not installed", "warning", meaning, "pip install 'bitexport[train]'")]
     try:
@@ -27,7 +27,8 @@ def check_torch() -> list[Check]:
         kind = f"ROCm {torch.version.hip}"
     fast = bool(_BF16_FLAGS & cpu_flags())
     bf16 = "bfloat16 in hardware" if fast else "no bfloat16 in hardware"
-    value = f"{torch.__version__}, {kind}, {torch.get_num_threads()} threads; on this CPU {bf16}"
+    threads = torch.get_num_threads()
+    value = f"{torch.__version__}, {kind}, {threads} thread{'s'[: threads > 1]}; on this CPU {bf16}"
     if not fast:
         meaning += " On a CPU without it, bfloat16 is slower than float32: train with bf16 off there."
     return [Check("torch", value, "ok", meaning)]
