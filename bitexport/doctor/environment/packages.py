@@ -24,7 +24,7 @@ MINIMUM_PYTHON = ">=3.10"  # as in pyproject.toml
 #: What each extra of pyproject.toml is for. ``dev`` is left out: it is for bitexport's own tests.
 PURPOSES = {
     "": "All commands need these; llama-cpp-python and gguf must be the release that libllama is made of.",
-    "parity": "`parity`, `eval`, `doctor CKPT` and training run PyTorch, and were tested with these versions.",
+    "parity": "`parity`, `eval`, `doctor CKPT` and training run PyTorch; tested with these versions.",
     "plot": "`bench --plot`, `parity --plot`, `--report` and training's loss curves draw with it.",
     "eval": "`eval` scores translations with it.",
     "train": "`train` reads data and writes its curves with these.",
