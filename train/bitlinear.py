@@ -13,7 +13,15 @@ import torch.nn.functional as F
 from torch import nn
 
 
-class _QuantizeWeight(torch.autograd.Function):
+class _StraightThrough(torch.autograd.Function):
+    """The gradient of what comes out is that of what went in, whatever ``forward`` rounded."""
+
+    @staticmethod
+    def backward(_context: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return gradient, None
+
+
+class _QuantizeWeight(_StraightThrough):
     @staticmethod
     def forward(_context: Any, weight: torch.Tensor, blend: float) -> torch.Tensor:
         master = weight.float()
@@ -22,12 +30,8 @@ class _QuantizeWeight(torch.autograd.Function):
         torch.mul(master, scale, out=quantized).round_().clamp_(-1, 1).div_(scale)
         return _blended(master, quantized, blend).to(weight.dtype)
 
-    @staticmethod
-    def backward(_context: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
-        return gradient, None
 
-
-class _QuantizeActivation(torch.autograd.Function):
+class _QuantizeActivation(_StraightThrough):
     @staticmethod
     def forward(_context: Any, x: torch.Tensor, blend: float) -> torch.Tensor:
         exact = x.float()
@@ -38,10 +42,6 @@ class _QuantizeActivation(torch.autograd.Function):
         quantized = (exact * scale).round_().div_(scale)
         return _blended(exact, quantized, blend).to(x.dtype)
 
-    @staticmethod
-    def backward(_context: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
-        return gradient, None
-
 
 def _blended(exact: torch.Tensor, quantized: torch.Tensor, blend: float) -> torch.Tensor:
     """``exact + blend * (quantized - exact)``, written over ``quantized``."""
@@ -51,8 +51,7 @@ def _blended(exact: torch.Tensor, quantized: torch.Tensor, blend: float) -> torc
 def quantize_weight(weight: torch.Tensor, blend: float = 1.0) -> torch.Tensor:
     """``w + blend * (Q(w) - w)`` with the gradient of w, where Q gives trits times mean|w|.
 
-    Args:
-        weight: any shape; one scale for all of it. Computed in float32, returned in its own dtype.
+    ``weight`` has any shape and one scale; computed in float32, returned in its own dtype.
     """
     return _QuantizeWeight.apply(weight, blend)  # type: ignore[no-any-return, no-untyped-call]
 
@@ -60,8 +59,7 @@ def quantize_weight(weight: torch.Tensor, blend: float = 1.0) -> torch.Tensor:
 def quantize_activation(x: torch.Tensor, blend: float = 1.0) -> torch.Tensor:
     """``x + blend * (Q(x) - x)`` with the gradient of x, where Q rounds to max|x| / 127 of each token.
 
-    Args:
-        x: ``[..., in]``. Computed in float32, returned in its own dtype.
+    ``x`` is ``[..., in]``; computed in float32, returned in its own dtype.
     """
     return _QuantizeActivation.apply(x, blend)  # type: ignore[no-any-return, no-untyped-call]
 
@@ -69,9 +67,8 @@ def quantize_activation(x: torch.Tensor, blend: float = 1.0) -> torch.Tensor:
 class BitLinear(nn.Linear):
     """``nn.Linear`` with quantized weights and activations.
 
-    Attributes:
-        blend: how much quantized, from 0 (exactly ``nn.Linear``) to 1. Not in the state dict: what is saved
-            means blend 1.
+    ``blend`` says how much, from 0 (exactly ``nn.Linear``) to 1. It is not in the state dict: what is saved
+    means 1.
     """
 
     blend: float = 1.0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -47,33 +48,36 @@ def load_data(
     """
     length = config.sequence_length
     if template.name == "plain" and any(spec.startswith("hub:") for spec in specs):
-        train, held_out = _from_stream(specs, config, tokenizer, folder)
-        parts = f"{len(train):,} tokens", f"{len(held_out):,} tokens"
-        return Data(Windows(train, length, config.seed), Windows(held_out, length), _summary(*parts))
-    sides = split(read_sources(specs), config.held_out_percent)
-    parts = f"{len(sides.train):,} records", f"{len(sides.held_out):,} records"
-    left_out = f"; left out: {sides.duplicates:,} equal to another, {sides.too_close:,} too close to training"
+        return _windows(_from_stream(specs, config, tokenizer, folder), config, ["", ""], "")
+    parted = split(read_sources(specs), config.held_out_percent)
+    sides = parted.train, parted.held_out
+    counts = [f"{len(side):,} records" for side in sides]
+    left_out = (
+        f"; left out: {parted.duplicates:,} equal to another, {parted.too_close:,} too close to training"
+    )
     if template.name == "plain":
-        tokens = [_tokens(side, template, tokenizer) for side in (sides.train, sides.held_out)]
-        if min(map(len, tokens)) < 2 * length:
-            raise UsageError(
-                f"data: {len(tokens[0]):,} tokens for training and {len(tokens[1]):,} held out; expected at "
-                f"least {2 * length:,} each; shorten sequence_length or give more text"
-            )
-        train, held_out = tokens
-        parts = f"{parts[0]}, {len(train):,} tokens", f"{parts[1]}, {len(held_out):,} tokens"
-        return Data(
-            Windows(train, length, config.seed), Windows(held_out, length), _summary(*parts) + left_out
-        )
-    encoded = []
-    for side in (sides.train, sides.held_out):
+        tokens = [_tokens(side, template, tokenizer) for side in sides]
+        return _windows(tokens, config, [f"{count}, " for count in counts], left_out)
+    listed = []
+    for side in sides:
         found = [encode(record, tokenizer, template, length) for record in side]
         fitting = [(example.input_ids, example.labels) for example in found if example is not None]
         if not fitting:
             raise UsageError(f"data: no record fits into sequence_length = {length} tokens; raise it")
         left_out += f", {len(found) - len(fitting):,} longer than {length} tokens"
-        encoded.append(Listed(fitting))
-    return Data(encoded[0], encoded[1], _summary(*parts) + left_out)
+        listed.append(Listed(fitting))
+    return Data(listed[0], listed[1], f"data: {counts[0]} for training; {counts[1]} held out{left_out}")
+
+
+def _windows(tokens: list[np.ndarray], config: TrainConfig, counts: list[str], left_out: str) -> Data:
+    """Training and held-out tokens as windows; ``counts`` and ``left_out`` are for the summary."""
+    length = config.sequence_length
+    train, held_out = (f"{count}{len(side):,} tokens" for count, side in zip(counts, tokens, strict=True))
+    if min(map(len, tokens)) < 2 * length:
+        expected = f"at least {2 * length:,} tokens each; shorten sequence_length or give more text"
+        raise UsageError(f"data: {train} for training and {held_out} held out; expected {expected}")
+    summary = f"data: {train} for training; {held_out} held out{left_out}"
+    return Data(Windows(tokens[0], length, config.seed), Windows(tokens[1], length), summary)
 
 
 def write_held_out(records: Iterable[Record], template: Template, tokenizer: Any, path: Path) -> None:
@@ -86,33 +90,18 @@ def write_held_out(records: Iterable[Record], template: Template, tokenizer: Any
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 
-def _summary(train: str, held_out: str) -> str:
-    return f"data: {train} for training; {held_out} held out"
-
-
 def _tokens(records: Iterable[Record], template: Template, tokenizer: Any) -> np.ndarray:
     """All records in one run of token ids: the end token before the first and after each."""
-    ids = [np.array([tokenizer.eos_token_id])]
-    ids += [np.array(document, dtype=np.int64) for document in _documents(records, template, tokenizer)]
-    return np.concatenate(ids)
+    documents = _documents(records, template, tokenizer)
+    return np.fromiter(chain([tokenizer.eos_token_id], chain.from_iterable(documents)), dtype=np.int64)
 
 
 def _documents(records: Iterable[Record], template: Template, tokenizer: Any) -> Iterator[list[int]]:
     """Token ids of each record and the end token, tokenized many at once."""
-    waiting: list[str] = []
-
-    def flush() -> Iterator[list[int]]:
-        for ids in (
-            tokenizer(waiting, add_special_tokens=False, verbose=False)["input_ids"] if waiting else ()
-        ):
+    texts = ("".join(render(record, template, tokenizer)) for record in records)
+    while waiting := list(islice(texts, _DOCUMENTS_AT_ONCE)):
+        for ids in tokenizer(waiting, add_special_tokens=False, verbose=False)["input_ids"]:
             yield [*ids, tokenizer.eos_token_id]
-        waiting.clear()
-
-    for record in records:
-        waiting.append("".join(render(record, template, tokenizer)))
-        if len(waiting) == _DOCUMENTS_AT_ONCE:
-            yield from flush()
-    yield from flush()
 
 
 def _from_stream(specs: list[str], config: TrainConfig, tokenizer: Any, folder: Path) -> list[np.ndarray]:

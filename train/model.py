@@ -17,19 +17,13 @@ def build_model(config: TrainConfig, end_of_text: int) -> PreTrainedModel:
     quantize in every forward pass, otherwise it is a model in full precision.
     """
     bitnet = config.architecture == "bitnet"
+    same_names = (
+        "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads "
+        "hidden_act max_position_embeddings rms_norm_eps tie_word_embeddings initializer_range"
+    )
     model_config = (BitNetConfig if bitnet else LlamaConfig)(
-        vocab_size=config.vocab_size,
-        hidden_size=config.hidden_size,
-        intermediate_size=config.intermediate_size,
-        num_hidden_layers=config.num_hidden_layers,
-        num_attention_heads=config.num_attention_heads,
-        num_key_value_heads=config.num_key_value_heads,
-        hidden_act=config.hidden_act,
-        max_position_embeddings=config.max_position_embeddings,
-        rms_norm_eps=config.rms_norm_eps,
+        **{name: getattr(config, name) for name in same_names.split()},
         rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
-        tie_word_embeddings=config.tie_word_embeddings,
-        initializer_range=config.initializer_range,
         bos_token_id=end_of_text,
         eos_token_id=end_of_text,
         dtype=torch.float32,

@@ -9,25 +9,19 @@ import torch
 
 from train.config import TrainConfig
 
-Named = Sequence[tuple[str, torch.nn.Parameter]]
 
-
-def build_optimizer(named: Named, config: TrainConfig, rate: float) -> torch.optim.Optimizer:
-    """The optimizer that ``config`` asks for, over the ``named`` parameters that want a gradient.
-
-    Weight decay is for matrices and embeddings, not for norms and biases.
-    """
+def build_optimizer(
+    named: Sequence[tuple[str, torch.nn.Parameter]], config: TrainConfig, rate: float
+) -> torch.optim.Optimizer:
+    """The optimizer that ``config`` asks for, over the ``named`` parameters that want a gradient."""
     wanted = [(name, parameter) for name, parameter in named if parameter.requires_grad]
     flat = [parameter for _, parameter in wanted if parameter.ndim < 2]
     layers = [value for name, value in wanted if config.optimizer == "muon" and name.endswith("_proj.weight")]
     chosen = {id(parameter) for parameter in [*flat, *layers]}
     rest = [parameter for _, parameter in wanted if id(parameter) not in chosen]
-    adamw = torch.optim.AdamW(
-        [{"params": rest, "weight_decay": config.weight_decay}, {"params": flat, "weight_decay": 0.0}],
-        lr=rate,
-        betas=(config.adam_beta1, config.adam_beta2),
-        fused=True,
-    )
+    groups = [{"params": rest, "weight_decay": config.weight_decay}, {"params": flat, "weight_decay": 0.0}]
+    betas = config.adam_beta1, config.adam_beta2
+    adamw = torch.optim.AdamW(groups, lr=rate, betas=betas, fused=True)
     if not layers:
         return adamw
     muon = torch.optim.Muon(layers, lr=rate, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw")

@@ -21,14 +21,12 @@ _POOL = 50
 
 
 class Examples(Protocol):
-    """Token ids with labels, of lengths that are known."""
+    """Token ids with labels. ``lengths``, int64, are the tokens of each example, the same in every pass."""
 
-    def lengths(self, number: int) -> Ids:
-        """Tokens of each example in pass ``number``."""
-        ...
+    lengths: Ids
 
     def get(self, number: int, index: int) -> tuple[Ids, Ids]:
-        """Token ids and labels, both ``[T]``; a label is the id beside it, or -100: not counted."""
+        """In pass ``number``, token ids and labels, both ``[T]``; a label is its id, or -100: not counted."""
         ...
 
 
@@ -37,34 +35,21 @@ class Listed:
 
     def __init__(self, examples: Sequence[tuple[Sequence[int], Sequence[int]]]) -> None:
         self.examples = examples
-        self._lengths = np.array([len(ids) for ids, _ in examples], dtype=np.int64)
+        self.lengths: Ids = np.array([len(ids) for ids, _ in examples], dtype=np.int64)
 
-    def lengths(self, number: int) -> Ids:
-        del number
-        return self._lengths
-
-    def get(self, number: int, index: int) -> tuple[Ids, Ids]:
-        del number
+    def get(self, _number: int, index: int) -> tuple[Ids, Ids]:
         ids, labels = self.examples[index]
         return np.asarray(ids, dtype=np.int64), np.asarray(labels, dtype=np.int64)
 
 
 class Windows:
-    """One run of tokens, cut into windows of ``length``; each pass cuts at other places.
-
-    Args:
-        tokens: any integer array, a memory map for instance.
-        seed: of the cuts; None always cuts at 0.
-    """
+    """A run of tokens (any integers) in windows of ``length``; a ``seed`` cuts each pass at other places."""
 
     def __init__(self, tokens: npt.NDArray[np.integer], length: int, seed: int | None = None) -> None:
         self.tokens, self.length, self.seed = tokens, length, seed
         # One less where cuts move, so that every cut has as many.
-        self.count = len(tokens) // length - (seed is not None)
-
-    def lengths(self, number: int) -> Ids:
-        del number
-        return np.full(max(self.count, 0), self.length, dtype=np.int64)
+        count = max(0, len(tokens) // length - (seed is not None))
+        self.lengths: Ids = np.full(count, length, dtype=np.int64)
 
     def get(self, number: int, index: int) -> tuple[Ids, Ids]:
         offset = 0
@@ -90,7 +75,7 @@ class BatchPlan(Dataset[Batch]):
         pad_id: the token to pad with.
 
     Raises:
-        UsageError: there are too few examples for one step.
+        UsageError: there is no example.
     """
 
     def __init__(
@@ -100,12 +85,10 @@ class BatchPlan(Dataset[Batch]):
         self.batches: list[tuple[int, Ids]] = []  # pass, indices
         tokens: list[int] = []
         seen = number = 0
+        lengths = examples.lengths
+        if not len(lengths):
+            raise UsageError("data: no example is left for training; give more, or shorten sequence_length")
         while seen < budget or len(self.batches) % per_step:
-            lengths = examples.lengths(number)
-            if not len(lengths):
-                raise UsageError(
-                    "data: no example is left for training; give more, or shorten sequence_length"
-                )
             for indices in _batches_of_pass(lengths, micro_tokens, np.random.default_rng([seed, number])):
                 self.batches.append((number, indices))
                 tokens.append(int(lengths[indices].sum()))
@@ -127,7 +110,7 @@ class BatchPlan(Dataset[Batch]):
 
 def in_order(examples: Examples, micro_tokens: int, limit: int, pad_id: int) -> list[Batch]:
     """At most ``limit`` examples, evenly spread and sorted by length: what a run judges itself by."""
-    lengths = examples.lengths(0)
+    lengths = examples.lengths
     if not len(lengths):
         return []
     chosen = np.unique(np.linspace(0, len(lengths) - 1, min(limit, len(lengths))).astype(int))
