@@ -62,7 +62,8 @@ def train(
     """
     if stage not in STAGES:
         raise UsageError(f"stage {stage!r}; expected {', '.join(STAGES)}")
-    if not PartialState().is_main_process:
+    # What is said first holds for all PartialState() to come; without cpu, it sees no processes on CPUs.
+    if not PartialState(cpu=not torch.cuda.is_available()).is_main_process:
         say, progress = (lambda _text: None), ignore
     transformers_logging.disable_progress_bar()  # ours is of tokens
     run = Path(config.run_dir)

@@ -298,6 +298,7 @@ def training_arguments(config: TrainConfig, folder: Path, rate: float, steps: in
         save_total_limit=2,
         restore_callback_states_from_checkpoint=True,  # the patience of early stopping
         report_to=config.report_to,
+        ddp_find_unused_parameters=False,  # next_token uses all
         run_name=folder.name,
         disable_tqdm=True,
     )
