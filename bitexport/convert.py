@@ -97,7 +97,7 @@ def convert(
     checkpoint: str | Path,
     output: str | Path,
     *,
-    type: str = "i2_s",  # the command line's name for it
+    type: str | None = None,  # the command line's name for it
     embed_type: str | None = None,
     force: bool = False,
     dry_run: bool = False,
@@ -110,7 +110,8 @@ def convert(
 
     Args:
         checkpoint: the folder; for a file see :func:`bitexport.convert_gguf.convert_gguf`.
-        type: of the ternary tensors, one of :data:`~bitexport.plan.TERNARY_TYPES`.
+        type: of the ternary tensors, one of :data:`~bitexport.plan.TERNARY_TYPES`; the first of them when
+            None.
         embed_type: of the embeddings and the head, one of :data:`~bitexport.plan.EMBED_TYPES`; the first of
             them when None, or what a GGUF file has.
         force: replace ``output`` if it exists.
@@ -118,8 +119,8 @@ def convert(
             needs a file and is left out.
         pre_tokenizer: llama.cpp's name of the pre-tokenizer, where it cannot be found out.
         strict: refuse a checkpoint that shows any warning of :data:`bitexport.health.SIGNS`.
-        all_float: the model is not ternary, a teacher for one: its matrices become float16, whatever
-            ``type`` says by default, and so do the embeddings unless told otherwise.
+        all_float: the model is not ternary, a teacher for one: its matrices become float16, and so do the
+            embeddings unless told otherwise.
         progress: told of every tensor, in bytes of the checkpoint.
 
     Raises:
@@ -133,7 +134,7 @@ def convert(
         return convert_gguf(
             checkpoint,
             output,
-            type=type,
+            type=type or TERNARY_TYPES[0],
             embed_type=embed_type,
             force=force,
             dry_run=dry_run,
@@ -143,9 +144,12 @@ def convert(
         )
     started = time.monotonic()
     if all_float:
-        check_choice("type", type, (TERNARY_TYPES[0], F16.name))
+        if type not in (None, F16.name):
+            raise UsageError(
+                f"--float with --type {type}; expected no --type: the matrices become {F16.name}"
+            )
         type, embed_type = F16.name, embed_type or F16.name
-    embed_type = embed_type or EMBED_TYPES[0]
+    type, embed_type = type or TERNARY_TYPES[0], embed_type or EMBED_TYPES[0]
     check_choice("type", type, TERNARY_TYPES)
     check_choice("embed_type", embed_type, EMBED_TYPES)
     target = Path(output)

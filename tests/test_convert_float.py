@@ -67,8 +67,9 @@ def test_a_ternary_checkpoint_is_not_float(tmp_path: Path, checkpoint_of: Checkp
 
 def test_options_that_it_excludes(tmp_path: Path, gguf_of: Checkpoints) -> None:
     folder = save_float(tmp_path / "c")
-    with pytest.raises(UsageError, match="expected one of i2_s, f16"):
-        convert(folder, tmp_path / "x.gguf", type="tq2_0", all_float=True)
+    for kind in ("tq2_0", "i2_s"):
+        with pytest.raises(UsageError, match=f"--float with --type {kind}; expected no --type"):
+            convert(folder, tmp_path / "x.gguf", type=kind, all_float=True)
     with pytest.raises(UsageError, match="expected a folder"):
         convert(gguf_of("master"), tmp_path / "x.gguf", all_float=True)
 

@@ -31,13 +31,14 @@ def convert(
         Path, typer.Argument(metavar="OUT.gguf", help="GGUF file to write.", show_default=False)
     ],
     ternary_type: Annotated[
-        TernaryType, typer.Option("--type", help="GGUF type of the ternary tensors.")
-    ] = "i2_s",
+        TernaryType | None,
+        typer.Option("--type", help="GGUF type of the ternary tensors; left out: i2_s.", show_default=False),
+    ] = None,
     embed_type: Annotated[
         EmbedType | None,
         typer.Option(
             "--embed-type",
-            help="GGUF type of the embeddings and the output head [default: q6_k; a GGUF file's own].",
+            help="GGUF type of the embeddings and the output head; left out: q6_k, or a GGUF file's own.",
             show_default=False,
         ),
     ] = None,
