@@ -54,11 +54,12 @@ test-native: native
 test-python: native stock
 	$(BIN)/python -m pytest
 
-check: $(VENV)/.installed ## Lint, type-check, compare README's tables with the code's
+check: $(VENV)/.installed ## Lint, type-check, compare tables in README and docs with the code
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python scripts/support_table.py --check
+	$(BIN)/python scripts/config_reference.py --check
 
 demo: setup ## Convert the shipped checkpoint, prove it, bench it, run it
 	@$(BIN)/python scripts/demo.py

@@ -2,21 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
-import json
-import math
-import sys
-import typing
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bitexport.errors import UsageError
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from bitexport.settings import check_types, load_settings, require, to_toml
 
 CHOICES = {
     "architecture": ("llama", "bitnet"),
@@ -87,7 +77,7 @@ class TrainConfig:
     relation_layer: int = -1  # the teacher's; -1: four fifths up
     relation_heads: int = 8
     relation_temperature: float = 1.0
-    relation_form: str = "cosine"  # MiniLM's Algorithm 1; "scaled" is its equation 12
+    relation_form: str = "cosine"  # Algorithm 1 of BitNet Distillation; "scaled" is its equation 12
     feature_weight: float = 0.0
     attention_weight: float = 0.0
     contrastive_weight: float = 0.0
@@ -125,18 +115,7 @@ class TrainConfig:
     report_to: str = "tensorboard"  # or wandb, none
 
     def __post_init__(self) -> None:
-        for name, kind in typing.get_type_hints(TrainConfig).items():
-            value = getattr(self, name)
-            if kind is float and type(value) is int:  # TOML's 1 is as good as 1.0
-                object.__setattr__(self, name, float(value))
-            elif kind == list[str]:
-                strings = type(value) is list and all(type(item) is str for item in value)
-                self._require(strings, name, "a list of strings")
-            elif type(value) is not kind:
-                found = f"config: {name} = {value!r} is a {type(value).__name__}"
-                raise UsageError(f"{found}; expected a {kind.__name__}")
-            else:
-                self._require(kind is not float or math.isfinite(value), name, "a finite number")
+        check_types(self)
         self._check_ranges()
 
     def _check_ranges(self) -> None:
@@ -178,35 +157,13 @@ class TrainConfig:
         self._require(fits, "sequence_length", "at most max_position_embeddings")
 
     def _require(self, holds: bool, name: str, expected: str) -> None:
-        if not holds:
-            raise UsageError(f"config: {name} = {getattr(self, name)!r}; expected {expected}")
+        require(self, holds, name, expected)
 
     def to_toml(self) -> str:
         """Every key with its value in force, so that a run can be repeated from this text alone."""
-        # JSON writes strings, numbers, bools and lists as TOML does, but for DEL, which it leaves as it is.
-        items = ((name, json.dumps(value, ensure_ascii=False)) for name, value in asdict(self).items())
-        return "".join(f"{name} = {value}\n" for name, value in items).replace("\x7f", "\\u007f")
+        return to_toml(self)
 
 
 def load_config(path: Path, **overrides: Any) -> TrainConfig:
-    """Read a TOML file; ``overrides`` that are not None win over it.
-
-    Raises:
-        UsageError: the file is missing or not TOML; a key is unknown, missing, or has a wrong type or value.
-    """
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"config {path}: {error.strerror}; give the path of a TOML file") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"config {path}: not TOML: {error}") from error
-    known = {field.name for field in fields(TrainConfig)}
-    for key in values:
-        if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            advice = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(sorted(known))}"
-            raise UsageError(f"config {path}: unknown key {key}; {advice}")
-    values.update({key: value for key, value in overrides.items() if value is not None})
-    if "run_dir" not in values:
-        raise UsageError(f"config {path}: missing run_dir; add it to the file")
-    return TrainConfig(**values)
+    """:func:`bitexport.settings.load_settings` of a run."""
+    return load_settings(TrainConfig, path, **overrides)
