@@ -1,9 +1,12 @@
-"""Small files that are there completely or not at all."""
+"""Small files and folders that are there completely or not at all."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from bitexport.errors import OutputError
@@ -46,6 +49,24 @@ def write_atomically(path: Path, content: bytes) -> None:
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(folder: Path, advice: str) -> Iterator[None]:
+    """Remove ``folder`` when the block that writes it fails or is interrupted.
+
+    Raises:
+        OutputError: the disk is why; ends in ``advice``.
+    """
+    try:
+        yield
+    except BaseException as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        # Of a full disk, torch.save says RuntimeError, and safetensors has an error of its own.
+        known = isinstance(error, (OSError, RuntimeError)) or type(error).__name__ == "SafetensorError"
+        if not known:
+            raise
+        raise OutputError(f"{folder}: cannot be saved: {error}; {advice}") from error
 
 
 def _refused(path: Path, error: OSError) -> OutputError:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,18 +21,6 @@ from train.schedules import term_weight
 TERMS = ("logits", "relation", "feature", "attention", "contrastive")  # beside next_token
 
 
-@dataclass
-class Terms:
-    """The terms of one loss, by name: raw values, scalars, and what each is multiplied with."""
-
-    raw: dict[str, torch.Tensor]
-    weights: dict[str, float]
-
-    def total(self) -> torch.Tensor:
-        """The sum of the weighted terms, each counted once."""
-        return sum((self.weights[name] * value for name, value in self.raw.items()), torch.zeros(()))
-
-
 class Objective(nn.Module):
     """The loss of a stage. It holds what is trained beside the student: projector and router.
 
@@ -48,8 +35,7 @@ class Objective(nn.Module):
     def __init__(self, config: TrainConfig, student: Any, teacher: Any | None) -> None:
         super().__init__()
         self.config, self.progress = config, 0.0
-        # In a list, so that it is no submodule: neither trained nor saved.
-        self._teacher: list[Any] = [teacher]
+        self._teacher: list[Any] = [teacher]  # in a list it is no submodule: neither trained nor saved
         self.projector: LogitProjector | None = None
         self.router: StudentAwareRouter | None = None
         self.usage: torch.Tensor | None = None  # the router's, at the last line of the log
@@ -90,16 +76,18 @@ class Objective(nn.Module):
         """Everything a resumed run needs, by name; the very tensors, not copies."""
         return {**dict(self.named_parameters()), **dict(self.named_buffers())}
 
-    def forward(self, model: Any, inputs: Batch, student: Any) -> Terms:
-        """All terms of one micro-batch.
+    def forward(self, model: Any, inputs: Batch, student: Any) -> dict[str, torch.Tensor]:
+        """The raw terms of one micro-batch that :meth:`weights` names, scalars.
 
-        Args:
-            model: what to call: the student, wrapped as the trainer likes.
-            inputs: ``input_ids``, ``attention_mask``, ``labels``, each ``[B, T]``.
-            student: the student itself, for its layers.
+        ``model`` is called: the student, wrapped as the trainer likes; ``student`` itself has the layers.
+        ``inputs``: ``input_ids``, ``attention_mask``, ``labels``, each ``[B, T]``.
         """
-        config, teacher, mask = self.config, self._teacher[0], inputs["attention_mask"]
-        weights = self._weights()
+        config, teacher, mask, weights = (
+            self.config,
+            self._teacher[0],
+            inputs["attention_mask"],
+            self.weights(),
+        )
         deep = any(name in weights for name in ("feature", "contrastive")) or self.projector is not None
         options: dict[str, Any] = {
             "input_ids": inputs["input_ids"],
@@ -113,20 +101,15 @@ class Objective(nn.Module):
             out = model(**options)
         raw = {"next_token": self._next_token(out, inputs["labels"], student)}
         if len(weights) == 1:
-            return Terms(raw, weights)
+            return raw
         with torch.no_grad(), _captured(teacher, self.teacher_layer) as theirs:
             wanted = teacher(**options)
         if "logits" in weights:
             raw["logits"] = self._logits(out, wanted, inputs["labels"], student)
         if "relation" in weights:
-            raw["relation"] = losses.relation_distillation(
-                mine,
-                theirs,
-                mask,
-                relation_heads=config.relation_heads,
-                temperature=config.relation_temperature,
-                form=config.relation_form,
-            )
+            how: dict[str, Any] = {"relation_heads": config.relation_heads, "form": config.relation_form}
+            how["temperature"] = config.relation_temperature
+            raw["relation"] = losses.relation_distillation(mine, theirs, mask, **how)
         if "feature" in weights:
             raw["feature"] = self._features(out.hidden_states, wanted.hidden_states, mask)
         if "attention" in weights:
@@ -135,10 +118,10 @@ class Objective(nn.Module):
         if "contrastive" in weights:
             a, b = (losses.masked_mean(each.hidden_states[-1], mask) for each in (out, wanted))
             raw["contrastive"] = losses.contrastive_loss(a, b)
-        return Terms(raw, weights)
+        return raw
 
-    def _weights(self) -> dict[str, float]:
-        """Those of the terms that take part now; the evaluation knows next_token only."""
+    def weights(self) -> dict[str, float]:
+        """What the terms that take part now are multiplied with; the evaluation knows next_token only."""
         if not self.training:
             return {"next_token": 1.0}
         names = ("next_token", *(TERMS if self._teacher[0] is not None else ()))
@@ -190,10 +173,7 @@ def _captured(model: Any, layer: int | None) -> Iterator[list[torch.Tensor]]:
     """What q_proj, k_proj and v_proj of ``layer`` put out while the block lasts, each ``[B, T, width]``."""
     found: list[torch.Tensor] = []
     modules = [] if layer is None else _projections(model, layer)
-    handles = [
-        module.register_forward_hook(lambda _module, _inputs, output: found.append(output))
-        for module in modules
-    ]
+    handles = [module.register_forward_hook(lambda *call: found.append(call[-1])) for module in modules]
     try:
         yield found
     finally:

@@ -12,26 +12,21 @@ from transformers import TrainerCallback
 from bitexport.atomic import write_atomically
 from bitexport.progress import Progress, ProgressEvent
 from train.distill import Objective
-from train.plan import BatchPlan
 from train.router import describe
 
 
 class RunLog(TrainerCallback):  # type: ignore[misc]  # transformers is untyped here
-    """One JSON object a line: ``step, tokens, seconds``, and then what was measured there.
+    """One JSON object a line: ``step, tokens, seconds``, and what was measured there.
 
     That is ``held_out_loss``, or the ``loss`` (the total) with every term raw and weighted, ``grad_norm``,
     ``learning_rate``, ``lambda``, and with a router the use of its experts; losses are in nats a token.
     """
 
-    def __init__(
-        self, path: Path, plan: BatchPlan, objective: Objective, say: Any, progress: Progress
-    ) -> None:
-        self.path, self.tokens, self.objective = path, plan.tokens_after, objective
-        self.say, self.progress = say, progress
-        self.seconds_before = 0.0  # trained before this process
-        self.first_step = 0
+    def __init__(self, path: Path, objective: Objective, tokens: Any, say: Any, progress: Progress) -> None:
+        self.path, self.objective, self.tokens = path, objective, tokens
+        self.say, self.progress, self.loss = say, progress, float("nan")
+        self.first_step, self.seconds_before = 0, 0.0  # trained before this process
         self.start = self.shown = time.monotonic()
-        self.loss = float("nan")
 
     def on_train_begin(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
         """Forget lines after the checkpoint that is resumed: they are about to be written again."""
@@ -47,8 +42,8 @@ class RunLog(TrainerCallback):  # type: ignore[misc]  # transformers is untyped 
         now = time.monotonic()
         if now - self.shown > 0.5:
             self.shown = now
-            done, total = (int(self.tokens[i]) for i in (state.global_step, -1))
             label = f"loss {self.loss:.3f}, {self._rate(state.global_step):,.0f} tokens/s"
+            done, total = int(self.tokens[state.global_step]), int(self.tokens[-1])
             self.progress(ProgressEvent(done, total, "tokens", label))
 
     def _rate(self, step: int) -> float:

@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from transformers import AutoTokenizer, PrinterCallback
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from transformers import AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from bitexport.atomic import write_atomically
+from bitexport.atomic import whole_folder, write_atomically
 from bitexport.checkpoint import open_checkpoint
 from bitexport.errors import CheckpointError, OutputError, UsageError
 from bitexport.progress import Progress, ignore
@@ -28,10 +29,8 @@ from train.distill import TERMS, Objective
 from train.log import RunLog
 from train.model import build_model
 from train.plan import BatchPlan, in_order
-from train.schedules import WarmedEarlyStopping
 from train.surgery import calibrate, load_causal_lm, make_student, replace_projections, save
-from train.trainer import StopRequest, StudentTrainer, all_or_nothing, last_checkpoint, remove_incomplete
-from train.trainer import training_arguments as arguments_of
+from train.trainer import StopRequest, StudentTrainer, how_to_go_on, last_checkpoint, remove_incomplete
 
 Say = Callable[[str], None]
 STAGES = ("pretrain", "1", "2", "3", "all")
@@ -186,12 +185,12 @@ def _surgery(config: TrainConfig, folder: Path, say: Say, *, whole: bool) -> Non
     say(f"stage 1: {describe(student)}; wrote {folder / MODEL}")
 
 
-def _save_model(model: Any, tokenizer: Any, folder: Path, **state: Any) -> None:
+def _save_model(model: Any, tokenizer: Any, folder: Path) -> None:
     """Under another name first: where the folder is, it is whole."""
     if PartialState().is_main_process:
         temporary = folder.with_name(f"{folder.name}.part")
-        with all_or_nothing(temporary):
-            save(model, tokenizer, temporary, **state)
+        with whole_folder(temporary, how_to_go_on(folder.parent)):
+            save(model, tokenizer, temporary)
             temporary.rename(folder)
     PartialState().wait_for_everyone()
 
@@ -211,14 +210,17 @@ def _fit(config: TrainConfig, number: str, folder: Path, say: Say, progress: Pro
     with PartialState().main_process_first():
         data = load_data(specs, config, template, tokenizer, folder)
         if template.name != "plain" and PartialState().is_main_process:
-            held_out = split(read_sources(specs), config.held_out_percent).held_out
-            write_held_out(held_out, template, tokenizer, Path(config.run_dir) / "held_out.jsonl")
+            records = split(read_sources(specs), config.held_out_percent).held_out
+            write_held_out(records, template, tokenizer, Path(config.run_dir) / "held_out.jsonl")
     say(data.summary)
     say(describe(model))
     plan = _plan(config, data, budget, tokenizer.eos_token_id)
-    trainer = _trainer(config, folder, (model, teacher, tokenizer), (plan, data), rate)
-    trainer.remove_callback(PrinterCallback)  # RunLog prints
-    trainer.add_callback(RunLog(folder / "log.jsonl", plan, trainer.objective, say, progress))
+    if config.compile:
+        model.compile()
+    held_out = in_order(data.held_out, config.micro_batch_tokens, config.eval_examples, plan.pad_id)
+    trainer = StudentTrainer(config, folder, (model, teacher, tokenizer), plan, held_out, rate)
+    log = RunLog(folder / "log.jsonl", trainer.objective, plan.tokens_after, say, progress)
+    trainer.add_callback(log)
     started = time.monotonic()
     _run(trainer, folder, config.compile, say)
     result = {
@@ -229,10 +231,15 @@ def _fit(config: TrainConfig, number: str, folder: Path, say: Say, progress: Pro
         "held_out_loss": [line["eval_loss"] for line in trainer.state.log_history if "eval_loss" in line][-1],
         "seconds": round(time.monotonic() - started, 1),
     }
-    state = trainer.accelerator.get_state_dict(trainer.model)  # gathered, where it is sharded
+    if trainer.is_fsdp_enabled:  # all processes gather, and the first one has the whole
+        gathered = get_model_state_dict(
+            trainer.model, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
+        )
+        model = _models(config, number)[0]
+        model.load_state_dict(gathered, strict=trainer.is_world_process_zero())
     if trainer.is_world_process_zero():
         write_atomically(folder / "result.json", (json.dumps(result, indent=2) + "\n").encode())
-    _save_model(trainer.accelerator.unwrap_model(model), tokenizer, folder / MODEL, state_dict=state)
+    _save_model(model, tokenizer, folder / MODEL)
     if trainer.is_world_process_zero():
         plot(folder / "log.jsonl", folder / "loss.png")
     say(f"stage {number}: held-out loss {result['held_out_loss']:.4f} nats a token; wrote {folder / MODEL}")
@@ -265,52 +272,21 @@ def _tokenizer_of_run(config: TrainConfig) -> Any:
                 raise UsageError(
                     f"config: vocab_size = {config.vocab_size}, but the text yields only {len(tokenizer)}"
                 )
-            with all_or_nothing(folder):
+            with whole_folder(folder, "make room, then begin again"):
                 tokenizer.save_pretrained(folder)
     return _tokenizer(folder)
 
 
 def _plan(config: TrainConfig, data: Data, budget: int, pad_id: int) -> BatchPlan:
-    per_step, world = config.batch_tokens // config.micro_batch_tokens, PartialState().num_processes
+    micro, world = config.micro_batch_tokens, PartialState().num_processes
+    per_step = config.batch_tokens // micro
     if per_step % world:
         raise UsageError(
             f"config: batch_tokens / micro_batch_tokens = {per_step} micro-batches a step do not share out "
             f"to {world} processes; make it a multiple of {world}"
         )
-    micro, seed = config.micro_batch_tokens, config.seed
-    return BatchPlan(
-        data.train, micro_tokens=micro, per_step=per_step, budget=budget, seed=seed, pad_id=pad_id
-    )
-
-
-def _trainer(
-    config: TrainConfig,
-    folder: Path,
-    models: tuple[Any, Any, Any],
-    plan_and_data: tuple[BatchPlan, Data],
-    rate: float,
-) -> StudentTrainer:
-    (model, teacher, tokenizer), (plan, data) = models, plan_and_data
-    arguments = arguments_of(config, folder, rate, plan.steps)
-    arguments.gradient_accumulation_steps = len(plan) // plan.steps // arguments.world_size
-    if teacher is not None:
-        teacher.to(arguments.device)
-    if config.compile:
-        model.compile()
-    torch.manual_seed(config.seed)  # a projector begins alike in all processes
-    trainer = StudentTrainer(
-        model,
-        Objective(config, model, teacher),
-        config,
-        plan,
-        in_order(data.held_out, config.micro_batch_tokens, config.eval_examples, plan.pad_id),
-        lambda_steps=min(round(config.lambda_warmup_ratio * plan.steps), plan.steps - 1),  # the last is 1
-        args=arguments,
-        processing_class=tokenizer,  # saved with every checkpoint
-    )
-    if config.early_stopping:
-        trainer.add_callback(WarmedEarlyStopping(warmup_steps=max(1000, trainer.lambda_steps)))
-    return trainer
+    sizes = {"micro_tokens": micro, "per_step": per_step, "budget": budget}
+    return BatchPlan(data.train, seed=config.seed, pad_id=pad_id, **sizes)
 
 
 def _run(trainer: StudentTrainer, folder: Path, compiled: bool, say: Say) -> None:

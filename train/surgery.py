@@ -179,13 +179,10 @@ def _float_model(model_class: Any, folder: Path) -> Any:
     return model
 
 
-def save(model: Any, tokenizer: Any, folder: str | Path, state_dict: Any = None) -> None:
-    """Save a student as an ordinary checkpoint of its class: float32 master weights, config, tokenizer.
-
-    ``state_dict`` in the place of the model's own, where that is sharded.
-    """
+def save(model: Any, tokenizer: Any, folder: str | Path) -> None:
+    """Save a student as an ordinary checkpoint of its class: float32 master weights, config, tokenizer."""
     model.config.use_cache = True  # the Trainer switches it off
-    model.save_pretrained(folder, state_dict=state_dict)
+    model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     if type(tokenizer).__name__ == "TokenizersBackend":  # a name that transformers 4 does not know
         write_json(Path(folder) / "tokenizer_config.json", tokenizer_config(Path(folder)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
 import shutil
 import signal
 import time
@@ -14,17 +15,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from bitexport.errors import BitexportError, OutputError, UsageError
+from bitexport.atomic import whole_folder
+from bitexport.errors import BitexportError, UsageError
 from train.bitlinear import set_blend
 from train.config import TrainConfig
 from train.distill import Objective
 from train.optimizer import build_optimizer
 from train.plan import IGNORED, Batch, BatchPlan
-from train.schedules import ramp
+from train.schedules import WarmedEarlyStopping, ramp
 
 # Written last into a checkpoint: without it, whoever wrote was stopped half-way.
 _COMPLETE = "complete"
@@ -38,54 +39,58 @@ class DivergedError(BitexportError):
 
 
 class StudentTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped here
-    """Trains ``model`` for ``objective`` on the batches of ``plan``.
+    """Trains ``models`` (student, teacher or None, tokenizer) on the batches of ``plan``, into ``folder``.
 
-    Args:
-        held_out: what :meth:`evaluate` looks at: the next-token loss over these batches.
-        lambda_steps: optimizer steps over which quantization is blended in.
-
-    Raises:
-        UsageError: settings that do not go with FSDP.
+    ``held_out`` is what :meth:`evaluate` looks at. UsageError: settings that do not fit, or not with FSDP.
     """
 
     def __init__(
         self,
-        model: Any,
-        objective: Objective,
         config: TrainConfig,
+        folder: Path,
+        models: Any,
         plan: BatchPlan,
         held_out: list[Batch],
-        *,
-        lambda_steps: int,
-        **rest: Any,
+        rate: float,
     ) -> None:
-        self.objective, self.config, self.plan, self.held_out = objective, config, plan, held_out
-        self.lambda_steps = lambda_steps
+        model, teacher, tokenizer = models
+        self.config, self.plan, self.held_out = config, plan, held_out
+        # The last step has lambda 1, whatever the ratio.
+        self.lambda_steps = min(round(config.lambda_warmup_ratio * plan.steps), plan.steps - 1)
         # Of every term, over the micro-batches since the last line of the log, and their number.
         self.sums: dict[str, float] = defaultdict(float)
         self.optimizer: torch.optim.Optimizer | None = None
         self.control: Any = None
+        torch.manual_seed(config.seed)  # a projector begins alike in all processes
+        self.objective = Objective(config, model, teacher)
         super().__init__(
             model=model,
+            args=_arguments(config, folder, plan, rate),
             train_dataset=plan,
             eval_dataset=plan,  # asked for, but see evaluate()
             data_collator=lambda batches: batches[0],
+            processing_class=tokenizer,  # saved with every checkpoint
             callbacks=[_EveryStep(self)],
-            **rest,
         )
+        self.remove_callback(PrinterCallback)
+        if config.early_stopping:
+            self.add_callback(WarmedEarlyStopping(warmup_steps=max(1000, self.lambda_steps)))
         self.model_accepts_loss_kwargs = False  # our losses are means: the Trainer averages micro-batches
         self.objective.to(self.args.device)
-        if self.is_fsdp_enabled:
-            self._check_sharding()
+        if teacher is not None:
+            teacher.to(self.args.device)
+        self._check_sharding()
 
     def _check_sharding(self) -> None:
-        """Refuse what needs a whole weight outside of the layer that owns it."""
-        version = getattr(self.accelerator.state.fsdp_plugin, "fsdp_version", 1)
+        """Refuse what needs a whole weight outside of the layer that owns it, and FSDP that is left out."""
+        config, wanted = self.config, os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
+        plugin = getattr(self.accelerator.state, "fsdp_plugin", None)
         for wrong, what in (
-            (version != 2, "fsdp_version 1; set fsdp_version: 2 in accelerate's configuration"),
-            (self.config.optimizer == "muon", 'optimizer = "muon"; set "adamw"'),
-            (self.config.chunk_tokens > 0, "chunk_tokens; set it to 0"),
-            (any(True for _ in self.objective.parameters()), "logit_projector and router; set both to false"),
+            (wanted and not plugin, "CPUs: accelerate shards on accelerators only; leave it out"),
+            (plugin and plugin.fsdp_version != 2, "fsdp_version 1; set it to 2"),
+            (plugin and config.optimizer == "muon", 'optimizer = "muon"; set "adamw"'),
+            (plugin and config.chunk_tokens, "chunk_tokens; set it to 0"),
+            (plugin and (config.router or config.logit_projector), "router or logit_projector; set false"),
         ):
             if wrong:
                 raise UsageError(f"FSDP does not go with {what}")
@@ -94,17 +99,16 @@ class StudentTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped 
         """The weighted sum of the terms, a mean over the counted tokens of the micro-batch."""
         self.objective.train(model.training)
         self.objective.progress = self.state.global_step / max(1, self.state.max_steps)
-        terms = self.objective(model, inputs, self.model)
+        raw = self.objective(model, inputs, self.model)
+        weighted = {name: weight * raw[name] for name, weight in self.objective.weights().items()}
         if model.training:
             self.sums["micro_batches"] += 1
-            for name, value in terms.raw.items():
-                number = value.item()
-                if not math.isfinite(number):
-                    raise self._diverged(f"the term {name} is {number}", self.state.global_step + 1)
-                self.sums[name] += number
-                self.sums[f"weighted_{name}"] += terms.weights[name] * number
-        total: torch.Tensor = terms.total()
-        return total
+            for name, value in raw.items():
+                if not torch.isfinite(value):
+                    raise self._diverged(f"the term {name} is {value.item()}", self.state.global_step + 1)
+                self.sums[name] += value.item()
+                self.sums[f"weighted_{name}"] += weighted[name].item()
+        return torch.stack([*weighted.values()]).sum()
 
     def _diverged(self, what: str, step: int) -> DivergedError:
         before = last_checkpoint(Path(self.args.output_dir))
@@ -117,13 +121,11 @@ class StudentTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped 
     def _clip_grad_norm(self, model: Any) -> Any:
         """Also what DDP does not do for the objective's own parameters, and the check before the step."""
         own = [parameter for parameter in self.objective.parameters() if parameter.grad is not None]
-        if self.args.world_size > 1:
-            for parameter in own:
-                parameter.grad = self.accelerator.reduce(parameter.grad, "mean")
-        norm = self.accelerator.clip_grad_norm_([*model.parameters(), *own], self.args.max_grad_norm)
-        if not math.isfinite(float(norm)):
-            step = self.state.global_step + 1
-            raise self._diverged(f"the norm of the gradient is {float(norm)}", step)
+        for parameter in own:
+            parameter.grad = self.accelerator.reduce(parameter.grad, "mean")
+        norm = float(self.accelerator.clip_grad_norm_([*model.parameters(), *own], self.args.max_grad_norm))
+        if not math.isfinite(norm):
+            raise self._diverged(f"the norm of the gradient is {norm}", self.state.global_step + 1)
         return norm
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
@@ -184,7 +186,7 @@ class StudentTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped 
                 raise self._diverged(f"after it {name} is not finite", self.state.global_step)
         self._collect()
         folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
-        with all_or_nothing(folder):
+        with whole_folder(folder, how_to_go_on(folder.parent)):
             super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
@@ -243,27 +245,17 @@ class StopRequest(TrainerCallback):  # type: ignore[misc]
             control.should_save = control.should_training_stop = True
 
 
-@contextlib.contextmanager
-def all_or_nothing(folder: Path) -> Iterator[None]:
-    """Remove ``folder`` when the block that writes it fails; OutputError when the disk is why."""
-    try:
-        yield
-    except BaseException as error:
-        shutil.rmtree(folder, ignore_errors=True)
-        # Of a full disk, torch.save says RuntimeError, and safetensors has an error of its own.
-        if not isinstance(error, (OSError, RuntimeError, SafetensorError)):
-            raise
-        before = last_checkpoint(folder.parent)
-        kept = "no checkpoint was saved before" if before is None else f"{before} is kept"
-        raise OutputError(
-            f"{folder}: cannot be saved: {error}; {kept}; make room, then go on with --resume"
-        ) from error
-
-
 def last_checkpoint(folder: Path) -> Path | None:
     """The last complete checkpoint-<step> in ``folder``."""
     found = [path for path in folder.glob("checkpoint-*") if (path / _COMPLETE).exists()]
     return max(found, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+
+
+def how_to_go_on(folder: Path) -> str:
+    """What to do when the disk is full."""
+    before = last_checkpoint(folder)
+    kept = "no checkpoint was saved before" if before is None else f"{before} is kept"
+    return f"{kept}; make room, then go on with --resume"
 
 
 def remove_incomplete(folder: Path) -> None:
@@ -273,16 +265,19 @@ def remove_incomplete(folder: Path) -> None:
             shutil.rmtree(path)
 
 
-def training_arguments(config: TrainConfig, folder: Path, rate: float, steps: int) -> TrainingArguments:
+def _arguments(config: TrainConfig, folder: Path, plan: BatchPlan, rate: float) -> TrainingArguments:
     """Our settings in the Trainer's words."""
-    decay = {"num_decay_steps": round(config.decay_ratio * steps), "decay_type": config.schedule}
-    return TrainingArguments(
+    steps = plan.steps
+    arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=steps,
         per_device_train_batch_size=1,  # an item of the plan is a whole micro-batch
         learning_rate=rate,
         lr_scheduler_type="warmup_stable_decay",
-        lr_scheduler_kwargs=decay,
+        lr_scheduler_kwargs={
+            "num_decay_steps": round(config.decay_ratio * steps),
+            "decay_type": config.schedule,
+        },
         warmup_steps=round(config.warmup_ratio * steps),
         max_grad_norm=config.max_grad_norm,
         bf16=config.precision == "bfloat16",
@@ -302,3 +297,5 @@ def training_arguments(config: TrainConfig, folder: Path, rate: float, steps: in
         run_name=folder.name,
         disable_tqdm=True,
     )
+    arguments.gradient_accumulation_steps = len(plan) // steps // arguments.world_size
+    return arguments
