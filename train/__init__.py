@@ -1,6 +1,4 @@
-"""Training ternary language models: the slim side of bitexport.
+"""Training ternary language models: teachers, and students that ``bitexport convert`` takes as they are.
 
-transformers' Trainer does the training and transformers' own BitNet layers quantize while it does. What is
-ours is the text, the tokenizer, the configuration and the export to a packed checkpoint.
-``python -m train --help`` lists the commands.
+transformers' Trainer does the training; ``bitexport train`` and ``python -m train`` start it.
 """

@@ -51,7 +51,7 @@ def _blended(exact: torch.Tensor, quantized: torch.Tensor, blend: float) -> torc
 def quantize_weight(weight: torch.Tensor, blend: float = 1.0) -> torch.Tensor:
     """``w + blend * (Q(w) - w)`` with the gradient of w, where Q gives trits times mean|w|.
 
-    ``weight`` has any shape and one scale; computed in float32, returned in its own dtype.
+    One scale, whatever the shape. Computed in float32, returned in its own dtype.
     """
     return _QuantizeWeight.apply(weight, blend)  # type: ignore[no-any-return, no-untyped-call]
 

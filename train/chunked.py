@@ -41,21 +41,20 @@ def chunked_top_k(hidden: Tensor, head_weight: Tensor, k: int, chunk_tokens: int
 def chunked_top_k_distillation(
     hidden: Tensor,
     head_weight: Tensor,
-    teacher_values: Tensor,
-    teacher_indices: Tensor,
+    values: Tensor,
+    indices: Tensor,
     labels: Tensor,
     chunk_tokens: int,
-    *,
     tau: float = 5.0,
     tau_squared: bool = False,
 ) -> Tensor:
     """Its namesake, by K logits a token, not by V; beside the gradients 3 * chunk_tokens * K * D floats."""
-    values = teacher_values[keep := counted(labels)].detach()
+    theirs = values[keep := counted(labels)].detach()
 
     def loss(logits: Tensor, part: slice) -> Tensor:
-        return tempered_kl(logits, values[part], tau, tau_squared) * len(logits)
+        return tempered_kl(logits, theirs[part], tau, tau_squared) * len(logits)
 
-    return _mean(hidden[keep], head_weight, teacher_indices[keep], loss, chunk_tokens)
+    return _mean(hidden[keep], head_weight, indices[keep], loss, chunk_tokens)
 
 
 def _mean(hidden: Tensor, weight: Tensor, rows: Tensor | None, loss: Any, chunk_tokens: int) -> Tensor:

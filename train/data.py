@@ -31,7 +31,7 @@ class Data:
 
 
 def template_of(config: TrainConfig, name: str = "") -> Template:
-    """The configuration's template, or another one with its languages."""
+    """The configuration's template, or the one called ``name`` with its languages."""
     return Template(name or config.template, config.source_language, config.target_language)
 
 
@@ -52,9 +52,8 @@ def load_data(
     parted = split(read_sources(specs), config.held_out_percent)
     sides = parted.train, parted.held_out
     counts = [f"{len(side):,} records" for side in sides]
-    left_out = (
-        f"; left out: {parted.duplicates:,} equal to another, {parted.too_close:,} too close to training"
-    )
+    left_out = f"; left out: {parted.duplicates:,} equal to another"
+    left_out += f", {parted.too_close:,} too close to training"
     if template.name == "plain":
         tokens = [_tokens(side, template, tokenizer) for side in sides]
         return _windows(tokens, config, [f"{count}, " for count in counts], left_out)

@@ -21,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from bitexport.errors import UsageError
 
 NOT_COUNTED = -100
+QKV = Sequence[Tensor]
 
 
 def counted(labels: Tensor) -> Tensor:
@@ -59,24 +60,18 @@ def logits_distillation(
 
 
 def top_k_logits_distillation(
-    student: Tensor,
-    teacher_values: Tensor,
-    teacher_indices: Tensor,
-    labels: Tensor,
-    *,
-    tau: float = 5.0,
-    tau_squared: bool = False,
+    logits: Tensor, values: Tensor, indices: Tensor, labels: Tensor, tau: float = 5, tau_squared: bool = False
 ) -> Tensor:
     """:func:`logits_distillation` over the teacher's K largest logits, both sides renormalised over these K.
 
-    ``student`` [B, T, V]; ``teacher_values`` float, ``teacher_indices`` int64 [B, T, K], as from torch.topk.
+    ``logits`` [B, T, V], the student's; ``values``, ``indices`` (int64) [B, T, K], of torch.topk: the teacher's.
     Both distributions are conditional on the token being one of the K, so that this is a KL divergence (never
     negative, 0 where they agree) and at K = V the full loss. The student's mass outside of the K is not seen.
     """
     keep = counted(labels)
     # Gathered before selected, so that no second [N, V] exists.
-    student_values = student.gather(-1, teacher_indices.masked_fill(~keep[..., None], 0))
-    return tempered_kl(student_values[keep], teacher_values[keep], tau, tau_squared)
+    kept = logits.gather(-1, indices.masked_fill(~keep[..., None], 0))
+    return tempered_kl(kept[keep], values[keep], tau, tau_squared)
 
 
 def tempered_kl(student: Tensor, teacher: Tensor, tau: float, tau_squared: bool) -> Tensor:
@@ -87,17 +82,11 @@ def tempered_kl(student: Tensor, teacher: Tensor, tau: float, tau_squared: bool)
 
 
 def relation_distillation(
-    student_qkv: Sequence[Tensor],
-    teacher_qkv: Sequence[Tensor],
-    attention_mask: Tensor,
-    *,
-    relation_heads: int,
-    temperature: float = 1.0,
-    form: str = "cosine",
+    mine: QKV, theirs: QKV, mask: Tensor, relation_heads: int, temperature: float = 1, form: str = "cosine"
 ) -> Tensor:
     """KL(teacher || student) in nats of the relations of queries, keys and values, summed over the three.
 
-    ``student_qkv``, ``teacher_qkv``: what q_proj, k_proj and v_proj of a layer put out, each [B, T, width],
+    ``mine`` (student), ``theirs``: what q_proj, k_proj and v_proj of a layer put out, each [B, T, width],
     every width its own, cut along it into ``relation_heads`` parts of d_r, whatever the models' own heads
     are. Position i relates to the real positions j by softmax_j(a_i . a_j / temperature), without a causal
     mask; mean over relation heads and all real i of the batch. ``form`` "cosine" takes each a_i at length 1
@@ -107,19 +96,19 @@ def relation_distillation(
     """
     if form not in ("cosine", "scaled"):
         raise UsageError(f'the relation form "{form}" is unknown; choose "cosine" or "scaled"')
-    for owner, states in (("student", student_qkv), ("teacher", teacher_qkv)):
+    for owner, states in (("student", mine), ("teacher", theirs)):
         for name, width in zip("qkv", (state.shape[-1] for state in states), strict=True):
             if width % relation_heads:
                 problem = f"the {owner}'s {name}_proj has width {width}, not divisible by {relation_heads}"
                 raise UsageError(f"{problem} relation heads; choose a divisor of all widths")
-    mask = attention_mask.bool()
+    real = mask.bool()
 
-    def divergence(student: Tensor, teacher: Tensor) -> Tensor:
-        log_s, log_t = (_relations(x, mask, relation_heads, temperature, form) for x in (student, teacher))
+    def divergence(*pair: Tensor) -> Tensor:
+        log_s, log_t = (_relations(states, real, relation_heads, temperature, form) for states in pair)
         kl = F.kl_div(log_s, log_t, reduction="none", log_target=True).sum(-1)  # (B, heads, T)
-        return kl.masked_fill(~mask[:, None], 0.0).sum() / (mask.sum().clamp(min=1) * relation_heads)
+        return kl.masked_fill(~real[:, None], 0.0).sum() / (real.sum().clamp(min=1) * relation_heads)
 
-    pairs = zip(student_qkv, teacher_qkv, strict=True)
+    pairs = zip(mine, theirs, strict=True)
     return torch.stack([checkpoint(divergence, *pair, use_reentrant=False) for pair in pairs]).sum()
 
 

@@ -68,11 +68,9 @@ class BatchPlan(Dataset[Batch]):
     not seen, and two processes that take turns see what one would.
 
     Args:
-        examples: what to learn from.
         micro_tokens: of a micro-batch at most, padding included.
         per_step: micro-batches of an optimizer step, over all processes.
         budget: tokens, padding not counted.
-        pad_id: the token to pad with.
 
     Raises:
         UsageError: there is no example.

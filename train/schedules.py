@@ -45,9 +45,8 @@ class WarmedEarlyStopping(TrainerCallback, ExportableState):  # type: ignore[mis
     """Ends a run when ``patience`` evaluations in a row are no better than the best by ``min_delta``.
 
     Evaluations before step ``warmup_steps`` are not looked at, not even as the best: while quantization is
-    being blended in the model is better than it will ever be again.
-    The Trainer restores the state, if ``restore_callback_states_from_checkpoint`` is set, into a new object:
-    look for ``reason`` there, or for ``stopped`` in ``log_history``. UsageError: an evaluation has no loss.
+    being blended in the model is better than it will ever be again. Where the Trainer restores the state, it
+    makes a new object: look for ``stopped`` in ``log_history``. UsageError: an evaluation has no loss.
     """
 
     def __init__(self, patience: int = 20, min_delta: float = 1e-3, warmup_steps: int = 1000) -> None:

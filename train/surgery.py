@@ -17,8 +17,9 @@ from torch import nn
 from bitexport.checkpoint import open_checkpoint
 from bitexport.checkpoint.pack import FLOAT_HEAD, tokenizer_config, write_json
 from bitexport.checkpoint.packings import quantization_config
-from bitexport.errors import CheckpointError, UnsupportedError, UsageError
+from bitexport.errors import UnsupportedError, UsageError
 from bitexport.families import family_of
+from bitexport.reference.loading import load_exactly
 from bitexport.reference.norms import add_sub_norms, connect_norms, with_sub_norms
 from train.bitlinear import BitLinear, get_blend, set_blend
 
@@ -40,9 +41,8 @@ def make_student(model: Any) -> Any:
     """
     architecture = type(model).__name__
     if architecture not in STUDENTS:
-        raise UnsupportedError(
-            f"{architecture} cannot become a student; expected {', '.join(STUDENTS)}: start from one of those"
-        )
+        expected = f"expected {', '.join(STUDENTS)}: start from one of those"
+        raise UnsupportedError(f"{architecture} cannot become a student; {expected}")
     if getattr(model, "sub_norms_added", False):
         raise UsageError("the model has SubLN already; expected a float model: train it on without surgery")
     names = (*model.state_dict(), *_SUB_NORMS)
@@ -57,19 +57,16 @@ def make_student(model: Any) -> Any:
 def replace_projections(model: Any) -> None:
     """Make all seven projections of every layer BitLinear, in place, with the same parameters.
 
-    Notes it in ``model.config.quantization_config``, as master weights.
-
-    Raises:
-        UnsupportedError: a projection is missing or no plain linear layer; then nothing was changed.
+    ``model.config.quantization_config`` says so. UnsupportedError: a projection is missing or no plain linear
+    layer; then nothing was changed.
     """
     modules = dict(model.model.layers.named_modules())
     names = [f"{number}.{name}" for number in range(len(model.model.layers)) for name in PROJECTIONS]
     for name in names:
         if type(modules.get(name)) is not nn.Linear:
-            raise UnsupportedError(
-                f"{type(model).__name__}: model.layers.{name} is {type(modules.get(name)).__name__}; "
-                "expected an nn.Linear, as are all seven projections of a float model: start from one"
-            )
+            found = f"{type(model).__name__}: model.layers.{name} is {type(modules.get(name)).__name__}"
+            expected = "an nn.Linear, as are all seven projections of a float model: start from one"
+            raise UnsupportedError(f"{found}; expected {expected}")
     for name in names:
         linear = modules[name]
         bits = BitLinear(linear.in_features, linear.out_features, linear.bias is not None, device="meta")
@@ -86,11 +83,8 @@ def calibrate(student: Any, batches: Sequence[Mapping[str, torch.Tensor]]) -> No
     layer, and a root mean square over tokens would follow it. Measured with blend 0 and norms bypassed, which
     is the teacher itself: call it before any training.
 
-    Args:
-        batches: of int64 ``input_ids`` and ``attention_mask`` ``[B, T]``; where the mask is 0 nothing counts.
-
-    Raises:
-        UsageError: no token to measure.
+    ``batches`` hold int64 ``input_ids`` and ``attention_mask`` ``[B, T]``; a mask of 0 is not counted.
+    UsageError: no token to measure.
     """
     norms = [norm for x in student.model.layers for norm in (x.self_attn.attn_sub_norm, x.mlp.ffn_sub_norm)]
     logs: dict[nn.Module, list[torch.Tensor]] = {norm: [] for norm in norms}
@@ -134,48 +128,20 @@ def load_causal_lm(folder: str | Path) -> Any:
     architecture = str((checkpoint.config.get("architectures") or ["?"])[0])
     model_class = getattr(transformers, architecture, None)
     if model_class is None or not architecture.endswith("ForCausalLM"):
-        raise UnsupportedError(
-            f"{folder}: architecture {architecture}; expected one of transformers' causal LMs"
-        )
-    quantization = quantization_config(checkpoint.config)
+        known = "one of transformers' causal LMs"
+        raise UnsupportedError(f"{folder}: architecture {architecture}; expected {known}")
     if quantization is not None:
         keys = ("linear_class", "quantization_mode", "use_rms_norm")
         found = [quantization.get(key) or False for key in keys]
-        if found != ["autobitlinear", "online", False]:
-            raise UnsupportedError(
-                f"{folder}: {', '.join(keys)} are {found}; expected master weights, ['autobitlinear', "
-                "'online', False]: give the folder that was trained, not the packed one"
-            )
+        if found != (master := ["autobitlinear", "online", False]):
+            expected = f"master weights, {master}: give the folder that was trained, not the packed one"
+            raise UnsupportedError(f"{folder}: {', '.join(keys)} are {found}; expected {expected}")
         if architecture in STUDENTS and _SUB_NORMS[0] in checkpoint.tensors:
             model_class = with_sub_norms(model_class)
-    model = _float_model(model_class, checkpoint.path)
+    model = load_exactly(model_class, checkpoint.path)
     if quantization is not None:
         replace_projections(model)
         connect_norms(model)
-    return model
-
-
-def _float_model(model_class: Any, folder: Path) -> Any:
-    try:
-        config = model_class.config_class.from_pretrained(folder, local_files_only=True)
-        vars(config).pop("quantization_config", None)  # transformers would put in layers of its own
-        model, info = model_class.from_pretrained(
-            folder,
-            config=config,
-            dtype=torch.float32,
-            local_files_only=True,
-            use_safetensors=True,
-            ignore_mismatched_sizes=True,  # else the message would not say which
-            output_loading_info=True,
-        )
-    except (OSError, ValueError, RuntimeError, KeyError, AttributeError, ImportError) as error:
-        raise CheckpointError(f"{folder}: transformers cannot load it: {error}; save it again") from error
-    for kind in ("missing", "unexpected", "mismatched"):
-        if names := sorted(key if isinstance(key, str) else key[0] for key in info[f"{kind}_keys"]):
-            raise CheckpointError(
-                f"{folder}: {len(names)} tensors are {kind}: {', '.join(names[:3])}; expected exactly those "
-                f"of {model_class.__name__}: save the checkpoint again"
-            )
     return model
 
 

@@ -23,8 +23,10 @@ from bitexport.gguf.reader import read_gguf
 from bitexport.parity import parity, verdict
 from tests.converted import values
 from tests.models import MODEL_CLASSES, Shape, save_checkpoint, tiny_model, write_tokenizer
+from tests.train.conftest import tiny_config
 from tests.train.test_surgery import FLOAT, batch, float_model, logits
 from train.bitlinear import BitLinear, quantize_weight
+from train.model import build_model
 from train.surgery import calibrate, load_causal_lm, make_student, save
 
 
@@ -126,10 +128,12 @@ def test_a_teacher_is_transformers_own(architecture: str, tmp_path: Path) -> Non
     assert make_student(loaded).dtype == torch.float32
 
 
-def test_a_pretrained_bitnet_model(finished_run: Path) -> None:
-    loaded = load_causal_lm(finished_run / "master")
+def test_a_pretrained_bitnet_model(tmp_path: Path) -> None:
+    master = tmp_path / "master"
+    build_model(tiny_config(tmp_path, architecture="bitnet", ternary=True), 0).save_pretrained(master)
+    loaded = load_causal_lm(master)
     assert sum(isinstance(module, BitLinear) for module in loaded.modules()) == 2 * 7
-    expected = AutoModelForCausalLM.from_pretrained(finished_run / "master", dtype=torch.float32)
+    expected = AutoModelForCausalLM.from_pretrained(master, dtype=torch.float32)
     ids = torch.randint(300, (2, 16), generator=torch.manual_seed(0))
     assert torch.equal(logits(loaded, {"input_ids": ids}), logits(expected, {"input_ids": ids}))
 
