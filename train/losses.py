@@ -64,7 +64,7 @@ def top_k_logits_distillation(
 ) -> Tensor:
     """:func:`logits_distillation` over the teacher's K largest logits, both sides renormalised over these K.
 
-    ``logits`` [B, T, V], the student's; ``values``, ``indices`` (int64) [B, T, K], of torch.topk: the teacher's.
+    ``logits`` [B, T, V], the student's; ``values`` and ``indices`` (int64) [B, T, K], the teacher's top-k.
     Both distributions are conditional on the token being one of the K, so that this is a KL divergence (never
     negative, 0 where they agree) and at K = V the full loss. The student's mass outside of the K is not seen.
     """

@@ -17,9 +17,11 @@ from safetensors.torch import load_file, save
 from transformers.integrations.bitnet import WeightQuant
 
 from bitexport.checkpoint.packings import ONLINE
+from bitexport.checkpoint.shards import INDEX, find_tensors, read_json
 from bitexport.errors import CheckpointError, OutputError
 from bitexport.ternary import TernaryTensor
 
+CHAT_TEMPLATE = "chat_template.jinja"
 #: For config.json. The head is tied to the embeddings or reads final hidden states: it stays float, as in
 #: every BitNet model.
 FLOAT_HEAD = {**ONLINE, "modules_to_not_convert": ["lm_head"]}
@@ -35,6 +37,8 @@ def export_packed(master: Path, output: Path, *, force: bool = False) -> None:
     float32 like everything that is not packed: transformers leaves the dtypes of a quantized checkpoint as
     they are, and cannot compute with two of them.
 
+    A chat template comes along.
+
     Raises:
         CheckpointError: ``master`` is incomplete, or is not a checkpoint with online quantization.
         OutputError: ``output`` holds a model already and ``force`` is off.
@@ -43,7 +47,7 @@ def export_packed(master: Path, output: Path, *, force: bool = False) -> None:
     if (output / "model.safetensors").exists() and not force:
         raise OutputError(f"{output}: holds a model already; add --force to replace it")
     tensors: dict[str, torch.Tensor] = {}
-    for name, tensor in load_file(master / "model.safetensors").items():
+    for name, tensor in _load(master).items():
         if name.endswith("_proj.weight"):
             ternary = quantize_as_forward(tensor, name)
             tensors[name] = torch.from_numpy(pack(ternary.trits))
@@ -62,7 +66,10 @@ def export_packed(master: Path, output: Path, *, force: bool = False) -> None:
         (output / "model.safetensors").unlink(missing_ok=True)
         shutil.copyfile(master / "tokenizer.json", output / "tokenizer.json")
         write_json(output / "tokenizer_config.json", tokenizer_config(master))
-        ends = {name: config[name] for name in ("bos_token_id", "eos_token_id")}
+        (output / CHAT_TEMPLATE).unlink(missing_ok=True)
+        if (master / CHAT_TEMPLATE).exists():
+            shutil.copyfile(master / CHAT_TEMPLATE, output / CHAT_TEMPLATE)
+        ends = {name: config.get(name) for name in ("bos_token_id", "eos_token_id")}
         write_json(output / "generation_config.json", {**ends, "pad_token_id": ends["eos_token_id"]})
         write_json(output / "config.json", config)
         temporary = output / "model.safetensors.tmp"
@@ -70,6 +77,15 @@ def export_packed(master: Path, output: Path, *, force: bool = False) -> None:
         temporary.replace(output / "model.safetensors")
     except OSError as error:
         raise OutputError(f"{output}: {error.strerror}; give another folder, or make room") from error
+
+
+def _load(master: Path) -> dict[str, torch.Tensor]:
+    """All tensors, of one file or of several with an index, every header checked."""
+    find_tensors(master)
+    files = ["model.safetensors"]
+    if (master / INDEX).exists():
+        files = sorted(set(read_json(master / INDEX)["weight_map"].values()))
+    return {name: tensor for file in files for name, tensor in load_file(master / file).items()}
 
 
 def quantize_as_forward(weight: torch.Tensor, name: str) -> TernaryTensor:
@@ -111,16 +127,20 @@ def read_online_config(master: Path) -> dict[str, object]:
     Raises:
         CheckpointError: it cannot be read, or does not say autobitlinear and online.
     """
-    for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"):
+    weights = INDEX if (master / INDEX).exists() else "model.safetensors"
+    for name in ("config.json", weights, "tokenizer.json", "tokenizer_config.json"):
         if not (master / name).exists():
-            raise CheckpointError(f"{master}: no {name}; give a run's master/ or checkpoint-<step>/ folder")
+            raise CheckpointError(
+                f"{master}: no {name}; give what a training stage saved: RUN/<stage>/model, or a "
+                "checkpoint-<step> beside it"
+            )
     config: dict[str, object] = json.loads((master / "config.json").read_text(encoding="utf-8"))
     found = config.get("quantization_config")
     mode = (found.get("linear_class"), found.get("quantization_mode")) if isinstance(found, dict) else None
     if mode != ("autobitlinear", "online"):
         raise CheckpointError(
             f"{master}: quantization is {mode}; expected autobitlinear and online; "
-            "give a folder of a training run"
+            "give RUN/<stage>/model of a training run"
         )
     return config
 

@@ -145,8 +145,8 @@ def _document(path: Path) -> list[Document]:
 
 def _stdlib(spec: str, _: str) -> Iterator[Record]:
     root = stdlib.standard_library()
-    # The name keeps the split of train/stdlib.py: it goes by path.
-    texts = {path.relative_to(root).as_posix(): stdlib._read(path) for path in stdlib.source_files(root)}
+    # The name keeps the split of stdlib.held_out_text: it goes by path.
+    texts = {path.relative_to(root).as_posix(): stdlib.text_of(path) for path in stdlib.source_files(root)}
     if (size := sum(map(len, texts.values()))) < stdlib.LEAST_CHARACTERS:
         expected = f"{stdlib.LEAST_CHARACTERS:,} or more; use a Python with its full standard library"
         raise _wrong(spec, f"{size:,} characters below {root}", expected)

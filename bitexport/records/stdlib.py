@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import sysconfig
 import tokenize
-from dataclasses import dataclass
 from pathlib import Path, PurePath
 
 from bitexport.errors import UsageError
@@ -35,46 +34,9 @@ SKIPPED_FILES = ("html/entities.py", "locale.py", "stringprep.py", "_sysconfigda
 LEAST_CHARACTERS = 2_000_000
 
 
-@dataclass(frozen=True)
-class Corpus:
-    """Texts of the two sides; a text is one source file. No text is on both sides."""
-
-    train: list[str]
-    held_out: list[str]
-
-
 def standard_library() -> Path:
     """The folder of this interpreter's standard library."""
     return Path(sysconfig.get_paths()["stdlib"])
-
-
-def load_corpus(held_out_percent: int, text_dir: str = "") -> Corpus:
-    """Read every usable source file below ``text_dir`` (empty: the standard library), in order of path.
-
-    Raises:
-        UsageError: a trimmed standard library, or one side of the split is empty.
-    """
-    root = Path(text_dir) if text_dir else standard_library()
-    least = 1 if text_dir else LEAST_CHARACTERS
-    corpus = Corpus(train=[], held_out=[])
-    seen: set[str] = set()
-    for path in source_files(root):
-        text = _read(path)
-        # Copies that differ only in white space count as one: a copy must not sit on both sides.
-        fingerprint = " ".join(text.split())
-        if not fingerprint or fingerprint in seen:
-            continue
-        seen.add(fingerprint)
-        side = corpus.held_out if is_held_out(path.relative_to(root), held_out_percent) else corpus.train
-        side.append(text)
-    size = sum(map(len, corpus.train + corpus.held_out))
-    if size < least or not corpus.train or not corpus.held_out:
-        raise UsageError(
-            f"corpus {root}: {size:,} characters in {len(corpus.train)} training and {len(corpus.held_out)} "
-            f"held-out files; expected at least {least:,} and files on both sides; "
-            "give a larger text_dir, or use a Python with its full standard library"
-        )
-    return corpus
 
 
 def source_files(root: Path) -> list[Path]:
@@ -98,18 +60,38 @@ def is_held_out(relative_path: PurePath, percent: int) -> bool:
 
 
 def held_out_text(held_out_percent: int = 5, text_dir: str = "", max_bytes: int | None = None) -> str:
-    """The held-out files in one string, a line break between them; the first ``max_bytes`` bytes at most.
+    """The held-out files below ``text_dir`` (empty: the standard library), a line break between them.
 
-    The cut never splits a line. The same Python version gives the same text on every machine.
+    At most ``max_bytes`` bytes, without splitting a line. A file that repeats another, white space aside,
+    counts once. The same Python version gives the same text on every machine.
+
+    Raises:
+        UsageError: too little text, or none on one side of the split.
     """
-    text = "\n".join(load_corpus(held_out_percent, text_dir).held_out)
-    if max_bytes is None or len(text.encode()) <= max_bytes:
-        return text
-    cut = text.encode()[:max_bytes].decode(errors="ignore")
+    root = Path(text_dir) if text_dir else standard_library()
+    firsts: dict[str, tuple[bool, str]] = {}  # by the text without its white space
+    for path in source_files(root):
+        text = text_of(path)
+        firsts.setdefault(
+            " ".join(text.split()), (is_held_out(path.relative_to(root), held_out_percent), text)
+        )
+    firsts.pop("", None)
+    size, least = sum(len(text) for _, text in firsts.values()), 1 if text_dir else LEAST_CHARACTERS
+    held_out = [text for held, text in firsts.values() if held]
+    if size < least or not 0 < len(held_out) < len(firsts):
+        found = f"{size:,} characters in {len(firsts)} files, {len(held_out)} of them held out"
+        raise UsageError(
+            f"corpus {root}: {found}; expected at least {least:,} and files on both sides; "
+            "give a larger text_dir, or use a Python with its full standard library"
+        )
+    whole = "\n".join(held_out)
+    if max_bytes is None or len(whole.encode()) <= max_bytes:
+        return whole
+    cut = whole.encode()[:max_bytes].decode(errors="ignore")
     return cut[: cut.rfind("\n") + 1]
 
 
-def _read(path: Path) -> str:
+def text_of(path: Path) -> str:
     """The file's text in the encoding that it declares, with ``\\n`` as line end; empty if undecodable."""
     try:
         with tokenize.open(path) as file:

@@ -186,3 +186,23 @@ def test_an_output_that_cannot_be_written(finished_run: Path, tmp_path: Path) ->
     (tmp_path / "file").write_text("in the way", encoding="utf-8")
     with pytest.raises(OutputError, match="give another folder"):
         export_packed(finished_run / "master", tmp_path / "file")
+
+
+def test_a_master_in_shards_and_with_a_chat_template(
+    finished_run: Path, exported: Path, tmp_path: Path
+) -> None:
+    master = tmp_path / "master"
+    shutil.copytree(finished_run / "master", master)
+    (master / "model.safetensors").unlink()
+    model = AutoModelForCausalLM.from_pretrained(finished_run / "master", dtype=torch.float32)
+    model.save_pretrained(master, max_shard_size="200KB")
+    assert len(list(master.glob("model-*.safetensors"))) > 1
+    (master / "chat_template.jinja").write_text("{{ messages }}", encoding="utf-8")
+    export_packed(master, tmp_path / "out")
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == (
+        exported / "model.safetensors"
+    ).read_bytes()
+    assert (tmp_path / "out" / "chat_template.jinja").read_text(encoding="utf-8") == "{{ messages }}"
+    next(master.glob("model-*.safetensors")).unlink()
+    with pytest.raises(CheckpointError, match="model-0"):
+        export_packed(master, tmp_path / "again")

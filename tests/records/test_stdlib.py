@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from bitexport.errors import UsageError
-from bitexport.records.stdlib import held_out_text, is_held_out, load_corpus, source_files, standard_library
+from bitexport.records.stdlib import held_out_text, is_held_out, source_files, standard_library, text_of
 
 
 def write_sources(folder: Path, files: int = 60) -> Path:
@@ -22,12 +22,13 @@ def write_sources(folder: Path, files: int = 60) -> Path:
 
 
 def test_the_standard_library_is_split_without_a_leak() -> None:
-    corpus = load_corpus(5)
-    train, held_out = set(corpus.train), set(corpus.held_out)
-    assert not train & held_out
-    assert {" ".join(text.split()) for text in train}.isdisjoint(" ".join(text.split()) for text in held_out)
-    assert 0.01 < len(held_out) / len(train) < 0.15
-    assert load_corpus(5) == corpus
+    held_out, root = held_out_text(5), standard_library()
+    train = [
+        text_of(path) for path in source_files(root) if not is_held_out(path.relative_to(root), percent=5)
+    ]
+    assert not any(text in held_out for text in train if len(text) > 500)
+    assert 0.01 < len(held_out) / sum(map(len, train)) < 0.15
+    assert held_out_text(5) == held_out
 
 
 def test_tests_and_generated_tables_are_left_out() -> None:
@@ -44,21 +45,22 @@ def test_the_side_of_a_file_depends_on_its_path_alone(tmp_path: Path) -> None:
     shutil.copytree(here, there)
     for path in sorted(there.iterdir()):  # other contents, same paths
         path.write_text(path.read_text(encoding="utf-8") + "# changed\n", encoding="utf-8")
-    first, second = load_corpus(20, str(here)), load_corpus(20, str(there))
-    assert [text + "# changed\n" for text in first.held_out] == second.held_out
+    first, second = held_out_text(20, str(here)), held_out_text(20, str(there))
+    assert first == second.replace("# changed\n", "") != second
     assert is_held_out(Path("json/decoder.py"), 100)
     assert not is_held_out(Path("json/decoder.py"), 0)
 
 
-def test_a_copy_never_sits_on_both_sides(tmp_path: Path) -> None:
+def test_a_copy_counts_once(tmp_path: Path) -> None:
     folder = write_sources(tmp_path / "sources")
-    before = load_corpus(50, str(folder))
     for path in list(folder.iterdir()):
         copy = path.read_text(encoding="utf-8").replace("    ", "\t") + "\n\n"
         path.with_name("copy_of_" + path.name).write_text(copy, encoding="utf-8")
-    after = load_corpus(50, str(folder))
-    assert len(after.train) + len(after.held_out) == len(before.train) + len(before.held_out)
-    assert {" ".join(t.split()) for t in after.train}.isdisjoint(" ".join(t.split()) for t in after.held_out)
+    text = held_out_text(50, str(folder))
+    found = [text.count(f"def add_{i}_0(") for i in range(60)]
+    assert set(found) == {0, 1}
+    # Of two copies the one that comes first decides, whatever the side of the other is.
+    assert found == [is_held_out(Path(f"copy_of_module_{i}.py"), 50) for i in range(60)]
 
 
 def test_declared_encodings_are_read_and_broken_files_skipped(tmp_path: Path) -> None:
@@ -66,10 +68,10 @@ def test_declared_encodings_are_read_and_broken_files_skipped(tmp_path: Path) ->
     (folder / "latin.py").write_bytes("# -*- coding: latin-1 -*-\r\nname = 'Zoë'\r\n".encode("latin-1"))
     (folder / "broken.py").write_bytes(b"name = '\xff\xfe'\n")
     (folder / "empty.py").write_bytes(b"\n\n")
-    corpus = load_corpus(20, str(folder))
-    texts = corpus.train + corpus.held_out
-    assert "# -*- coding: latin-1 -*-\nname = 'Zoë'\n" in texts
-    assert len(texts) == 61
+    assert text_of(folder / "latin.py") == "# -*- coding: latin-1 -*-\nname = 'Zoë'\n"
+    assert text_of(folder / "broken.py") == ""
+    held = [i for i in range(60) if is_held_out(Path(f"module_{i}.py"), 20)]
+    assert held_out_text(20, str(folder)).count("_0(") == len(held)
 
 
 def test_held_out_text_is_cut_at_a_line(tmp_path: Path) -> None:
@@ -85,9 +87,9 @@ def test_held_out_text_is_cut_at_a_line(tmp_path: Path) -> None:
 def test_too_little_text(tmp_path: Path) -> None:
     (tmp_path / "only.py").write_text("x = 1\n", encoding="utf-8")
     with pytest.raises(UsageError, match="give a larger text_dir"):
-        load_corpus(5, str(tmp_path))
+        held_out_text(5, str(tmp_path))
     with pytest.raises(UsageError, match="0 characters"):
-        load_corpus(5, str(tmp_path / "missing"))
+        held_out_text(5, str(tmp_path / "missing"))
 
 
 def test_a_folder_named_like_a_source_is_none(tmp_path: Path) -> None:

@@ -1,0 +1,38 @@
+"""Pack a trained checkpoint, four trits a byte: how the examples are shipped.
+
+Usage: pack_checkpoint.py MASTER OUT [--force]
+
+MASTER is what a training stage saved, RUN/<stage>/model; OUT becomes a folder that transformers and
+`bitexport convert` read. Written again from the same masters it is the same, byte for byte.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from bitexport.checkpoint.pack import export_packed
+from bitexport.errors import BitexportError
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("master", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--force", action="store_true", help="replace a model that is there")
+    options = parser.parse_args()
+    try:
+        export_packed(options.master, options.out, force=options.force)
+    except BitexportError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    size = (options.out / "model.safetensors").stat().st_size
+    print(f"{options.out}: {size:,} bytes of weights")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
