@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,18 +18,18 @@ from bitexport.atomic import whole_folder, write_atomically
 from bitexport.checkpoint import open_checkpoint
 from bitexport.errors import CheckpointError, OutputError, UsageError
 from bitexport.progress import Progress, ignore
-from bitexport.records import read_sources, special_tokens_of, split, texts_of
-from bitexport.records.bpe import train_tokenizer
+from bitexport.records import read_sources, special_tokens_of, split
+from bitexport.records.bpe import save_tokenizer
 from bitexport.report.losses import plot
 from train.bitlinear import BitLinear
 from train.config import TrainConfig, load_config
 from train.data import Data, load_data, template_of, write_held_out
 from train.distill import TERMS, Objective
-from train.log import RunLog
+from train.log import RunLog, read_log
 from train.model import build_model
 from train.plan import BatchPlan, in_order
 from train.surgery import calibrate, load_causal_lm, make_student, replace_projections, save
-from train.trainer import StopRequest, StudentTrainer, how_to_go_on, last_checkpoint, remove_incomplete
+from train.trainer import StudentTrainer, how_to_go_on, last_checkpoint, remove_incomplete
 
 Say = Callable[[str], None]
 STAGES = ("pretrain", "1", "2", "3", "all")
@@ -219,36 +218,46 @@ def _fit(config: TrainConfig, number: str, folder: Path, say: Say, progress: Pro
         model.compile()
     held_out = in_order(data.held_out, config.micro_batch_tokens, config.eval_examples, plan.pad_id)
     trainer = StudentTrainer(config, folder, (model, teacher, tokenizer), plan, held_out, rate)
-    log = RunLog(folder / "log.jsonl", trainer.objective, plan.tokens_after, say, progress)
-    trainer.add_callback(log)
-    started = time.monotonic()
+    trainer.add_callback(RunLog(folder / "log.jsonl", trainer.objective, plan.tokens_after, say, progress))
     _run(trainer, folder, config.compile, say)
-    result = {
-        "stage": number,
-        "steps": trainer.state.global_step,
-        "tokens": int(plan.tokens_after[trainer.state.global_step]),
-        # The Trainer evaluates after the last step.
-        "held_out_loss": [line["eval_loss"] for line in trainer.state.log_history if "eval_loss" in line][-1],
-        "seconds": round(time.monotonic() - started, 1),
-    }
-    if trainer.is_fsdp_enabled:  # all processes gather, and the first one has the whole
-        gathered = get_model_state_dict(
-            trainer.model, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
-        )
-        model = _models(config, number)[0]
-        model.load_state_dict(gathered, strict=trainer.is_world_process_zero())
-    if trainer.is_world_process_zero():
+    if trainer.is_fsdp_enabled:
+        model = _gathered(trainer, config, number)
+    loss = [line["eval_loss"] for line in trainer.state.log_history if "eval_loss" in line][-1]
+    if PartialState().is_main_process:
+        step, seconds = trainer.state.global_step, read_log(folder / "log.jsonl")[-1]["seconds"]
+        tokens = int(plan.tokens_after[step])
+        result = {"stage": number, "steps": step, "tokens": tokens, "held_out_loss": loss, "seconds": seconds}
         write_atomically(folder / "result.json", (json.dumps(result, indent=2) + "\n").encode())
     _save_model(model, tokenizer, folder / MODEL)
-    if trainer.is_world_process_zero():
+    if PartialState().is_main_process:
         plot(folder / "log.jsonl", folder / "loss.png")
-    say(f"stage {number}: held-out loss {result['held_out_loss']:.4f} nats a token; wrote {folder / MODEL}")
+    say(f"stage {number}: held-out loss {loss:.4f} nats a token; wrote {folder / MODEL}")
+
+
+def _gathered(trainer: StudentTrainer, config: TrainConfig, number: str) -> Any:
+    """The model whole, in the first process; all take part."""
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    state = get_model_state_dict(trainer.model, options=options)
+    if not PartialState().is_main_process:
+        return None
+    if number == "pretrain":
+        model = build_model(config, trainer.processing_class.eos_token_id)
+    else:
+        model = load_causal_lm(_start(config, number))
+    model.load_state_dict(state)
+    return model
 
 
 def _models(config: TrainConfig, number: str) -> tuple[Any, Any, Any]:
     """The model to train, its teacher or None, and the tokenizer."""
     if number == "pretrain":
-        tokenizer = _tokenizer_of_run(config)
+        folder = Path(config.run_dir) / "tokenizer"  # kept: a resumed run needs the ids that it began with
+        with PartialState().main_process_first():
+            if not folder.exists():
+                records = split(read_sources(config.data), config.held_out_percent).train
+                special, length = special_tokens_of(template_of(config)), config.max_position_embeddings
+                save_tokenizer(folder, records, config.vocab_size, length, special)
+        tokenizer = _tokenizer(folder)
         return build_model(config, tokenizer.eos_token_id), None, tokenizer
     start = _start(config, number)
     model, tokenizer = load_causal_lm(start), _tokenizer(start)
@@ -257,24 +266,6 @@ def _models(config: TrainConfig, number: str) -> tuple[Any, Any, Any]:
         for each in (model, teacher):
             each.set_attn_implementation("eager")  # the only one that gives its probabilities
     return model, teacher, tokenizer
-
-
-def _tokenizer_of_run(config: TrainConfig) -> Any:
-    """The tokenizer saved with the run, or a new one: a resumed run must keep the ids that it began with."""
-    folder = Path(config.run_dir) / "tokenizer"
-    with PartialState().main_process_first():
-        if not (folder / "tokenizer.json").exists():
-            records = split(read_sources(config.data), config.held_out_percent).train
-            texts = (text for record in records for text in texts_of(record))
-            special = special_tokens_of(template_of(config))
-            tokenizer = train_tokenizer(texts, config.vocab_size, config.max_position_embeddings, special)
-            if len(tokenizer) != config.vocab_size:
-                raise UsageError(
-                    f"config: vocab_size = {config.vocab_size}, but the text yields only {len(tokenizer)}"
-                )
-            with whole_folder(folder, "make room, then begin again"):
-                tokenizer.save_pretrained(folder)
-    return _tokenizer(folder)
 
 
 def _plan(config: TrainConfig, data: Data, budget: int, pad_id: int) -> BatchPlan:
@@ -291,15 +282,13 @@ def _plan(config: TrainConfig, data: Data, budget: int, pad_id: int) -> BatchPla
 
 def _run(trainer: StudentTrainer, folder: Path, compiled: bool, say: Say) -> None:
     """Train to the end, or until somebody asks for a stop."""
-    stop = StopRequest()
-    trainer.add_callback(stop)
     checkpoint = last_checkpoint(folder)
     if checkpoint is not None:
         say(f"going on from {checkpoint}")
-    with torch.compiler.set_stance("default" if compiled else "force_eager"), stop.listening():
+    with torch.compiler.set_stance("default" if compiled else "force_eager"), trainer.stop.listening():
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     step = trainer.state.global_step
-    if stop.asked and step < trainer.state.max_steps:
+    if trainer.stop.asked and step < trainer.state.max_steps:
         say(f"stopped after step {step}; {last_checkpoint(folder)} is saved: go on with --resume")
         raise KeyboardInterrupt
 

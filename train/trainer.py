@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import os
 import shutil
-import signal
-import time
 from collections import defaultdict
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +16,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 
 from bitexport.atomic import whole_folder
 from bitexport.errors import BitexportError, UsageError
+from bitexport.stop import StopRequest
 from train.bitlinear import set_blend
 from train.config import TrainConfig
 from train.distill import Objective
@@ -30,8 +27,6 @@ from train.schedules import WarmedEarlyStopping, ramp
 # Written last into a checkpoint: without it, whoever wrote was stopped half-way.
 _COMPLETE = "complete"
 _OBJECTIVE, _SUMS = "objective.safetensors", "terms.json"
-# Seconds in which a second signal is the first one again: torchrun passes on what the terminal sent already.
-_SAME_SIGNAL = 3.0
 
 
 class DivergedError(BitexportError):
@@ -54,7 +49,7 @@ class StudentTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped 
         rate: float,
     ) -> None:
         model, teacher, tokenizer = models
-        self.config, self.plan, self.held_out = config, plan, held_out
+        self.config, self.held_out, self.stop = config, held_out, StopRequest()
         # The last step has lambda 1, whatever the ratio.
         self.lambda_steps = min(round(config.lambda_warmup_ratio * plan.steps), plan.steps - 1)
         # Of every term, over the micro-batches since the last line of the log, and their number.
@@ -204,7 +199,7 @@ class StudentTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped 
 
 
 class _EveryStep(TrainerCallback):  # type: ignore[misc]
-    """Lambda, once an optimizer step. It follows from the step alone, which every checkpoint holds."""
+    """Lambda before an optimizer step (it follows from the step alone), and the stop after one."""
 
     def __init__(self, trainer: StudentTrainer) -> None:
         self.trainer = trainer
@@ -213,35 +208,12 @@ class _EveryStep(TrainerCallback):  # type: ignore[misc]
         self.trainer.objective.zero_grad()  # the Trainer does so for the model only
         set_blend(model, self.trainer.blend(state.global_step))
 
-
-class StopRequest(TrainerCallback):  # type: ignore[misc]
-    """Ctrl-C and SIGTERM: a checkpoint after the step, then the end. A second one ends the run at once."""
-
-    def __init__(self) -> None:
-        self.asked, self.since = False, 0.0
-
-    @contextlib.contextmanager
-    def listening(self) -> Iterator[None]:
-        """Handle the signals while the block lasts."""
-        numbers = (signal.SIGINT, signal.SIGTERM)
-        before = {number: signal.signal(number, self._handle) for number in numbers}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def _handle(self, *_: Any) -> None:
-        if self.asked and time.monotonic() - self.since > _SAME_SIGNAL:
-            raise KeyboardInterrupt
-        self.asked, self.since = True, time.monotonic()
-
     def on_step_end(self, args: Any, _state: Any, control: Any, **_: Any) -> None:
+        stop = self.trainer.stop
         if args.world_size > 1:  # all processes stop at the same step, whoever was asked
-            flag = torch.tensor(float(self.asked), device=args.device)
-            torch.distributed.all_reduce(flag)
-            self.asked = bool(flag.item() > 0)
-        if self.asked:
+            flag = torch.tensor(float(stop.asked), device=args.device)
+            stop.asked = bool(self.trainer.accelerator.reduce(flag, "sum") > 0)
+        if stop.asked:
             control.should_save = control.should_training_stop = True
 
 

@@ -7,9 +7,14 @@ pre-tokenizer that llama.cpp calls "gpt-2".
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
+
+from bitexport.atomic import whole_folder
+from bitexport.errors import UsageError
+from bitexport.records.sources import Record, texts_of
 
 END_OF_TEXT = "<|endoftext|>"  # begins and ends a document; id 0
 
@@ -40,3 +45,19 @@ def train_tokenizer(
         model_max_length=max_length,
         clean_up_tokenization_spaces=False,
     )
+
+
+def save_tokenizer(
+    folder: Path, records: Iterable[Record], vocab_size: int, max_length: int, special: Sequence[str]
+) -> None:
+    """:func:`train_tokenizer` on all texts of ``records``, saved as ``folder``, whole or not at all.
+
+    Raises:
+        UsageError: the texts yield fewer tokens.
+    """
+    texts = (text for record in records for text in texts_of(record))
+    tokenizer = train_tokenizer(texts, vocab_size, max_length, special)
+    if len(tokenizer) != vocab_size:
+        raise UsageError(f"config: vocab_size = {vocab_size}, but the text yields only {len(tokenizer)}")
+    with whole_folder(folder, "make room, then begin again"):
+        tokenizer.save_pretrained(folder)
