@@ -129,6 +129,7 @@ class TrainConfig:
         )
         for name in positive.split():
             need(getattr(self, name) > 0, name, "a number above 0")
+        need(self.relation_layer >= -1, "relation_layer", "-1 or the number of a layer")
         for name, value in asdict(self).items():
             if isinstance(value, (int, float)) and name != "relation_layer":
                 need(value >= 0, name, "0 or more")

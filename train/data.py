@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
@@ -28,6 +28,7 @@ class Data:
     train: Examples
     held_out: Examples
     summary: str
+    pairs: Sequence[Record] = ()  # those held out, where records are kept apart
 
 
 def template_of(config: TrainConfig, name: str = "") -> Template:
@@ -59,13 +60,14 @@ def load_data(
         return _windows(tokens, config, [f"{count}, " for count in counts], left_out)
     listed = []
     for side in sides:
-        found = [encode(record, tokenizer, template, length) for record in side]
-        fitting = [(example.input_ids, example.labels) for example in found if example is not None]
+        found = [(record, encode(record, tokenizer, template, length)) for record in side]
+        fitting = [(record, example) for record, example in found if example is not None]
         if not fitting:
             raise UsageError(f"data: no record fits into sequence_length = {length} tokens; raise it")
         left_out += f", {len(found) - len(fitting):,} longer than {length} tokens"
-        listed.append(Listed(fitting))
-    return Data(listed[0], listed[1], f"data: {counts[0]} for training; {counts[1]} held out{left_out}")
+        listed.append(Listed([(example.input_ids, example.labels) for _, example in fitting]))
+    summary = f"data: {counts[0]} for training; {counts[1]} held out{left_out}"
+    return Data(listed[0], listed[1], summary, [record for record, _ in fitting])
 
 
 def _windows(tokens: list[np.ndarray], config: TrainConfig, counts: list[str], left_out: str) -> Data:

@@ -45,19 +45,24 @@ class Objective(nn.Module):
         mine, theirs = student.config, teacher.config
         if config.logits_weight:
             check_vocabularies(mine.vocab_size, theirs.vocab_size, projector=config.logit_projector)
-        if config.chunk_tokens and config.logits_weight and not config.logits_top_k:
-            raise UsageError("config: chunk_tokens needs logits_top_k, or logits_weight = 0")
         if config.logit_projector:
             self.projector = LogitProjector(mine.hidden_size, theirs.vocab_size, dtype=teacher.dtype)
         depths = mine.num_hidden_layers, theirs.num_hidden_layers
         widths = mine.hidden_size, theirs.hidden_size
+        apart = f"hidden sizes of {widths[0]} (student) and {widths[1]} (teacher)" * (widths[0] != widths[1])
+        top_k, features = config.logits_top_k, config.feature_weight
+        for wrong, what in (
+            (features and apart and not config.router, f"feature_weight with {apart}: set router"),
+            (config.contrastive_weight and apart, f"contrastive_weight with {apart}: set it to 0"),
+            (config.router and not features, "router without feature_weight: set that, too"),
+            (config.logit_projector and not config.logits_weight, "logit_projector without logits_weight"),
+            (top_k > theirs.vocab_size, f"logits_top_k = {top_k} of {theirs.vocab_size} tokens: set fewer"),
+            (config.chunk_tokens and config.logits_weight and not top_k, "chunk_tokens needs logits_top_k"),
+        ):
+            if wrong:
+                raise UsageError(f"config: {what}")
         if config.router:
             self.router = StudentAwareRouter(depths, widths, losses.feature_loss)
-        elif config.feature_weight and widths[0] != widths[1]:
-            raise UsageError(
-                f"config: feature_weight with hidden sizes {widths[0]} (student) and {widths[1]} (teacher); "
-                "set router = true, which projects, or feature_weight = 0"
-            )
         layer = config.relation_layer if config.relation_layer >= 0 else depths[1] * 4 // 5
         if layer >= depths[1]:
             raise UsageError(f"config: relation_layer = {layer}; expected 0 to {depths[1] - 1}")

@@ -209,8 +209,7 @@ def _fit(config: TrainConfig, number: str, folder: Path, say: Say, progress: Pro
     with PartialState().main_process_first():
         data = load_data(specs, config, template, tokenizer, folder)
         if template.name != "plain" and PartialState().is_main_process:
-            records = split(read_sources(specs), config.held_out_percent).held_out
-            write_held_out(records, template, tokenizer, Path(config.run_dir) / "held_out.jsonl")
+            write_held_out(data.pairs, template, tokenizer, Path(config.run_dir) / "held_out.jsonl")
     say(data.summary)
     say(describe(model))
     plan = _plan(config, data, budget, tokenizer.eos_token_id)

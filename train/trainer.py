@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -94,7 +95,9 @@ class StudentTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped 
         """The weighted sum of the terms, a mean over the counted tokens of the micro-batch."""
         self.objective.train(model.training)
         self.objective.progress = self.state.global_step / max(1, self.state.max_steps)
-        raw = self.objective(model, inputs, self.model)
+        # The Trainer's own autocast reaches the wrapped student only; evaluation stays in float32.
+        with self.accelerator.autocast() if model.training else contextlib.nullcontext():
+            raw = self.objective(model, inputs, self.model)
         weighted = {name: weight * raw[name] for name, weight in self.objective.weights().items()}
         if model.training:
             self.sums["micro_batches"] += 1

@@ -5,9 +5,8 @@ The same numbers for every side: a float teacher and a ternary student in PyTorc
 
 from __future__ import annotations
 
-from bitexport.evaluation.drawn import held_out_pairs
 from bitexport.evaluation.driver import evaluate
 from bitexport.evaluation.material import Pair, read_pairs
 from bitexport.evaluation.report import Column, EvaluationReport, Kept
 
-__all__ = ["Column", "EvaluationReport", "Kept", "Pair", "evaluate", "held_out_pairs", "read_pairs"]
+__all__ = ["Column", "EvaluationReport", "Kept", "Pair", "evaluate", "read_pairs"]

@@ -22,7 +22,7 @@ class Pair:
         prompt: rendered as the model wants it; special tokens stand in it by name.
         answer: what should follow.
         source: what was asked, before it became a prompt; None where the file does not tell.
-        line: where it stands in the file, from 1; 0: it is of no file.
+        line: where it stands in the file, from 1.
     """
 
     prompt: str
@@ -113,19 +113,18 @@ def pair_items(pairs: Sequence[Pair], encode: Encode, end: int, context: int) ->
 
 
 def _pair_item(pair: Pair, encode: Encode, end: int, context: int) -> Item:
-    where = f"--pairs, line {pair.line}" if pair.line else f"--data: the pair {pair.prompt[:40]!r}..."
     prompt = encode(pair.prompt, True)
     ids = [*prompt, *encode(pair.answer, False), end]
     if not prompt:
-        raise UsageError(f"{where}: the prompt has no tokens; give one that is not empty")
+        raise UsageError(f"--pairs, line {pair.line}: the prompt has no tokens; give one that is not empty")
     if len(prompt) >= context:
         raise UsageError(
-            f"{where}: the prompt has {len(prompt)} tokens and the model a context of "
+            f"--pairs, line {pair.line}: the prompt has {len(prompt)} tokens and the model a context of "
             f"{context}; shorten it, or leave that pair out"
         )
     if len(ids) > context:
         raise UsageError(
-            f"{where}: prompt and answer have {len(ids)} tokens and the model a context "
+            f"--pairs, line {pair.line}: prompt and answer have {len(ids)} tokens and the model a context "
             f"of {context}; shorten them, or leave that pair out"
         )
     return Item(ids, len(prompt))
