@@ -11,6 +11,7 @@ from transformers import TrainerCallback
 
 from bitexport.atomic import write_atomically
 from bitexport.progress import Progress, ProgressEvent
+from bitexport.report.losses import read_log
 from train.distill import Objective
 from train.router import describe
 
@@ -79,9 +80,3 @@ class RunLog(TrainerCallback):  # type: ignore[misc]  # transformers is untyped 
             f"{', '.join(terms)}; total {logs['loss']:.5g}; lr {logs['learning_rate']:.3g}, "
             f"lambda {logs['lambda']:.3g}" + ("" if usage is None else f"; router {describe(usage)}")
         )
-
-
-def read_log(path: Path) -> list[dict[str, Any]]:
-    """The lines of a run's log.jsonl, in order; one that was cut off (a full disk) is left out."""
-    text = path.read_text(encoding="utf-8")
-    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]

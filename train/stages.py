@@ -20,12 +20,12 @@ from bitexport.errors import CheckpointError, OutputError, UsageError
 from bitexport.progress import Progress, ignore
 from bitexport.records import read_sources, special_tokens_of, split
 from bitexport.records.bpe import save_tokenizer
-from bitexport.report.losses import plot
+from bitexport.report.losses import plot, read_log
 from train.bitlinear import BitLinear
 from train.config import TrainConfig, load_config
 from train.data import Data, load_data, template_of, write_held_out
 from train.distill import TERMS, Objective
-from train.log import RunLog, read_log
+from train.log import RunLog
 from train.model import build_model
 from train.plan import BatchPlan, in_order
 from train.surgery import calibrate, load_causal_lm, make_student, replace_projections, save
@@ -44,17 +44,12 @@ def train(
 
     Below ``run_dir`` each stage has a folder: ``model/`` (what ``bitexport convert`` takes),
     checkpoint-<step>/ for resuming, log.jsonl, loss.png, runs/ for TensorBoard, result.json. Beside them are
-    config.toml (every setting) and held_out.jsonl.
-
-    Args:
-        stage: one of :data:`STAGES`; "all" leaves out stage 2 where ``stage2_tokens`` is 0.
-        resume: go on from the last checkpoint; stages that are finished are not run again.
-        say: gets lines for the log.
+    config.toml (every setting) and held_out.jsonl. "all" leaves out stage 2 where ``stage2_tokens`` is 0;
+    ``resume`` goes on from the last checkpoint and skips what is finished; ``say`` gets lines for the log.
 
     Raises:
         OutputError: the folder holds this stage already and ``resume`` is off; or the disk is full.
-        UsageError: settings that do not fit, data that is missing, a stage before its predecessor.
-        CheckpointError: the teacher or the student cannot be read.
+        UsageError, CheckpointError: what does not fit, or is missing: settings, data, a model to begin with.
         DivergedError: a loss, gradient or weight is not finite.
         KeyboardInterrupt: after Ctrl-C, once a checkpoint is saved.
     """

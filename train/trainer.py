@@ -37,17 +37,11 @@ class DivergedError(BitexportError):
 class StudentTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped here
     """Trains ``models`` (student, teacher or None, tokenizer) on the batches of ``plan``, into ``folder``.
 
-    ``held_out`` is what :meth:`evaluate` looks at. UsageError: settings that do not fit, or not with FSDP.
+    ``held_out`` are the batches that :meth:`evaluate` looks at. UsageError: what does not fit.
     """
 
     def __init__(
-        self,
-        config: TrainConfig,
-        folder: Path,
-        models: Any,
-        plan: BatchPlan,
-        held_out: list[Batch],
-        rate: float,
+        self, config: TrainConfig, folder: Path, models: Any, plan: BatchPlan, held_out: Any, rate: float
     ) -> None:
         model, teacher, tokenizer = models
         self.config, self.held_out, self.stop = config, held_out, StopRequest()
@@ -228,8 +222,9 @@ def last_checkpoint(folder: Path) -> Path | None:
 
 def how_to_go_on(folder: Path) -> str:
     """What to do when the disk is full."""
-    before = last_checkpoint(folder)
-    kept = "no checkpoint was saved before" if before is None else f"{before} is kept"
+    kept = (
+        "no checkpoint was saved before" if (last := last_checkpoint(folder)) is None else f"{last} is kept"
+    )
     return f"{kept}; make room, then go on with --resume"
 
 
@@ -243,16 +238,14 @@ def remove_incomplete(folder: Path) -> None:
 def _arguments(config: TrainConfig, folder: Path, plan: BatchPlan, rate: float) -> TrainingArguments:
     """Our settings in the Trainer's words."""
     steps = plan.steps
+    decay = {"num_decay_steps": round(config.decay_ratio * steps), "decay_type": config.schedule}
     arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=steps,
         per_device_train_batch_size=1,  # an item of the plan is a whole micro-batch
         learning_rate=rate,
         lr_scheduler_type="warmup_stable_decay",
-        lr_scheduler_kwargs={
-            "num_decay_steps": round(config.decay_ratio * steps),
-            "decay_type": config.schedule,
-        },
+        lr_scheduler_kwargs=decay,
         warmup_steps=round(config.warmup_ratio * steps),
         max_grad_norm=config.max_grad_norm,
         bf16=config.precision == "bfloat16",

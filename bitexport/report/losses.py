@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from bitexport import picture
 from bitexport.atomic import write_atomically
 from bitexport.errors import OutputError
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The lines of a run's log.jsonl, in order; one that was cut off (a full disk) is left out."""
+    text = path.read_text(encoding="utf-8")
+    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
 
 
 def plot(log: Path, path: Path) -> None:
@@ -21,7 +28,7 @@ def plot(log: Path, path: Path) -> None:
         OutputError: the log cannot be read or is empty, or the picture cannot be written.
     """
     try:
-        lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+        lines = read_log(log)
     except OSError as error:
         raise OutputError(f"{log}: {error.strerror}; check the path") from error
     if not lines:

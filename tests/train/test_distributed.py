@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from train.log import read_log
+from bitexport.report.losses import read_log
 from train.stages import train
 
 from .conftest import student_config

@@ -19,8 +19,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from bitexport.cli import main
+from bitexport.report.losses import read_log
 from train.config import TrainConfig
-from train.log import read_log
 from train.trainer import last_checkpoint
 
 from .conftest import student_config

@@ -13,8 +13,8 @@ import torch
 from bitexport.convert import convert
 from bitexport.errors import OutputError, UsageError
 from bitexport.parity import parity
+from bitexport.report.losses import read_log
 from train.config import TrainConfig
-from train.log import read_log
 from train.stages import train
 from train.surgery import load_causal_lm
 
