@@ -49,18 +49,12 @@ def _blended(exact: torch.Tensor, quantized: torch.Tensor, blend: float) -> torc
 
 
 def quantize_weight(weight: torch.Tensor, blend: float = 1.0) -> torch.Tensor:
-    """``w + blend * (Q(w) - w)`` with the gradient of w, where Q gives trits times mean|w|.
-
-    One scale, whatever the shape. Computed in float32, returned in its own dtype.
-    """
+    """``w + blend * (Q(w) - w)``, gradient that of w; Q gives trits times mean|w|, in float32, any shape."""
     return _QuantizeWeight.apply(weight, blend)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def quantize_activation(x: torch.Tensor, blend: float = 1.0) -> torch.Tensor:
-    """``x + blend * (Q(x) - x)`` with the gradient of x, where Q rounds to max|x| / 127 of each token.
-
-    ``x`` is ``[..., in]``; computed in float32, returned in its own dtype.
-    """
+    """``x + blend * (Q(x) - x)``, gradient that of x [..., in]; Q rounds to max|x| / 127 a token, float32."""
     return _QuantizeActivation.apply(x, blend)  # type: ignore[no-any-return, no-untyped-call]
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from bitexport.errors import UsageError
-from bitexport.records import Record, Template, encode, read_sources, render, side_of, split
+from bitexport.records import Pair, Record, Template, encode, read_sources, render, side_of, split
 from train.config import TrainConfig
 from train.plan import Examples, Listed, Windows
 
@@ -85,9 +85,8 @@ def write_held_out(records: Iterable[Record], template: Template, tokenizer: Any
     """The held-out records as ``bitexport eval --pairs`` reads them: JSON lines of prompt and answer."""
     with path.open("w", encoding="utf-8") as file:
         for record in records:
-            prompt, answer = render(record, template, tokenizer)
-            source = {"source": record.source} if hasattr(record, "source") else {}
-            line = {"prompt": prompt, "answer": answer, **source}
+            line = dict(zip(("prompt", "answer"), render(record, template, tokenizer), strict=True))
+            line |= {"source": record.source} if isinstance(record, Pair) else {}
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 

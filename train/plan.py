@@ -113,8 +113,8 @@ def in_order(examples: Examples, micro_tokens: int, limit: int, pad_id: int) -> 
         return []
     chosen = np.unique(np.linspace(0, len(lengths) - 1, min(limit, len(lengths))).astype(int))
     chosen = chosen[np.argsort(lengths[chosen], kind="stable")]
-    pieces = _cut(chosen, lengths, micro_tokens)
-    return [collate([examples.get(0, int(i)) for i in piece], pad_id) for piece in pieces]
+    batches = _cut(chosen, lengths, micro_tokens)
+    return [collate([examples.get(0, int(i)) for i in batch], pad_id) for batch in batches]
 
 
 def collate(examples: Sequence[tuple[Ids, Ids]], pad_id: int) -> Batch:

@@ -45,10 +45,8 @@ class StudentAwareRouter(torch.nn.Module):
         Teacher layers are mixed at unit RMS, so that the late ones, larger by orders of magnitude, do not
         drown the others; this holds L_t x B x T x D_t floats.
 
-        Args:
-            student: L_s hidden states [B, T, D_s]. The loss moves them; the gates only look at them.
-            teacher: L_t hidden states [B, T, D_t], which get no gradient.
-            mask: [B, T], 0 for padding.
+        ``student``: L_s hidden states [B, T, D_s]; the loss moves them, the gates only look at them.
+        ``teacher``: L_t of [B, T, D_t], which get no gradient. ``mask``: [B, T], 0 for padding.
         """
         if (found := (len(student), len(teacher))) != self.layers:
             made = f"{self.layers[0]} student and {self.layers[1]} teacher layers"
