@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from bitexport.errors import UsageError
-from bitexport.records import Pair, Record, Template, encode, read_sources, render, side_of, split
+from bitexport.records import Record, Template, encode, read_sources, split
+from bitexport.records.tokens import stream_tokens, tokens_of
 from train.config import TrainConfig
 from train.plan import Examples, Listed, Windows
-
-# Of a stream; what is at hand is held out whole.
-_HELD_OUT_TOKENS = 200_000
-_DOCUMENTS_AT_ONCE = 256
 
 
 @dataclass(frozen=True)
@@ -49,14 +44,16 @@ def load_data(
     """
     length = config.sequence_length
     if template.name == "plain" and any(spec.startswith("hub:") for spec in specs):
-        return _windows(_from_stream(specs, config, tokenizer, folder), config, ["", ""], "")
+        limit = config.stage2_tokens or config.pretrain_tokens
+        tokens = stream_tokens(specs, config.held_out_percent, limit, tokenizer, folder)
+        return _windows(tokens, config, ["", ""], "")
     parted = split(read_sources(specs), config.held_out_percent)
     sides = parted.train, parted.held_out
     counts = [f"{len(side):,} records" for side in sides]
     left_out = f"; left out: {parted.duplicates:,} equal to another"
     left_out += f", {parted.too_close:,} too close to training"
     if template.name == "plain":
-        tokens = [_tokens(side, template, tokenizer) for side in sides]
+        tokens = [tokens_of(side, template, tokenizer) for side in sides]
         return _windows(tokens, config, [f"{count}, " for count in counts], left_out)
     listed = []
     for side in sides:
@@ -79,50 +76,3 @@ def _windows(tokens: list[np.ndarray], config: TrainConfig, counts: list[str], l
         raise UsageError(f"data: {train} for training and {held_out} held out; expected {expected}")
     summary = f"data: {train} for training; {held_out} held out{left_out}"
     return Data(Windows(tokens[0], length, config.seed), Windows(tokens[1], length), summary)
-
-
-def write_held_out(records: Iterable[Record], template: Template, tokenizer: Any, path: Path) -> None:
-    """The held-out records as ``bitexport eval --pairs`` reads them: JSON lines of prompt and answer."""
-    with path.open("w", encoding="utf-8") as file:
-        for record in records:
-            line = dict(zip(("prompt", "answer"), render(record, template, tokenizer), strict=True))
-            line |= {"source": record.source} if isinstance(record, Pair) else {}
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
-
-
-def _tokens(records: Iterable[Record], template: Template, tokenizer: Any) -> np.ndarray:
-    """All records in one run of token ids: the end token before the first and after each."""
-    documents = _documents(records, template, tokenizer)
-    return np.fromiter(chain([tokenizer.eos_token_id], chain.from_iterable(documents)), dtype=np.int64)
-
-
-def _documents(records: Iterable[Record], template: Template, tokenizer: Any) -> Iterator[list[int]]:
-    """Token ids of each record and the end token, tokenized many at once."""
-    texts = ("".join(render(record, template, tokenizer)) for record in records)
-    while waiting := list(islice(texts, _DOCUMENTS_AT_ONCE)):
-        for ids in tokenizer(waiting, add_special_tokens=False, verbose=False)["input_ids"]:
-            yield [*ids, tokenizer.eos_token_id]
-
-
-def _from_stream(specs: list[str], config: TrainConfig, tokenizer: Any, folder: Path) -> list[np.ndarray]:
-    """Training and held-out tokens, in files that are made once; uint32, memory-mapped."""
-    paths = [folder / "tokens.bin", folder / "held_out.bin"]
-    if not all(path.exists() for path in paths):
-        limits = {"train": config.stage2_tokens or config.pretrain_tokens, "held_out": _HELD_OUT_TOKENS}
-        counts = dict.fromkeys(limits, 0)
-        template = template_of(config, "plain")
-        temporary = [path.with_suffix(".tmp") for path in paths]
-        with temporary[0].open("wb") as train, temporary[1].open("wb") as held_out:
-            files = {"train": train, "held_out": held_out}
-            for record in read_sources(specs):
-                side = side_of(record, config.held_out_percent)
-                if side is None or counts[side] >= limits[side]:
-                    continue
-                for ids in _documents([record], template, tokenizer):
-                    np.array(ids, dtype=np.uint32).tofile(files[side])
-                    counts[side] += len(ids)
-                if counts["train"] >= limits["train"]:
-                    break
-        for source, target in zip(temporary, paths, strict=True):
-            source.replace(target)
-    return [np.memmap(path, dtype=np.uint32, mode="r") for path in paths]

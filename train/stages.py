@@ -17,13 +17,14 @@ from transformers.utils import logging as transformers_logging
 from bitexport.atomic import whole_folder, write_atomically
 from bitexport.checkpoint import open_checkpoint
 from bitexport.errors import CheckpointError, OutputError, UsageError
+from bitexport.evaluation import rendered, write_pairs
 from bitexport.progress import Progress, ignore
 from bitexport.records import read_sources, special_tokens_of, split
 from bitexport.records.bpe import save_tokenizer
 from bitexport.report.losses import plot, read_log
 from train.bitlinear import BitLinear
 from train.config import TrainConfig, load_config
-from train.data import Data, load_data, template_of, write_held_out
+from train.data import Data, load_data, template_of
 from train.distill import TERMS, Objective
 from train.log import RunLog
 from train.model import build_model
@@ -204,7 +205,8 @@ def _fit(config: TrainConfig, number: str, folder: Path, say: Say, progress: Pro
     with PartialState().main_process_first():
         data = load_data(specs, config, template, tokenizer, folder)
         if template.name != "plain" and PartialState().is_main_process:
-            write_held_out(data.pairs, template, tokenizer, Path(config.run_dir) / "held_out.jsonl")
+            pairs = rendered(data.pairs, template, tokenizer)
+            write_pairs(pairs, Path(config.run_dir) / "held_out.jsonl")
     say(data.summary)
     say(describe(model))
     plan = _plan(config, data, budget, tokenizer.eos_token_id)

@@ -11,6 +11,7 @@ import typer
 from bitexport.cli import options
 from bitexport.cli.interrupt import terminable
 from bitexport.cli.output import Output
+from bitexport.errors import UsageError
 
 T = TypeVar("T")
 
@@ -60,8 +61,8 @@ def evaluate(
         typer.Option(
             "--text",
             metavar="FILE",
-            help="A text that the models have not seen; bitexport's own prompts when there is no --pairs "
-            "either.",
+            help="A text that the models have not seen; bitexport's own prompts when there are no "
+            "pairs either.",
             show_default=False,
         ),
     ] = None,
@@ -75,6 +76,29 @@ def evaluate(
             show_default=False,
         ),
     ] = None,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--data",
+            metavar="SOURCE",
+            help="In the place of --pairs: a source of the training (gettext:fr, parallel:a.en,a.fr), of "
+            "which the pairs are taken that training held out. Once for each of its sources.",
+            show_default=False,
+        ),
+    ] = None,
+    template: Annotated[
+        str | None,
+        typer.Option(
+            "--template",
+            help="With --data, what training made of a pair: tags, chat or hy-mt1.5.",
+            show_default=False,
+        ),
+    ] = None,
+    source_language: Annotated[str, typer.Option("--source-language", help="With --data.")] = "en",
+    target_language: Annotated[str, typer.Option("--target-language", help="With --data.")] = "fr",
+    held_out_percent: Annotated[
+        int, typer.Option("--held-out-percent", help="With --data, what training held out.")
+    ] = 5,
     limit: Annotated[
         int | None,
         typer.Option("--limit", min=1, help="Only the first N pairs, and windows of the text."),
@@ -91,10 +115,20 @@ def evaluate(
     Perplexity, next-token accuracy, BLEU and chrF of greedy answers, and how alike the hidden states of
     teacher and student are.
     """
+    if data and pairs is not None:
+        raise UsageError("--data and --pairs exclude each other; give one of them")
+    if bool(data) != (template is not None):
+        missing = "--template (tags, chat or hy-mt1.5)" if data else "--data"
+        raise UsageError(f"--data and --template go together; add {missing}, as training had it")
     document = options.read_text(text)
     from bitexport.evaluation import evaluate as run
-    from bitexport.evaluation import read_pairs
+    from bitexport.evaluation import held_out_pairs, read_pairs
+    from bitexport.records import Template
 
+    drawn = read_pairs(pairs, limit) if pairs is not None else None
+    if data and template:
+        form = Template(template, source_language, target_language)
+        drawn = held_out_pairs(data, form, held_out_percent, (model, teacher))
     out = Output(json=json, quiet=quiet)
     with terminable(), out.progress("eval") as progress:
         report = run(
@@ -103,7 +137,7 @@ def evaluate(
             student_gguf=student_gguf,
             teacher_gguf=teacher_gguf,
             text=document,
-            pairs=read_pairs(pairs, limit) if pairs is not None else None,
+            pairs=drawn,
             limit=limit,
             max_tokens=max_tokens,
             threads=threads,

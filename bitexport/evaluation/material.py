@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +22,7 @@ class Pair:
         prompt: rendered as the model wants it; special tokens stand in it by name.
         answer: what should follow.
         source: what was asked, before it became a prompt; None where the file does not tell.
-        line: where it stands in the file, from 1.
+        line: where it stands in the file, from 1; 0: it is of no file.
     """
 
     prompt: str
@@ -72,6 +72,15 @@ def read_pairs(path: Path, limit: int | None = None) -> list[Pair]:
     return pairs
 
 
+def write_pairs(pairs: Iterable[Pair], path: Path) -> None:
+    """The file that :func:`read_pairs` reads."""
+    with path.open("w", encoding="utf-8") as file:
+        for pair in pairs:
+            line = {"prompt": pair.prompt, "answer": pair.answer}
+            line |= {} if pair.source is None else {"source": pair.source}
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
 def _pair(line: str, where: str, number: int) -> Pair:
     try:
         value = json.loads(line)
@@ -113,18 +122,19 @@ def pair_items(pairs: Sequence[Pair], encode: Encode, end: int, context: int) ->
 
 
 def _pair_item(pair: Pair, encode: Encode, end: int, context: int) -> Item:
+    where = f"--pairs, line {pair.line}" if pair.line else f"--data: the pair {pair.prompt[:40]!r}..."
     prompt = encode(pair.prompt, True)
     ids = [*prompt, *encode(pair.answer, False), end]
     if not prompt:
-        raise UsageError(f"--pairs, line {pair.line}: the prompt has no tokens; give one that is not empty")
+        raise UsageError(f"{where}: the prompt has no tokens; give one that is not empty")
     if len(prompt) >= context:
         raise UsageError(
-            f"--pairs, line {pair.line}: the prompt has {len(prompt)} tokens and the model a context of "
+            f"{where}: the prompt has {len(prompt)} tokens and the model a context of "
             f"{context}; shorten it, or leave that pair out"
         )
     if len(ids) > context:
         raise UsageError(
-            f"--pairs, line {pair.line}: prompt and answer have {len(ids)} tokens and the model a context "
+            f"{where}: prompt and answer have {len(ids)} tokens and the model a context "
             f"of {context}; shorten them, or leave that pair out"
         )
     return Item(ids, len(prompt))

@@ -25,6 +25,8 @@ NAMES = {
     for code, english, chinese in map(str.split, LANGUAGES.split(","))
 }
 _ANSWER = "\x00answer\x00"
+#: The templates that a tokenizer's chat template finishes.
+ASKED_BY_CHAT = ("chat", "hy-mt1.5")
 
 
 @dataclass(frozen=True)

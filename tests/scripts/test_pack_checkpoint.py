@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from bitexport.records.bpe import train_tokenizer
+from tests.train.conftest import tiny_config
+from train.model import build_model
+from train.surgery import save
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "scripts/pack_checkpoint.py", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
+
+
+def test_packs_what_a_stage_saved_and_refuses_what_is_packed(tmp_path: Path) -> None:
+    model = build_model(tiny_config(tmp_path, architecture="bitnet", ternary=True), 0)
+    save(model, train_tokenizer(["some text"], 257, 64), tmp_path / "model")
+    done = run(tmp_path / "model", tmp_path / "packed")
+    assert done.returncode == 0, done.stderr
+    assert "bytes of weights" in done.stdout
+    packed = load_file(tmp_path / "packed" / "model.safetensors")
+    assert packed["model.layers.0.mlp.up_proj.weight"].dtype == torch.uint8
+    again = run(tmp_path / "packed", tmp_path / "again")
+    assert again.returncode == 1
+    assert "expected autobitlinear and online; give RUN/<stage>/model" in again.stderr
+    assert run(tmp_path / "model", tmp_path / "packed").returncode == 1
+    assert run(tmp_path / "model", tmp_path / "packed", "--force").returncode == 0
