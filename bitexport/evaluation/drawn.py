@@ -20,6 +20,8 @@ def held_out_pairs(
 ) -> list[Pair]:
     """What training with these sources, this template and this percentage judged itself by, in its order.
 
+    Those longer than training's sequence_length are among them; the run's held_out.jsonl has them not.
+
     Args:
         specs: sources, see :mod:`bitexport.records.sources`.
         folders: of these models, the first that is a checkpoint folder lends its chat template, where the

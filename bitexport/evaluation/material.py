@@ -122,19 +122,21 @@ def pair_items(pairs: Sequence[Pair], encode: Encode, end: int, context: int) ->
 
 
 def _pair_item(pair: Pair, encode: Encode, end: int, context: int) -> Item:
-    where = f"--pairs, line {pair.line}" if pair.line else f"--data: the pair {pair.prompt[:40]!r}..."
+    where, remedy = f"--pairs, line {pair.line}", "shorten it, or leave that pair out"
+    if not pair.line:
+        where = f"--data, the pair {pair.prompt[:40]!r}"
+        remedy = "give the run's held_out.jsonl as --pairs: it holds those that fit"
     prompt = encode(pair.prompt, True)
     ids = [*prompt, *encode(pair.answer, False), end]
     if not prompt:
         raise UsageError(f"{where}: the prompt has no tokens; give one that is not empty")
     if len(prompt) >= context:
         raise UsageError(
-            f"{where}: the prompt has {len(prompt)} tokens and the model a context of "
-            f"{context}; shorten it, or leave that pair out"
+            f"{where}: the prompt has {len(prompt)} tokens and the model a context of {context}; {remedy}"
         )
     if len(ids) > context:
         raise UsageError(
             f"{where}: prompt and answer have {len(ids)} tokens and the model a context "
-            f"of {context}; shorten them, or leave that pair out"
+            f"of {context}; {remedy}"
         )
     return Item(ids, len(prompt))

@@ -11,6 +11,7 @@ import pytest
 
 from bitexport.errors import UsageError
 from bitexport.evaluation import held_out_pairs, read_pairs, rendered, write_pairs
+from bitexport.evaluation.material import pair_items
 from bitexport.records import Template, read_source, split
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -46,6 +47,12 @@ def test_they_are_those_that_training_wrote_down(source: str, tmp_path: Path) ->
 def test_what_cannot_be_drawn(source: str, template: str, percent: int, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         held_out_pairs([source], Template(template), percent, ["model.gguf", None])
+
+
+def test_a_pair_that_does_not_fit(source: str) -> None:
+    pairs = held_out_pairs([source], TAGS, 20)
+    with pytest.raises(UsageError, match=r"--data, the pair '<\|en\|>house .*held_out.jsonl as --pairs"):
+        pair_items(pairs, lambda text, _: [ord(letter) for letter in text], end=0, context=12)
 
 
 def test_the_command_draws_them(source: str, student: Path, run_cli: Run) -> None:
