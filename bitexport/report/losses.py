@@ -35,13 +35,24 @@ def plot(log: Path, path: Path) -> None:
         raise OutputError(f"{log}: no step has been logged yet; wait for the first ones")
     figure, loss_axis = picture.pyplot().subplots(figsize=(8, 4.5), layout="constrained")
     rate_axis = loss_axis.twinx()
+    alone = all(
+        line.get("loss") == line.get("next_token") for line in lines
+    )  # one curve would hide the other
     for axis, key, label, style in (
         (rate_axis, "learning_rate", "learning rate", {"color": "0.75", "linewidth": 1}),
-        (loss_axis, "loss", "training", {"color": "tab:blue", "linewidth": 1}),
-        (loss_axis, "held_out_loss", "held out", {"color": "tab:orange", "marker": "o", "markersize": 3}),
+        (loss_axis, "loss", "all terms, weighted", {"color": "tab:blue", "linewidth": 1, "alpha": 0.5}),
+        (loss_axis, "next_token", "next token, training", {"color": "tab:blue", "linewidth": 1.5}),
+        (
+            loss_axis,
+            "held_out_loss",
+            "next token, held out",
+            {"color": "tab:orange", "marker": "o", "markersize": 3},
+        ),
     ):
         points = [(line["tokens"] / 1e6, line[key]) for line in lines if key in line]
-        tokens, values = zip(*points, strict=True) if points else ((), ())
+        if not points or (key == "loss" and alone):
+            continue
+        tokens, values = zip(*points, strict=True)
         axis.plot(tokens, values, label=label, **style)
     loss_axis.set(xlabel="million tokens", ylabel="loss, nats a token")
     rate_axis.set_ylabel("learning rate", color="0.5")

@@ -1,0 +1,66 @@
+"""The student in examples/en-fr, through the whole path: small, exact, and it translates."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import bitexport
+from bitexport.convert import convert
+from bitexport.parity import parity
+from bitexport.reference import load_reference
+
+CHECKPOINT = Path(__file__).resolve().parents[2] / "examples" / "en-fr"
+# Our own sentences, in the manner of messages; a word that their translation needs.
+SENTENCES = {
+    "The file could not be opened.": "fichier",
+    "Show all files in this folder": "fichiers",
+    "invalid number of arguments": "arguments",
+    "Unable to write the password": "mot de passe",
+    "Print the version and exit": "version",
+    "The user does not exist": "utilisateur",
+}
+
+
+def prompt_of(sentence: str) -> str:
+    return f"<|en|>{sentence}<|fr|>"
+
+
+@pytest.fixture(scope="module")
+def gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("en-fr") / "student.gguf"
+    convert(CHECKPOINT, path)
+    return path
+
+
+def test_it_is_small_and_has_a_card() -> None:
+    assert sum(file.stat().st_size for file in CHECKPOINT.rglob("*")) <= 8_000_000
+    assert {"README.md", "teacher.toml", "student.toml", "loss.png"} <= {p.name for p in CHECKPOINT.iterdir()}
+
+
+def test_cpp_computes_what_pytorch_computes(gguf: Path) -> None:
+    report = parity(CHECKPOINT, gguf, prompts=[prompt_of(sentence) for sentence in SENTENCES], tokens=16)
+    assert report.passed
+    assert report.aligned is not None
+    assert report.aligned.agreement.cosine_min >= 0.9999
+    assert report.aligned.unexplained == 0
+
+
+def test_it_translates_alike_on_both_sides(gguf: Path) -> None:
+    """Greedy, in C++ through llama-cpp-python as a user would, and in PyTorch."""
+    reference = load_reference(CHECKPOINT)
+    end = reference.tokenizer.eos_token_id
+    llama = bitexport.load(gguf, n_ctx=128, verbose=False)
+    same = right = 0
+    for sentence, word in SENTENCES.items():
+        prompt = prompt_of(sentence)
+        ids = reference.greedy(reference.tokenize(prompt), 40)
+        python = reference.text(ids[: ids.index(end)] if end in ids else ids)
+        ids = llama.tokenize(prompt.encode(), add_bos=False, special=True)
+        cpp = llama.create_completion(ids, max_tokens=40, temperature=0.0)["choices"][0]["text"]
+        same += cpp.strip() == python.strip()
+        right += word in cpp
+    assert same >= len(SENTENCES) - 1, "at most one near tie"
+    assert right >= len(SENTENCES) - 2
+    llama.close()
