@@ -10,6 +10,7 @@ import json
 import math
 import sys
 import typing
+from collections.abc import Collection
 from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,33 +25,48 @@ else:
 Kind = TypeVar("Kind")
 
 
-def require(settings: object, holds: bool, name: str, expected: str) -> None:
-    """Raise UsageError that names the key ``name``, its value and what was ``expected``, unless it holds."""
-    if not holds:
-        raise UsageError(f"config: {name} = {getattr(settings, name)!r}; expected {expected}")
+class Settings:
+    """What a dataclass of settings inherits: its types are checked, and it goes back into TOML."""
 
+    def __post_init__(self) -> None:
+        """Raise UsageError for the first value of another type than annotated; integers become floats."""
+        for name, kind in typing.get_type_hints(type(self)).items():
+            value = getattr(self, name)
+            if kind is float and type(value) is int:  # TOML's 1 is as good as 1.0
+                object.__setattr__(self, name, float(value))
+            elif kind == list[str]:
+                strings = type(value) is list and all(type(item) is str for item in value)
+                self.require(strings, name, "a list of strings")
+            elif type(value) is not kind:
+                found = f"config: {name} = {value!r} is a {type(value).__name__}"
+                raise UsageError(f"{found}; expected a {kind.__name__}")
+            else:
+                self.require(kind is not float or math.isfinite(value), name, "a finite number")
+        self.check()
 
-def check_types(settings: object) -> None:
-    """Raise UsageError for the first value of another type than annotated; integers become floats."""
-    for name, kind in typing.get_type_hints(type(settings)).items():
-        value = getattr(settings, name)
-        if kind is float and type(value) is int:  # TOML's 1 is as good as 1.0
-            object.__setattr__(settings, name, float(value))
-        elif kind == list[str]:
-            strings = type(value) is list and all(type(item) is str for item in value)
-            require(settings, strings, name, "a list of strings")
-        elif type(value) is not kind:
-            found = f"config: {name} = {value!r} is a {type(value).__name__}"
-            raise UsageError(f"{found}; expected a {kind.__name__}")
-        else:
-            require(settings, kind is not float or math.isfinite(value), name, "a finite number")
+    def check(self) -> None:
+        """Raise UsageError where values do not fit each other; for the dataclass to say."""
 
+    def require(self, holds: bool, name: str, expected: str) -> None:
+        """Raise UsageError that names the key, its value and what was ``expected``, unless it holds."""
+        if not holds:
+            raise UsageError(f"config: {name} = {getattr(self, name)!r}; expected {expected}")
 
-def to_toml(settings: Any) -> str:
-    """Every key of a dataclass with its value in force."""
-    # JSON writes strings, numbers, bools and lists as TOML does, but for DEL, which it leaves as it is.
-    items = ((name, json.dumps(value, ensure_ascii=False)) for name, value in asdict(settings).items())
-    return "".join(f"{name} = {value}\n" for name, value in items).replace("\x7f", "\\u007f")
+    def to_toml(self) -> str:
+        """Every key with its value in force, so that a run can be repeated from this text alone."""
+        # JSON writes strings, numbers, bools and lists as TOML does, but for DEL, which it leaves as it is.
+        values = asdict(typing.cast(Any, self))
+        items = ((name, json.dumps(value, ensure_ascii=False)) for name, value in values.items())
+        return "".join(f"{name} = {value}\n" for name, value in items).replace("\x7f", "\\u007f")
+
+    def require_same(self, kept: Path, free: Collection[str]) -> None:
+        """Raise UsageError when the file ``kept`` of a run differs in another key than the ``free`` ones."""
+        for name, value in vars(load_settings(type(self), kept)).items():
+            if name not in free and value != getattr(self, name):
+                raise UsageError(
+                    f"{kept.parent} was begun with {name} = {value!r}, now it is {getattr(self, name)!r}; "
+                    "resume with what it was, or start another run with --run-dir"
+                )
 
 
 def load_settings(kind: type[Kind], path: Path, **overrides: Any) -> Kind:

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bitexport.settings import check_types, load_settings, require, to_toml
+from bitexport.settings import Settings, load_settings
 
 CHOICES = {
     "architecture": ("llama", "bitnet"),
@@ -22,7 +22,7 @@ CHOICES = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig:
+class TrainConfig(Settings):
     """Everything a run needs to know. An empty string or 0 means: none, unless the comment says more."""
 
     run_dir: str  # where everything of the run goes: a folder a stage
@@ -114,12 +114,8 @@ class TrainConfig:
     save_every: int = 200  # steps
     report_to: str = "tensorboard"  # or wandb, none
 
-    def __post_init__(self) -> None:
-        check_types(self)
-        self._check_ranges()
-
-    def _check_ranges(self) -> None:
-        need = self._require
+    def check(self) -> None:
+        need = self.require
         need(bool(self.run_dir), "run_dir", "the name of a folder")
         need(0 < self.held_out_percent < 100, "held_out_percent", "1 to 99")
         need(self.vocab_size >= 257, "vocab_size", "at least 257: 256 bytes and <|endoftext|>")
@@ -149,20 +145,13 @@ class TrainConfig:
         """Raise UsageError when a size that a model from scratch needs is missing, or fits no other."""
         sizes = "hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads"
         for name in [*sizes.split(), "pretrain_tokens"]:
-            self._require(getattr(self, name) > 0, name, "a number above 0, to train from scratch")
+            self.require(getattr(self, name) > 0, name, "a number above 0, to train from scratch")
         wholes = {"num_attention_heads": "hidden_size", "num_key_value_heads": "num_attention_heads"}
         for part, whole in wholes.items():
             divides = getattr(self, whole) % getattr(self, part) == 0
-            self._require(divides, part, f"a divisor of {whole}")
+            self.require(divides, part, f"a divisor of {whole}")
         fits = self.sequence_length <= self.max_position_embeddings
-        self._require(fits, "sequence_length", "at most max_position_embeddings")
-
-    def _require(self, holds: bool, name: str, expected: str) -> None:
-        require(self, holds, name, expected)
-
-    def to_toml(self) -> str:
-        """Every key with its value in force, so that a run can be repeated from this text alone."""
-        return to_toml(self)
+        self.require(fits, "sequence_length", "at most max_position_embeddings")
 
 
 def load_config(path: Path, **overrides: Any) -> TrainConfig:

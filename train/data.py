@@ -37,10 +37,7 @@ def load_data(
     """Everything that ``specs`` name. Template "plain" packs it into windows, others keep records apart.
 
     A stream of a hub is tokenized into ``folder``/tokens.bin first, as many tokens as stage 2 may see, so
-    that every pass, every process and a resumed run read the same.
-
-    Raises:
-        UsageError: nothing on one side of the split, or nothing that fits.
+    that every pass, every process and a resumed run read the same. UsageError: a side has nothing that fits.
     """
     length = config.sequence_length
     if template.name == "plain" and any(spec.startswith("hub:") for spec in specs):

@@ -24,12 +24,7 @@ TERMS = ("logits", "relation", "feature", "attention", "contrastive")  # beside 
 class Objective(nn.Module):
     """The loss of a stage. It holds what is trained beside the student: projector and router.
 
-    Args:
-        config: the weights and settings of the terms.
-        student, teacher: transformers' causal language models; no teacher: next-token loss only.
-
-    Raises:
-        UsageError: vocabularies differ without a projector, a layer does not exist, widths do not divide.
+    Without a ``teacher`` it is the next-token loss only. UsageError: settings that do not fit the two models.
     """
 
     def __init__(self, config: TrainConfig, student: Any, teacher: Any | None) -> None:
@@ -87,12 +82,8 @@ class Objective(nn.Module):
         ``model`` is called: the student, wrapped as the trainer likes; ``student`` itself has the layers.
         ``inputs``: ``input_ids``, ``attention_mask``, ``labels``, each ``[B, T]``.
         """
-        config, teacher, mask, weights = (
-            self.config,
-            self._teacher[0],
-            inputs["attention_mask"],
-            self.weights(),
-        )
+        config, teacher, weights = self.config, self._teacher[0], self.weights()
+        mask = inputs["attention_mask"]
         deep = any(name in weights for name in ("feature", "contrastive")) or self.projector is not None
         options: dict[str, Any] = {
             "input_ids": inputs["input_ids"],
@@ -161,8 +152,7 @@ class Objective(nn.Module):
         """Hidden states after each layer: against the router's mixture, or against the layer as far up."""
         mine, theirs = mine[1:], theirs[1:]  # the first is the embedding
         if self.router is not None:
-            mixed: torch.Tensor = self.router(mine, theirs, mask)
-            return mixed
+            return torch.as_tensor(self.router(mine, theirs, mask))
         above = [round((i + 1) * len(theirs) / len(mine)) - 1 for i in range(len(mine))]
         values = [losses.feature_loss(mine[i], theirs[j], mask) for i, j in enumerate(above)]
         return torch.stack(values).mean()

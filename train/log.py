@@ -47,8 +47,7 @@ class RunLog(TrainerCallback):  # type: ignore[misc]  # transformers is untyped 
             done, total = int(self.tokens[state.global_step]), int(self.tokens[-1])
             self.progress(ProgressEvent(done, total, "tokens", label))
 
-    def _rate(self, step: int) -> float:
-        """Tokens a second since this process began."""
+    def _rate(self, step: int) -> float:  # tokens a second since this process began
         done = self.tokens[step] - self.tokens[self.first_step]
         return float(done) / max(1e-9, time.monotonic() - self.start)
 

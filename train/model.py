@@ -13,8 +13,7 @@ from train.surgery import replace_projections
 def build_model(config: TrainConfig, end_of_text: int) -> PreTrainedModel:
     """A fresh model with float32 weights; ``end_of_text`` is the id that ends texts.
 
-    BitNetForCausalLM has SubLN built in; LlamaForCausalLM has none. With ``config.ternary`` their projections
-    quantize in every forward pass, otherwise it is a model in full precision.
+    With ``config.ternary`` its projections quantize in every forward pass. Only BitNetForCausalLM has SubLN.
     """
     bitnet = config.architecture == "bitnet"
     same_names = (

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -11,23 +10,12 @@ import torch
 from torch.utils.data import Dataset
 
 from bitexport.errors import UsageError
+from train.losses import NOT_COUNTED
 
 Batch = dict[str, torch.Tensor]
 Ids = npt.NDArray[np.int64]
-#: a label that no loss counts
-IGNORED = -100
 # Batches whose examples are sorted by length together: little padding, and still a new mixture every pass.
 _POOL = 50
-
-
-class Examples(Protocol):
-    """Token ids with labels. ``lengths``, int64, are the tokens of each example, the same in every pass."""
-
-    lengths: Ids
-
-    def get(self, number: int, index: int) -> tuple[Ids, Ids]:
-        """In pass ``number``, token ids and labels, both ``[T]``; a label is its id, or -100: not counted."""
-        ...
 
 
 class Listed:
@@ -38,6 +26,7 @@ class Listed:
         self.lengths: Ids = np.array([len(ids) for ids, _ in examples], dtype=np.int64)
 
     def get(self, _number: int, index: int) -> tuple[Ids, Ids]:
+        """In a pass, token ids and labels, both ``[T]``; a label is its id, or -100: not counted."""
         ids, labels = self.examples[index]
         return np.asarray(ids, dtype=np.int64), np.asarray(labels, dtype=np.int64)
 
@@ -60,20 +49,16 @@ class Windows:
         return ids, ids
 
 
+Examples = Listed | Windows
+
+
 class BatchPlan(Dataset[Batch]):
     """The micro-batches of a run in order; item i is a whole one, padded to its longest example.
 
     Passes over the examples follow each other until ``budget`` tokens are seen; the last step is filled. The
     plan depends on the examples, the sizes and the seed alone, so that a resumed run goes on with what it has
-    not seen, and two processes that take turns see what one would.
-
-    Args:
-        micro_tokens: of a micro-batch at most, padding included.
-        per_step: micro-batches of an optimizer step, over all processes.
-        budget: tokens, padding not counted.
-
-    Raises:
-        UsageError: there is no example.
+    not seen, and two processes that take turns see what one would. A micro-batch has at most ``micro_tokens``
+    with padding; an optimizer step has ``per_step`` of them, over all processes. UsageError: no example.
     """
 
     def __init__(
@@ -120,7 +105,7 @@ def in_order(examples: Examples, micro_tokens: int, limit: int, pad_id: int) -> 
 def collate(examples: Sequence[tuple[Ids, Ids]], pad_id: int) -> Batch:
     """``input_ids``, ``attention_mask`` and ``labels``, int64 ``[B, T]``, padded on the right."""
     shape = len(examples), max(len(ids) for ids, _ in examples)
-    ids, labels = np.full(shape, pad_id, dtype=np.int64), np.full(shape, IGNORED, dtype=np.int64)
+    ids, labels = np.full(shape, pad_id, dtype=np.int64), np.full(shape, NOT_COUNTED, dtype=np.int64)
     mask = np.zeros(shape, dtype=np.int64)
     for row, (of_ids, of_labels) in enumerate(examples):
         ids[row, : len(of_ids)], labels[row, : len(of_ids)], mask[row, : len(of_ids)] = of_ids, of_labels, 1

@@ -11,19 +11,19 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-from transformers import AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from bitexport.atomic import whole_folder, write_atomically
 from bitexport.checkpoint import open_checkpoint
-from bitexport.errors import CheckpointError, OutputError, UsageError
+from bitexport.errors import OutputError, UsageError
 from bitexport.evaluation import rendered, write_pairs
 from bitexport.progress import Progress, ignore
 from bitexport.records import read_sources, special_tokens_of, split
 from bitexport.records.bpe import save_tokenizer
+from bitexport.reference.model import load_tokenizer
 from bitexport.report.losses import plot, read_log
 from train.bitlinear import BitLinear
-from train.config import TrainConfig, load_config
+from train.config import TrainConfig
 from train.data import Data, load_data, template_of
 from train.distill import TERMS, Objective
 from train.log import RunLog
@@ -89,10 +89,8 @@ def _folder(run: Path, number: str) -> Path:
 def _check(config: TrainConfig, numbers: list[str]) -> None:
     """Raise, before anything is written, what can be known now and would end a later stage."""
     if config.report_to != "none" and importlib.util.find_spec(config.report_to) is None:
-        raise UsageError(
-            f'config: report_to = "{config.report_to}", which is not installed; pip install '
-            f'{config.report_to}, or set "none"'
-        )
+        found = f'config: report_to = "{config.report_to}", which is not installed'
+        raise UsageError(f'{found}; pip install {config.report_to}, or set "none"')
     for number in numbers:
         if number != "1":
             _settings(config, number)
@@ -110,10 +108,8 @@ def _settings(config: TrainConfig, number: str) -> tuple[list[str], int, float]:
     """Sources, token budget and learning rate of a stage."""
     stage = number if number == "pretrain" else f"stage{number}"
     name, budget = "corpus" if number == "2" else "data", int(getattr(config, f"{stage}_tokens"))
-    if not getattr(config, name):
-        raise UsageError(f"config: {name} is empty; expected at least one source, hub: or text: for instance")
-    if budget <= 0:
-        raise UsageError(f"config: {stage}_tokens = {budget}; expected a number above 0")
+    config.require(bool(getattr(config, name)), name, "at least one source, hub: or text: for instance")
+    config.require(budget > 0, f"{stage}_tokens", "a number above 0")
     rate = getattr(config, f"{stage}_learning_rate", 0.0) or config.learning_rate
     return getattr(config, name), budget, rate
 
@@ -142,7 +138,9 @@ def _keep_config(run: Path, config: TrainConfig, resume: bool, folders: list[Pat
             )
     kept = run / "config.toml"
     if resume and kept.is_file():
-        _refuse_another_run(kept, config)
+        # Settings that do not change what is computed.
+        free = "run_dir threads save_every eval_every eval_examples log_every report_to"
+        config.require_same(kept, free.split())
     PartialState().wait_for_everyone()  # nobody writes before all have looked
     if PartialState().is_main_process:
         for folder in folders:
@@ -152,20 +150,9 @@ def _keep_config(run: Path, config: TrainConfig, resume: bool, folders: list[Pat
     PartialState().wait_for_everyone()
 
 
-def _refuse_another_run(kept: Path, config: TrainConfig) -> None:
-    """Raise UsageError when the run was begun with settings that change what it computes."""
-    free = "run_dir", "threads", "save_every", "eval_every", "eval_examples", "log_every", "report_to"
-    for name, value in vars(load_config(kept)).items():
-        if name not in free and value != getattr(config, name):
-            raise UsageError(
-                f"{kept.parent} was begun with {name} = {value!r}, now it is {getattr(config, name)!r}; "
-                "resume with what it was, or start another run with --run-dir"
-            )
-
-
 def _surgery(config: TrainConfig, folder: Path, say: Say, *, whole: bool) -> None:
     """Stage 1: the teacher gets SubLN, with gains that its activations ask for, and ternary layers."""
-    student, tokenizer = load_causal_lm(config.teacher), _tokenizer(config.teacher)
+    student, tokenizer = load_causal_lm(config.teacher), load_tokenizer(Path(config.teacher))
     if whole and not config.student and _has_teacher(config):
         Objective(config, student, student)  # refuses now, not when stage 2 is over
     if config.sub_norms:
@@ -190,13 +177,6 @@ def _save_model(model: Any, tokenizer: Any, folder: Path) -> None:
     PartialState().wait_for_everyone()
 
 
-def _tokenizer(folder: Path | str) -> Any:
-    try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{folder}: no tokenizer to be read: {error}; save it there, too") from error
-
-
 def _fit(config: TrainConfig, number: str, folder: Path, say: Say, progress: Progress) -> None:
     """Any stage but the first: data, model, objective, Trainer, result."""
     model, teacher, tokenizer = _models(config, number)
@@ -207,8 +187,7 @@ def _fit(config: TrainConfig, number: str, folder: Path, say: Say, progress: Pro
         if template.name != "plain" and PartialState().is_main_process:
             pairs = rendered(data.pairs, template, tokenizer)
             write_pairs(pairs, Path(config.run_dir) / "held_out.jsonl")
-    say(data.summary)
-    say(describe(model))
+    say(f"{data.summary}\n{describe(model)}")
     plan = _plan(config, data, budget, tokenizer.eos_token_id)
     if config.compile:
         model.compile()
@@ -253,10 +232,10 @@ def _models(config: TrainConfig, number: str) -> tuple[Any, Any, Any]:
                 records = split(read_sources(config.data), config.held_out_percent).train
                 special, length = special_tokens_of(template_of(config)), config.max_position_embeddings
                 save_tokenizer(folder, records, config.vocab_size, length, special)
-        tokenizer = _tokenizer(folder)
+        tokenizer = load_tokenizer(folder)
         return build_model(config, tokenizer.eos_token_id), None, tokenizer
     start = _start(config, number)
-    model, tokenizer = load_causal_lm(start), _tokenizer(start)
+    model, tokenizer = load_causal_lm(start), load_tokenizer(start)
     teacher = load_causal_lm(config.teacher) if number == "3" and _has_teacher(config) else None
     if teacher is not None and config.attention_weight:
         for each in (model, teacher):

@@ -116,8 +116,7 @@ def calibrate(student: Any, batches: Sequence[Mapping[str, torch.Tensor]]) -> No
 def load_causal_lm(folder: str | Path) -> Any:
     """Load a checkpoint folder for training: float32, on the CPU, in evaluation mode.
 
-    One with master weights (``quantization_config`` online) has BitLinear layers again, its SubLN connected;
-    one without ``quantization_config`` is transformers' own class.
+    One with master weights (``quantization_config`` online) has BitLinear layers again, its SubLN connected.
 
     Raises:
         CheckpointError: transformers cannot load it, or its tensors are not exactly those of the model.

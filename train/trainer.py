@@ -21,8 +21,9 @@ from bitexport.stop import StopRequest
 from train.bitlinear import set_blend
 from train.config import TrainConfig
 from train.distill import Objective
+from train.losses import NOT_COUNTED
 from train.optimizer import build_optimizer
-from train.plan import IGNORED, Batch, BatchPlan
+from train.plan import Batch, BatchPlan
 from train.schedules import WarmedEarlyStopping, ramp
 
 # Written last into a checkpoint: without it, whoever wrote was stopped half-way.
@@ -133,7 +134,7 @@ class StudentTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped 
         self.model.eval()
         with torch.no_grad(), self.compute_loss_context_manager():
             for batch in self.held_out:
-                counted = int((batch["labels"][:, 1:] != IGNORED).sum())
+                counted = int((batch["labels"][:, 1:] != NOT_COUNTED).sum())
                 loss = self.compute_loss(self.model, self._prepare_inputs(batch))
                 total, count = total + float(loss) * counted, count + counted
         self.model.train()
@@ -222,9 +223,8 @@ def last_checkpoint(folder: Path) -> Path | None:
 
 def how_to_go_on(folder: Path) -> str:
     """What to do when the disk is full."""
-    kept = (
-        "no checkpoint was saved before" if (last := last_checkpoint(folder)) is None else f"{last} is kept"
-    )
+    last = last_checkpoint(folder)
+    kept = f"{last} is kept" if last else "no checkpoint was saved before"
     return f"{kept}; make room, then go on with --resume"
 
 

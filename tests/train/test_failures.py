@@ -74,7 +74,7 @@ def poisoned(teacher: Path, folder: Path) -> str:
         ("3", {"teacher": "/nowhere"}, 1, "/nowhere does not exist; expected a checkpoint folder"),
         ("3", {"student": "/nowhere"}, 1, "/nowhere does not exist; expected a checkpoint folder"),
         ("3", {"student": ""}, 2, "run --stage 2 first"),
-        ("2", {"corpus": []}, 2, "corpus is empty"),
+        ("2", {"corpus": []}, 2, "corpus = []; expected at least one source"),
         ("all", {"stage3_tokens": 0}, 2, "stage3_tokens = 0; expected a number above 0"),
         ("all", {"student": "", "relation_heads": 7}, 2, "relation_heads = 7; expected a divisor"),
         ("1", {"report_to": "wandb"}, 2, "pip install wandb"),
