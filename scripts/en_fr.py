@@ -64,7 +64,7 @@ def main() -> None:
     subprocess.run([*command, "teacher"], check=True)
     with ThreadPoolExecutor(options.jobs) as pool:
         list(pool.map(lambda name: subprocess.run([*command, name], check=True), names))
-    results = {name: measured(out, name) for name in ["teacher", *names]}
+    results = {name: measured(out, name) for name in ["teacher", *sorted(names)]}
     text = table(results)
     print(text)
     write_page(text)
