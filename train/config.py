@@ -121,7 +121,7 @@ class TrainConfig(Settings):
         need(self.vocab_size >= 257, "vocab_size", "at least 257: 256 bytes and <|endoftext|>")
         positive = (
             "rms_norm_eps rope_theta sequence_length learning_rate max_grad_norm log_every eval_every "
-            "eval_examples save_every logits_temperature relation_temperature relation_heads"
+            "eval_examples save_every logits_temperature relation_temperature relation_heads batch_tokens"
         )
         for name in positive.split():
             need(getattr(self, name) > 0, name, "a number above 0")

@@ -32,17 +32,16 @@ def template_of(config: TrainConfig, name: str = "") -> Template:
 
 
 def load_data(
-    specs: list[str], config: TrainConfig, template: Template, tokenizer: Any, folder: Path
+    specs: list[str], config: TrainConfig, template: Template, tokenizer: Any, folder: Path, budget: int
 ) -> Data:
     """Everything that ``specs`` name. Template "plain" packs it into windows, others keep records apart.
 
-    A stream of a hub is tokenized into ``folder``/tokens.bin first, as many tokens as stage 2 may see, so
-    that every pass, every process and a resumed run read the same. UsageError: a side has nothing that fits.
+    A stream of a hub is tokenized into ``folder``/tokens.bin first, up to ``budget`` tokens, so that every
+    pass, every process and a resumed run read the same. UsageError: a side has nothing that fits.
     """
     length = config.sequence_length
     if template.name == "plain" and any(spec.startswith("hub:") for spec in specs):
-        limit = config.stage2_tokens or config.pretrain_tokens
-        tokens = stream_tokens(specs, config.held_out_percent, limit, tokenizer, folder)
+        tokens = stream_tokens(specs, config.held_out_percent, budget, tokenizer, folder)
         return _windows(tokens, config, ["", ""], "")
     parted = split(read_sources(specs), config.held_out_percent)
     sides = parted.train, parted.held_out
@@ -53,12 +52,12 @@ def load_data(
         tokens = [tokens_of(side, template, tokenizer) for side in sides]
         return _windows(tokens, config, [f"{count}, " for count in counts], left_out)
     listed = []
-    for side in sides:
+    for name, side in zip(("of training", "held out"), sides, strict=True):
         found = [(record, encode(record, tokenizer, template, length)) for record in side]
         fitting = [(record, example) for record, example in found if example is not None]
         if not fitting:
             raise UsageError(f"data: no record fits into sequence_length = {length} tokens; raise it")
-        left_out += f", {len(found) - len(fitting):,} longer than {length} tokens"
+        left_out += f", {len(found) - len(fitting):,} {name} longer than {length} tokens"
         listed.append(Listed([(example.input_ids, example.labels) for _, example in fitting]))
     summary = f"data: {counts[0]} for training; {counts[1]} held out{left_out}"
     return Data(listed[0], listed[1], summary, [record for record, _ in fitting])

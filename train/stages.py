@@ -158,9 +158,10 @@ def _surgery(config: TrainConfig, folder: Path, say: Say, *, whole: bool) -> Non
     if config.sub_norms:
         make_student(student)
         if config.calibration_batches:
-            data = load_data(config.data, config, template_of(config), tokenizer, folder)
-            wanted = config.calibration_batches * config.micro_batch_tokens // config.sequence_length
-            calibrate(student, in_order(data.train, config.micro_batch_tokens, max(1, wanted), pad_id=0))
+            micro, wanted = config.micro_batch_tokens, config.calibration_batches * config.micro_batch_tokens
+            # Of a stream 100 times as much: the held-out side, 1% of it perhaps, must not be empty.
+            data = load_data(config.data, config, template_of(config), tokenizer, folder, 100 * wanted)
+            calibrate(student, in_order(data.train, micro, wanted // config.sequence_length, pad_id=0))
     else:
         replace_projections(student)
     _save_model(student, tokenizer, folder / MODEL)
@@ -183,7 +184,7 @@ def _fit(config: TrainConfig, number: str, folder: Path, say: Say, progress: Pro
     specs, budget, rate = _settings(config, number)
     template = template_of(config, "plain" if number == "2" else "")
     with PartialState().main_process_first():
-        data = load_data(specs, config, template, tokenizer, folder)
+        data = load_data(specs, config, template, tokenizer, folder, budget)
         if template.name != "plain" and PartialState().is_main_process:
             pairs = rendered(data.pairs, template, tokenizer)
             write_pairs(pairs, Path(config.run_dir) / "held_out.jsonl")

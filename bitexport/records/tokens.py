@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from bitexport.atomic import write_atomically
 from bitexport.records.sources import Record, read_sources
 from bitexport.records.split import side_of
 from bitexport.records.templates import Template, render
@@ -32,13 +35,17 @@ def stream_tokens(
     """Training and held-out tokens of streamed documents, uint32, memory-mapped.
 
     They are written to ``folder``/tokens.bin and held_out.bin once: every pass, every process and a resumed
-    run reads the same.
+    run reads the same. What other arguments left there is written anew; tokens.json says which they were.
 
     Args:
         limit: training tokens after which the stream is left.
     """
     paths = [folder / "tokens.bin", folder / "held_out.bin"]
-    if not all(path.exists() for path in paths):
+    vocabulary = json.dumps(sorted(tokenizer.get_vocab().items())).encode()
+    made_of = json.dumps([*specs, held_out_percent, limit, hashlib.sha256(vocabulary).hexdigest()])
+    said = folder / "tokens.json"
+    if not said.exists() or said.read_text(encoding="utf-8") != made_of:
+        said.unlink(missing_ok=True)
         limits = {"train": limit, "held_out": _HELD_OUT_TOKENS}
         counts = dict.fromkeys(limits, 0)
         temporary = [path.with_suffix(".tmp") for path in paths]
@@ -55,7 +62,14 @@ def stream_tokens(
                     break
         for source, target in zip(temporary, paths, strict=True):
             source.replace(target)
-    return [np.memmap(path, dtype=np.uint32, mode="r") for path in paths]
+        write_atomically(said, made_of.encode())
+    return [_mapped(path) for path in paths]
+
+
+def _mapped(path: Path) -> Tokens:
+    if not path.stat().st_size:  # an empty file cannot be mapped
+        return np.empty(0, dtype=np.uint32)
+    return np.memmap(path, dtype=np.uint32, mode="r")
 
 
 def _documents(records: Iterable[Record], template: Template, tokenizer: Any) -> Iterator[list[int]]:

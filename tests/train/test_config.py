@@ -74,6 +74,7 @@ def test_a_bad_line_is_explained(tmp_path: Path, line: str, message: str) -> Non
         ({"vocab_size": 256}, "vocab_size"),
         ({"held_out_percent": 0}, "held_out_percent"),
         ({"micro_batch_tokens": 300}, "micro_batch_tokens"),
+        ({"batch_tokens": 0}, "batch_tokens"),
         ({"sequence_length": 300}, "micro_batch_tokens"),
         ({"warmup_ratio": 0.6, "decay_ratio": 0.6}, "decay_ratio"),
         ({"lambda_warmup_ratio": 1.5}, "lambda_warmup_ratio"),

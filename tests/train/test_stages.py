@@ -18,7 +18,7 @@ from train.config import TrainConfig
 from train.stages import train
 from train.surgery import load_causal_lm
 
-from .conftest import student_config, tiny_config
+from .conftest import WORDS, student_config, tiny_config
 
 
 def quiet(config: TrainConfig, stage: str, **rest: Any) -> list[str]:
@@ -116,3 +116,40 @@ def test_a_stage_before_its_predecessor(teacher: Path, tmp_path: Path) -> None:
         quiet(student_config(tmp_path, teacher), "3")
     with pytest.raises(UsageError, match="teacher is not set"):
         quiet(tiny_config(tmp_path), "1")
+
+
+def stream(folder: Path, texts: list[str]) -> list[str]:
+    folder.mkdir()
+    (folder / "train.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    return [f"hub:{folder}:train:text"]
+
+
+def words(number: int) -> str:
+    """Six words; numbers in figures would all count as one text."""
+    return " ".join(WORDS[name] for i, name in enumerate([*WORDS] * 2) if number >> i & 1)
+
+
+def test_a_stream_is_read_as_far_as_its_stage_needs(teacher: Path, tmp_path: Path) -> None:
+    """Stages 1 and 3, without a budget for stage 2; other data in the same folder are read anew."""
+    data = stream(tmp_path / "set", [words(number) for number in range(4096)])
+    settings: dict[str, object] = {"template": "plain", "stage2_tokens": 0, "stage3_tokens": 1500}
+    config = student_config(tmp_path, teacher, data=data, **settings)
+    quiet(config, "all")
+    run = Path(config.run_dir)
+    for stage, budget in (("stage1", 100 * 256), ("stage3", 1500)):
+        assert budget <= (run / stage / "tokens.bin").stat().st_size / 4 < budget + 100  # uint32
+    before = (run / "stage3" / "tokens.bin").read_bytes()
+    shutil.rmtree(run / "stage3" / "model")
+    for path in (run / "stage3").glob("checkpoint-*"):
+        shutil.rmtree(path)
+    other = stream(tmp_path / "other", [words(number) for number in reversed(range(4096))])
+    quiet(student_config(tmp_path, teacher, data=other, **settings), "3")
+    assert (run / "stage3" / "tokens.bin").read_bytes() != before
+
+
+def test_a_stream_of_which_nothing_is_held_out(teacher: Path, tmp_path: Path) -> None:
+    config = student_config(
+        tmp_path, teacher, data=stream(tmp_path / "set", ["red"] * 4000), template="plain"
+    )
+    with pytest.raises(UsageError, match=r"\b0 tokens (held out|for training)"):
+        quiet(config, "1")
