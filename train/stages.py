@@ -227,9 +227,9 @@ def _gathered(trainer: StudentTrainer, config: TrainConfig, number: str) -> Any:
 def _models(config: TrainConfig, number: str) -> tuple[Any, Any, Any]:
     """The model to train, its teacher or None, and the tokenizer."""
     if number == "pretrain":
-        folder = Path(config.run_dir) / "tokenizer"  # kept: a resumed run needs the ids that it began with
+        folder = Path(config.run_dir) / "tokenizer"  # a resumed run needs the ids that it began with
         with PartialState().main_process_first():
-            if not folder.exists():
+            if PartialState().is_main_process and last_checkpoint(folder.with_name(number)) is None:
                 records = split(read_sources(config.data), config.held_out_percent).train
                 special, length = special_tokens_of(template_of(config)), config.max_position_embeddings
                 save_tokenizer(folder, records, config.vocab_size, length, special)

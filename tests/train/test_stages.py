@@ -118,6 +118,14 @@ def test_a_stage_before_its_predecessor(teacher: Path, tmp_path: Path) -> None:
         quiet(tiny_config(tmp_path), "1")
 
 
+def test_a_run_that_did_not_begin_leaves_no_tokenizer_behind_for_the_next(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no record fits"):
+        quiet(tiny_config(tmp_path, sequence_length=4), "pretrain")
+    quiet(tiny_config(tmp_path, vocab_size=280, pretrain_tokens=512), "pretrain")
+    tokenizer = json.loads((tmp_path / "run" / "tokenizer" / "tokenizer.json").read_text())
+    assert len(tokenizer["model"]["vocab"]) == 280
+
+
 def stream(folder: Path, texts: list[str]) -> list[str]:
     folder.mkdir()
     (folder / "train.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
