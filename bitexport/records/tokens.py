@@ -49,19 +49,23 @@ def stream_tokens(
         limits = {"train": limit, "held_out": _HELD_OUT_TOKENS}
         counts = dict.fromkeys(limits, 0)
         temporary = [path.with_suffix(".tmp") for path in paths]
-        with temporary[0].open("wb") as train, temporary[1].open("wb") as held_out:
-            files = {"train": train, "held_out": held_out}
-            for record in read_sources(specs):
-                side = side_of(record, held_out_percent)
-                if side is None or counts[side] >= limits[side]:
-                    continue
-                for ids in _documents([record], Template("plain"), tokenizer):
-                    np.array(ids, dtype=np.uint32).tofile(files[side])
-                    counts[side] += len(ids)
-                if counts["train"] >= limit:
-                    break
-        for source, target in zip(temporary, paths, strict=True):
-            source.replace(target)
+        try:
+            with temporary[0].open("wb") as train, temporary[1].open("wb") as held_out:
+                files = {"train": train, "held_out": held_out}
+                for record in read_sources(specs):
+                    side = side_of(record, held_out_percent)
+                    if side is None or counts[side] >= limits[side]:
+                        continue
+                    for ids in _documents([record], Template("plain"), tokenizer):
+                        np.array(ids, dtype=np.uint32).tofile(files[side])
+                        counts[side] += len(ids)
+                    if counts["train"] >= limit:
+                        break
+            for source, target in zip(temporary, paths, strict=True):
+                source.replace(target)
+        finally:  # whatever stopped it, a full disk for instance
+            for path in temporary:
+                path.unlink(missing_ok=True)
         write_atomically(said, made_of.encode())
     return [_mapped(path) for path in paths]
 
