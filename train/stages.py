@@ -91,6 +91,7 @@ def _check(config: TrainConfig, numbers: list[str]) -> None:
     if config.report_to != "none" and importlib.util.find_spec(config.report_to) is None:
         found = f'config: report_to = "{config.report_to}", which is not installed'
         raise UsageError(f'{found}; pip install {config.report_to}, or set "none"')
+    config.require(not (config.student and len(numbers) > 1), "student", '"" with --stage all')
     for number in numbers:
         if number != "1":
             _settings(config, number)
@@ -138,9 +139,8 @@ def _keep_config(run: Path, config: TrainConfig, resume: bool, folders: list[Pat
             )
     kept = run / "config.toml"
     if resume and kept.is_file():
-        # Settings that do not change what is computed.
-        free = "run_dir threads save_every eval_every eval_examples log_every report_to"
-        config.require_same(kept, free.split())
+        judges = [] if config.early_stopping else ["eval_every", "eval_examples"]  # of when it ends
+        config.require_same(kept, ["run_dir", "threads", "save_every", "log_every", "report_to", *judges])
     PartialState().wait_for_everyone()  # nobody writes before all have looked
     if PartialState().is_main_process:
         for folder in folders:
