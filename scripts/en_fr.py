@@ -55,7 +55,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="students trained side by side")
     parser.add_argument("--one", help="train only this model: teacher, a-0, ...; for the processes of --jobs")
     options = parser.parse_args()
-    out: Path = options.out
+    out: Path = options.out.resolve()  # a run is resumed with the very paths it was begun with
     if options.one:
         train_one(out, options.one)
         return
