@@ -11,6 +11,7 @@ from bitexport.checkpoint import Checkpoint
 from bitexport.checkpoint.packings import packing_of, quantization_config
 from bitexport.errors import CheckpointError, UnsupportedError
 from bitexport.families import Role, family_of
+from bitexport.reference.loading import check_tensors
 from bitexport.reference.model import first_line, quiet
 
 #: what transformers raises over a damaged checkpoint
@@ -84,11 +85,5 @@ def load_float(checkpoint: Checkpoint) -> Any:
             f"{checkpoint.path}: transformers {transformers.__version__} cannot load it: "
             f"{first_line(error)}; expected a causal language model with float weights in safetensors files"
         ) from error
-    for kind in ("missing_keys", "mismatched_keys", "unexpected_keys"):
-        if found := info.get(kind):
-            raise CheckpointError(
-                f"{checkpoint.path}: {len(found)} tensors are {kind.removesuffix('_keys')} for transformers' "
-                f"{type(model).__name__}, '{min(map(str, found))}' among them; expected exactly its own: a "
-                "ternary model needs its quantization_config"
-            )
+    check_tensors(checkpoint.path, model, info, "a ternary model needs its quantization_config")
     return model.eval()

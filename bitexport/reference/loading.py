@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +31,21 @@ def load_exactly(model_class: Any, folder: Path) -> Any:
         )
     except (OSError, ValueError, RuntimeError, KeyError, AttributeError, ImportError) as error:
         raise CheckpointError(f"{folder}: transformers cannot load it: {error}; save it again") from error
+    check_tensors(folder, model, info)
+    return model
+
+
+def check_tensors(
+    folder: Path, model: Any, info: Mapping[str, Any], advice: str = "save the checkpoint again"
+) -> None:
+    """Raise CheckpointError unless the checkpoint held exactly the tensors of ``model``.
+
+    ``info`` is what transformers' ``from_pretrained`` tells with ``output_loading_info``.
+    """
     for kind in ("missing", "unexpected", "mismatched"):
-        if names := sorted(key if isinstance(key, str) else key[0] for key in info[f"{kind}_keys"]):
-            expected = f"expected exactly those of {model_class.__name__}: save the checkpoint again"
+        # of another shape: the name, then both shapes
+        if names := sorted(key if isinstance(key, str) else key[0] for key in info.get(f"{kind}_keys", ())):
+            expected = f"expected exactly those of transformers' {type(model).__name__}: {advice}"
             raise CheckpointError(
                 f"{folder}: {len(names)} tensors are {kind}: {', '.join(names[:3])}; {expected}"
             )
-    return model

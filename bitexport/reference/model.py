@@ -26,6 +26,7 @@ from bitexport.checkpoint.packings.pre_dequantized import only_magnitude
 from bitexport.errors import CheckpointError, TokenizerError, UsageError
 from bitexport.families import Family, Part, family_of
 from bitexport.gguf.embeddings import OUTPUT_HEAD
+from bitexport.reference.loading import check_tensors
 from bitexport.reference.norms import connect_norms, mark_heads_first, with_sub_norms
 
 #: Parameters below which threads cost more than they bring: on a busy machine each layer would wait for them.
@@ -207,14 +208,7 @@ def _load_model(checkpoint: Checkpoint, family: Family) -> Any:
             f"{checkpoint.path}: transformers {transformers.__version__} cannot load it: "
             f"{first_line(error)}; see `bitexport inspect` on that folder"
         ) from error
-    for kind, found in info.items():
-        if kind in ("missing_keys", "mismatched_keys", "unexpected_keys") and found:
-            what = kind.replace("_keys", "")
-            raise CheckpointError(
-                f"{checkpoint.path}: {len(found)} tensors are {what} for transformers' "
-                f"{type(model).__name__}, '{min(map(str, found))}' among them; expected exactly its own: "
-                "save the checkpoint again"
-            )
+    check_tensors(checkpoint.path, model, info)
     return model
 
 
