@@ -167,7 +167,12 @@ class Output:
                     unit=event.unit,
                 )
 
-            yield listen
+            global _bars_console
+            _bars_console = console
+            try:
+                yield listen
+            finally:
+                _bars_console = None
 
     @staticmethod
     def _stdout() -> Console:
@@ -208,10 +213,14 @@ def _amount(done: int, total: int, unit: str) -> str:
     return f"{done}/{total} {unit}" if total else f"{done} {unit}"
 
 
+# Of the bar that is being drawn: what is said beside it must go through it, to stand above and not behind it.
+_bars_console: Console | None = None
+
+
 def _stderr() -> Console:
     from rich.console import Console
 
-    return Console(stderr=True)
+    return _bars_console or Console(stderr=True)
 
 
 def _jsonable(value: Any) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -122,6 +123,16 @@ def on_a_terminal(script: str, **environment: str) -> str:
     os.close(master)
     assert process.wait(timeout=60) == 0
     return b"".join(chunks).decode()
+
+
+def test_a_line_beside_a_bar_stands_above_it() -> None:
+    """What is said while a bar is drawn begins on a line that was cleared, not behind the bar."""
+    said = SCRIPT.replace("QUIET", "False") + '    out.info("said between")\n    out.warn("warned between")\n'
+    text = on_a_terminal(said, NO_COLOR="1")
+    for words in ("said between", "warning: warned between"):
+        assert text.count(words) == 1
+        before = re.split("\x1b\\[2K|\n", text[: text.index(words)])[-1]
+        assert before.strip() == "", "the bar stands in front of it"
 
 
 def test_bar_and_colour_on_a_terminal() -> None:
