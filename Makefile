@@ -62,7 +62,7 @@ check: $(VENV)/.installed ## Lint, type-check, compare tables in README and docs
 	$(BIN)/python scripts/config_reference.py --check
 
 demo: setup ## Convert the shipped checkpoint, prove it, bench it, run it
-	@$(BIN)/python scripts/demo.py
+	@$(BIN)/python examples/demo.py
 
 sanitize: ## Run the kernel tests under address and undefined-behaviour sanitizers
 	cmake -S native/kernels -B build/sanitized -DTERNARY_SANITIZE=ON
@@ -98,7 +98,7 @@ train-tiny: $(VENV)/.installed ## Train the shipped checkpoint again (an hour or
 
 # Takes up where it stopped. Without French catalogs on the machine it says so.
 en-fr: setup ## Distil English to French, three ways and two seeds, and measure it (two hours on 2 cores)
-	$(BIN)/python scripts/en_fr.py $(ARGS)
+	$(BIN)/python examples/en-fr/reproduce.py $(ARGS)
 
 wheel: $(VENV)/.installed ## Build a wheel that carries the native libraries
 	$(BIN)/pip wheel --no-deps --wheel-dir dist .

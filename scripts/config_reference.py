@@ -17,7 +17,7 @@ from dataclasses import MISSING, Field, fields
 from pathlib import Path
 from typing import Any
 
-from train.config import CHOICES, TrainConfig
+from bitexport.train.config import CHOICES, TrainConfig
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "config.md"
 KINDS = {str: "string", int: "integer", float: "number", bool: "true or false", list[str]: "list of strings"}

@@ -12,8 +12,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from bitexport.checkpoint.pack import export_packed
 from bitexport.errors import BitexportError
+from bitexport.train.student.pack import export_packed
 
 
 def main() -> int:

@@ -14,9 +14,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from bitexport.checkpoint.packings import PACKINGS
+from bitexport.convert.plan import EMBED_TYPES
 from bitexport.families import FAMILIES
 from bitexport.gguf.packers import PACKERS, Packer
-from bitexport.plan import EMBED_TYPES
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bitexport.settings import Settings, load_settings
+from bitexport.train.settings import Settings, load_settings
 
 CHOICES = {
     "architecture": ("llama", "bitnet"),
@@ -32,7 +32,7 @@ class TrainConfig(Settings):
     student: str = ""  # start stages 2 and 3 from here instead of from what the stage before left
 
     # Data. A source is stdlib or kind:place; text, jsonl, parquet, parallel, gettext, hub: see
-    # bitexport/records/sources.py
+    # bitexport/text/sources.py
     data: list[str] = field(default_factory=lambda: ["stdlib"])  # pretraining and stage 3
     corpus: list[str] = field(default_factory=list)  # stage 2: documents, or pairs read as documents
     held_out_percent: int = 5  # of the records, chosen by a hash of what they say
@@ -155,5 +155,5 @@ class TrainConfig(Settings):
 
 
 def load_config(path: Path, **overrides: Any) -> TrainConfig:
-    """:func:`bitexport.settings.load_settings` of a run."""
+    """:func:`bitexport.train.settings.load_settings` of a run."""
     return load_settings(TrainConfig, path, **overrides)

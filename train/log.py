@@ -9,11 +9,11 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from bitexport.atomic import write_atomically
 from bitexport.progress import Progress, ProgressEvent
-from bitexport.report.losses import read_log
-from train.distill import Objective
-from train.router import describe
+from bitexport.system.files import write_atomically
+from bitexport.train.loss_curve import read_log
+from bitexport.train.objective.objective import Objective
+from bitexport.train.objective.router import describe
 
 
 class RunLog(TrainerCallback):  # type: ignore[misc]  # transformers is untyped here

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from train.config import TrainConfig
+from bitexport.train.config import TrainConfig
 
 
 def build_optimizer(

@@ -13,24 +13,24 @@ from accelerate import PartialState
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from transformers.utils import logging as transformers_logging
 
-from bitexport.atomic import whole_folder, write_atomically
 from bitexport.checkpoint import open_checkpoint
 from bitexport.errors import OutputError, UsageError
 from bitexport.evaluation import rendered, write_pairs
 from bitexport.progress import Progress, ignore
-from bitexport.records import read_sources, special_tokens_of, split
-from bitexport.records.bpe import save_tokenizer
 from bitexport.reference.model import load_tokenizer
-from bitexport.report.losses import plot, read_log
-from train.bitlinear import BitLinear
-from train.config import TrainConfig
-from train.data import Data, load_data, template_of
-from train.distill import TERMS, Objective
-from train.log import RunLog
-from train.model import build_model
-from train.plan import BatchPlan, in_order
-from train.surgery import calibrate, load_causal_lm, make_student, replace_projections, save
-from train.trainer import StudentTrainer, how_to_go_on, last_checkpoint, remove_incomplete
+from bitexport.system.files import whole_folder, write_atomically
+from bitexport.text import read_sources, special_tokens_of, split
+from bitexport.train.config import TrainConfig
+from bitexport.train.data.batches import BatchPlan, in_order
+from bitexport.train.data.bpe import save_tokenizer
+from bitexport.train.data.examples import Data, load_data, template_of
+from bitexport.train.log import RunLog
+from bitexport.train.loss_curve import plot, read_log
+from bitexport.train.objective.objective import TERMS, Objective
+from bitexport.train.student.bitlinear import BitLinear
+from bitexport.train.student.fresh import build_model
+from bitexport.train.student.surgery import calibrate, load_causal_lm, make_student, replace_projections, save
+from bitexport.train.trainer import StudentTrainer, how_to_go_on, last_checkpoint, remove_incomplete
 
 Say = Callable[[str], None]
 STAGES = ("pretrain", "1", "2", "3", "all")

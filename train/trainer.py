@@ -15,16 +15,16 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from bitexport.atomic import whole_folder
 from bitexport.errors import BitexportError, UsageError
-from bitexport.stop import StopRequest
-from train.bitlinear import set_blend
-from train.config import TrainConfig
-from train.distill import Objective
-from train.losses import NOT_COUNTED
-from train.optimizer import build_optimizer
-from train.plan import Batch, BatchPlan
-from train.schedules import WarmedEarlyStopping, ramp
+from bitexport.system.files import whole_folder
+from bitexport.train.config import TrainConfig
+from bitexport.train.data.batches import Batch, BatchPlan
+from bitexport.train.objective.losses import NOT_COUNTED
+from bitexport.train.objective.objective import Objective
+from bitexport.train.objective.schedules import WarmedEarlyStopping, ramp
+from bitexport.train.optimizer import build_optimizer
+from bitexport.train.stop import StopRequest
+from bitexport.train.student.bitlinear import set_blend
 
 # Written last into a checkpoint: without it, whoever wrote was stopped half-way.
 _COMPLETE = "complete"

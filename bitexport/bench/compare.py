@@ -22,11 +22,11 @@ from bitexport.bench.twins import TWIN_TYPES, build_twin, check_twin, twin_bytes
 from bitexport.bench.worker import Worker
 from bitexport.errors import OutputError, UnsupportedError
 from bitexport.gguf.reader import GGUFFile, read_gguf
-from bitexport.machine import available_bytes
 from bitexport.progress import Progress, ProgressEvent, ignore
 from bitexport.runtime.ggml import TIER_VARIABLE
 from bitexport.runtime.limits import check_threads
 from bitexport.runtime.threads import default_threads
+from bitexport.system.machine import available_bytes
 
 #: The peers' environment: the output head on ggml's own kernels, as llama.cpp would run it.
 _PEERS = {"BITEXPORT_HEAD": "stock"}

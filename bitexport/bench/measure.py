@@ -14,10 +14,10 @@ from typing import Any
 from bitexport.bench.limits import MAX_CHANGE, LimitMeter
 from bitexport.bench.weights import TokenCost, token_cost
 from bitexport.errors import UsageError
-from bitexport.machine import resident_bytes, warm_page_cache
 from bitexport.progress import Progress, ProgressEvent, ignore
 from bitexport.runtime.model import Session
 from bitexport.runtime.threads import default_threads
+from bitexport.system.machine import resident_bytes, warm_page_cache
 
 #: More than the last-level cache that a few threads can call their own.
 _CACHE_BYTES = 64 << 20

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bitexport import picture
-from bitexport.atomic import write_atomically
 from bitexport.bench.measure import BenchReport, BenchRow
 from bitexport.errors import UsageError
+from bitexport.system import picture
+from bitexport.system.files import write_atomically
 
 _GREY = "0.35"
 _MARKERS = "osD^v"

@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from bitexport.errors import UnsupportedError, UsageError
-from bitexport.gguf import f16, i2_s, tq2_0
-from bitexport.gguf.half_scale import check_rows, rounded_scale
+from bitexport.gguf.packers import f16, i2_s, tq2_0
+from bitexport.gguf.packers.block_scale import check_rows, rounded_scale
 from bitexport.gguf.reader import GGUFFile, GGUFTensor, read_gguf
 from bitexport.gguf.types import I2_S, TYPES, TensorType
 from bitexport.gguf.writer import ALIGNMENT, MetadataValue, RawValue, TensorSpec, write_gguf

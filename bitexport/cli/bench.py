@@ -82,7 +82,7 @@ def bench(
     if keep is not None:
         raise UsageError("--keep is for the twins of --compare; add --compare, or leave it out")
     if plot is not None:
-        from bitexport.picture import check_picture
+        from bitexport.system.picture import check_picture
 
         check_picture(plot)  # what would fail after minutes of measuring fails now
     from bitexport.bench import bench as run

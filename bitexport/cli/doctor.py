@@ -14,8 +14,8 @@ from bitexport.errors import CheckFailed, UsageError
 
 if TYPE_CHECKING:
     from bitexport.doctor import DoctorReport
-    from bitexport.doctor.environment import EnvironmentReport
-    from bitexport.doctor.tensors import Norm
+    from bitexport.doctor.examination import Norm
+    from bitexport.environment import EnvironmentReport
 
 _TOKEN_CHARS = 10
 _PROMPT_CHARS = 40
@@ -83,7 +83,7 @@ def doctor(
 
 
 def _environment(out: Output) -> None:
-    from bitexport.doctor.environment import environment
+    from bitexport.environment import environment
 
     report = environment()
     out.result(report.to_json(), human=lambda: _show_environment(out, report))

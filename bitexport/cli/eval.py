@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 if TYPE_CHECKING:
     from bitexport.evaluation import EvaluationReport
-    from bitexport.evaluation.tally import Tally
+    from bitexport.metrics.tally import Tally
 
 
 def evaluate(
@@ -123,7 +123,7 @@ def evaluate(
     document = options.read_text(text)
     from bitexport.evaluation import evaluate as run
     from bitexport.evaluation import held_out_pairs, read_pairs
-    from bitexport.records import Template
+    from bitexport.text import Template
 
     drawn = read_pairs(pairs, limit) if pairs is not None else None
     if data and template:

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bitexport.cli import options
-from bitexport.cli.layers import show_layers
 from bitexport.cli.output import Output
-from bitexport.cli.tokenizer import show_tokenizer
+from bitexport.cli.parity_layers import show_layers
+from bitexport.cli.parity_tokenizer import show_tokenizer
 from bitexport.errors import CheckFailed, UsageError
 
 if TYPE_CHECKING:
-    from bitexport.parity import ParityReport, PromptResult
+    from bitexport.parity.driver import ParityReport, PromptResult
 
 _EXCERPT = 32
 
@@ -112,7 +112,7 @@ def parity(
     _check_pictures(plot, report_page)
     document = options.read_text(text)
     from bitexport.parity import parity as run
-    from bitexport.parity import verdict
+    from bitexport.parity.driver import verdict
 
     out = Output(json=json, quiet=quiet)
     with out.progress("parity") as progress:
@@ -138,8 +138,8 @@ def parity(
 
 def _check_pictures(plot: Path | None, page: Path | None) -> None:
     """What would fail at the end of a long run fails now."""
-    from bitexport.atomic import check_folder
-    from bitexport.picture import check_picture, pyplot
+    from bitexport.system.files import check_folder
+    from bitexport.system.picture import check_picture, pyplot
 
     if plot is not None:
         check_picture(plot)
@@ -151,21 +151,21 @@ def _check_pictures(plot: Path | None, page: Path | None) -> None:
 def _write_pictures(
     report: ParityReport, checkpoint: Path, gguf: Path, plot: Path | None, page: Path | None
 ) -> None:
-    from bitexport.atomic import write_atomically
+    from bitexport.system.files import write_atomically
 
     if plot is not None and report.layers is not None:
-        from bitexport.picture import kind_of
-        from bitexport.report.figures import depth
+        from bitexport.parity.figures import depth
+        from bitexport.system.picture import kind_of
 
         write_atomically(plot, depth(report.layers, kind_of(plot)))
     if page is not None:
-        from bitexport.report.page import page as render
+        from bitexport.parity.page import page as render
 
         write_atomically(page, render(report, checkpoint, gguf).encode("utf-8", "backslashreplace"))
 
 
 def _tokenizer_only(checkpoint: Path, gguf: Path, prompts: list[str], out: Output) -> None:
-    from bitexport.tokenizer_parity import tokenizer_parity
+    from bitexport.parity.tokenizer import tokenizer_parity
 
     with out.progress("tokenizer") as progress:
         report = tokenizer_parity(checkpoint, gguf, prompts, progress=progress)
@@ -175,7 +175,7 @@ def _tokenizer_only(checkpoint: Path, gguf: Path, prompts: list[str], out: Outpu
 
 
 def _prompts(prompt: list[str] | None, prompts: Path | None) -> list[str] | None:
-    from bitexport.prompts import read_prompts
+    from bitexport.text.prompts import read_prompts
 
     if prompt is None and prompts is None:
         return None
@@ -183,7 +183,7 @@ def _prompts(prompt: list[str] | None, prompts: Path | None) -> list[str] | None
 
 
 def _show(out: Output, report: ParityReport) -> None:
-    from bitexport.parity import verdict
+    from bitexport.parity.driver import verdict
 
     columns = ["prompt", "tokens", "cosine min", "cosine mean", "top-1", "KL", "max |diff|"]
     if report.greedy_tokens:

@@ -35,7 +35,7 @@ def run(
     quiet: options.Quiet = False,
 ) -> None:
     """Continue a prompt, token by token."""
-    from bitexport.generate import Completion, Sampling
+    from bitexport.runtime.completion import Completion, Sampling
 
     out = Output(json=json, quiet=quiet)
     completion = Completion(

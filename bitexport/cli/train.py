@@ -34,13 +34,13 @@ def train(
 ) -> None:
     """Distil a ternary student from a full-precision teacher; what it leaves, `bitexport convert` takes.
 
-    Under torchrun or accelerate launch, start it as `-m train CONFIG.toml`.
+    Under torchrun or accelerate launch, start it as `-m bitexport train CONFIG.toml`.
     """
     from bitexport.checkpoint.shards import read_json
 
     try:
-        from train.config import load_config
-        from train.stages import train as run
+        from bitexport.train.config import load_config
+        from bitexport.train.stages import train as run
     except ModuleNotFoundError as error:
         raise BitexportError(
             f"training needs the package {error.name}; install it with: pip install 'bitexport[train]'"

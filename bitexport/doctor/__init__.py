@@ -1,6 +1,6 @@
 """``bitexport doctor``: why does my model print garbage? The tree is in :mod:`bitexport.doctor.verdicts`.
 
-What it needs is imported when it is asked for: :mod:`bitexport.doctor.environment` must be able to say that
+What it needs is imported when it is asked for: :mod:`bitexport.environment` must be able to say that
 torch is missing.
 """
 

@@ -10,16 +10,16 @@ from typing import Any
 
 from bitexport.checkpoint import Checkpoint, open_checkpoint
 from bitexport.convert import convert
-from bitexport.doctor.compare import logit_difference, tokenizer_difference
-from bitexport.doctor.own_words import listen
+from bitexport.convert.plan import make_plan
+from bitexport.doctor.agreement import logit_difference, tokenizer_difference
+from bitexport.doctor.examination import Examination, examine
+from bitexport.doctor.free_sampling import listen
+from bitexport.doctor.samples import Sample, make_samples
 from bitexport.doctor.stages import STAGES, Stage, end_tokens, has_master_weights, measure, running_as
-from bitexport.doctor.tensors import Examination, examine
-from bitexport.doctor.texts import Sample, make_samples
 from bitexport.doctor.verdicts import Facts, Verdict, decide
 from bitexport.errors import BitexportError, TokenizerError
 from bitexport.gguf.reader import read_gguf
 from bitexport.health.scan import scan_checkpoint
-from bitexport.plan import make_plan
 from bitexport.progress import Progress, ProgressEvent, ignore
 from bitexport.reference import Reference, load_reference
 from bitexport.runtime.model import Session

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
+from bitexport.convert.plan import Plan
 from bitexport.gguf.reader import GGUFFile
-from bitexport.plan import Plan
 
 #: names of one graph: ours reads Microsoft's old spelling too.
 SAME_GRAPH = ("bitnet-b1.58", "bitnet-25")

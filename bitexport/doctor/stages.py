@@ -16,10 +16,10 @@ from torch import nn
 from torch.nn import functional
 from transformers.integrations.bitnet import AutoBitLinear, BitLinear, WeightQuant, unpack_weights
 
-from bitexport.comparison import log_softmax
-from bitexport.doctor.texts import Sample
+from bitexport.doctor.samples import Sample
 from bitexport.errors import UnsupportedError
-from bitexport.perplexity import GivesLogits, token_losses
+from bitexport.metrics.likelihood import GivesLogits, token_losses
+from bitexport.metrics.logits import log_softmax
 from bitexport.reference import Reference
 
 #: the stages by their names, in the order in which they run, and what the ternary layers do in each.

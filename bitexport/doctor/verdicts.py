@@ -34,10 +34,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
-from bitexport.doctor.own_words import OwnWords
+from bitexport.doctor.examination import Examination
+from bitexport.doctor.free_sampling import OwnWords
+from bitexport.doctor.samples import Sample
 from bitexport.doctor.stages import Stage
-from bitexport.doctor.tensors import Examination
-from bitexport.doctor.texts import Sample
 from bitexport.health import Finding
 
 #: the part of the entropy of single tokens that context must take away.

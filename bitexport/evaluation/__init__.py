@@ -5,9 +5,9 @@ The same numbers for every side: a float teacher and a ternary student in PyTorc
 
 from __future__ import annotations
 
-from bitexport.evaluation.drawn import held_out_pairs, rendered
 from bitexport.evaluation.driver import evaluate
-from bitexport.evaluation.material import Pair, read_pairs, write_pairs
+from bitexport.evaluation.held_out import held_out_pairs, rendered
+from bitexport.evaluation.items import Pair, read_pairs, write_pairs
 from bitexport.evaluation.report import Column, EvaluationReport, Kept
 
 __all__ = [

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from bitexport.evaluation.material import Item
+from bitexport.evaluation.items import Item
 from bitexport.evaluation.side import Role
-from bitexport.evaluation.tally import Tally
 from bitexport.gguf.reader import read_gguf
+from bitexport.metrics.tally import Tally
 from bitexport.progress import Progress, ProgressEvent
 from bitexport.runtime.limits import SHORT_CONTEXT
 from bitexport.runtime.model import Session

@@ -12,14 +12,14 @@ import numpy as np
 import numpy.typing as npt
 
 from bitexport.errors import UsageError
-from bitexport.evaluation.agreement import agreed, agreed_end
-from bitexport.evaluation.material import Item, Pair, pair_items, text_items
-from bitexport.evaluation.opening import Models, open_sides, require
+from bitexport.evaluation.items import Item, Pair, pair_items, text_items
+from bitexport.evaluation.models import Models, open_sides, require
 from bitexport.evaluation.report import Column, EvaluationReport
+from bitexport.evaluation.shared_tokenizer import agreed, agreed_end
 from bitexport.evaluation.side import Runner, Side
 from bitexport.evaluation.translation import translation
 from bitexport.progress import Progress, ProgressEvent, ignore
-from bitexport.prompts import built_in_prompts
+from bitexport.text.prompts import built_in_prompts
 
 _SAMPLES = 5
 

@@ -13,12 +13,12 @@ import numpy.typing as npt
 import torch
 
 from bitexport.checkpoint import open_checkpoint
-from bitexport.evaluation.float_model import float_sizes, is_ternary, load_float
-from bitexport.evaluation.material import Item
+from bitexport.evaluation.items import Item
 from bitexport.evaluation.side import Role
-from bitexport.evaluation.tally import Tally
 from bitexport.families import family_of
+from bitexport.metrics.tally import Tally
 from bitexport.progress import Progress, ProgressEvent
+from bitexport.reference.float_model import float_sizes, is_ternary, load_float
 from bitexport.reference.model import SMALL, eager, load_reference, load_tokenizer, torch_threads
 
 #: logits held at once, at most: 256 MiB of float32

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bitexport.evaluation.side import Role
-from bitexport.evaluation.tally import Tally
 from bitexport.evaluation.translation import Translation
+from bitexport.metrics.tally import Tally
 
 
 @dataclass(slots=True)

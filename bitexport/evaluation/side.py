@@ -9,8 +9,8 @@ from typing import Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from bitexport.evaluation.material import Item
-from bitexport.evaluation.tally import Tally
+from bitexport.evaluation.items import Item
+from bitexport.metrics.tally import Tally
 from bitexport.progress import Progress
 
 Role = Literal["teacher", "student"]
@@ -61,7 +61,7 @@ class Side(Protocol):
     ends: frozenset[int]
 
     def encode(self, text: str, special: bool) -> list[int]:
-        """Token ids, see :data:`~bitexport.evaluation.material.Encode`."""
+        """Token ids, see :data:`~bitexport.evaluation.items.Encode`."""
         ...
 
     def decode(self, ids: Sequence[int]) -> str:

@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bitexport.errors import GGUFError
-from bitexport.gguf import variants
+from bitexport.gguf import foreign_layouts
 from bitexport.gguf.types import I2_S_ID, TYPES_BY_ID, TensorType
 
 MAGIC = b"GGUF"
@@ -175,7 +175,7 @@ def _tensors(cursor: _Cursor, tensor_count: int, alignment: int) -> tuple[GGUFTe
             raise cursor.damaged(
                 f"tensor '{name}' ({kind.name}, {nbytes} bytes) ends at byte {start + offset + nbytes}, the "
                 f"file at {cursor.size}",
-                variants.other_layout(kind.id, shape, cursor.size - start - offset),
+                foreign_layouts.other_layout(kind.id, shape, cursor.size - start - offset),
             )
         found.append(GGUFTensor(name, kind, shape, start + offset, nbytes))
         expected = offset + nbytes + -nbytes % alignment
@@ -184,7 +184,7 @@ def _tensors(cursor: _Cursor, tensor_count: int, alignment: int) -> tuple[GGUFTe
             f"tensor '{found[-1].name}' of type 36 (i2_s) is followed by bytes that are not its own; its "
             "shape "
             f"{list(found[-1].shape)} makes it {found[-1].nbytes} bytes",
-            variants.other_layout(I2_S_ID, found[-1].shape, cursor.size - found[-1].offset),
+            foreign_layouts.other_layout(I2_S_ID, found[-1].shape, cursor.size - found[-1].offset),
         )
     return tuple(found)
 
@@ -198,14 +198,14 @@ def _entry(cursor: _Cursor, name: str) -> tuple[tuple[int, ...], TensorType, int
     offset = cursor.number("<u8")
     if number not in TYPES_BY_ID:
         raise GGUFError(
-            f"{cursor.path.name}: tensor '{name}' has type {number}{variants.unknown_type(number)}"
+            f"{cursor.path.name}: tensor '{name}' has type {number}{foreign_layouts.unknown_type(number)}"
         )
     kind = TYPES_BY_ID[number]
     if any(size >= 2**63 for size in shape) or not kind.fits(shape):
         raise cursor.damaged(
             f"tensor '{name}' of type {number} ({kind.name}) has shape {list(shape)}, no multiple of its "
             f"block of {kind.block}",
-            variants.small_blocks(number, shape),
+            foreign_layouts.small_blocks(number, shape),
         )
     return shape, kind, offset
 
@@ -218,7 +218,7 @@ def _bad_place(cursor: _Cursor, found: list[GGUFTensor], name: str, offset: int,
             f"tensor '{before.name}' of type {before.type.id} ({before.type.name}) and shape "
             f"{list(before.shape)} has "
             f"room for {room} bytes, expected {before.nbytes} (padded)",
-            variants.other_layout(before.type.id, before.shape, room),
+            foreign_layouts.other_layout(before.type.id, before.shape, room),
         )
     raise cursor.damaged(f"tensor '{name}' starts at {offset}, expected {expected}")
 

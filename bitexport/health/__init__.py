@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bitexport.health.beside import look_at_trainer_state, look_at_vocabulary
+from bitexport.health.sidecars import look_at_trainer_state, look_at_vocabulary
 from bitexport.health.signs import SIGNS, Finding, SignKind, refuse
 from bitexport.health.tensors import Health
 

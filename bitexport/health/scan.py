@@ -15,11 +15,10 @@ from bitexport.checkpoint.packings import Packing, keeps_float, packing_of
 from bitexport.checkpoint.reader import FLOAT_DTYPES
 from bitexport.errors import BitexportError, CheckpointError, GGUFError
 from bitexport.families import Claim, Role, family_of
-from bitexport.gguf import i2_s
-from bitexport.gguf.packers import PACKERS
+from bitexport.gguf.packers import PACKERS, i2_s
 from bitexport.gguf.reader import Array, GGUFFile, GGUFTensor
 from bitexport.gguf.types import I2_S, Q2_0
-from bitexport.health.beside import look_at_trainer_state, look_at_vocabulary
+from bitexport.health.sidecars import look_at_trainer_state, look_at_vocabulary
 from bitexport.health.signs import Finding
 from bitexport.health.tensors import Health
 from bitexport.progress import Progress, ProgressEvent, ignore

@@ -12,7 +12,7 @@ from torch import nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from bitexport.errors import UnsupportedError
-from bitexport.layers.steps import Place, Site
+from bitexport.reference.steps import Place, Site
 
 #: Is given a step's values, float32 ``[T, width]``, heads side by side; what it returns replaces them.
 Visit = Callable[[Place, torch.Tensor], torch.Tensor | None]

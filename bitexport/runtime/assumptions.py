@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from bitexport.errors import TokenizerError
-from bitexport.gguf.missing_pre import PRE_KEY, derived_pre, lacks_pre
 from bitexport.gguf.reader import GGUFFile
+from bitexport.tokenizer.missing_pre_tokenizer import PRE_KEY, derived_pre, lacks_pre
 
 #: names of architectures that are others under an old name.
 OLD_NAMES = {"bitnet-25": "bitnet-b1.58"}

@@ -14,15 +14,15 @@ import numpy as np
 import numpy.typing as npt
 
 from bitexport.errors import BitexportWarning, GGUFError, UsageError
-from bitexport.gguf.missing_pre import PRE_KEY
+from bitexport.gguf.checks import check_hyperparameters
 from bitexport.gguf.reader import read_gguf
-from bitexport.gguf.sanity import check_hyperparameters
 from bitexport.runtime import ggml, log
 from bitexport.runtime.assumptions import assumptions
 from bitexport.runtime.library import bind
 from bitexport.runtime.limits import check_context, check_threads
 from bitexport.runtime.threads import ThreadPool, default_threads
 from bitexport.runtime.trace import Tracer
+from bitexport.tokenizer.missing_pre_tokenizer import PRE_KEY
 
 if TYPE_CHECKING:
     from llama_cpp import Llama

@@ -25,7 +25,7 @@ from bitexport.errors import GGUFError, OutputError, UnsupportedError, UsageErro
 from bitexport.gguf.reader import read_gguf
 from bitexport.ternary import TernaryTensor
 from tests.conftest import REPOSITORY
-from tests.converted import tensors_of, values
+from tests.support.converted import tensors_of, values
 
 Maker = Callable[..., Path]
 Cli = Callable[..., "CompletedProcess[str]"]

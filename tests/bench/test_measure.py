@@ -15,7 +15,7 @@ from bitexport.bench.weights import token_cost
 from bitexport.cli.bench import _note
 from bitexport.errors import GGUFError, UsageError
 from bitexport.gguf.reader import read_gguf
-from bitexport.machine import resident_bytes
+from bitexport.system.machine import resident_bytes
 
 Maker = Callable[..., Path]
 Cli = Callable[..., "CompletedProcess[str]"]

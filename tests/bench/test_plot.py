@@ -18,7 +18,7 @@ from PIL import Image
 from bitexport.bench import BenchReport, BenchRow, bench
 from bitexport.bench.plot import plot
 from bitexport.errors import OutputError, UsageError
-from bitexport.picture import check_picture
+from bitexport.system.picture import check_picture
 
 Maker = Callable[..., Path]
 Cli = Callable[..., "CompletedProcess[str]"]

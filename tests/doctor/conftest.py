@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.doctor import trained
+from tests.support import trained
 
 
 @pytest.fixture(scope="session")

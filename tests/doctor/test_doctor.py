@@ -19,9 +19,9 @@ import torch
 from bitexport.doctor import VERDICTS, DoctorReport, doctor
 from bitexport.doctor.verdicts import decide
 from bitexport.runtime.library import library_file
-from tests.damage import resaved
-from tests.doctor import trained
-from tests.faults import changed, double_scale, flip_one_trit, halve_gain
+from tests.support import trained
+from tests.support.checkpoints import resaved
+from tests.support.faults import changed, double_scale, flip_one_trit, halve_gain
 
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = ROOT / "examples" / "tiny-python"
@@ -126,7 +126,7 @@ def test_a_text_of_another_kind(good: Path) -> None:
 
 
 def test_a_tokenizer_with_more_ids_than_the_model(good: Path, text: Path, tmp_path: Path) -> None:
-    from tests.models import tiny_tokenizer
+    from tests.support.models import tiny_tokenizer
 
     shutil.copytree(good, tmp_path / "c")
     tiny_tokenizer(480).save(str(tmp_path / "c" / "tokenizer.json"))

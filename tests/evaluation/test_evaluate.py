@@ -21,7 +21,7 @@ from bitexport.evaluation import Pair, evaluate
 from bitexport.progress import ProgressEvent
 from tests.conftest import REPOSITORY
 from tests.evaluation.conftest import PAIRS, SHAPE
-from tests.models import TEXT, Shape, save_checkpoint, tiny_model, write_tokenizer
+from tests.support.models import TEXT, Shape, save_checkpoint, tiny_model, write_tokenizer
 
 Cli = Callable[..., "CompletedProcess[str]"]
 Write = Callable[..., Path]

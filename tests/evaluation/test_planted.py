@@ -12,9 +12,9 @@ import pytest
 import sacrebleu
 
 from bitexport.evaluation import EvaluationReport, Pair, evaluate
-from bitexport.evaluation.material import Item
+from bitexport.evaluation.items import Item
 from bitexport.evaluation.side import Role
-from bitexport.evaluation.tally import Tally
+from bitexport.metrics.tally import Tally
 
 END = 0
 PAIRS = [

@@ -14,14 +14,14 @@ from transformers import AutoModelForCausalLM, BloomConfig, BloomForCausalLM
 from bitexport.errors import CheckpointError
 from bitexport.evaluation.cpp_side import CppSide
 from bitexport.evaluation.driver import mean_cosine
-from bitexport.evaluation.material import Item, pair_items, text_items
+from bitexport.evaluation.items import Item, pair_items, text_items
 from bitexport.evaluation.python_side import PythonSide
 from bitexport.evaluation.side import Side
-from bitexport.evaluation.tally import Tally
+from bitexport.metrics.tally import Tally
 from bitexport.progress import ignore
 from bitexport.reference import load_reference
 from tests.evaluation.conftest import PAIRS, SHAPE
-from tests.models import TEXT
+from tests.support.models import TEXT
 
 
 def items_of(side: Side) -> list[Item]:

@@ -16,10 +16,11 @@ from bitexport.errors import GGUFError
 from bitexport.families import FAMILIES
 from bitexport.families.ternary_decoder import TernaryDecoder
 from bitexport.gguf.reader import read_gguf
-from bitexport.parity import parity, verdict
+from bitexport.parity import parity
+from bitexport.parity.driver import verdict
 from bitexport.runtime.model import Session
-from tests.families.cases import CASES, made
-from tests.models import MODEL_CLASSES
+from tests.support.family_cases import CASES, made
+from tests.support.models import MODEL_CLASSES
 
 PROMPT = "def add(left, right):\n    return left + right\n"
 

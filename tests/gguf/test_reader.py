@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bitexport.errors import GGUFError
-from bitexport.gguf import i2_s
+from bitexport.gguf.packers import i2_s
 from bitexport.gguf.reader import Array, read_gguf
 from bitexport.gguf.types import F32, I2_S
 from bitexport.gguf.writer import TensorSpec, write_gguf

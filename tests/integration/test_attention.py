@@ -10,7 +10,7 @@ import pytest
 
 from bitexport.convert import convert
 from tests.integration.test_head import run
-from tests.models import Shape
+from tests.support.models import Shape
 
 # After 5 tokens at once, 60 one by one, as a user's context computes them.
 DECODE = """

@@ -68,7 +68,7 @@ def test_every_tier_computes_the_same_bits(kind: str, tmp_path: Path, checkpoint
     gguf = tmp_path / "x.gguf"
     convert(checkpoint_of("packed-multiply"), gguf, embed_type=kind)
     best, scalar = (
-        run("-m", "tests.integration.digest", gguf, "2", BITEXPORT_TIER=tier)
+        run("-m", "tests.support.programs.digest", gguf, "2", BITEXPORT_TIER=tier)
         for tier in (cpu_tier(), "scalar")
     )
     assert best.returncode == 0, best.stderr

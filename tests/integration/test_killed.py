@@ -10,7 +10,8 @@ from pathlib import Path
 
 from bitexport.convert import convert
 from bitexport.gguf.reader import read_gguf
-from tests.models import Shape
+from tests.conftest import REPOSITORY
+from tests.support.models import Shape
 
 ROUNDS = 50
 
@@ -18,7 +19,7 @@ ROUNDS = 50
 def test_fifty_kills_leave_no_half_written_file(checkpoint_of: Callable[..., Path], tmp_path: Path) -> None:
     checkpoint = checkpoint_of("master", shape=Shape(hidden=512, ffn=2048, layers=4))
     out = tmp_path / "out.gguf"
-    script = Path(__file__).with_name("kill_convert.py")
+    script = REPOSITORY / "tests" / "support" / "programs" / "kill_convert.py"
     ended = subprocess.run(
         [sys.executable, script, checkpoint, out, str(ROUNDS), "7"],
         capture_output=True,

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from bitexport.convert import convert
-from bitexport.parity import ParityReport, parity
-from bitexport.records.stdlib import held_out_text
+from bitexport.parity import parity
+from bitexport.parity.driver import ParityReport
+from bitexport.text.stdlib import held_out_text
 
 CHECKPOINT = Path(__file__).resolve().parents[2] / "examples" / "tiny-python"
 HELD_OUT_BYTES = 30_000

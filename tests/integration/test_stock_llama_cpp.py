@@ -12,7 +12,7 @@ import pytest
 
 from bitexport.convert import convert
 from bitexport.runtime.library import find_library_dir
-from tests.models import tiny_checkpoint
+from tests.support.models import tiny_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 STOCK = ROOT / "build" / "stock" / "lib"
@@ -23,7 +23,7 @@ def greedy(library_dir: Path, gguf: Path, tokens: int = 64) -> subprocess.Comple
     return subprocess.run(
         [
             sys.executable,
-            str(Path(__file__).with_name("greedy.py")),
+            str(ROOT / "tests" / "support" / "programs" / "greedy.py"),
             str(gguf),
             str(tokens),
             *map(str, PROMPT),

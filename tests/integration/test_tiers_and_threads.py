@@ -21,7 +21,7 @@ TIERS_OF = {
     "aarch64": ("scalar", "neon", "dotprod", "i8mm"),
 }
 TIERS = TIERS_OF.get(platform.machine(), ("scalar",))
-DIGEST = "tests.integration.digest"
+DIGEST = "tests.support.programs.digest"
 
 
 def run(gguf: Path, tier: str, threads: int, layout: str = "") -> subprocess.CompletedProcess[str]:

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from bitexport.errors import CheckpointError, TokenizerError, UsageError
 from bitexport.reference import load_reference
 from tests.conftest import REPOSITORY
-from tests.models import PACKINGS
+from tests.support.models import PACKINGS
 
 Checkpoints = Callable[..., Path]
 IDS = [0, 17, 33, 250, 99, 4, 61, 300, 12, 5]

@@ -16,17 +16,17 @@ import pytest
 from tokenizers import Tokenizer
 
 import bitexport
-from bitexport.convert_gguf import convert_gguf
+from bitexport.convert.from_gguf import convert_gguf
+from bitexport.convert.tokenizer_check import HARD_STRINGS
 from bitexport.errors import BitexportWarning, GGUFError, TokenizerError
-from bitexport.gguf import pre_tokenizer
-from bitexport.gguf.missing_pre import derived_pre, lacks_pre
 from bitexport.gguf.reader import read_gguf
-from bitexport.gguf.tokenizer_check import HARD_STRINGS
 from bitexport.gguf.types import F16, F32, I2_S
 from bitexport.gguf.writer import MetadataValue, TensorSpec, write_gguf
 from bitexport.runtime.model import Session
+from bitexport.tokenizer import pre_tokenizer
+from bitexport.tokenizer.missing_pre_tokenizer import derived_pre, lacks_pre
 from tests.conftest import REPOSITORY
-from tests.gguf_edit import as_microsoft_writes, rewritten
+from tests.support.gguf_edit import as_microsoft_writes, rewritten
 
 Ggufs = Callable[..., Path]
 
@@ -43,7 +43,7 @@ def known(gguf_of: Ggufs, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path
 
     def make(kind: str, name: str) -> Path:
         path = gguf_of("packed-multiply", tokenizer=kind)
-        from tests.models import tiny_tokenizer
+        from tests.support.models import tiny_tokenizer
 
         ids = tiny_tokenizer(400, kind).encode(CHECK_TEXT).ids
         table["hashes"][sha256(str(ids).encode()).hexdigest()] = name
@@ -88,7 +88,7 @@ def test_a_sentencepiece_vocabulary_needs_none() -> None:
 
 def test_words_that_no_merges_make(gguf_of: Ggufs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Llama 3's way: a word that is a token is taken whole."""
-    from tests.models import tiny_tokenizer
+    from tests.support.models import tiny_tokenizer
 
     description = json.loads(tiny_tokenizer(400, "llama3").to_str())
     merges = description["model"]["merges"] = description["model"]["merges"][:20]

@@ -11,8 +11,8 @@ import pytest
 
 import bitexport
 from bitexport.errors import GGUFError
+from bitexport.gguf.checks import check_hyperparameters
 from bitexport.gguf.reader import read_gguf
-from bitexport.gguf.sanity import check_hyperparameters
 from bitexport.gguf.types import F32
 from bitexport.gguf.writer import MetadataValue, TensorSpec, write_gguf
 from bitexport.runtime.model import Session

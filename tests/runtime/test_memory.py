@@ -7,7 +7,7 @@ from pathlib import Path
 
 from bitexport.gguf.reader import read_gguf
 from bitexport.runtime.model import Session
-from tests.models import Shape
+from tests.support.models import Shape
 
 PAGE = 4096
 

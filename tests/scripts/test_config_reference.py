@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from bitexport.train.config import TrainConfig
 from tests.conftest import REPOSITORY
-from train.config import TrainConfig
 
 
 @pytest.fixture

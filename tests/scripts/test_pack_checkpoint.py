@@ -7,10 +7,10 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from bitexport.records.bpe import train_tokenizer
+from bitexport.train.data.bpe import train_tokenizer
+from bitexport.train.student.fresh import build_model
+from bitexport.train.student.surgery import save
 from tests.train.conftest import tiny_config
-from train.model import build_model
-from train.surgery import save
 
 ROOT = Path(__file__).resolve().parents[2]
 

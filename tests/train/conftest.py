@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from train.config import TrainConfig
-from train.stages import train
+from bitexport.train.config import TrainConfig
+from bitexport.train.stages import train
 
 WORDS = {"red": "rouge", "house": "maison", "small": "petit", "dog": "chien", "old": "vieux", "book": "livre"}
 

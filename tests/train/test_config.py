@@ -5,9 +5,8 @@ from pathlib import Path
 import pytest
 
 from bitexport.errors import UsageError
-from train.config import TrainConfig, load_config
-
-from .conftest import tiny_config
+from bitexport.train.config import TrainConfig, load_config
+from tests.train.conftest import tiny_config
 
 SHIPPED = Path(__file__).parents[2] / "examples" / "tiny-python" / "train.toml"
 

@@ -10,10 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from bitexport.report.losses import read_log
-from train.stages import train
-
-from .conftest import student_config
+from bitexport.train.loss_curve import read_log
+from bitexport.train.stages import train
+from tests.train.conftest import student_config
 
 TWO = [*("-m", "torch.distributed.run", "--nproc-per-node", "2"), *("--rdzv-backend", "c10d")]
 TWO += ["--rdzv-endpoint", "localhost:0", "--local-addr", "localhost"]
@@ -27,7 +26,7 @@ def test_two_processes_give_the_losses_of_one(teacher: Path, tmp_path: Path) -> 
     train(one, "all", say=lambda _: None)
     two = student_config(tmp_path / "two", teacher, **{**vars(one), "run_dir": str(tmp_path / "two" / "run")})
     (tmp_path / "two.toml").write_text(two.to_toml())
-    command = [sys.executable, *TWO, "-m", "train", str(tmp_path / "two.toml"), "--json"]
+    command = [sys.executable, *TWO, "-m", "bitexport", "train", str(tmp_path / "two.toml"), "--json"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr

@@ -19,15 +19,14 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from bitexport.cli import main
-from bitexport.report.losses import read_log
-from train.config import TrainConfig
-from train.trainer import last_checkpoint
-
-from .conftest import student_config
+from bitexport.train.config import TrainConfig
+from bitexport.train.loss_curve import read_log
+from bitexport.train.trainer import last_checkpoint
+from tests.train.conftest import student_config
 
 
 def command(config: TrainConfig, *arguments: str) -> list[str]:
-    """What follows ``bitexport``, or ``python -m``."""
+    """What follows ``bitexport``, or ``python -m bitexport``."""
     path = Path(config.run_dir).parent / "config.toml"
     path.write_text(config.to_toml(), encoding="utf-8")
     return ["train", str(path), *arguments]
@@ -180,7 +179,7 @@ def test_a_full_disk_leaves_no_half_model(
 
 def interrupted(config: TrainConfig, number: int, *, after: int, resume: bool) -> tuple[int, str]:
     """Start the module as a process of its own, send it the signal once ``after`` steps are logged."""
-    arguments = ["-m", *command(config, "--stage", "3", *(["--resume"] if resume else []))]
+    arguments = ["-m", "bitexport", *command(config, "--stage", "3", *(["--resume"] if resume else []))]
     process = subprocess.Popen([sys.executable, *arguments], stderr=subprocess.PIPE, text=True)
     log, end = Path(config.run_dir) / "stage3" / "log.jsonl", time.monotonic() + 100
     while not log.exists() or max([line["step"] for line in read_log(log)], default=0) < after:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from bitexport.perplexity import token_losses, windows
-from bitexport.records.stdlib import held_out_text
+from bitexport.metrics.likelihood import token_losses, windows
 from bitexport.reference import load_reference
+from bitexport.text.stdlib import held_out_text
 
 FOLDER = Path(__file__).parents[2] / "examples" / "tiny-python"
 

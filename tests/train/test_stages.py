@@ -13,12 +13,11 @@ import torch
 from bitexport.convert import convert
 from bitexport.errors import OutputError, UsageError
 from bitexport.parity import parity
-from bitexport.report.losses import read_log
-from train.config import TrainConfig
-from train.stages import train
-from train.surgery import load_causal_lm
-
-from .conftest import WORDS, student_config, tiny_config
+from bitexport.train.config import TrainConfig
+from bitexport.train.loss_curve import read_log
+from bitexport.train.stages import train
+from bitexport.train.student.surgery import load_causal_lm
+from tests.train.conftest import WORDS, student_config, tiny_config
 
 
 def quiet(config: TrainConfig, stage: str, **rest: Any) -> list[str]:

@@ -1,0 +1,63 @@
+"""Do the two sides agree? On tokens first, then on logits, as parity judges them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from bitexport.doctor.samples import Sample
+from bitexport.errors import TokenizerError, UnsupportedError
+from bitexport.gguf.embeddings import read_embeddings
+from bitexport.metrics.likelihood import token_losses
+from bitexport.parity.aligned import compare_aligned
+from bitexport.parity.driver import check_same_tokens
+from bitexport.parity.report import MAX_RELATIVE_ERROR, MIN_COSINE
+from bitexport.reference import Reference
+from bitexport.runtime.model import Session
+from bitexport.tokenizer.hard_strings import HARD_STRINGS
+
+#: tokens of each kind of text that are compared.
+COMPARED = 128
+
+#: what the loss of a file that is not I2_S may differ by, relatively: its activations are rounded otherwise,
+#: so that logits cannot be compared one by one.
+MAX_LOSS_DIFFERENCE = 0.05
+
+
+def tokenizer_difference(reference: Reference, session: Session, samples: Sequence[Sample]) -> str | None:
+    """The first text that the sides tokenize differently, as a clause; None when there is none."""
+    texts = [(f"the prompt {sample.prompt!r}", sample.prompt) for sample in samples]
+    texts += [(f"{text!r}", text) for text in HARD_STRINGS]
+    for what, text in texts:
+        try:
+            check_same_tokens(reference, session, what, text, reference.tokenize(text))
+        except TokenizerError as error:
+            return str(error)
+    return None
+
+
+def logit_difference(reference: Reference, session: Session, samples: Sequence[Sample]) -> str | None:
+    """How C++ differs from PyTorch by more than rounding explains, as a clause; None where it does not."""
+    pieces = [list(sample.windows[0][:COMPARED]) for sample in samples]
+    try:
+        alignment, _ = compare_aligned(reference, session, read_embeddings(session.path), pieces)
+    except UnsupportedError:
+        return _loss_difference(reference, session, pieces)
+    agreement = alignment.agreement
+    if alignment.unfaithful or alignment.unexplained:
+        return f"C++ and PyTorch disagree: {alignment.describe()}"
+    if not agreement.cosine_min >= MIN_COSINE:
+        return f"C++ and PyTorch disagree: the cosine of their logits falls to {agreement.cosine_min:.6f}"
+    if not agreement.relative_error_max <= MAX_RELATIVE_ERROR:
+        return (
+            f"C++ and PyTorch disagree: their logits differ by {agreement.relative_error_max:.2%} of their "
+            "length"
+        )
+    return None
+
+
+def _loss_difference(reference: Reference, session: Session, pieces: Sequence[list[int]]) -> str | None:
+    python = sum(token_losses(reference.logits(ids), ids).sum() for ids in pieces)
+    cpp = sum(token_losses(session.logits(ids), ids).sum() for ids in pieces)
+    if abs(cpp - python) <= MAX_LOSS_DIFFERENCE * python:
+        return None
+    return f"C++ and PyTorch disagree: the loss on the same text is {cpp / python:.3g} times PyTorch's"

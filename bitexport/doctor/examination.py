@@ -1,0 +1,181 @@
+"""The tensors: what quantization leaves of them, and whether a GGUF file holds what the checkpoint says."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from bitexport.convert.encode import CHUNK_WEIGHTS, bias_factor
+from bitexport.convert.plan import Plan, PlannedTensor
+from bitexport.doctor.metadata import metadata_differences
+from bitexport.families import Role
+from bitexport.gguf.packers import i2_s
+from bitexport.gguf.reader import GGUFFile, GGUFTensor
+from bitexport.gguf.types import I2_S
+from bitexport.health.scan import dequantized
+from bitexport.reference.embeddings import ROW_ERROR
+from bitexport.ternary import TernaryTensor
+
+#: by how much a row of a type that is not in ROW_ERROR may be off, as a fraction of its length.
+OTHER_ROW_ERROR = 0.1
+
+#: a scale may be off by what float16 rounds, where the type keeps it so; I2_S keeps float32.
+FLOAT32_ERROR = 1e-6
+FLOAT16_ERROR = 1e-3
+
+
+@dataclass(frozen=True, slots=True)
+class Norm:
+    """The Frobenius norm of one ternary tensor, before and after quantization.
+
+    Attributes:
+        name: in the checkpoint.
+        before: of the master weights; None where the checkpoint has none.
+        after: of trits times scale.
+    """
+
+    name: str
+    before: float | None
+    after: float
+
+    @property
+    def ratio(self) -> float | None:
+        """What is left; Gaussian weights keep 0.66."""
+        return self.after / self.before if self.before else None
+
+    @property
+    def layer(self) -> str:
+        """The number of its layer; nothing for a tensor outside of the layers."""
+        found = re.search(r"layers\.(\d+)\.", self.name)
+        return found[1] if found else ""
+
+    @property
+    def kind(self) -> str:
+        """The tensor without its layer, such as ``mlp.up_proj``."""
+        return re.sub(r"^.*layers\.\d+\.", "", self.name.removesuffix(".weight"))
+
+
+@dataclass(frozen=True, slots=True)
+class Examination:
+    """What reading every tensor once has shown.
+
+    Attributes:
+        norms: of the ternary tensors, in the order of the file.
+        differences: tensors of the file that are not the checkpoint's, as clauses.
+        metadata: hyper-parameters of the file that are not the checkpoint's, as clauses.
+    """
+
+    norms: list[Norm]
+    differences: list[str]
+    metadata: list[str]
+
+
+def examine(plan: Plan, file: GGUFFile | None) -> Examination:
+    """Read every tensor of the checkpoint once; compare it with the file's, where there is one.
+
+    Raises:
+        CheckpointError, GGUFError: a tensor cannot be read.
+    """
+    norms: list[Norm] = []
+    differences: list[str] = []
+    theirs = {tensor.name: tensor for tensor in file.tensors} if file else {}
+    expected = {tensor.spec.name for tensor in plan.tensors}
+    for tensor in plan.tensors:
+        found = theirs.get(tensor.spec.name)
+        if file is not None and found is None:
+            differences.append(f"{tensor.spec.name} is missing from the file")
+        elif found is not None and found.shape != tensor.spec.shape:
+            differences.append(
+                f"{found.name} has shape {list(found.shape)}, expected {list(tensor.spec.shape)}"
+            )
+            found = None
+        difference = _examine(plan, tensor, file, found, norms)
+        if difference:
+            differences.append(f"{tensor.spec.name} {difference}")
+    extra = plan.family.extra_tensors(plan.numbers)
+    differences += [
+        f"{name} is nothing that the checkpoint has"
+        for name in sorted(theirs.keys() - expected - extra.keys())
+    ]
+    if file is not None:
+        for name, values in extra.items():
+            if name not in theirs or not np.allclose(
+                next(dequantized(file, theirs[name])), values, FLOAT32_ERROR
+            ):
+                differences.append(f"{name} is missing or differs")
+    return Examination(norms, differences, metadata_differences(plan, file) if file else [])
+
+
+def _examine(
+    plan: Plan,
+    tensor: PlannedTensor,
+    file: GGUFFile | None,
+    found: GGUFTensor | None,
+    norms: list[Norm],
+) -> str | None:
+    """Note a ternary tensor's norms; how the file's differs, as a clause, or None."""
+    name = tensor.claim.source
+    order = plan.family.row_order(tensor.claim, plan.numbers)
+    if tensor.ternary:
+        weights = plan.packing.unpack(plan.checkpoint, name)
+        after = float(weights.scale) * np.sqrt(np.count_nonzero(weights.trits))
+        before = None
+        if plan.packing.name == "master" and not weights.dequantized:
+            before = float(np.sqrt(np.square(plan.checkpoint.read(name), dtype=np.float64).sum()))
+        norms.append(Norm(name, before, float(after)))
+        trits = weights.trits if order is None else weights.trits[order]
+        return _ternary_difference(TernaryTensor(trits, weights.scale), file, found)
+    if order is not None or tensor.claim.role is Role.BIAS:
+        values = plan.checkpoint.read(name)
+        if tensor.claim.role is Role.BIAS:
+            values = values * bias_factor(plan, tensor.claim)
+        return _float_difference(iter([values if order is None else values[order]]), file, found)
+    rows = max(1, CHUNK_WEIGHTS // max(1, int(np.prod(tensor.claim.shape[1:]))))
+    return _float_difference(plan.checkpoint.read_rows(name, rows), file, found)
+
+
+def _ternary_difference(ours: TernaryTensor, file: GGUFFile | None, found: GGUFTensor | None) -> str | None:
+    if file is None or found is None:
+        return None
+    if found.type is I2_S:
+        theirs = i2_s.unpack(file.data(found), (found.shape[0], found.shape[1]))
+        trits, scale, allowed = theirs.trits, float(theirs.scale), FLOAT32_ERROR
+    else:
+        values = np.concatenate(list(dequantized(file, found)))
+        scale, allowed = float(np.abs(values).max(initial=0)), FLOAT16_ERROR
+        trits = np.sign(values).astype(np.int8)
+    wrong = int(np.count_nonzero(trits != ours.trits))
+    if wrong:
+        return f"has {wrong:,} of {ours.trits.size:,} trits that differ"
+    expected = float(ours.scale)
+    if ours.trits.any() and not abs(scale - expected) <= allowed * expected:
+        factor = scale / expected
+        return f"has scale {scale:.6g}, {factor:.4g} times the checkpoint's {expected:.6g}"
+    return None
+
+
+def _float_difference(
+    ours: Iterator[npt.NDArray[np.float32]], file: GGUFFile | None, found: GGUFTensor | None
+) -> str | None:
+    if file is None or found is None:
+        return None
+    theirs = np.concatenate([piece.reshape(-1) for piece in dequantized(file, found)]).reshape(found.shape)
+    start = 0
+    for piece in ours:
+        rows = len(piece)
+        expected = piece.reshape(rows, -1)
+        error = np.linalg.norm(theirs[start : start + rows].reshape(rows, -1) - expected, axis=1)
+        allowed = ROW_ERROR.get(found.type.name, OTHER_ROW_ERROR) * np.linalg.norm(expected, axis=1) + 1e-6
+        wrong = np.flatnonzero(~(error <= allowed))
+        if len(wrong):
+            row = int(wrong[0])
+            length = float(np.linalg.norm(expected[row]))
+            by = f"by {float(error[row]) / length:.1%}" if length else "from zero"
+            what = "row" if len(found.shape) > 1 else "value"
+            return f"differs: {what} {start + row} is off {by}, more than {found.type.name} explains"
+        start += rows
+    return None

@@ -1,0 +1,66 @@
+"""One tokenizer for all sides: only then are numbers per token comparable."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from bitexport.errors import UsageError
+from bitexport.evaluation.items import Encode
+from bitexport.evaluation.side import Side
+
+
+def agreed(sides: Sequence[Side]) -> Encode:
+    """How all sides tokenize; raises UsageError where they differ, or an id is not in a vocabulary."""
+
+    def encode(text: str, special: bool) -> list[int]:
+        first, *others = sides
+        ids = first.encode(text, special)
+        for other in others:
+            if (found := other.encode(text, special)) != ids:
+                raise _different(first, other, text, ids, found)
+        smallest = min(sides, key=lambda side: side.n_vocab)
+        if ids and max(ids) >= smallest.n_vocab:
+            raise UsageError(
+                f"the tokenizer gives id {max(ids)} for {_excerpt(text)} and {smallest.name} has "
+                f"{smallest.n_vocab} tokens; expected a tokenizer that belongs to the model"
+            )
+        return ids
+
+    return encode
+
+
+def agreed_end(sides: Sequence[Side]) -> int:
+    """The token that ends an answer."""
+    first = sides[0]
+    for side in sides:
+        if side.end is None or not 0 <= side.end < side.n_vocab:
+            raise UsageError(
+                f"{side.path}: its tokenizer names no end of text that the model has, with which answers "
+                "end; set eos_token in tokenizer_config.json"
+            )
+        if side.end != first.end:
+            raise UsageError(
+                f"answers end with token {first.end} for {first.name} and {side.end} for {side.name}; "
+                "expected one tokenizer: evaluate the two by themselves"
+            )
+    assert first.end is not None
+    return first.end
+
+
+def _different(one: Side, other: Side, text: str, ids: list[int], found: list[int]) -> UsageError:
+    at = next((n for n, (a, b) in enumerate(zip(ids, found, strict=False)) if a != b), None)
+    at = min(len(ids), len(found)) if at is None else at
+    advice = (
+        "see `bitexport parity --tokenizer-only`"
+        if one.role == other.role
+        else "evaluate the two by themselves"
+    )
+    return UsageError(
+        f"{one.name} and {other.name} tokenize {_excerpt(text)} differently from token {at + 1} on: "
+        f"{ids[at : at + 3]} and {found[at : at + 3]}; numbers per token are comparable only with one "
+        f"tokenizer: {advice}"
+    )
+
+
+def _excerpt(text: str) -> str:
+    return repr(text if len(text) <= 40 else text[:39] + "…")

@@ -1,0 +1,7 @@
+"""``bitexport inspect``: what a checkpoint or a GGUF file holds."""
+
+from __future__ import annotations
+
+from bitexport.inspect.driver import inspect
+
+__all__ = ["inspect"]

@@ -1,0 +1,180 @@
+"""``bitexport inspect``: what a GGUF file or a checkpoint folder holds."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bitexport.checkpoint import Checkpoint, open_checkpoint
+from bitexport.checkpoint.packings import keeps_float, packing_of
+from bitexport.convert.plan import absent
+from bitexport.errors import BitexportError, GGUFError
+from bitexport.families import Role, family_of
+from bitexport.gguf.packers import i2_s
+from bitexport.gguf.reader import Array, GGUFFile, GGUFTensor, read_gguf
+from bitexport.gguf.types import I2_S, file_type_name
+from bitexport.health import Finding
+from bitexport.health.scan import scan_checkpoint, scan_gguf
+from bitexport.progress import Progress, ignore
+
+#: arrays longer than this are shown by their first elements.
+MAX_SHOWN = 16
+
+
+@dataclass(frozen=True, slots=True)
+class TensorRow:
+    """A tensor: its shape outermost first, its bytes without padding, and the scale of an I2_S tensor."""
+
+    name: str
+    type: str
+    shape: list[int]
+    bytes: int
+    scale: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class InspectReport:
+    """What was found.
+
+    Attributes:
+        path: what was looked at.
+        kind: ``gguf`` or ``checkpoint``.
+        architecture: the GGUF's, or the class in config.json.
+        file_type: by name; for a checkpoint, its packing.
+        tensors: in the order of the file.
+        metadata: GGUF keys, long arrays shortened; for a checkpoint, config.json.
+        types: how many tensors of each type there are.
+        problems: why a checkpoint could not be converted, as far as its headers tell.
+        health: signs of a bad checkpoint; None when they were not looked for.
+    """
+
+    path: str
+    kind: str
+    architecture: str
+    file_type: str
+    tensors: list[TensorRow]
+    metadata: dict[str, Any]
+    total_bytes: int
+    types: dict[str, int] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+    health: list[Finding] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as one JSON object, without ``schema``."""
+        return asdict(self)
+
+
+def inspect(path: str | Path, *, health: bool = False, progress: Progress = ignore) -> InspectReport:
+    """Look at a GGUF file or a checkpoint folder; only headers and I2_S scales are read.
+
+    Args:
+        health: read every tensor, and look for the signs of :data:`bitexport.health.SIGNS`.
+        progress: told of every tensor that is read for that.
+
+    Raises:
+        GGUFError: the file is damaged, as far as those tell.
+        CheckpointError: the folder is no checkpoint, or a shard is damaged.
+    """
+    place = Path(path)
+    if place.is_dir():
+        return _inspect_checkpoint(place, health, progress)
+    return _inspect_gguf(place, health, progress)
+
+
+def _inspect_gguf(path: Path, health: bool, progress: Progress) -> InspectReport:
+    file = read_gguf(path)
+    # a scale that cannot be is a finding of the one, and an error of the other
+    findings = scan_gguf(file, progress) if health else None
+    rows = [
+        TensorRow(t.name, t.type.name, list(t.shape), t.nbytes, _scale(file, t, strict=not health))
+        for t in file.tensors
+    ]
+    number = file.metadata.get("general.file_type")
+    return InspectReport(
+        path=str(path),
+        kind="gguf",
+        architecture=str(file.metadata.get("general.architecture", "unknown")),
+        file_type=file_type_name(number, [row.type for row in rows])
+        if isinstance(number, int)
+        else "not given",
+        tensors=rows,
+        metadata={key: _shown(file, key) for key in file.metadata},
+        total_bytes=sum(row.bytes for row in rows),
+        types=dict(Counter(row.type for row in rows).most_common()),
+        health=findings,
+    )
+
+
+def _scale(file: GGUFFile, tensor: GGUFTensor, *, strict: bool) -> float | None:
+    if tensor.type is not I2_S:
+        return None
+    try:
+        return float(str(i2_s.read_scale(file.data(tensor))))
+    except GGUFError as error:
+        if not strict:
+            return None
+        raise GGUFError(f"{file.path.name}: tensor '{tensor.name}': {error}") from error
+
+
+def _shown(file: GGUFFile, key: str) -> Any:
+    value = file.metadata[key]
+    if not isinstance(value, Array):
+        return value
+    elements = file.elements(key, MAX_SHOWN)
+    if value.length <= MAX_SHOWN:
+        return elements
+    return {"array_of": value.type, "length": value.length, "first": elements}
+
+
+def _packing_and_problems(checkpoint: Checkpoint) -> tuple[str, list[str]]:
+    """The packing's name, and why the checkpoint could not be converted."""
+    name, problems = "unknown", []
+    packing, numbers = None, None
+    try:
+        packing = packing_of(checkpoint)
+        name = packing.name
+    except BitexportError as error:
+        problems.append(str(error))
+    try:
+        family = family_of(checkpoint.config, checkpoint.tensors)
+        numbers = family.hyperparameters(checkpoint.config, checkpoint.tensors)
+    except BitexportError as error:
+        problems.append(str(error))
+    if packing is not None and numbers is not None:
+        try:
+            claims = family.claims(numbers)
+            for claim in claims:
+                if not absent(checkpoint, claim):
+                    checkpoint.info(claim.source)
+            for claim in claims:
+                if claim.role is Role.TERNARY and not keeps_float(checkpoint, claim.source):
+                    packing.check(checkpoint, claim.source)
+                    break  # one tells whether the checkpoint is what its configuration says
+        except BitexportError as error:
+            name = "unknown"
+            problems.append(str(error))
+    return name, problems
+
+
+def _inspect_checkpoint(path: Path, health: bool, progress: Progress) -> InspectReport:
+    checkpoint = open_checkpoint(path)
+    rows = [
+        TensorRow(info.name, info.dtype.lower(), list(info.shape), info.nbytes)
+        for info in checkpoint.tensors.values()
+    ]
+    packing, problems = _packing_and_problems(checkpoint)
+    named = checkpoint.config.get("architectures")
+    return InspectReport(
+        path=str(path),
+        kind="checkpoint",
+        architecture=str(named[0]) if isinstance(named, list) and named else "unknown",
+        file_type=packing,
+        tensors=rows,
+        metadata=dict(checkpoint.config),
+        total_bytes=checkpoint.nbytes,
+        types=dict(Counter(row.type for row in rows).most_common()),
+        problems=problems,
+        health=scan_checkpoint(checkpoint, progress) if health else None,
+    )

@@ -1,0 +1,91 @@
+"""The split of records into two sides that share nothing: training, and held out."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import unicodedata
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Literal
+
+from bitexport.errors import UsageError
+from bitexport.text import stdlib
+from bitexport.text.sources import Document, Record, texts_of
+
+
+@dataclass(frozen=True)
+class Split:
+    """The two sides, each in an order that hashes decide: any beginning of a side is a fair sample of it."""
+
+    train: list[Record]
+    held_out: list[Record]
+    duplicates: int  # left out: equal to another record
+    too_close: int  # left out of held_out: shares a key with the training side
+
+
+def split(records: Iterable[Record], held_out_percent: int) -> Split:
+    """Part the records so that no key (see :func:`keys_of`) is on both sides.
+
+    The key of what is asked decides the side, by its hash, on every machine alike; then whatever is held out
+    but has a key that the training side has too is dropped.
+
+    Raises:
+        UsageError: a side is empty.
+    """
+    every = list(records)
+    keys = {record: keys_of(record) for record in every}
+    ordered = sorted(keys, key=lambda record: hashlib.sha256(repr(record).encode()).digest())
+    chosen = {record for record in ordered if _deciding(record, held_out_percent)[0]}
+    train = [record for record in ordered if record not in chosen]
+    seen = {key for record in train for key in keys[record]}
+    held_out = [record for record in ordered if record in chosen and seen.isdisjoint(keys[record])]
+    if not train or not held_out:
+        found = (
+            f"{len(train):,} records for training, {len(held_out):,} held out ({held_out_percent} percent)"
+        )
+        raise UsageError(f"data: {found}; expected some on both sides; give more data or another percentage")
+    return Split(train, held_out, len(every) - len(ordered), len(chosen) - len(held_out))
+
+
+def side_of(record: Record, held_out_percent: int) -> Literal["train", "held_out"] | None:
+    """The side of one record of a stream, decided without the others; None: leave it out.
+
+    All keys of a record must agree. No document is lost; of pairs it holds out only percent^2 / 100 in 100,
+    and leaves out about twice the percentage.
+    """
+    sides = set(_deciding(record, held_out_percent))
+    return None if len(sides) == 2 else "held_out" if True in sides else "train"
+
+
+def _deciding(record: Record, percent: int) -> tuple[bool, ...]:
+    """Whether each key of a record would hold it out; a document with a name goes by that."""
+    if isinstance(record, Document) and record.name:
+        return (stdlib.is_held_out(PurePosixPath(record.name), percent),)
+    # Another arithmetic would be another split, and models in examples/ were trained on this one.
+    return tuple(
+        int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") % 10_000 < percent * 100
+        for key in keys_of(record)
+    )
+
+
+def keys_of(record: Record) -> tuple[str, ...]:
+    """What two records must not share across the sides: the keys of what is asked and of what is answered."""
+    return tuple(key_of(text) for text in texts_of(record))
+
+
+_SPECIFIER = re.compile(
+    r"%(?:\d+\$|\(\w+\))?[-+#0' ]*[\d.*]*(?:hh|ll|[hlLqjzt])?[diouxXeEfFgGaAcCsSpnmr]|\{[^{}\s]{0,40}\}|%\d+"
+)
+_MNEMONIC = re.compile(r"\([_&]\w\)|[_&]")
+_NUMBER = re.compile(r"\d+(?:[.,:]\d+)*")
+_PUNCTUATION = re.compile(r"[!-/:-@\[-`{-~«»¡¿،؛؟\u2000-\u206f\u3000-\u303f]+")
+
+
+def key_of(text: str) -> str:
+    """The text without what makes no other text of it: case, white space, punctuation, the letter marks of
+    menus (``_`` and ``&``), the value of numbers, the kind of format specifiers."""
+    text = _SPECIFIER.sub("0", unicodedata.normalize("NFKC", text))
+    text = _NUMBER.sub("0", _MNEMONIC.sub("", text).casefold())
+    return " ".join(_PUNCTUATION.sub(" ", text).split())

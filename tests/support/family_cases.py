@@ -1,0 +1,141 @@
+"""The families' cases: a tiny random model of transformers, and a way of saving it.
+
+What they are for is in test_families_run.py.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from tests.support.models import Shape, save_checkpoint, tiny_model
+
+EVEN = Shape()
+#: q is wider than hidden, as in Qwen3-0.6B; and rows that do not begin on an I2_S block.
+WIDE_HEADS = Shape(hidden=128, ffn=256, heads=4, kv_heads=2)
+ODD = Shape(hidden=160, ffn=432, heads=5, kv_heads=1)
+#: 1bitLLM's 3B, an eighth as wide: heads of 100, and in = 1080, which is no multiple of 128, as 8640 is none.
+SMALL_3B = Shape(hidden=400, ffn=1080, heads=4, kv_heads=4)
+
+#: as transformers 4 wrote it.
+OLD_ROPE = {"rope_parameters": None, "rope_theta": 20000.0, "rope_scaling": None}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 10000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+#: HY-MT1.5's, as its config.json has it.
+ALPHA = {
+    "rope_parameters": None,
+    "rope_theta": 10000.0,
+    "rope_scaling": {
+        "alpha": 1000.0,
+        "beta_fast": 32,
+        "beta_slow": 1,
+        "factor": 1.0,
+        "mscale": 1.0,
+        "mscale_all_dim": 0.0,
+        "type": "dynamic",
+    },
+}
+
+
+def sequential(name: str) -> str:
+    """The spelling of projects that put a Sequential of norm and linear layer in place of the linear one."""
+    name = re.sub(r"(o_proj|down_proj)\.", r"\1.1.", name)
+    name = name.replace("self_attn.attn_sub_norm", "self_attn.o_proj.0")
+    return name.replace("mlp.ffn_sub_norm", "mlp.down_proj.0")
+
+
+def one_bit_llm(name: str) -> str:
+    return name.replace("attn_sub_norm", "inner_attn_ln").replace("ffn_sub_norm", "ffn_layernorm")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model, how it is saved, and the graph that it has to run on."""
+
+    architecture: str
+    graph: str = "bitnet-b1.58"
+    packing: str = "master"
+    shape: Shape = EVEN
+    tied: bool = True
+    model: Mapping[str, Any] = field(default_factory=dict)
+    rename: Callable[[str], str] = str
+    quantization: Mapping[str, Any] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict)
+
+
+SILU = {"hidden_act": "silu"}
+INPUT_NORMS = {"input_norms": True}
+USE_RMS_NORM = {"use_rms_norm": True, "rms_norm_eps": 1e-3}
+ONEBITLLM = Case(
+    "1bitllm",
+    "bitnet",
+    rename=one_bit_llm,
+    config={"architectures": ["BitnetForCausalLM"], "quantization_config": None, "weight_bits": 1},
+)
+
+CASES = {
+    "2B4T": Case("bitnet", tied=False),
+    "2B4T with a bias": Case("bitnet", model={"attention_bias": True}),
+    "2B4T with use_rms_norm": Case("bitnet", model=INPUT_NORMS, quantization=USE_RMS_NORM),
+    "1bitLLM": ONEBITLLM,
+    "1bitLLM 3B": replace(ONEBITLLM, shape=SMALL_3B),
+    "Llama": Case("llama", "llama", "packed-divide", tied=False),
+    "Llama, pre-dequantized": Case("llama", "llama", "pre-dequantized"),
+    "Llama, rows of an odd width": Case("llama", "llama", "packed-multiply", ODD),
+    "Llama with use_rms_norm": Case(
+        "llama", model=INPUT_NORMS, quantization=USE_RMS_NORM, packing="packed-divide"
+    ),
+    "Llama with norms of Microsoft's spelling": Case(
+        "llama", model=INPUT_NORMS, rename=lambda name: name.replace(".rms_norm.", ".norm.")
+    ),
+    "Llama with biases": Case("llama", tied=False, model={"attention_bias": True, "mlp_bias": True}),
+    "Llama student": Case("llama-student", packing="packed-multiply", tied=False),
+    "Llama student, llama3 rope": Case("llama-student", config={"rope_parameters": LLAMA3}),
+    "Llama student, saved as BitNet": Case("bitnet", model={**SILU, "rope_theta": 10000.0}),
+    "SmolLM2 student, odd, sequential": Case("llama-student", shape=ODD, rename=sequential, config=OLD_ROPE),
+    "sequential and packed": Case("llama-student", packing="packed-divide", rename=sequential),
+    "Qwen2.5 student": Case("qwen2-student"),
+    "Qwen2.5 student, packed-multiply": Case("qwen2-student", packing="packed-multiply", tied=False),
+    "Qwen2.5 student, packed-divide": Case("qwen2-student", packing="packed-divide", config=OLD_ROPE),
+    "Qwen3 student": Case("qwen3-student", shape=WIDE_HEADS, model={"head_dim": 64}),
+    "Qwen3 student, untied, packed": Case(
+        "qwen3-student", packing="packed-multiply", shape=WIDE_HEADS, model={"head_dim": 64}, tied=False
+    ),
+    "Qwen3 without SubLN": Case("qwen3", packing="pre-dequantized", model={"head_dim": 64}, config=OLD_ROPE),
+    "Qwen3 student with use_rms_norm and float layers": Case(
+        "qwen3-student",
+        model={"head_dim": 64, **INPUT_NORMS},
+        quantization={
+            **USE_RMS_NORM,
+            "modules_to_not_convert": ["layers.0.mlp.up_proj", "o_proj", "lm_head"],
+        },
+    ),
+    "HunYuan student": Case("hunyuan-student", model={"head_dim": 64}, config=ALPHA),
+    "HunYuan student, packed": Case(
+        "hunyuan-student", packing="packed-divide", model={"head_dim": 64}, tied=False
+    ),
+}
+
+
+def made(case: Case, folder: Path) -> Path:
+    """The checkpoint of a case."""
+    model = tiny_model(case.shape, architecture=case.architecture, tied=case.tied, **case.model)
+    return save_checkpoint(
+        model,
+        folder / "checkpoint",
+        case.packing,
+        rename=case.rename,
+        quantization=case.quantization,
+        config_changes=case.config,
+        # transformers gives Qwen2 this pre-tokenizer, whatever tokenizer.json says
+        tokenizer="qwen2" if case.architecture.startswith("qwen2") else "gpt2",
+    )
