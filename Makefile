@@ -54,10 +54,11 @@ test-native: native
 test-python: native stock
 	$(BIN)/python -m pytest
 
-check: $(VENV)/.installed ## Lint, type-check, compare tables in README and docs with the code
+check: $(VENV)/.installed ## Lint, type-check, hold the layers, compare tables in README and docs with the code
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 	$(BIN)/python scripts/support_table.py --check
 	$(BIN)/python scripts/config_reference.py --check
 

@@ -21,6 +21,7 @@ from bitexport.gguf.types import F16, F32, FILE_TYPES
 from bitexport.gguf.writer import MetadataValue, TensorSpec, check_output, write_gguf
 from bitexport.health import Finding, Health, look_at_trainer_state, look_at_vocabulary, refuse
 from bitexport.progress import ProgressEvent
+from bitexport.system.machine import peak_rss_bytes
 from bitexport.tokenizer.vocabulary import Vocabulary, read_vocabulary
 
 #: the fraction of a float tensor's values that may become zero in float16 without a warning.
@@ -340,20 +341,3 @@ def check_choice(option: str, value: str, known: tuple[str, ...]) -> None:
     """Raise UsageError where an option has a value that it does not take."""
     if value not in known:
         raise UsageError(f"{option} {value!r} is unknown; expected one of {', '.join(known)}")
-
-
-def peak_rss_bytes() -> int:
-    """The most memory that this process ever held, in bytes."""
-    try:
-        # getrusage would count what the parent held before the exec
-        with Path("/proc/self/status").open(encoding="ascii") as file:
-            for line in file:
-                if line.startswith("VmHWM:"):
-                    return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    import resource
-    import sys
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

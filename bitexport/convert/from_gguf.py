@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bitexport.convert import ConvertReport, TypeRow
-from bitexport.convert.driver import check_choice, peak_rss_bytes
+from bitexport.convert.driver import check_choice
 from bitexport.convert.encode import FloatFacts, encode_float
 from bitexport.convert.plan import EMBED_TYPES, KEPT_FLOAT_KEY, TERNARY_TYPES, needs, straddling_warnings
 from bitexport.convert.tokenizer_check import check_loads
@@ -33,6 +33,7 @@ from bitexport.gguf.writer import ALIGNMENT, MetadataValue, RawValue, TensorSpec
 from bitexport.health import Finding, Health, refuse
 from bitexport.health.scan import dequantized
 from bitexport.progress import ProgressEvent
+from bitexport.system.machine import peak_rss_bytes
 from bitexport.ternary import AnyTernary, TernaryTensor
 from bitexport.tokenizer.missing_pre_tokenizer import MODEL_KEY, PRE_KEY, derived_pre, lacks_pre
 

@@ -31,7 +31,8 @@ import json, sys
 import numpy as np
 from bitexport.errors import BitexportError
 from bitexport.runtime import ggml
-from bitexport.runtime.library import bind, find_library_dir
+from bitexport.runtime.library import bind
+from bitexport.system.native_files import find_library_dir
 found = {}
 try:
     found["folder"] = str(find_library_dir())

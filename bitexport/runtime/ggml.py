@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from bitexport.errors import NativeLibraryError, UnsupportedError
-from bitexport.runtime.library import find_library_dir, library_file, refuse_foreign_libraries
+from bitexport.runtime.library import refuse_foreign_libraries
+from bitexport.system.native_files import find_library_dir, library_file
 
 TIER_VARIABLE = "BITEXPORT_TIER"
 LAYOUT_VARIABLE = "BITEXPORT_LAYOUT"

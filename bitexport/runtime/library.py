@@ -17,50 +17,13 @@ from types import ModuleType
 
 from bitexport.errors import NativeLibraryError
 from bitexport.runtime import log
+from bitexport.system.native_files import find_library_dir, library_name
 
-DIRECTORY_VARIABLE = "BITEXPORT_LIB_DIR"
 _BINDING_VARIABLE = "LLAMA_CPP_LIB_PATH"
-_PACKAGE = Path(__file__).resolve().parent.parent
-_SUFFIX = {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so")
-_PREFIX = "" if sys.platform == "win32" else "lib"
 _MAPS = Path("/proc/self/maps")
 _OURS_OR_THEIRS = re.compile(r"^lib(llama|ggml)([-.].*)?\.(so|dylib)(\.\d+)*$")
 
 _bound: ModuleType | None = None
-
-
-def library_file(name: str) -> Path:
-    """The file of one of our libraries: ``library_file("ggml-base")`` -> ``.../libggml-base.so``."""
-    return find_library_dir() / f"{_PREFIX}{name}{_SUFFIX}"
-
-
-def find_library_dir() -> Path:
-    """The folder that holds our libllama and its companions.
-
-    ``$BITEXPORT_LIB_DIR`` when set; else ``bitexport/lib``, where a wheel has it; else
-    ``build/native/lib`` of the source checkout.
-
-    Raises:
-        NativeLibraryError: there is no libllama in any of them.
-    """
-    name = f"{_PREFIX}llama{_SUFFIX}"
-    override = os.environ.get(DIRECTORY_VARIABLE)
-    if override:
-        chosen = Path(override).resolve()
-        if not (chosen / name).is_file():
-            raise NativeLibraryError(
-                f"{DIRECTORY_VARIABLE} is {override}, which holds no {name}; "
-                "give the folder of bitexport's libraries, or unset it"
-            )
-        return chosen
-    places = [_PACKAGE / "lib", _PACKAGE.parent / "build" / "native" / "lib"]
-    for place in places:
-        if (place / name).is_file():
-            return place
-    raise NativeLibraryError(
-        f"no {name} in {' or '.join(map(str, places))}; run `make native` in a source checkout, "
-        f"install a wheel that carries it, or set {DIRECTORY_VARIABLE}"
-    )
 
 
 def bind() -> ModuleType:
@@ -97,7 +60,7 @@ def _foreign_binding(directory: Path) -> Path | None:
     if module is None:
         return None
     used = Path(module._base_path).resolve()
-    return None if used == directory.resolve() else used / f"{_PREFIX}llama{_SUFFIX}"
+    return None if used == directory.resolve() else used / library_name("llama")
 
 
 def _foreign_mapping(directory: Path) -> Path | None:

@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from bitexport.errors import NativeLibraryError
-from bitexport.runtime.library import bind, library_file
+from bitexport.runtime.library import bind
+from bitexport.system.native_files import library_file
 
 _Observer = ctypes.CFUNCTYPE(
     None,

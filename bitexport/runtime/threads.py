@@ -12,7 +12,7 @@ from pathlib import Path
 
 from bitexport.errors import NativeLibraryError
 from bitexport.runtime.ggml import cpu_library, processors
-from bitexport.runtime.library import library_file
+from bitexport.system.native_files import library_file
 
 _TOPOLOGY = Path("/sys/devices/system/cpu")
 _CGROUP_QUOTA = Path("/sys/fs/cgroup/cpu.max")

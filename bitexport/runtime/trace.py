@@ -16,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from bitexport.errors import NativeLibraryError
-from bitexport.runtime.library import bind, library_file
+from bitexport.runtime.library import bind
+from bitexport.system.native_files import library_file
 
 #: What only looks at another tensor's values, or prepares them, computes nothing.
 _VIEWS = frozenset({"NONE", "VIEW", "RESHAPE", "PERMUTE", "TRANSPOSE"})

@@ -20,6 +20,22 @@ def resident_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
+def peak_rss_bytes() -> int:
+    """The most memory that this process ever held, in bytes."""
+    try:
+        # getrusage would count what the parent held before the exec
+        with Path("/proc/self/status").open(encoding="ascii") as file:
+            for line in file:
+                if line.startswith("VmHWM:"):
+                    return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
 def warm_page_cache(path: Path) -> None:
     """Read a file once, so that what follows does not measure the disk."""
     with path.open("rb", buffering=0) as file:

@@ -22,6 +22,7 @@ from typing import Any
 from tokenizers import Regex, Tokenizer, pre_tokenizers
 
 from bitexport.errors import BitexportError, TokenizerError
+from bitexport.system.native_files import find_library_dir
 from bitexport.tokenizer.hard_strings import HARD_STRINGS, STRANGE_STRINGS
 
 #: The regular expressions of tokenizer.json files, by the name of the model that brought them.
@@ -136,8 +137,6 @@ def name_of_ids(ids: list[int]) -> str | None:
 
 def _table() -> dict[str, Any] | None:
     """llama.cpp's table as our build installed it; None where the native libraries are not built."""
-    from bitexport.runtime.library import find_library_dir
-
     try:
         path = Path(find_library_dir()) / "pre_tokenizers.json"
     except BitexportError:

@@ -18,7 +18,7 @@ import torch
 
 from bitexport.doctor import VERDICTS, DoctorReport, doctor
 from bitexport.doctor.verdicts import decide
-from bitexport.runtime.library import library_file
+from bitexport.system.native_files import library_file
 from tests.support import trained
 from tests.support.checkpoints import resaved
 from tests.support.faults import changed, double_scale, flip_one_trit, halve_gain

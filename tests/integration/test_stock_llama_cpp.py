@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from bitexport.convert import convert
-from bitexport.runtime.library import find_library_dir
+from bitexport.system.native_files import find_library_dir
 from tests.support.models import tiny_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]

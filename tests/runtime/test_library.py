@@ -13,6 +13,7 @@ import pytest
 
 from bitexport.errors import NativeLibraryError
 from bitexport.runtime import library
+from bitexport.system import native_files
 from tests.conftest import REPOSITORY
 
 
@@ -20,7 +21,7 @@ from tests.conftest import REPOSITORY
 def foreign(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A real libllama that is not where ours is."""
     folder = tmp_path_factory.mktemp("elsewhere") / "lib"
-    shutil.copytree(library.find_library_dir(), folder)
+    shutil.copytree(native_files.find_library_dir(), folder)
     return folder
 
 
@@ -48,20 +49,20 @@ def test_binding_twice_gives_the_same_module_and_leaves_the_environment_alone(
 def test_bound_library_is_ours() -> None:
     library.bind()
     maps = Path("/proc/self/maps").read_text()
-    assert str(library.library_file("llama")) in maps
+    assert str(native_files.library_file("llama")) in maps
 
 
 def test_named_folder_without_a_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BITEXPORT_LIB_DIR", str(tmp_path))
     with pytest.raises(NativeLibraryError, match=r"BITEXPORT_LIB_DIR is .* which holds no libllama"):
-        library.find_library_dir()
+        native_files.find_library_dir()
 
 
 def test_no_library_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("BITEXPORT_LIB_DIR", raising=False)
-    monkeypatch.setattr(library, "_PACKAGE", tmp_path / "bitexport")
+    monkeypatch.setattr(native_files, "_PACKAGE", tmp_path / "bitexport")
     with pytest.raises(NativeLibraryError, match="make native"):
-        library.find_library_dir()
+        native_files.find_library_dir()
 
 
 def test_damaged_library(foreign: Path, tmp_path: Path) -> None:

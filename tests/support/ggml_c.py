@@ -7,7 +7,7 @@ import ctypes
 import numpy as np
 
 from bitexport.gguf.types import TYPES
-from bitexport.runtime.library import library_file
+from bitexport.system.native_files import library_file
 
 
 def quantized(weights: np.ndarray, kind: str) -> np.ndarray:

@@ -334,12 +334,10 @@ def test_the_table_of_llama_cpp_comes_first(monkeypatch: pytest.MonkeyPatch, tmp
     """The same tokenizer under a name of its own, as a known model's would be."""
     from hashlib import sha256
 
-    import bitexport.runtime.library as library
-
     ids = tiny_tokenizer().encode("check 1234").ids
     table = {"check_text": "check 1234", "hashes": {sha256(str(ids).encode()).hexdigest(): "falcon3"}}
     (tmp_path / "pre_tokenizers.json").write_text(json.dumps(table))
-    monkeypatch.setattr(library, "find_library_dir", lambda: tmp_path)
+    monkeypatch.setattr("bitexport.tokenizer.pre_tokenizer.find_library_dir", lambda: tmp_path)
     assert name_of(tiny_tokenizer(), {}, None) == "falcon3"
 
 
