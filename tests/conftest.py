@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-REPOSITORY = Path(__file__).resolve().parent.parent
+from tests.support.cli import run
 
 # A shell starts what it runs in the background with Ctrl-C ignored, and every process that a test starts
 # would inherit that: those that are to be interrupted would run on.
@@ -41,22 +39,7 @@ def checkpoint_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Pat
 
 @pytest.fixture(scope="session")
 def run_cli() -> Callable[..., subprocess.CompletedProcess[str]]:
-    """``run_cli("convert", ...)`` runs ``python -m bitexport`` in a process of its own, not in debug mode."""
-
-    def run(*arguments: str | Path, **options: Any) -> subprocess.CompletedProcess[str]:
-        environment = {name: value for name, value in os.environ.items() if name != "BITEXPORT_DEBUG"}
-        environment.update(options.pop("env", {}))
-        return subprocess.run(
-            [sys.executable, "-m", "bitexport", *map(str, arguments)],
-            cwd=REPOSITORY,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-            **options,
-        )
-
+    """:func:`tests.support.cli.run`."""
     return run
 
 

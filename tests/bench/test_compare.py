@@ -24,8 +24,8 @@ from bitexport.bench.twins import build_twin, pack_q4_0
 from bitexport.errors import GGUFError, OutputError, UnsupportedError, UsageError
 from bitexport.gguf.reader import read_gguf
 from bitexport.ternary import TernaryTensor
-from tests.conftest import REPOSITORY
-from tests.support.converted import tensors_of, values
+from tests.support.gguf_files import tensors_of, values
+from tests.support.repository import REPOSITORY
 
 Maker = Callable[..., Path]
 Cli = Callable[..., "CompletedProcess[str]"]

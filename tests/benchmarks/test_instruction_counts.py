@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import REPOSITORY
+from tests.support.repository import REPOSITORY
 
 SCRIPT = REPOSITORY / "scripts" / "check_instruction_counts.py"
 

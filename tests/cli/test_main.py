@@ -12,7 +12,7 @@ from subprocess import CompletedProcess
 import pytest
 
 import bitexport
-from tests.conftest import REPOSITORY
+from tests.support.repository import REPOSITORY
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from bitexport.cli.output import Output, format_bytes
 from bitexport.progress import ProgressEvent
-from tests.conftest import REPOSITORY
+from tests.support.repository import REPOSITORY
 
 
 def test_json_is_one_document_with_a_schema(capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,7 +17,7 @@ from bitexport.convert import convert
 from bitexport.errors import CheckpointError
 from bitexport.gguf.reader import read_gguf
 from tests.support.checkpoints import edited, resaved
-from tests.support.converted import tensors_of, values
+from tests.support.gguf_files import tensors_of, values
 from tests.support.models import PACKINGS, Shape
 
 Checkpoints = Callable[..., Path]

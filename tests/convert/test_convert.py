@@ -22,10 +22,10 @@ from bitexport.convert.plan import EMBED_TYPES, TERNARY_TYPES
 from bitexport.errors import CheckpointError, UsageError
 from bitexport.gguf.reader import read_gguf
 from bitexport.progress import ProgressEvent
-from tests.conftest import REPOSITORY
 from tests.support.checkpoints import resaved
-from tests.support.converted import tensors_of, values
+from tests.support.gguf_files import tensors_of, values
 from tests.support.models import PACKINGS, Shape, stable_master, tiny_checkpoint
+from tests.support.repository import REPOSITORY
 
 Checkpoints = Callable[..., Path]
 

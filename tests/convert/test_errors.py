@@ -18,11 +18,11 @@ from tests.support.checkpoints import (
     corrupt_header,
     huge_header,
     index,
-    one_line,
     second_shard,
     tensors,
     truncate,
 )
+from tests.support.cli import one_line
 
 RunCli = Callable[..., CompletedProcess[str]]
 Checkpoints = Callable[..., Path]

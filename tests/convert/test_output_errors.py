@@ -14,8 +14,9 @@ from subprocess import CompletedProcess
 
 import pytest
 
-from tests.conftest import REPOSITORY
-from tests.support.checkpoints import one_line, tensors
+from tests.support.checkpoints import tensors
+from tests.support.cli import one_line
+from tests.support.repository import REPOSITORY
 
 RunCli = Callable[..., CompletedProcess[str]]
 Checkpoints = Callable[..., Path]

@@ -17,10 +17,10 @@ from bitexport.convert.plan import TERNARY_TYPES
 from bitexport.errors import UnsupportedError
 from bitexport.gguf.reader import read_gguf
 from bitexport.gguf.types import MAX_I2_S_ROW
-from tests.conftest import REPOSITORY
 from tests.support.checkpoints import edited, resaved
-from tests.support.converted import tensors_of, values
+from tests.support.gguf_files import tensors_of, values
 from tests.support.models import Shape
+from tests.support.repository import REPOSITORY
 
 Checkpoints = Callable[..., Path]
 

@@ -21,10 +21,10 @@ from bitexport.doctor.verdicts import decide
 from bitexport.system.native_files import library_file
 from tests.support import trained
 from tests.support.checkpoints import resaved
-from tests.support.faults import changed, double_scale, flip_one_trit, halve_gain
+from tests.support.gguf_files import changed, double_scale, flip_one_trit, halve_gain
+from tests.support.repository import REPOSITORY, TINY_PYTHON
 
-ROOT = Path(__file__).resolve().parents[2]
-SHIPPED = ROOT / "examples" / "tiny-python"
+SHIPPED = TINY_PYTHON
 RunCli = Callable[..., CompletedProcess[str]]
 
 
@@ -242,7 +242,7 @@ def test_a_sound_model_that_convert_refuses(good: Path, good_gguf: Path, text: P
 
 
 def test_every_verdict_has_its_section() -> None:
-    guide = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    guide = (REPOSITORY / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
     sections = re.split(r"^## ", guide, flags=re.MULTILINE)[1:]
     by_name = {section.partition("\n")[0]: section for section in sections}
     for name in VERDICTS:

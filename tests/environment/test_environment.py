@@ -15,7 +15,7 @@ import pytest
 
 from bitexport.environment import PROBES, Check, build, environment, frameworks, hardware, packages
 from bitexport.system.machine import memory_limit, old_cpu_quota
-from tests.conftest import REPOSITORY
+from tests.support.repository import REPOSITORY
 
 RunCli = Callable[..., CompletedProcess[str]]
 

@@ -19,9 +19,9 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from bitexport.errors import GGUFError, UsageError
 from bitexport.evaluation import Pair, evaluate
 from bitexport.progress import ProgressEvent
-from tests.conftest import REPOSITORY
 from tests.evaluation.conftest import PAIRS, SHAPE
 from tests.support.models import TEXT, Shape, save_checkpoint, tiny_model, write_tokenizer
+from tests.support.repository import REPOSITORY
 
 Cli = Callable[..., "CompletedProcess[str]"]
 Write = Callable[..., Path]

@@ -19,11 +19,13 @@ from bitexport.errors import CheckpointError
 from bitexport.health import SIGNS, Finding, Health
 from bitexport.inspect import inspect
 from bitexport.ternary import TernaryTensor
-from tests.support.checkpoints import edited, one_line, resaved
-from tests.support.faults import changed
+from tests.support.checkpoints import edited, resaved
+from tests.support.cli import one_line
+from tests.support.gguf_files import changed
 from tests.support.models import Shape, tiny_checkpoint, tiny_tokenizer
+from tests.support.repository import TINY_PYTHON
 
-SHIPPED = Path(__file__).resolve().parents[2] / "examples" / "tiny-python"
+SHIPPED = TINY_PYTHON
 RunCli = Callable[..., CompletedProcess[str]]
 Checkpoints = Callable[..., Path]
 Tensors = dict[str, torch.Tensor]

@@ -16,7 +16,7 @@ from bitexport.convert import convert
 from bitexport.errors import CheckpointError, GGUFError
 from bitexport.gguf.reader import read_gguf
 from bitexport.inspect import inspect
-from tests.support.checkpoints import one_line
+from tests.support.cli import one_line
 
 RunCli = Callable[..., CompletedProcess[str]]
 Checkpoints = Callable[..., Path]

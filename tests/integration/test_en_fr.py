@@ -10,8 +10,9 @@ import bitexport
 from bitexport.convert import convert
 from bitexport.parity import parity
 from bitexport.reference import load_reference
+from tests.support.repository import EN_FR
 
-CHECKPOINT = Path(__file__).resolve().parents[2] / "examples" / "en-fr"
+CHECKPOINT = EN_FR
 # Our own sentences, in the manner of messages; a word that their translation needs.
 SENTENCES = {
     "The file could not be opened.": "fichier",

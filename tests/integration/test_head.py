@@ -14,7 +14,7 @@ import pytest
 
 from bitexport.convert import convert
 from bitexport.runtime.ggml import cpu_tier
-from tests.conftest import REPOSITORY
+from tests.support.repository import REPOSITORY
 
 Checkpoints = Callable[..., Path]
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from bitexport.convert import convert
 from bitexport.gguf.reader import read_gguf
-from tests.conftest import REPOSITORY
 from tests.support.models import Shape
+from tests.support.repository import PROGRAMS
 
 ROUNDS = 50
 
@@ -19,7 +19,7 @@ ROUNDS = 50
 def test_fifty_kills_leave_no_half_written_file(checkpoint_of: Callable[..., Path], tmp_path: Path) -> None:
     checkpoint = checkpoint_of("master", shape=Shape(hidden=512, ffn=2048, layers=4))
     out = tmp_path / "out.gguf"
-    script = REPOSITORY / "tests" / "support" / "programs" / "kill_convert.py"
+    script = PROGRAMS / "kill_convert.py"
     ended = subprocess.run(
         [sys.executable, script, checkpoint, out, str(ROUNDS), "7"],
         capture_output=True,

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from bitexport.convert import convert
 from bitexport.parity import parity
 from bitexport.parity.driver import ParityReport
 from bitexport.text.stdlib import held_out_text
+from tests.support.repository import TINY_PYTHON
 
-CHECKPOINT = Path(__file__).resolve().parents[2] / "examples" / "tiny-python"
+CHECKPOINT = TINY_PYTHON
 HELD_OUT_BYTES = 30_000
 
 

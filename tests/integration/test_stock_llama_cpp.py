@@ -13,9 +13,9 @@ import pytest
 from bitexport.convert import convert
 from bitexport.system.native_files import find_library_dir
 from tests.support.models import tiny_checkpoint
+from tests.support.repository import PROGRAMS, REPOSITORY
 
-ROOT = Path(__file__).resolve().parents[2]
-STOCK = ROOT / "build" / "stock" / "lib"
+STOCK = REPOSITORY / "build" / "stock" / "lib"
 PROMPT = [5, 17, 101, 42, 7, 230]
 
 
@@ -23,7 +23,7 @@ def greedy(library_dir: Path, gguf: Path, tokens: int = 64) -> subprocess.Comple
     return subprocess.run(
         [
             sys.executable,
-            str(ROOT / "tests" / "support" / "programs" / "greedy.py"),
+            str(PROGRAMS / "greedy.py"),
             str(gguf),
             str(tokens),
             *map(str, PROMPT),

@@ -15,6 +15,7 @@ import pytest
 
 from bitexport.convert import convert
 from bitexport.runtime.ggml import cpu_tier
+from tests.support.repository import REPOSITORY
 
 TIERS_OF = {
     "x86_64": ("scalar", "avx2", "avx512bw", "avx512vnni256", "avxvnni", "avx512vnni", "avx512vbmi"),
@@ -28,7 +29,7 @@ def run(gguf: Path, tier: str, threads: int, layout: str = "") -> subprocess.Com
     return subprocess.run(
         [sys.executable, "-m", DIGEST, str(gguf), str(threads)],
         env={**os.environ, "BITEXPORT_TIER": tier, "BITEXPORT_LAYOUT": layout},
-        cwd=Path(__file__).resolve().parents[2],
+        cwd=REPOSITORY,
         capture_output=True,
         text=True,
         check=False,

@@ -12,8 +12,8 @@ import pytest
 from bitexport.parity import parity
 from bitexport.parity.driver import verdict
 from bitexport.runtime.model import Session
-from tests.support.faults import (
-    Change,
+from tests.support.gguf_files import (
+    ByteChange,
     changed,
     double_floats,
     double_halves,
@@ -43,7 +43,7 @@ def test_planted_fault(
     gguf_of: Maker,
     tmp_path: Path,
     tensor: str,
-    change: Change,
+    change: ByteChange,
     first: str | None,
 ) -> None:
     file = changed(gguf_of("packed-multiply"), tmp_path / "bad.gguf", tensor, change)
@@ -69,7 +69,7 @@ def test_planted_fault(
     ],
 )
 def test_faults_that_no_ternary_layer_sees(
-    checkpoint_of: Maker, gguf_of: Maker, tmp_path: Path, tensor: str, change: Change, said: str
+    checkpoint_of: Maker, gguf_of: Maker, tmp_path: Path, tensor: str, change: ByteChange, said: str
 ) -> None:
     """The embedding, the head and what stands between the last ternary layer and the logits."""
     file = changed(gguf_of("packed-multiply", tied=False), tmp_path / "bad.gguf", tensor, change)

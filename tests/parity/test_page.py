@@ -22,7 +22,7 @@ from bitexport.parity.driver import ParityReport
 from bitexport.parity.figures import depth
 from bitexport.parity.page import page
 from bitexport.system.files import check_folder, write_atomically
-from tests.support.faults import changed, invert_scale, zero
+from tests.support.gguf_files import changed, invert_scale, zero
 
 Maker = Callable[..., Path]
 Cli = Callable[..., "CompletedProcess[str]"]

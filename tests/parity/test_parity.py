@@ -23,7 +23,7 @@ from bitexport.parity.greedy import continue_in_step
 from bitexport.progress import ProgressEvent
 from bitexport.runtime.model import Session
 from bitexport.text.prompts import built_in_prompts, read_prompts
-from tests.support.faults import changed, double_scale
+from tests.support.gguf_files import changed, double_scale
 from tests.support.models import PACKINGS, Shape, tiny_checkpoint
 
 Maker = Callable[..., Path]

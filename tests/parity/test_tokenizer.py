@@ -15,7 +15,7 @@ from bitexport.errors import GGUFError, TokenizerError, UsageError
 from bitexport.parity.tokenizer import tokenizer_parity
 from bitexport.tokenizer.hard_strings import strings
 from tests.support.checkpoints import edited
-from tests.support.faults import with_text
+from tests.support.gguf_files import with_text
 from tests.support.models import tiny_checkpoint
 
 Maker = Callable[..., Path]

@@ -17,8 +17,8 @@ import pytest
 from bitexport.errors import GGUFError, UsageError
 from bitexport.runtime.completion import Completion, Sampling
 from bitexport.runtime.model import Session
-from tests.conftest import REPOSITORY
 from tests.support.models import Shape
+from tests.support.repository import REPOSITORY
 
 Maker = Callable[..., Path]
 Cli = Callable[..., "CompletedProcess[str]"]

@@ -25,8 +25,8 @@ from bitexport.gguf.writer import MetadataValue, TensorSpec, write_gguf
 from bitexport.runtime.model import Session
 from bitexport.tokenizer import pre_tokenizer
 from bitexport.tokenizer.missing_pre_tokenizer import derived_pre, lacks_pre
-from tests.conftest import REPOSITORY
-from tests.support.gguf_edit import as_microsoft_writes, rewritten
+from tests.support.gguf_files import as_microsoft_writes, rewritten
+from tests.support.repository import REPOSITORY
 
 Ggufs = Callable[..., Path]
 

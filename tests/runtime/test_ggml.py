@@ -12,7 +12,7 @@ import pytest
 
 from bitexport.errors import UnsupportedError
 from bitexport.runtime.ggml import cpu_tier, quantize
-from tests.conftest import REPOSITORY
+from tests.support.repository import REPOSITORY
 
 WEIGHTS = np.random.default_rng(7).standard_normal((37, 512)).astype(np.float32)
 

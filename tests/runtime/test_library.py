@@ -14,7 +14,7 @@ import pytest
 from bitexport.errors import NativeLibraryError
 from bitexport.runtime import library
 from bitexport.system import native_files
-from tests.conftest import REPOSITORY
+from tests.support.repository import REPOSITORY
 
 
 @pytest.fixture(scope="module")

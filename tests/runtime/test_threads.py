@@ -14,7 +14,7 @@ import bitexport
 from bitexport.errors import UsageError
 from bitexport.runtime.model import Session
 from bitexport.runtime.threads import cpu_quota, default_threads, physical_cores
-from tests.conftest import REPOSITORY
+from tests.support.repository import REPOSITORY
 
 NO_ROOM_FOR_THREADS = """
 import resource, sys

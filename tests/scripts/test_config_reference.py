@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from bitexport.train.config import TrainConfig
-from tests.conftest import REPOSITORY
+from tests.support.repository import REPOSITORY
 
 
 @pytest.fixture

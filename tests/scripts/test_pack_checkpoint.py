@@ -10,14 +10,13 @@ from safetensors.torch import load_file
 from bitexport.train.data.bpe import train_tokenizer
 from bitexport.train.student.fresh import build_model
 from bitexport.train.student.surgery import save
+from tests.support.repository import REPOSITORY
 from tests.train.conftest import tiny_config
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "scripts/pack_checkpoint.py", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
+    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False, timeout=300)
 
 
 def test_packs_what_a_stage_saved_and_refuses_what_is_packed(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from bitexport.families import FAMILIES
 from bitexport.gguf.packers import PACKERS
-from tests.conftest import REPOSITORY
+from tests.support.repository import REPOSITORY
 
 SCRIPT = REPOSITORY / "scripts" / "support_table.py"
 

@@ -1,4 +1,4 @@
-"""Copies of checkpoints with something changed or damaged, and what the command line must say of them."""
+"""Copies of checkpoints with something changed or damaged."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import shutil
 import struct
 from collections.abc import Callable
 from pathlib import Path
-from subprocess import CompletedProcess
 from typing import Any
 
 import torch
@@ -88,12 +87,3 @@ def huge_header(folder: Path) -> None:
 
 def second_shard(folder: Path) -> Path:
     return next(folder.glob("model-00002-of-*.safetensors"))
-
-
-def one_line(done: CompletedProcess[str], code: int) -> str:
-    assert done.returncode == code, done
-    assert done.stdout == ""
-    lines = done.stderr.splitlines()
-    assert len(lines) == 1, done.stderr
-    assert "Traceback" not in done.stderr
-    return lines[0]

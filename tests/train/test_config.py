@@ -6,9 +6,10 @@ import pytest
 
 from bitexport.errors import UsageError
 from bitexport.train.config import TrainConfig, load_config
+from tests.support.repository import TINY_PYTHON
 from tests.train.conftest import tiny_config
 
-SHIPPED = Path(__file__).parents[2] / "examples" / "tiny-python" / "train.toml"
+SHIPPED = TINY_PYTHON / "train.toml"
 
 
 def write(folder: Path, text: str) -> Path:

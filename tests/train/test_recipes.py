@@ -11,7 +11,7 @@ import pytest
 from bitexport.errors import UsageError
 from bitexport.train.config import TrainConfig, load_config
 from bitexport.train.data.examples import template_of
-from tests.conftest import REPOSITORY
+from tests.support.repository import REPOSITORY
 
 TEXT = (REPOSITORY / "docs" / "training-recipes.md").read_text(encoding="utf-8")
 RECIPES = re.findall(r"^```toml\n(.*?)^```$", TEXT, flags=re.MULTILINE | re.DOTALL)

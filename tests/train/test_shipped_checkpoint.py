@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 import re
-from pathlib import Path
 
 import numpy as np
 
 from bitexport.metrics.likelihood import token_losses, windows
 from bitexport.reference import load_reference
 from bitexport.text.stdlib import held_out_text
+from tests.support.repository import TINY_PYTHON
 
-FOLDER = Path(__file__).parents[2] / "examples" / "tiny-python"
+FOLDER = TINY_PYTHON
 
 
 def test_it_is_complete_and_small() -> None:

@@ -9,7 +9,7 @@ import numpy as np
 from bitexport.gguf.packers import i2_s
 from bitexport.gguf.types import I2_S, MAX_I2_S_ROW
 from bitexport.ternary import TernaryTensor
-from tests.conftest import REPOSITORY
+from tests.support.repository import REPOSITORY
 
 PAGE = (REPOSITORY / "docs" / "i2_s.md").read_text(encoding="utf-8")
 

@@ -15,8 +15,8 @@ from bitexport.parity import parity
 from bitexport.parity.driver import ParityReport, verdict
 from bitexport.parity.layers.result import LayersReport
 from tests.support.family_cases import CASES, made
-from tests.support.faults import (
-    Change,
+from tests.support.gguf_files import (
+    ByteChange,
     changed,
     double_floats,
     double_halves,
@@ -62,7 +62,7 @@ def test_the_broken_step_is_named(
     gguf_of: Maker,
     tmp_path: Path,
     tensor: str,
-    change: Change,
+    change: ByteChange,
     first: str,
     evidence: str,
 ) -> None:

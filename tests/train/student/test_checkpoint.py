@@ -25,7 +25,7 @@ from bitexport.train.student.bitlinear import BitLinear, quantize_weight
 from bitexport.train.student.fresh import build_model
 from bitexport.train.student.pack import export_packed
 from bitexport.train.student.surgery import calibrate, load_causal_lm, make_student, save
-from tests.support.converted import values
+from tests.support.gguf_files import values
 from tests.support.models import MODEL_CLASSES, Shape, save_checkpoint, tiny_model, write_tokenizer
 from tests.train.conftest import tiny_config
 from tests.train.student.test_surgery import FLOAT, batch, float_model, logits

@@ -1,20 +1,88 @@
-"""Ways of breaking one tensor, or one piece of metadata, of a GGUF file."""
+"""GGUF files in tests: what one holds, and copies with other keys, other tensors or one thing broken."""
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import gguf
 import numpy as np
 
-from bitexport.gguf.reader import read_gguf
+from bitexport.gguf.packers import PACKERS
+from bitexport.gguf.reader import GGUFFile, GGUFTensor, read_gguf
+from bitexport.gguf.types import TensorType
+from bitexport.gguf.writer import MetadataValue, RawValue, TensorSpec, write_gguf
+
+#: A tensor, its type and its bytes; returns what they are to be.
+TensorChange = Callable[[GGUFTensor, TensorType, np.ndarray], tuple[TensorType, np.ndarray]]
 
 #: Changes the file's bytes in place, given the offset and the length of a tensor.
-Change = Callable[[bytearray, int, int], None]
+ByteChange = Callable[[bytearray, int, int], None]
 
 
-def changed(source: Path, target: Path, tensor_name: str, change: Change) -> Path:
+def tensors_of(path: Path) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
+    file = read_gguf(path)
+    return {t.name: (t.type.name, t.shape, file.data(t).tobytes()) for t in file.tensors}
+
+
+def values(file: GGUFFile, name: str) -> np.ndarray:
+    """A tensor of the file as float32."""
+    (tensor,) = [t for t in file.tensors if t.name == name]
+    data = file.data(tensor)
+    if tensor.type.name in ("i2_s", "q2_0"):  # which the gguf package lacks
+        return PACKERS[tensor.type.name].unpack(data, tensor.shape).dequantize()  # type: ignore[arg-type]
+    kind = gguf.GGMLQuantizationType(tensor.type.id)
+    if kind is gguf.GGMLQuantizationType.F32:
+        return data.view(np.float32).reshape(tensor.shape)
+    return gguf.quants.dequantize(data.reshape(*tensor.shape[:-1], -1), kind)
+
+
+def rewritten(
+    source: Path,
+    target: Path,
+    *,
+    metadata: Mapping[str, MetadataValue] = {},
+    drop: Sequence[str] = (),
+    architecture: str | None = None,
+    change: TensorChange = lambda _, kind, data: (kind, data),
+) -> Path:
+    """A copy of ``source``; with another ``architecture`` its keys change their prefix too."""
+    file = read_gguf(source)
+    old = file.metadata["general.architecture"]
+    new = architecture or old
+    keys: dict[str, MetadataValue] = {
+        key.replace(f"{old}.", f"{new}.", 1) if key.startswith(f"{old}.") else key: RawValue(file.raw(key))
+        for key in file.metadata
+        if key not in ("general.architecture", *drop)
+    }
+    keys.update(metadata)
+    data: dict[str, np.ndarray] = {}
+    specs = []
+    for tensor in file.tensors:
+        kind, data[tensor.name] = change(tensor, tensor.type, np.array(file.data(tensor)))
+        specs.append(TensorSpec(tensor.name, tensor.shape, kind))
+    write_gguf(target, new, keys, specs, lambda spec: [data[spec.name]], force=True)
+    return target
+
+
+def as_microsoft_writes(source: Path, target: Path) -> Path:
+    """What their converter makes of it: no pre-tokenizer, the scale once, its old architecture's name."""
+
+    def once(_: GGUFTensor, kind: TensorType, data: np.ndarray) -> tuple[TensorType, np.ndarray]:
+        if kind.name == "i2_s":
+            data[-28:] = np.arange(28)  # nothing that anyone reads
+        return kind, data
+
+    ours = [key for key in read_gguf(source).metadata if key.startswith("bitexport.")]
+    drop = ["tokenizer.ggml.pre", "tokenizer.ggml.add_eos_token", *ours]
+    return rewritten(source, target, architecture="bitnet-25", drop=drop, change=once)
+
+
+# -- one thing broken, in the bytes -------------------------------------------------------------------------
+
+
+def changed(source: Path, target: Path, tensor_name: str, change: ByteChange) -> Path:
     tensor = next(tensor for tensor in read_gguf(source).tensors if tensor.name == tensor_name)
     data = bytearray(source.read_bytes())
     change(data, tensor.offset, tensor.nbytes)
@@ -36,7 +104,7 @@ def halve_gain(data: bytearray, offset: int, length: int) -> None:
     data[offset : offset + length] = gains.tobytes()
 
 
-def scale_by(factor: float) -> Change:
+def scale_by(factor: float) -> ByteChange:
     """Multiply a ternary tensor's scale."""
 
     def change(data: bytearray, offset: int, length: int) -> None:
