@@ -61,6 +61,7 @@ check: $(VENV)/.installed ## Lint, type-check, hold the layers, compare tables i
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/python scripts/support_table.py --check
 	$(BIN)/python scripts/config_reference.py --check
+	$(BIN)/python scripts/architecture_diagram.py --check
 
 demo: setup ## Convert the shipped checkpoint, prove it, bench it, run it
 	@$(BIN)/python examples/demo.py
