@@ -12,7 +12,7 @@ import pytest
 
 from tests.support.repository import REPOSITORY
 
-SCRIPT = REPOSITORY / "scripts" / "check_instruction_counts.py"
+SCRIPT = REPOSITORY / "benchmarks" / "check_instruction_counts.py"
 
 
 def _run(*arguments: str | Path, **options: object) -> subprocess.CompletedProcess[str]:

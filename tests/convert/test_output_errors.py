@@ -163,7 +163,7 @@ def test_a_folder_that_may_not_be_written(
 
 SLOW = """
 import sys, time
-import bitexport.convert as module
+import bitexport.convert.driver as module
 original = module.encode
 def slow(*arguments):
     print("started", flush=True)
