@@ -91,7 +91,7 @@ def quantize(
 
 
 def cpu_tier() -> str:
-    """The name of the kernels that this process uses; ``native/ternary/tiers.inc`` has them all.
+    """The name of the kernels that this process uses; ``native/kernels/ternary/tiers.inc`` has them all.
 
     Raises:
         NativeLibraryError: ``BITEXPORT_TIER`` or ``BITEXPORT_LAYOUT`` names one that this CPU lacks or

@@ -6,7 +6,7 @@
 
 #include "attention.h"
 
-#include "../attention/attention.h"
+#include "attention/attention.h"
 #include "ggml-cpu-impl.h"
 #include "ggml-impl.h"
 #include "ternary_buffer.h"

@@ -1,5 +1,5 @@
 // The output head in ggml: a CPU buffer type that repacks it as it is loaded and multiplies with the kernels in
-// native/head. The head is read whole for every token, a third of all bytes in a 2B model, and ggml's own kernels do not
+// native/kernels/head. The head is read whole for every token, a third of all bytes in a 2B model, and ggml's own kernels do not
 // reach the memory's speed.
 //
 // The values are those of the file and the activations are rounded as ggml rounds them (Q8_K); only the order in which
@@ -11,8 +11,8 @@
 #include "ggml-cpu-impl.h"
 #include "ggml-cpu.h"
 #include "ggml-impl.h"
-#include "head.h"
-#include "ternary.h"
+#include "head/head.h"
+#include "ternary/ternary.h"
 #include "sharing.h"
 #include "ternary_buffer.h"
 #include "traits.h"

@@ -1,6 +1,6 @@
 #include "limits.h"
 
-#include "bench_peaks.h"
+#include "peaks/peaks.h"
 #include "ternary_buffer.h"
 
 #include <cstring>
@@ -19,7 +19,7 @@ Peaks peaks() {
     if (tier != nullptr && std::strcmp(tier, #name) == 0) {                             \
         found = {ternary_bench::name##_multiply_adds, ternary_bench::name##_read};      \
     }
-#include "tiers.inc"
+#include "ternary/tiers.inc"
 #undef TERNARY_TIER
     return found;
 }

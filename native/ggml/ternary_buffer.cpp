@@ -2,7 +2,7 @@
 //
 // ggml asks every extra buffer type, in order, whether it can hold a weight and run its operation. This one says yes
 // to MUL_MAT with an I2_S matrix and float32 activations, and to nothing else; patches/0002 makes the ordinary CPU
-// path say no to everything that touches I2_S. So I2_S bytes are only ever read by the kernels in native/ternary.
+// path say no to everything that touches I2_S. So I2_S bytes are only ever read by the kernels in native/kernels/ternary.
 
 #include "ternary_buffer.h"
 
@@ -12,7 +12,7 @@
 #include "ggml-cpu.h"
 #include "ggml-impl.h"
 #include "sharing.h"
-#include "ternary.h"
+#include "ternary/ternary.h"
 #include "traits.h"
 
 #include <algorithm>

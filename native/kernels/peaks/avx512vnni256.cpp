@@ -1,10 +1,10 @@
-// Peak of the avxvnni tier: 256-bit vpdpbusd, the VEX encoding, on 12 independent accumulators: as many as the kernel has.
-#include "bench_peaks.h"
-#include "bench_peaks_read256.h"
+// Peak of the avx512vnni256 tier: 256-bit vpdpbusd, the EVEX encoding, on 12 independent accumulators: as many as the kernel has.
+#include "peaks.h"
+#include "read256.h"
 
 namespace ternary_bench {
 
-int64_t avxvnni_multiply_adds(int64_t iterations) {
+int64_t avx512vnni256_multiply_adds(int64_t iterations) {
     constexpr int accumulators = 12;
     __m256i sums[accumulators];
 #pragma GCC unroll 16
@@ -16,7 +16,7 @@ int64_t avxvnni_multiply_adds(int64_t iterations) {
     for (int64_t i = 0; i < iterations; ++i) {
 #pragma GCC unroll 16
         for (int a = 0; a < accumulators; ++a) {
-            __asm__ volatile("%{vex%} vpdpbusd %2, %1, %0" : "+x"(sums[a]) : "x"(codes), "x"(quad));
+            __asm__ volatile("%{evex%} vpdpbusd %2, %1, %0" : "+x"(sums[a]) : "x"(codes), "x"(quad));
         }
     }
 #pragma GCC unroll 16
@@ -26,6 +26,6 @@ int64_t avxvnni_multiply_adds(int64_t iterations) {
     return iterations * accumulators * 32;
 }
 
-uint64_t avxvnni_read(const uint8_t * data, int64_t bytes) { return read256(data, bytes); }
+uint64_t avx512vnni256_read(const uint8_t * data, int64_t bytes) { return read256(data, bytes); }
 
 }  // namespace ternary_bench

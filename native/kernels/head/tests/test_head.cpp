@@ -1,9 +1,9 @@
 // The chain of trust: GGUF bytes taken apart by slow code written from the formats' definitions -> scalar tier -> every
 // other tier, any number of tokens, any split over threads: the same bits.
 
-#include "head.h"
-#include "ternary.h"
-#include "test_support.h"
+#include "head/head.h"
+#include "ternary/ternary.h"
+#include "ternary/tests/test_support.h"
 
 #include <algorithm>
 #include <cmath>

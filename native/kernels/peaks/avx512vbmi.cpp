@@ -1,5 +1,5 @@
 // Peaks of the avx512vbmi tier: those of avx512vnni, whose multiply-adds and loads it uses.
-#include "bench_peaks.h"
+#include "peaks.h"
 
 namespace ternary_bench {
 

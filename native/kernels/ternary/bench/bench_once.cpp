@@ -6,7 +6,7 @@
 //
 // Count inside bench_once_calls alone; the rest makes the operands.
 
-#include "ternary.h"
+#include "ternary/ternary.h"
 
 #include <cstdio>
 #include <cstdlib>
@@ -54,7 +54,7 @@ void list_tiers() {
     const CpuFeatures cpu = cpu_features();
     const char * separator = "";
 #define TERNARY_TIER(name, needs) list_tier(kernels_for(Tier::name, cpu), separator);
-#include "tiers.inc"
+#include "ternary/tiers.inc"
 #undef TERNARY_TIER
     std::printf("}}\n");
 }

@@ -46,7 +46,7 @@ struct Kernels {
     void (*attend)(const Token & token, int64_t begin, int64_t end, float * partial);
 };
 
-// The kernels for this CPU; nullptr when there are none. `tier` is a name of native/ternary: the kernels use no
+// The kernels for this CPU; nullptr when there are none. `tier` is a name of native/kernels/ternary: the kernels use no
 // instruction that this tier does without.
 const Kernels * kernels_for(const char * tier);
 

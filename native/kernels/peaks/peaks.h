@@ -16,7 +16,7 @@ using ReadMemory = uint64_t (*)(const uint8_t * data, int64_t bytes);
 #define TERNARY_TIER(name, needs)                       \
     int64_t name##_multiply_adds(int64_t iterations);   \
     uint64_t name##_read(const uint8_t * data, int64_t bytes);
-#include "tiers.inc"
+#include "ternary/tiers.inc"
 #undef TERNARY_TIER
 
 }  // namespace ternary_bench

@@ -8,8 +8,8 @@
 // them in rotation, so that none stay in a cache between two uses. The result is checked against the scalar tier before
 // anything is timed.
 
-#include "bench_peaks.h"
-#include "ternary.h"
+#include "peaks/peaks.h"
+#include "ternary/ternary.h"
 
 #include <algorithm>
 #include <atomic>
@@ -85,7 +85,7 @@ std::vector<TierBench> tiers_here() {
             }                                                                                              \
         }                                                                                                  \
     }
-#include "tiers.inc"
+#include "ternary/tiers.inc"
 #undef TERNARY_TIER
     return result;
 }

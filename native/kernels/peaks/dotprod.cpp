@@ -1,10 +1,10 @@
-// Peak of the i8mm tier: smmla on 24 independent accumulators.
-#include "bench_peaks.h"
-#include "bench_peaks_readneon.h"
+// Peak of the dotprod tier: sdot on 24 independent accumulators.
+#include "peaks.h"
+#include "readneon.h"
 
 namespace ternary_bench {
 
-int64_t i8mm_multiply_adds(int64_t iterations) {
+int64_t dotprod_multiply_adds(int64_t iterations) {
     constexpr int accumulators = 24;
     int32x4_t sums[accumulators];
 #pragma GCC unroll 24
@@ -16,16 +16,16 @@ int64_t i8mm_multiply_adds(int64_t iterations) {
     for (int64_t i = 0; i < iterations; ++i) {
 #pragma GCC unroll 24
         for (int a = 0; a < accumulators; ++a) {
-            __asm__ volatile("smmla %0.4s, %1.16b, %2.16b" : "+w"(sums[a]) : "w"(codes), "w"(activations));
+            __asm__ volatile("sdot %0.4s, %1.16b, %2.4b[0]" : "+w"(sums[a]) : "w"(codes), "w"(activations));
         }
     }
 #pragma GCC unroll 24
     for (int32x4_t & sum : sums) {
         __asm__ volatile("" : "+w"(sum));
     }
-    return iterations * accumulators * 32;
+    return iterations * accumulators * 16;
 }
 
-uint64_t i8mm_read(const uint8_t * data, int64_t bytes) { return read_neon(data, bytes); }
+uint64_t dotprod_read(const uint8_t * data, int64_t bytes) { return read_neon(data, bytes); }
 
 }  // namespace ternary_bench

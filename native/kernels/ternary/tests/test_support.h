@@ -1,7 +1,7 @@
 // What the tests share: a failure counter, random numbers, and slow code written from the definitions, not from the kernels.
 #pragma once
 
-#include "ternary.h"
+#include "ternary/ternary.h"
 
 #include <cstdio>
 #include <cstdlib>
@@ -79,7 +79,7 @@ inline std::vector<const ternary::Kernels *> tiers() {
     if (const ternary::Kernels * kernels = ternary::kernels_for(ternary::Tier::name, cpu)) {   \
         result.push_back(kernels);                                                             \
     }
-#include "tiers.inc"
+#include "ternary/tiers.inc"
 #undef TERNARY_TIER
     return result;
 }

@@ -1,6 +1,6 @@
 // Peak of the neon tier: smlal and smlal2 on 24 independent accumulators.
-#include "bench_peaks.h"
-#include "bench_peaks_readneon.h"
+#include "peaks.h"
+#include "readneon.h"
 
 namespace ternary_bench {
 

@@ -7,9 +7,9 @@
 // The weights are random bytes, more of them than a cache holds. The result is checked against the scalar tier before
 // anything is timed. The memory's speed counts the bytes of the GGUF type, not the few more that panels take.
 
-#include "bench_peaks.h"
-#include "head.h"
-#include "ternary.h"
+#include "peaks/peaks.h"
+#include "head/head.h"
+#include "ternary/ternary.h"
 
 #include <algorithm>
 #include <atomic>

@@ -1,6 +1,6 @@
 // Peak of the avx2 tier: vpmaddubsw and the vpaddw that it can't do without, in 12 independent accumulators.
-#include "bench_peaks.h"
-#include "bench_peaks_read256.h"
+#include "peaks.h"
+#include "read256.h"
 
 namespace ternary_bench {
 

@@ -70,7 +70,7 @@ struct Kernels {
                    int64_t y_stride, int64_t panel_begin, int64_t panel_end);
 };
 
-// The kernels that go with a tier of native/ternary, which checked that the CPU has it: its own, or those of the best
+// The kernels that go with a tier of native/kernels/ternary, which checked that the CPU has it: its own, or those of the best
 // tier that it includes. nullptr: there are none, and ggml's are to be used.
 const Kernels * kernels_for(const char * ternary_tier);
 

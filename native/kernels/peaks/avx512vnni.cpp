@@ -1,7 +1,7 @@
 // Peak of the avx512vnni tier: vpdpbusd on 16 independent accumulators. Look at the assembly when you change this: a loop
 // whose accumulators are spilled shows half of the real peak.
-#include "bench_peaks.h"
-#include "bench_peaks_read512.h"
+#include "peaks.h"
+#include "read512.h"
 
 namespace ternary_bench {
 

@@ -1,4 +1,4 @@
-// Which kernels go with which tier of native/ternary.
+// Which kernels go with which tier of native/kernels/ternary.
 
 #include "head.h"
 

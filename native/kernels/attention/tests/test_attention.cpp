@@ -1,6 +1,6 @@
 // Every kernel against the definition in double precision, over splits, masks, shapes and caches full of NaN.
 
-#include "attention.h"
+#include "attention/attention.h"
 
 #include <cmath>
 #include <cstdio>

@@ -1,7 +1,7 @@
 // Peak of the avx512bw tier: vpmaddubsw and the vpaddw that it can't do without, in 24 independent accumulators. Two products,
 // two sums: in turns, Zen 4 is a fifth slower.
-#include "bench_peaks.h"
-#include "bench_peaks_read512.h"
+#include "peaks.h"
+#include "read512.h"
 
 namespace ternary_bench {
 

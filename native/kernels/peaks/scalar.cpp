@@ -1,4 +1,4 @@
-#include "bench_peaks.h"
+#include "peaks.h"
 
 #include <cstring>
 
