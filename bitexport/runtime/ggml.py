@@ -148,7 +148,7 @@ def _base() -> ctypes.CDLL:
 
 @functools.cache
 def cpu_library() -> ctypes.CDLL:
-    """Our libggml-cpu, which exports what native/ggml adds.
+    """Our libggml-cpu, which exports what native/llama_cpp/ggml adds.
 
     Raises:
         NativeLibraryError: it is missing or cannot be loaded.

@@ -8,9 +8,9 @@ set(BITEXPORT_LLAMA_CPP "$ENV{BITEXPORT_LLAMA_CPP}" CACHE STRING "Folder of a ll
 
 set(BITEXPORT_DOWNLOAD_DIR ${CMAKE_BINARY_DIR}/download CACHE PATH "Where the source distribution is kept")
 
-set(_lock ${CMAKE_CURRENT_SOURCE_DIR}/llama_cpp.lock)
-set(_originals ${CMAKE_CURRENT_SOURCE_DIR}/patches/originals.sha256)
-file(GLOB _patches CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/patches/*.patch)
+set(_lock ${CMAKE_CURRENT_LIST_DIR}/llama_cpp.lock)
+set(_originals ${CMAKE_CURRENT_LIST_DIR}/patches/originals.sha256)
+file(GLOB _patches CONFIGURE_DEPENDS ${CMAKE_CURRENT_LIST_DIR}/patches/*.patch)
 list(SORT _patches)
 set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS ${_lock} ${_originals} ${_patches})
 
@@ -40,7 +40,7 @@ function(_bitexport_download out)
     file(SHA256 ${archive} actual)
     if(NOT actual STREQUAL LLAMA_CPP_PYTHON_sha256)
         file(REMOVE ${archive})
-        message(FATAL_ERROR "${name} has sha256 ${actual}, but native/llama_cpp.lock expects ${LLAMA_CPP_PYTHON_sha256}. "
+        message(FATAL_ERROR "${name} has sha256 ${actual}, but native/llama_cpp/llama_cpp.lock expects ${LLAMA_CPP_PYTHON_sha256}. "
                             "It was removed; run the build again, and do not use this index if it happens twice.")
     endif()
     set(${out} ${archive} PARENT_SCOPE)
@@ -55,12 +55,12 @@ function(_bitexport_patch source)
         set(expected ${CMAKE_MATCH_1})
         set(path ${CMAKE_MATCH_2})
         if(NOT EXISTS ${source}/${path})
-            message(FATAL_ERROR "llama.cpp has no ${path}, which our patches change. Use the release in native/llama_cpp.lock.")
+            message(FATAL_ERROR "llama.cpp has no ${path}, which our patches change. Use the release in native/llama_cpp/llama_cpp.lock.")
         endif()
         file(SHA256 ${source}/${path} actual)
         if(NOT actual STREQUAL expected)
             message(FATAL_ERROR "llama.cpp's ${path} has sha256 ${actual}; our patches were made for ${expected}. "
-                                "Use the release in native/llama_cpp.lock, or refresh native/patches.")
+                                "Use the release in native/llama_cpp/llama_cpp.lock, or refresh native/llama_cpp/patches.")
         endif()
     endforeach()
     find_program(GIT_EXECUTABLE git REQUIRED)
