@@ -1,6 +1,7 @@
 // Every kernel against the definition in double precision, over splits, masks, shapes and caches full of NaN.
 
 #include "attention/attention.h"
+#include "test_support.h"
 
 #include <cmath>
 #include <cstdio>
@@ -11,25 +12,7 @@
 
 namespace {
 
-int failures = 0;
-
-void check(bool ok, const std::string & what) {
-    if (!ok && ++failures <= 20) {
-        std::printf("FAILED: %s\n", what.c_str());
-    }
-}
-
-struct Random {  // xorshift64*: the same numbers everywhere
-    uint64_t state;
-    explicit Random(uint64_t seed) : state(seed * 0x9e3779b97f4a7c15ull + 1) {}
-    uint32_t next() {
-        state ^= state >> 12;
-        state ^= state << 25;
-        state ^= state >> 27;
-        return static_cast<uint32_t>(state * 0x2545f4914f6cdd1dull >> 32);
-    }
-    float uniform() { return static_cast<float>(next()) / 2147483648.0f - 1.0f; }
-};
+using namespace kernel_test;
 
 // A float16 between 2^-3 and 4 with either sign, or its value.
 uint16_t random_half(Random & random) {
@@ -221,6 +204,5 @@ int main() {
             test_not_a_number(*kernels);
         }
     }
-    std::printf("attention: %s (%d failures)\n", failures == 0 ? "passed" : "FAILED", failures);
-    return failures == 0 ? 0 : 1;
+    return finish("attention");
 }

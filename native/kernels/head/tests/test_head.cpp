@@ -3,10 +3,12 @@
 
 #include "head/head.h"
 #include "ternary/ternary.h"
-#include "ternary/tests/test_support.h"
+#include "ternary/tests/support.h"
 
 #include <algorithm>
 #include <cmath>
+#include <cstdio>
+#include <cstring>
 #include <limits>
 #include <memory>
 

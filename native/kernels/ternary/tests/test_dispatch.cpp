@@ -1,6 +1,8 @@
 // Dispatch: what is offered matches the features given, and a bad override is an error that says what to do.
 
-#include "test_support.h"
+#include "support.h"
+
+#include <cstdlib>
 
 using namespace ternary;
 using namespace ternary_test;
@@ -107,7 +109,8 @@ static void test_missing_features() {
     check(best() == "dotprod", "NEON with the dot product: dotprod, not " + best());
     check(select_kernels(cpu, "i8mm").kernels == nullptr, "without i8mm it is refused");
     cpu.i8mm = true;
-    check(best() == "i8mm", "with everything: i8mm, not " + best());
+    check(best() == "i8mm", "with all three: i8mm, not " + best());
+    check(select_kernels(everything(), nullptr).kernels->tier == Tier::i8mm, "with everything the best is i8mm");
 }
 #endif
 

@@ -1,8 +1,9 @@
 // The matrix product: scalar against a loop over trits that the test unpacks itself, every tier and layout against the same loop, exactly.
 
-#include "test_support.h"
+#include "support.h"
 
 #include <cmath>
+#include <cstring>
 
 using namespace ternary;
 using namespace ternary_test;

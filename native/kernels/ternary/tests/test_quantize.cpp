@@ -1,9 +1,10 @@
 // The activation quantizer: every tier against the definition, to the bit.
 
-#include "test_support.h"
+#include "support.h"
 
 #include <cfenv>
 #include <cmath>
+#include <cstring>
 #include <limits>
 
 using namespace ternary;

@@ -1,6 +1,8 @@
 // Repacking: bytes written by hand, every shape read back through the scalar kernel, padding, splits and code 3.
 
-#include "test_support.h"
+#include "support.h"
+
+#include <cstring>
 
 using namespace ternary;
 using namespace ternary_test;
