@@ -1,31 +1,19 @@
 // Peak of the avx512vnni256 tier: 256-bit vpdpbusd, the EVEX encoding, on 12 independent accumulators: as many as the kernel has.
-#include "peaks.h"
-#include "read256.h"
+#include "x86_256.h"
 
-namespace ternary_bench {
+namespace peaks {
+namespace {
 
-int64_t avx512vnni256_multiply_adds(int64_t iterations) {
-    constexpr int accumulators = 12;
-    __m256i sums[accumulators];
-#pragma GCC unroll 16
-    for (__m256i & sum : sums) {
-        sum = _mm256_setzero_si256();
+struct Avx512Vnni256 : Bits256 {
+    static constexpr int accumulators = 12;
+    static PEAKS_INLINE void step(__m256i * sums, __m256i codes, __m256i quad) {
+        __asm__ volatile("%{evex%} vpdpbusd %2, %1, %0" : "+x"(*sums) : "x"(codes), "x"(quad));
     }
-    const __m256i codes = _mm256_set1_epi8(1);
-    const __m256i quad = _mm256_set1_epi8(3);
-    for (int64_t i = 0; i < iterations; ++i) {
-#pragma GCC unroll 16
-        for (int a = 0; a < accumulators; ++a) {
-            __asm__ volatile("%{evex%} vpdpbusd %2, %1, %0" : "+x"(sums[a]) : "x"(codes), "x"(quad));
-        }
-    }
-#pragma GCC unroll 16
-    for (__m256i & sum : sums) {
-        __asm__ volatile("" : "+x"(sum));
-    }
-    return iterations * accumulators * 32;
-}
+};
 
-uint64_t avx512vnni256_read(const uint8_t * data, int64_t bytes) { return read256(data, bytes); }
+}  // namespace
 
-}  // namespace ternary_bench
+int64_t avx512vnni256_multiply_adds(int64_t iterations) { return multiply_adds<Avx512Vnni256>(iterations); }
+uint64_t avx512vnni256_read(const uint8_t * data, int64_t bytes) { return read<Avx512Vnni256>(data, bytes); }
+
+}  // namespace peaks

@@ -1,31 +1,19 @@
 // Peak of the i8mm tier: smmla on 24 independent accumulators.
-#include "peaks.h"
-#include "readneon.h"
+#include "arm_128.h"
 
-namespace ternary_bench {
+namespace peaks {
+namespace {
 
-int64_t i8mm_multiply_adds(int64_t iterations) {
-    constexpr int accumulators = 24;
-    int32x4_t sums[accumulators];
-#pragma GCC unroll 24
-    for (int32x4_t & sum : sums) {
-        sum = vdupq_n_s32(0);
+struct I8mm : Bits128 {
+    static constexpr int products = 32;
+    static PEAKS_INLINE void step(int32x4_t * sums, int8x16_t codes, int8x16_t activations) {
+        __asm__ volatile("smmla %0.4s, %1.16b, %2.16b" : "+w"(*sums) : "w"(codes), "w"(activations));
     }
-    const int8x16_t codes = vdupq_n_s8(1);
-    const int8x16_t activations = vdupq_n_s8(3);
-    for (int64_t i = 0; i < iterations; ++i) {
-#pragma GCC unroll 24
-        for (int a = 0; a < accumulators; ++a) {
-            __asm__ volatile("smmla %0.4s, %1.16b, %2.16b" : "+w"(sums[a]) : "w"(codes), "w"(activations));
-        }
-    }
-#pragma GCC unroll 24
-    for (int32x4_t & sum : sums) {
-        __asm__ volatile("" : "+w"(sum));
-    }
-    return iterations * accumulators * 32;
-}
+};
 
-uint64_t i8mm_read(const uint8_t * data, int64_t bytes) { return read_neon(data, bytes); }
+}  // namespace
 
-}  // namespace ternary_bench
+int64_t i8mm_multiply_adds(int64_t iterations) { return multiply_adds<I8mm>(iterations); }
+uint64_t i8mm_read(const uint8_t * data, int64_t bytes) { return read<I8mm>(data, bytes); }
+
+}  // namespace peaks

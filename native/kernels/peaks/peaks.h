@@ -1,22 +1,21 @@
-// The machine's own limits, measured with loops that do nothing else. One pair of functions a tier, built with the tier's
-// compile options.
+// The machine's own limits, measured with loops that do nothing else: one pair for each tier, built with the tier's compile
+// options.
 #pragma once
 
 #include <cstdint>
 
-namespace ternary_bench {
+namespace peaks {
 
-// Runs the tier's multiply-add instructions on registers alone; returns the number of multiply-adds done, 0 when the
-// tier has no such instruction.
-using MultiplyAdds = int64_t (*)(int64_t iterations);
+struct Loops {
+    // Runs the tier's multiply-add instructions on registers alone; returns the number of multiply-adds done, 0 when the
+    // tier has no such instruction.
+    int64_t (*multiply_adds)(int64_t iterations);
 
-// Reads `bytes` (a multiple of 1024) once; the result only keeps the compiler from dropping the loads.
-using ReadMemory = uint64_t (*)(const uint8_t * data, int64_t bytes);
+    // Reads `bytes` (a multiple of 1024) once; the result only keeps the compiler from dropping the loads.
+    uint64_t (*read)(const uint8_t * data, int64_t bytes);
+};
 
-#define TERNARY_TIER(name, needs)                       \
-    int64_t name##_multiply_adds(int64_t iterations);   \
-    uint64_t name##_read(const uint8_t * data, int64_t bytes);
-#include "ternary/tiers.inc"
-#undef TERNARY_TIER
+// The loops of the tier of this name, on a CPU that has it; nullptr when this build has no such tier.
+const Loops * loops_for(const char * tier);
 
-}  // namespace ternary_bench
+}  // namespace peaks

@@ -7,21 +7,21 @@
 // The weights are random bytes, more of them than a cache holds. The result is checked against the scalar tier before
 // anything is timed. The memory's speed counts the bytes of the GGUF type, not the few more that panels take.
 
-#include "peaks/peaks.h"
+#include "bench_support.h"
 #include "head/head.h"
+#include "peaks/peaks.h"
 #include "ternary/ternary.h"
 
 #include <algorithm>
-#include <atomic>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <ctime>
 #include <string>
-#include <thread>
 #include <vector>
 
 namespace {
+
+using namespace kernel_bench;
 
 struct Options {
     std::string tier, type, json;
@@ -37,80 +37,14 @@ struct TypeBench {
 };
 constexpr TypeBench types[] = {{"q6_k", head::Type::q6_k}, {"q5_k", head::Type::q5_k}, {"q4_k", head::Type::q4_k}};
 
-struct TierBench {
-    const char * name;
-    ternary_bench::MultiplyAdds multiply_adds;
-    ternary_bench::ReadMemory read;
-};
-constexpr TierBench tiers[] = {{"avx2", ternary_bench::avx2_multiply_adds, ternary_bench::avx2_read},
-                               {"avx512vnni", ternary_bench::avx512vnni_multiply_adds, ternary_bench::avx512vnni_read}};
-
-struct Memory {
-    static constexpr size_t alignment = 2 << 20;
-    uint8_t * data;
-    explicit Memory(size_t size) {
-        const size_t bytes = (size + alignment - 1) / alignment * alignment;
-        data = static_cast<uint8_t *>(std::aligned_alloc(alignment, bytes));
-        if (data == nullptr) {
-            std::fprintf(stderr, "bench_head: no memory for %zu bytes\n", bytes);
-            std::exit(1);
-        }
-        ternary::prefer_large_pages(data, bytes);
-    }
-    ~Memory() { std::free(data); }
-    Memory(const Memory &) = delete;
-    Memory & operator=(const Memory &) = delete;
-};
-
-double thread_seconds() {
-    timespec now;
-    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
-    return static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec);
-}
-
-// Runs work(thread) in all threads at once; CPU seconds of the slowest.
-template <class Work>
-double timed(int threads, Work work) {
-    std::atomic<int> waiting{threads};
-    std::vector<double> seconds(threads);
-    auto body = [&](int thread) {
-        --waiting;
-        while (waiting.load() > 0) {
-            std::this_thread::yield();
-        }
-        const double start = thread_seconds();
-        work(thread);
-        seconds[thread] = thread_seconds() - start;
-    };
-    std::vector<std::thread> others;
-    for (int thread = 1; thread < threads; ++thread) {
-        others.emplace_back(body, thread);
-    }
-    body(0);
-    for (std::thread & other : others) {
-        other.join();
-    }
-    return *std::max_element(seconds.begin(), seconds.end());
-}
-
-double median(std::vector<double> values) {
-    std::sort(values.begin(), values.end());
-    return values[values.size() / 2];
-}
-
-uint32_t next_random(uint64_t & state) {
-    state ^= state << 13;
-    state ^= state >> 7;
-    state ^= state << 17;
-    return static_cast<uint32_t>(state >> 32);
-}
+constexpr const char * tiers[] = {"avx2", "avx512vnni"};
 
 // Random rows as a GGUF file would hold them; the halves among the bytes are made finite.
 void fill(uint8_t * rows, size_t bytes, const TypeBench & type) {
     uint64_t state = 42;
     for (size_t i = 0; i + 8 <= bytes; i += 8) {
-        next_random(state);
-        std::memcpy(rows + i, &state, 8);
+        const uint64_t random = next_random(state);
+        std::memcpy(rows + i, &random, sizeof random);
     }
     const size_t block = head::row_bytes(type.type, head::block_cols);
     const size_t half = type.type == head::Type::q6_k ? 208 : 0;
@@ -123,13 +57,13 @@ void fill(uint8_t * rows, size_t bytes, const TypeBench & type) {
 struct Batch {
     Memory memory;
     head::Batch batch;
-    Batch(int64_t cols, int64_t tokens) : memory(tokens * head::token_blocks(cols) * sizeof(head::Activations)) {
+    Batch(int64_t cols, int64_t tokens) : memory(tokens * head::token_blocks(cols) * static_cast<int64_t>(sizeof(head::Activations))) {
         auto * blocks = reinterpret_cast<head::Activations *>(memory.data);
         std::vector<float> x(cols);
         uint64_t state = 7;
         for (int64_t token = 0; token < tokens; ++token) {
             for (float & value : x) {
-                value = static_cast<float>(static_cast<int32_t>(next_random(state)));
+                value = static_cast<float>(static_cast<int32_t>(next_random(state) >> 32));
             }
             head::quantize(x.data(), cols, blocks + token * head::token_blocks(cols));
         }
@@ -143,7 +77,7 @@ struct Weights {
     Memory packed;
 
     Weights(const Options & o, const TypeBench & t)
-        : options(o), type(t), packed(head::packed_bytes(t.type, o.rows, o.cols)) {}
+        : options(o), type(t), packed(static_cast<int64_t>(head::packed_bytes(t.type, o.rows, o.cols))) {}
 
     double bytes() const { return static_cast<double>(options.rows) * static_cast<double>(head::row_bytes(type.type, options.cols)); }
 
@@ -177,32 +111,24 @@ struct Result {
     double gmacs, gbps, percent_gmacs, percent_gbps, low, high, peak_gmacs, peak_gbps;
 };
 
-Result run(const TierBench & tier, const head::Kernels & kernels, const Weights & w, const Batch & b, int threads) {
+Result run(const peaks::Loops & loops, const head::Kernels & kernels, const Weights & w, const Batch & b, int threads) {
     const int64_t tokens = b.batch.tokens;
     std::vector<float> y(w.options.rows * tokens);
-    const int64_t part = static_cast<int64_t>(w.bytes()) / threads / 4096 * 4096;
-    std::atomic<uint64_t> sink{0};
-    const auto peak_bytes = [&] {
-        return part * threads / timed(threads, [&](int thread) { sink += tier.read(w.packed.data + thread * part, part); });
-    };
-    const auto peak_macs = [&] {
-        constexpr int64_t iterations = 2000000;
-        const double each = static_cast<double>(tier.multiply_adds(1000)) / 1000 * iterations;
-        return each * threads / timed(threads, [&](int) { tier.multiply_adds(iterations); });
-    };
+    const auto bytes = static_cast<int64_t>(w.bytes());
     const double macs = static_cast<double>(w.options.rows) * static_cast<double>(w.options.cols * tokens);
     w.seconds(kernels, b.batch, y, threads);
     std::vector<double> seconds, byte_peaks, mac_peaks, percent_b, percent_m;
     for (int round = 0; round < w.options.rounds; ++round) {
-        const double bytes_before = peak_bytes(), macs_before = peak_macs();
+        const double bytes_before = peak_read(loops, w.packed.data, bytes, threads);
+        const double macs_before = peak_multiply_adds(loops, threads);
         seconds.push_back(w.seconds(kernels, b.batch, y, threads));
-        byte_peaks.push_back((bytes_before + peak_bytes()) / 2);
-        mac_peaks.push_back((macs_before + peak_macs()) / 2);
+        byte_peaks.push_back((bytes_before + peak_read(loops, w.packed.data, bytes, threads)) / 2);
+        mac_peaks.push_back((macs_before + peak_multiply_adds(loops, threads)) / 2);
         percent_b.push_back(100 * w.bytes() / seconds.back() / byte_peaks.back());
         percent_m.push_back(100 * macs / seconds.back() / mac_peaks.back());
     }
     const std::vector<double> & larger = median(percent_b) > median(percent_m) ? percent_b : percent_m;
-    return {tier.name, w.type.name, tokens, threads, macs / median(seconds) / 1e9, w.bytes() / median(seconds) / 1e9,
+    return {kernels.name, w.type.name, tokens, threads, macs / median(seconds) / 1e9, w.bytes() / median(seconds) / 1e9,
             median(percent_m), median(percent_b), *std::min_element(larger.begin(), larger.end()),
             *std::max_element(larger.begin(), larger.end()), median(mac_peaks) / 1e9, median(byte_peaks) / 1e9};
 }
@@ -270,7 +196,7 @@ bool parse(int argc, char ** argv, Options & o) {
 
 // Random weights in panels; prints how fast they were repacked.
 void prepare(const Options & options, const TypeBench & type, Weights & weights) {
-    Memory source(static_cast<size_t>(weights.bytes()));
+    Memory source(static_cast<int64_t>(weights.bytes()));
     fill(source.data, static_cast<size_t>(weights.bytes()), type);
     const int threads = options.threads.back();
     const int64_t panels = head::panel_count(options.rows);
@@ -301,21 +227,21 @@ int main(int argc, char ** argv) {
         prepare(options, type, weights);
         std::printf("\n| tier       | type | tokens | threads | Gmac/s  | of the peak   | GB/s   | of the memory | rounds   |\n"
                     "| ---------- | ---- | ------ | ------- | ------- | ------------- | ------ | ------------- | -------- |\n");
-        for (const TierBench & tier : tiers) {
-            const ternary::Selection here = ternary::select_kernels(ternary::cpu_features(), tier.name);
-            if (here.kernels == nullptr || (!options.tier.empty() && options.tier != tier.name)) {
+        for (const char * tier : tiers) {
+            const ternary::Selection here = ternary::select_kernels(ternary::cpu_features(), tier);
+            if (here.kernels == nullptr || (!options.tier.empty() && options.tier != tier)) {
                 continue;
             }
-            const head::Kernels & kernels = *head::kernels_for(tier.name);
+            const head::Kernels & kernels = *head::kernels_for(tier);
             for (const int64_t tokens : options.tokens) {
                 const Batch batch(options.cols, tokens);
                 if (!check(kernels, weights, batch.batch)) {
-                    std::fprintf(stderr, "bench_head: %s is wrong at %lld tokens: run the tests\n", tier.name,
+                    std::fprintf(stderr, "bench_head: %s is wrong at %lld tokens: run the tests\n", tier,
                                  static_cast<long long>(tokens));
                     return 1;
                 }
                 for (const int threads : options.threads) {
-                    results.push_back(run(tier, kernels, weights, batch, threads));
+                    results.push_back(run(*peaks::loops_for(tier), kernels, weights, batch, threads));
                     print(results.back());
                 }
             }

@@ -8,22 +8,21 @@
 // them in rotation, so that none stay in a cache between two uses. The result is checked against the scalar tier before
 // anything is timed.
 
+#include "bench_support.h"
 #include "peaks/peaks.h"
 #include "ternary/ternary.h"
 
 #include <algorithm>
-#include <atomic>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <ctime>
 #include <memory>
 #include <string>
-#include <thread>
 #include <vector>
 
 namespace {
 
+using namespace kernel_bench;
 using namespace ternary;
 
 constexpr int64_t rotation_bytes = 256 << 20;
@@ -70,84 +69,23 @@ struct Options {
 struct TierBench {
     const Kernels * kernels;
     Layout layout;
-    ternary_bench::MultiplyAdds multiply_adds;
-    ternary_bench::ReadMemory read;
+    const peaks::Loops * loops;
 };
 
 std::vector<TierBench> tiers_here() {
     std::vector<TierBench> result;
     const CpuFeatures cpu = cpu_features();
-#define TERNARY_TIER(name, needs)                                                                          \
-    if (const Kernels * kernels = kernels_for(Tier::name, cpu)) {                                          \
-        for (const Layout layout : all_layouts) {                                                          \
-            if (kernels->offers(layout)) {                                                                 \
-                result.push_back({kernels, layout, ternary_bench::name##_multiply_adds, ternary_bench::name##_read}); \
-            }                                                                                              \
-        }                                                                                                  \
+#define TERNARY_TIER(name, needs)                                              \
+    if (const Kernels * kernels = kernels_for(Tier::name, cpu)) {              \
+        for (const Layout layout : all_layouts) {                              \
+            if (kernels->offers(layout)) {                                     \
+                result.push_back({kernels, layout, peaks::loops_for(#name)});  \
+            }                                                                  \
+        }                                                                      \
     }
 #include "ternary/tiers.inc"
 #undef TERNARY_TIER
     return result;
-}
-
-struct Memory {
-    static constexpr int64_t alignment = 2 << 20;
-    uint8_t * data;
-    int64_t bytes;
-    explicit Memory(int64_t size) : bytes((size + alignment - 1) / alignment * alignment) {
-        data = static_cast<uint8_t *>(std::aligned_alloc(alignment, bytes));
-        if (data == nullptr) {
-            std::fprintf(stderr, "bench_ternary: no memory for %lld bytes\n", static_cast<long long>(bytes));
-            std::exit(1);
-        }
-        prefer_large_pages(data, bytes);
-    }
-    ~Memory() { std::free(data); }
-    Memory(const Memory &) = delete;
-    Memory & operator=(const Memory &) = delete;
-};
-
-uint64_t next_random(uint64_t & state) {
-    state ^= state << 13;
-    state ^= state >> 7;
-    state ^= state << 17;
-    return state;
-}
-
-double thread_seconds() {
-    timespec now;
-    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
-    return static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec);
-}
-
-// Runs work(thread) in all threads at once; CPU seconds of the slowest.
-template <class Work>
-double timed(int threads, Work work) {
-    std::atomic<int> waiting{threads};
-    std::vector<double> seconds(threads);
-    auto body = [&](int thread) {
-        --waiting;
-        while (waiting.load() > 0) {
-            std::this_thread::yield();
-        }
-        const double start = thread_seconds();
-        work(thread);
-        seconds[thread] = thread_seconds() - start;
-    };
-    std::vector<std::thread> others;
-    for (int thread = 1; thread < threads; ++thread) {
-        others.emplace_back(body, thread);
-    }
-    body(0);
-    for (std::thread & other : others) {
-        other.join();
-    }
-    return *std::max_element(seconds.begin(), seconds.end());
-}
-
-double median(std::vector<double> values) {
-    std::sort(values.begin(), values.end());
-    return values[values.size() / 2];
 }
 
 struct Case {
@@ -198,23 +136,6 @@ class Bench {
 public:
     Bench(const Options & options, Memory & weights) : options_(options), weights_(weights) {}
 
-    double peak_multiply_adds(const TierBench & tier, int threads) const {
-        constexpr int64_t iterations = 2000000;
-        int64_t done = tier.multiply_adds(1000);
-        if (done == 0) {
-            return 0;
-        }
-        const double seconds = timed(threads, [&](int) { tier.multiply_adds(iterations); });
-        return static_cast<double>(done) / 1000 * iterations * threads / seconds;
-    }
-
-    double peak_read(const TierBench & tier, int threads) const {
-        const int64_t part = weights_.bytes / threads / 4096 * 4096;
-        std::atomic<uint64_t> sink{0};
-        const double seconds = timed(threads, [&](int thread) { sink += tier.read(weights_.data + thread * part, part); });
-        return static_cast<double>(part) * threads / seconds;
-    }
-
     double kernel_seconds(const TierBench & tier, Case & c, int threads, int64_t calls) const {
         const int64_t bytes = static_cast<int64_t>(packed_bytes(tier.layout, c.shape.rows, c.shape.cols));
         const int64_t matrices = weights_.bytes / bytes;
@@ -234,11 +155,11 @@ public:
         const double multiply_adds = static_cast<double>(c.shape.rows) * c.shape.cols * c.tokens;
         std::vector<double> seconds, peak_mac, peak_byte, percent_mac, percent_byte;
         for (int round = 0; round < options_.rounds; ++round) {
-            const double mac_before = peak_multiply_adds(tier, threads);
-            const double byte_before = peak_read(tier, threads);
+            const double mac_before = peak_multiply_adds(*tier.loops, threads);
+            const double byte_before = peak_read(*tier.loops, weights_.data, weights_.bytes, threads);
             seconds.push_back(kernel_seconds(tier, c, threads, calls));
-            peak_byte.push_back((byte_before + peak_read(tier, threads)) / 2);
-            peak_mac.push_back((mac_before + peak_multiply_adds(tier, threads)) / 2);
+            peak_byte.push_back((byte_before + peak_read(*tier.loops, weights_.data, weights_.bytes, threads)) / 2);
+            peak_mac.push_back((mac_before + peak_multiply_adds(*tier.loops, threads)) / 2);
             percent_mac.push_back(peak_mac.back() > 0 ? 100 * multiply_adds / seconds.back() / peak_mac.back() : 0);
             percent_byte.push_back(100 * bytes / seconds.back() / peak_byte.back());
         }

@@ -6,6 +6,7 @@
 //
 // Count inside bench_once_calls alone; the rest makes the operands.
 
+#include "bench_support.h"
 #include "ternary/ternary.h"
 
 #include <cstdio>
@@ -16,6 +17,7 @@
 
 namespace {
 
+using namespace kernel_bench;
 using namespace ternary;
 
 struct Work {
@@ -25,13 +27,6 @@ struct Work {
     std::vector<uint8_t> packed, activations;
     std::vector<float> y;
 };
-
-uint64_t next_random(uint64_t & state) {
-    state ^= state << 13;
-    state ^= state >> 7;
-    state ^= state << 17;
-    return state;
-}
 
 void list_tier(const Kernels * kernels, const char *& separator) {
     if (kernels == nullptr) {
