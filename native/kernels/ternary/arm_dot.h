@@ -14,7 +14,7 @@
 namespace ternary {
 namespace {
 
-// One accumulator, one register: see x86_avx2.cpp. (Look for q registers beside sp in the loops when you change this.)
+// One accumulator, one register: see x86_common.h. (Look for q registers beside sp in the loops when you change this.)
 template <int Field>
 inline void add_products(int32x4_t & sum_i32x4, uint8x16_t codes_u8x16, int8x16_t quads_s8x16) {
     sum_i32x4 = vdotq_laneq_s32(sum_i32x4, vreinterpretq_s8_u8(codes_u8x16), quads_s8x16, Field);

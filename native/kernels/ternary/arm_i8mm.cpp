@@ -18,7 +18,7 @@ extern const Kernels i8mm_kernels;
 
 namespace {
 
-// One accumulator, one register: see x86_avx2.cpp. (Look for q registers beside sp in the loops when you change this.)
+// One accumulator, one register: see x86_common.h. (Look for q registers beside sp in the loops when you change this.)
 inline void add_octets(int32x4_t & sum_i32x2x2, uint8x16_t codes_u8x2x8, int8x16_t octets_s8x2x8) {
     sum_i32x2x2 = vmmlaq_s32(sum_i32x2x2, vreinterpretq_s8_u8(codes_u8x2x8), octets_s8x2x8);
     __asm__("" : "+w"(sum_i32x2x2));

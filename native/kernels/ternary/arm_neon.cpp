@@ -15,7 +15,7 @@ extern const Kernels neon_kernels;
 
 namespace {
 
-// One accumulator, one register: see x86_avx2.cpp. (Look for q registers beside sp in the loops when you change this.)
+// One accumulator, one register: see x86_common.h. (Look for q registers beside sp in the loops when you change this.)
 inline void add_products(int16x8_t & rows01_i16x8, int16x8_t & rows23_i16x8, int8x16_t codes_s8x16, int8x16_t quad_s8x16) {
     rows01_i16x8 = vmlal_s8(rows01_i16x8, vget_low_s8(codes_s8x16), vget_low_s8(quad_s8x16));
     rows23_i16x8 = vmlal_high_s8(rows23_i16x8, codes_s8x16, quad_s8x16);

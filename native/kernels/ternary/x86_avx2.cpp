@@ -9,31 +9,13 @@
 //   the former (-16384..16256), and widens.
 
 #include "matmul.h"
+#include "x86_common.h"
 #include "x86_quantize256.h"
 
 namespace ternary {
 extern const Kernels avx2_kernels;
 
 namespace {
-
-inline __m256i load256(const void * p) { return _mm256_loadu_si256(static_cast<const __m256i *>(p)); }
-inline void store256(void * p, __m256i v) { _mm256_storeu_si256(static_cast<__m256i *>(p), v); }
-
-// Always inline: GCC takes the function for one without effect and drops its calls otherwise.
-TERNARY_INLINE void prefetch(const void * p) { _mm_prefetch(static_cast<const char *>(p), _MM_HINT_T0); }
-
-inline __m256i broadcast_quad(const int8_t * q) {
-    int32_t quad;
-    memcpy(&quad, q, sizeof quad);
-    return _mm256_set1_epi32(quad);
-}
-
-// One accumulator, one register: without the empty statement GCC 12 copies sums to the stack in every step. (Look for ymm
-// beside rsp in the loops when you change them.)
-inline void add_products(__m256i & sum_i16x16, __m256i codes_u8x32, __m256i quad_s8x32) {
-    sum_i16x16 = _mm256_add_epi16(sum_i16x16, _mm256_maddubs_epi16(codes_u8x32, quad_s8x32));
-    __asm__("" : "+x"(sum_i16x16));
-}
 
 // sums[8] += the 8 rows of 16 int16 lanes
 inline void add_widened(int32_t * sums, __m256i sum_i16x16) {
@@ -118,10 +100,10 @@ struct Avx2 : Quantizer256 {
         }
         TERNARY_UNROLL
         for (int t = 0; t < T; ++t) {
-            const __m256i quad = broadcast_quad(quads + t * stride);
+            const __m256i quad = broadcast_quad256(quads + t * stride);
             TERNARY_UNROLL
             for (int g = 0; g < G; ++g) {
-                add_products(sum_i16x16[t][g], codes[g], quad);
+                add_products_i16(sum_i16x16[t][g], codes[g], quad);
             }
         }
     }

@@ -9,28 +9,13 @@
 //   the former -16384..16256.
 
 #include "matmul.h"
+#include "x86_common.h"
 #include "x86_quantize512.h"
 
 namespace ternary {
 extern const Kernels avx512bw_kernels;
 
 namespace {
-
-// Always inline: GCC takes the function for one without effect and drops its calls otherwise.
-TERNARY_INLINE void prefetch(const void * p) { _mm_prefetch(static_cast<const char *>(p), _MM_HINT_T0); }
-
-inline __m512i broadcast_quad(const int8_t * q) {
-    int32_t quad;
-    memcpy(&quad, q, sizeof quad);
-    return _mm512_set1_epi32(quad);
-}
-
-// One accumulator, one register: without the empty statement GCC 12 copies sums to the stack in every step. (Look for zmm
-// beside rsp in the loops when you change them.)
-inline void add_products(__m512i & sum_i16x32, __m512i codes_u8x64, __m512i quad_s8x64) {
-    sum_i16x32 = _mm512_add_epi16(sum_i16x32, _mm512_maddubs_epi16(codes_u8x64, quad_s8x64));
-    __asm__("" : "+v"(sum_i16x32));
-}
 
 struct Avx512Bw : Quantizer512 {
     static constexpr int tile_tokens = 8;   // 16 accumulators; with 24, GCC 12 puts some on the stack
@@ -109,9 +94,9 @@ struct Avx512Bw : Quantizer512 {
         }
         TERNARY_UNROLL
         for (int t = 0; t < T; ++t) {
-            const __m512i quad = broadcast_quad(quads + t * stride + Field * step_cols);
-            add_products(sum_i16x32[t][0], codes[0], quad);
-            add_products(sum_i16x32[t][1], codes[1], quad);
+            const __m512i quad = broadcast_quad512(quads + t * stride + Field * step_cols);
+            add_products_i16(sum_i16x32[t][0], codes[0], quad);
+            add_products_i16(sum_i16x32[t][1], codes[1], quad);
         }
     }
 };

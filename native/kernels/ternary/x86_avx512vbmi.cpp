@@ -88,7 +88,7 @@ struct FiveTrit512 {
         }
         TERNARY_UNROLL
         for (int t = 0; t < T; ++t) {
-            add_products(sum_i32x16[t][half][Field % 4], masked, broadcast_quad(quads + t * stride + Field * step_cols));
+            add_products_i32(sum_i32x16[t][half][Field % 4], masked, broadcast_quad512(quads + t * stride + Field * step_cols));
         }
     }
 
@@ -256,9 +256,9 @@ struct FiveTrit512 {
                                          __m512i (&sum_i32x16)[T][2]) {
         TERNARY_UNROLL
         for (int t = 0; t < T; ++t) {
-            const __m512i quad = broadcast_quad(q + t * stride);
-            add_products(sum_i32x16[t][0], codes0, quad);
-            add_products(sum_i32x16[t][1], codes1, quad);
+            const __m512i quad = broadcast_quad512(q + t * stride);
+            add_products_i32(sum_i32x16[t][0], codes0, quad);
+            add_products_i32(sum_i32x16[t][1], codes1, quad);
         }
     }
 

@@ -15,23 +15,11 @@
 #pragma once
 
 #include "matmul.h"
+#include "x86_common.h"
 #include "x86_quantize256.h"
 
 namespace ternary {
 namespace {
-
-inline __m256i load256(const void * p) { return _mm256_loadu_si256(static_cast<const __m256i *>(p)); }
-inline void store256(void * p, __m256i v) { _mm256_storeu_si256(static_cast<__m256i *>(p), v); }
-
-// Always inline: GCC takes the function for one without effect and drops its calls otherwise.
-TERNARY_INLINE void prefetch(const void * p) { _mm_prefetch(static_cast<const char *>(p), _MM_HINT_T0); }
-
-// Columns 4 * field .. 4 * field + 3 of a token, in every lane.
-inline __m256i broadcast_quad(const int8_t * q) {
-    int32_t quad;
-    memcpy(&quad, q, sizeof quad);
-    return _mm256_set1_epi32(quad);
-}
 
 // Dot brings dot(sum_i32x8, codes_u8x32, quad_s8x32), the instruction.
 template <class Dot>
@@ -106,7 +94,7 @@ struct Vnni256 : Quantizer256 {
         }
         TERNARY_UNROLL
         for (int t = 0; t < T; ++t) {
-            const __m256i quad_s8x32 = broadcast_quad(quads + t * stride + Field * step_cols);
+            const __m256i quad_s8x32 = broadcast_quad256(quads + t * stride + Field * step_cols);
             TERNARY_UNROLL
             for (int g = 0; g < G; ++g) {
                 Dot::dot(sum_i32x8[t][g], codes_u8x32[g], quad_s8x32);

@@ -3,28 +3,11 @@
 #pragma once
 
 #include "matmul.h"
+#include "x86_common.h"
 #include "x86_quantize512.h"
 
 namespace ternary {
 namespace {
-
-// Always inline: GCC takes the function for one without effect and drops its calls otherwise.
-TERNARY_INLINE void prefetch(const void * p) { _mm_prefetch(static_cast<const char *>(p), _MM_HINT_T0); }
-inline __m512i load512(const void * p) { return _mm512_loadu_si512(p); }
-
-// One accumulator, one register: without the empty statement GCC 12 copies the sums of a large tile to the stack in every
-// step. (Look for zmm beside rsp in the loops when you change them.)
-inline void add_products(__m512i & sum_i32x16, __m512i codes_u8x64, __m512i quad_s8x64) {
-    sum_i32x16 = _mm512_dpbusd_epi32(sum_i32x16, codes_u8x64, quad_s8x64);
-    __asm__("" : "+v"(sum_i32x16));
-}
-
-// Columns 4 * step .. 4 * step + 3 of a token, in every lane.
-inline __m512i broadcast_quad(const int8_t * q) {
-    int32_t quad;
-    memcpy(&quad, q, sizeof quad);
-    return _mm512_set1_epi32(quad);
-}
 
 struct Avx512Vnni : Quantizer512 {
     static constexpr int tile_tokens = 12;      // 24 accumulators, 2 chunks, 2 of their fields, mask, activations
@@ -72,9 +55,9 @@ struct Avx512Vnni : Quantizer512 {
                 const __m512i codes1 = _mm512_and_si512(half1, mask);
                 TERNARY_UNROLL
                 for (int t = 0; t < T; ++t) {
-                    const __m512i quad = broadcast_quad(q + t * stride + chunk * chunk_cols + field * step_cols);
-                    add_products(sum_i32x16[t][0][field], codes0, quad);
-                    add_products(sum_i32x16[t][1][field], codes1, quad);
+                    const __m512i quad = broadcast_quad512(q + t * stride + chunk * chunk_cols + field * step_cols);
+                    add_products_i32(sum_i32x16[t][0][field], codes0, quad);
+                    add_products_i32(sum_i32x16[t][1][field], codes1, quad);
                 }
             }
         }
@@ -96,9 +79,9 @@ struct Avx512Vnni : Quantizer512 {
         const __m512i codes1 = codes_of<Field>(half1);
         TERNARY_UNROLL
         for (int t = 0; t < T; ++t) {
-            const __m512i quad = broadcast_quad(q + t * stride + Field * step_cols);
-            add_products(sum_i32x16[t][0], codes0, quad);
-            add_products(sum_i32x16[t][1], codes1, quad);
+            const __m512i quad = broadcast_quad512(q + t * stride + Field * step_cols);
+            add_products_i32(sum_i32x16[t][0], codes0, quad);
+            add_products_i32(sum_i32x16[t][1], codes1, quad);
         }
     }
 
