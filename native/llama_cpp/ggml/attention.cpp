@@ -9,26 +9,22 @@
 #include "attention/attention.h"
 #include "ggml-cpu-impl.h"
 #include "ggml-impl.h"
+#include "stock_switch.h"
 #include "ternary_buffer.h"
 
 #include <algorithm>
-#include <cstdlib>
 #include <cstring>
-#include <string>
 
 namespace {
 
-const std::string & wanted() {
-    static const std::string value = [] {
-        const char * text = std::getenv("BITEXPORT_ATTENTION");
-        return std::string(text == nullptr ? "" : text);
-    }();
+const StockSwitch & wanted() {
+    static const StockSwitch value("BITEXPORT_ATTENTION", "attention");
     return value;
 }
 
 const attention::Kernels * kernels() {
     static const attention::Kernels * const chosen = [] {
-        const char * tier = wanted().empty() ? bitexport_tier_name() : nullptr;
+        const char * tier = wanted().ours() ? bitexport_tier_name() : nullptr;
         return tier == nullptr ? nullptr : attention::kernels_for(tier);
     }();
     return chosen;
@@ -124,10 +120,5 @@ ggml::cpu::tensor_traits * bitexport_attention_traits(const ggml_tensor * op) {
 }
 
 const char * bitexport_attention_error(void) {
-    static const std::string text =
-        wanted().empty() || wanted() == "stock"
-            ? ""
-            : "BITEXPORT_ATTENTION is '" + wanted() +
-                  "'; expected 'stock' for llama.cpp's own attention, or nothing for bitexport's";
-    return text.empty() ? nullptr : text.c_str();
+    return wanted().error();
 }

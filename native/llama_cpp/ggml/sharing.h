@@ -1,6 +1,7 @@
 // How our two buffer types share work between threads, and find a token's activations.
 #pragma once
 
+#include "ggml-cpu-impl.h"
 #include "ggml.h"
 
 #include <algorithm>
@@ -23,6 +24,31 @@ inline const float * activation_row(const ggml_tensor * x, int64_t index) {
     const int64_t i3 = index / x->ne[1] / x->ne[2];
     return reinterpret_cast<const float *>(static_cast<const char *>(x->data) + i1 * x->nb[1] + i2 * x->nb[2] +
                                            i3 * x->nb[3]);
+}
+
+// One token is quantized faster than threads can meet, so that each thread makes its own copy. More are shared out.
+inline bool each_quantizes(int64_t tokens) {
+    return tokens == 1;
+}
+
+// Copies of the quantized tokens, and the one that this thread writes and reads.
+inline int64_t quantized_copies(int64_t tokens, int64_t threads) {
+    return each_quantizes(tokens) ? threads : 1;
+}
+inline int64_t own_copy(int64_t tokens, const ggml_compute_params * params) {
+    return each_quantizes(tokens) ? params->ith : 0;
+}
+
+// Calls quantize(token) for what this thread has to do; returns when its copy is complete.
+template <class Quantize>
+void quantize_tokens(int64_t tokens, const ggml_compute_params * params, const Quantize & quantize) {
+    const Share mine = each_quantizes(tokens) ? Share(tokens, 0, 1) : Share(tokens, params->ith, params->nth);
+    for (int64_t token = mine.begin; token < mine.end; ++token) {
+        quantize(token);
+    }
+    if (!each_quantizes(tokens)) {
+        ggml_barrier(params->threadpool);
+    }
 }
 
 // Calls work(panel_begin, panel_end) until all panels of a matrix are done, in as many threads as there are processors; a

@@ -7,13 +7,10 @@
 #include "ternary_buffer.h"
 
 #include "attention.h"
-#include "ggml-backend-impl.h"
-#include "ggml-cpu-impl.h"
-#include "ggml-cpu.h"
 #include "ggml-impl.h"
+#include "repacked_buffer.h"
 #include "sharing.h"
 #include "ternary/ternary.h"
-#include "traits.h"
 
 #include <algorithm>
 #include <cmath>
@@ -77,17 +74,11 @@ struct Weights {
     void set_scale(float value) const { std::memcpy(packed() + packed_bytes(), &value, sizeof(value)); }
 };
 
-bool is_ours(const ggml_tensor * weights) {
-    return weights != nullptr && weights->buffer != nullptr &&
-           weights->buffer->buft == bitexport_ternary_buffer_type();
-}
-
 class TernaryTraits : public ggml::cpu::tensor_traits {
   public:
     bool work_size(int n_threads, const ggml_tensor * op, size_t & size) override {
         const int64_t tokens = ggml_nrows(op->src[1]);
-        const size_t  batch  = batch_bytes(op->src[0]->ne[0], tokens);
-        size                 = tokens == 1 ? batch * n_threads : batch;
+        size                 = batch_bytes(op->src[0]->ne[0], tokens) * quantized_copies(tokens, n_threads);
         return true;
     }
 
@@ -97,26 +88,21 @@ class TernaryTraits : public ggml::cpu::tensor_traits {
         const int64_t       tokens  = ggml_nrows(x);
         const auto &        kernels = *selection().kernels;
 
-        // One token is quantized faster than threads can meet, so that each makes its own copy. More are shared out.
-        const bool  own_copy = tokens == 1;
-        auto *      work     = static_cast<uint8_t *>(params->wdata) +
-                          (own_copy ? params->ith * batch_bytes(weights.cols(), tokens) : 0);
-        const auto  batch    = ternary::quantized_buffer(work, weights.cols(), tokens);
-        const Share mine     = own_copy ? Share(tokens, 0, 1) : Share(tokens, params->ith, params->nth);
-        for (int64_t token = mine.begin; token < mine.end; ++token) {
-            kernels.quantize_token(activation_row(x, token), weights.cols(), batch.q + token * batch.stride, batch.scale + token,
-                                   batch.sum + token);
-        }
-        if (!own_copy) {
-            ggml_barrier(params->threadpool);
-        }
+        auto * const work  = static_cast<uint8_t *>(params->wdata) +
+                            own_copy(tokens, params) * batch_bytes(weights.cols(), tokens);
+        const auto   batch = ternary::quantized_buffer(work, weights.cols(), tokens);
+        quantize_tokens(tokens, params, [&](int64_t token) {
+            kernels.quantize_token(activation_row(x, token), weights.cols(), batch.q + token * batch.stride,
+                                   batch.scale + token, batch.sum + token);
+        });
         if (params->ith == 0 && observer != nullptr) {
             observer(weights.tensor->name, batch.q, batch.stride, batch.scale, weights.cols(), tokens);
         }
 
         const Share panels(ternary::panel_count(weights.rows()), params->ith, params->nth);
-        kernels.products(selection().layout).matmul(weights.packed(), weights.rows(), weights.cols(), weights.scale(), batch,
-                       static_cast<float *>(op->data), weights.rows(), panels.begin, panels.end);
+        const ternary::Products & products = kernels.products(selection().layout);
+        products.matmul(weights.packed(), weights.rows(), weights.cols(), weights.scale(), batch,
+                        static_cast<float *>(op->data), weights.rows(), panels.begin, panels.end);
         return true;
     }
 
@@ -127,31 +113,8 @@ class TernaryTraits : public ggml::cpu::tensor_traits {
     }
 };
 
-class TernaryBufferType : public ggml::cpu::extra_buffer_type {
-  public:
-    bool supports_op(ggml_backend_dev_t, const ggml_tensor * op) override {
-        if (op->op != GGML_OP_MUL_MAT || !is_ours(op->src[0])) {
-            return false;
-        }
-        const ggml_tensor * weights = op->src[0];
-        const ggml_tensor * x       = op->src[1];
-        return weights->type == GGML_TYPE_I2_S && weights->view_src == nullptr && ggml_n_dims(weights) <= 2 &&
-               weights->ne[0] <= ternary::max_cols && x->type == GGML_TYPE_F32 && x->nb[0] == sizeof(float) && op->type == GGML_TYPE_F32 &&
-               (x->buffer == nullptr || ggml_backend_buft_is_host(x->buffer->buft));
-    }
-
-    ggml::cpu::tensor_traits * get_tensor_traits(const ggml_tensor * op) override {
-        if (ggml::cpu::tensor_traits * attention = bitexport_attention_traits(op)) {
-            return attention;
-        }
-        return op->op == GGML_OP_MUL_MAT && is_ours(op->src[0])
-                   ? static_cast<ggml::cpu::tensor_traits *>(op->src[0]->extra)
-                   : nullptr;
-    }
-};
-
 // Throws std::runtime_error when a code is 3, naming the first.
-void repack(const Weights & weights, const uint8_t * codes) {
+void repack_codes(const Weights & weights, const uint8_t * codes) {
     const int64_t rows = weights.rows(), cols = weights.cols();
     std::mutex    lock;
     int64_t       bad_element = -1;
@@ -171,73 +134,49 @@ void repack(const Weights & weights, const uint8_t * codes) {
     }
 }
 
-enum ggml_status init_tensor(ggml_backend_buffer_t, ggml_tensor * tensor) {
-    static TernaryTraits traits;
-    tensor->extra = static_cast<ggml::cpu::tensor_traits *>(&traits);
-    return GGML_STATUS_SUCCESS;
-}
+class TernaryBufferType : public RepackedBufferType {
+  public:
+    TernaryBufferType() : RepackedBufferType("CPU_TERNARY", "read the file") {}
 
-void set_tensor(ggml_backend_buffer_t, ggml_tensor * tensor, const void * data, size_t offset, size_t size) {
-    GGML_ASSERT(offset == 0 && size == ggml_nbytes(tensor) && "I2_S is repacked whole");
-    const auto * codes = static_cast<const uint8_t *>(data);
-    float        scale;
-    std::memcpy(&scale, codes + size - tail_bytes, sizeof(scale));
-    if (!std::isfinite(scale) || scale <= 0.0f) {
-        throw std::runtime_error(std::string("tensor '") + tensor->name + "' has scale " + std::to_string(scale) +
-                                 ", but a scale is positive and finite: the file is damaged; convert it again");
+    ggml::cpu::tensor_traits * get_tensor_traits(const ggml_tensor * op) override {
+        if (ggml::cpu::tensor_traits * attention = bitexport_attention_traits(op)) {
+            return attention;
+        }
+        return RepackedBufferType::get_tensor_traits(op);
     }
-    const Weights weights{tensor};
-    repack(weights, codes);
-    weights.set_scale(scale);
-}
 
-void get_tensor(ggml_backend_buffer_t, const ggml_tensor * tensor, void *, size_t, size_t) {
-    GGML_ABORT("bitexport: '%s' was repacked when it was loaded and cannot be read back; read the file", tensor->name);
-}
-
-const char * buffer_type_name(ggml_backend_buffer_type_t) {
-    return "CPU_TERNARY";
-}
-
-size_t buffer_type_alignment(ggml_backend_buffer_type_t) {
-    return 64;
-}
-
-size_t tensor_alloc_size(ggml_backend_buffer_type_t, const ggml_tensor * tensor) {
-    return tensor->type == GGML_TYPE_I2_S ? Weights{tensor}.bytes() : ggml_nbytes(tensor);
-}
-
-ggml_backend_buffer_t alloc_buffer(ggml_backend_buffer_type_t type, size_t size) {
-    ggml_backend_buffer_t buffer = ggml_backend_buft_alloc_buffer(ggml_backend_cpu_buffer_type(), size);
-    if (buffer == nullptr) {
-        return nullptr;
+  private:
+    bool takes(const ggml_tensor * weights) const override {
+        return weights->type == GGML_TYPE_I2_S && weights->ne[0] <= ternary::max_cols;
     }
-    ternary::prefer_large_pages(ggml_backend_buffer_get_base(buffer), size);
-    buffer->buft              = type;
-    buffer->iface.init_tensor = init_tensor;
-    buffer->iface.set_tensor  = set_tensor;
-    buffer->iface.get_tensor  = get_tensor;
-    buffer->iface.cpy_tensor  = nullptr;
-    return buffer;
-}
+
+    size_t bytes(const ggml_tensor * tensor) const override {
+        return tensor->type == GGML_TYPE_I2_S ? Weights{tensor}.bytes() : ggml_nbytes(tensor);
+    }
+
+    void repack(const ggml_tensor * tensor, const void * data) const override {
+        const auto * codes = static_cast<const uint8_t *>(data);
+        float        scale;
+        std::memcpy(&scale, codes + ggml_nbytes(tensor) - tail_bytes, sizeof(scale));
+        if (!std::isfinite(scale) || scale <= 0.0f) {
+            throw std::runtime_error(std::string("tensor '") + tensor->name + "' has scale " + std::to_string(scale) +
+                                     ", but a scale is positive and finite: the file is damaged; convert it again");
+        }
+        const Weights weights{tensor};
+        repack_codes(weights, codes);
+        weights.set_scale(scale);
+    }
+
+    ggml::cpu::tensor_traits & traits() override { return traits_; }
+
+    TernaryTraits traits_;
+};
 
 }  // namespace
 
 ggml_backend_buffer_type_t bitexport_ternary_buffer_type(void) {
-    static TernaryBufferType        context;
-    static ggml_backend_buffer_type type = {
-        /* .iface   = */ {
-            /* .get_name       = */ buffer_type_name,
-            /* .alloc_buffer   = */ alloc_buffer,
-            /* .get_alignment  = */ buffer_type_alignment,
-            /* .get_max_size   = */ nullptr,
-            /* .get_alloc_size = */ tensor_alloc_size,
-            /* .is_host        = */ nullptr,
-        },
-        /* .device  = */ ggml_backend_reg_dev_get(ggml_backend_cpu_reg(), 0),
-        /* .context = */ static_cast<ggml::cpu::extra_buffer_type *>(&context),
-    };
-    return selection().kernels == nullptr ? nullptr : &type;
+    static TernaryBufferType type;
+    return selection().kernels == nullptr ? nullptr : type.type();
 }
 
 bool bitexport_uses_ternary(const ggml_tensor * op) {
