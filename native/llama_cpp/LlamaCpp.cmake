@@ -65,7 +65,7 @@ function(_bitexport_patch source)
     endforeach()
     find_program(GIT_EXECUTABLE git REQUIRED)
     foreach(patch IN LISTS _patches)
-        # The ceiling keeps git from taking our own repository, in which the build tree may lie, for the one to patch.
+        # The ceiling keeps git from patching our own repository, in which the build tree may lie.
         get_filename_component(ceiling ${source} DIRECTORY)
         execute_process(
             COMMAND ${CMAKE_COMMAND} -E env GIT_CEILING_DIRECTORIES=${ceiling}
@@ -84,7 +84,7 @@ if(BITEXPORT_LLAMA_CPP AND NOT EXISTS ${BITEXPORT_LLAMA_CPP}/ggml/include/ggml.h
                         "Point it at the top folder of a llama.cpp source tree.")
 endif()
 
-# A stamp of everything that decides what the source looks like; unpack and patch anew when it changes.
+# A stamp of everything that decides what the source looks like; unpack and patch again when it changes.
 set(_inputs ${_lock} ${_originals} ${_patches} ${CMAKE_CURRENT_LIST_FILE})
 set(_state "${BITEXPORT_LLAMA_CPP};${BITEXPORT_STOCK}")
 foreach(_input IN LISTS _inputs)
@@ -111,7 +111,7 @@ if(NOT _have STREQUAL _state)
         file(RENAME ${CMAKE_BINARY_DIR}/unpack/llama_cpp_python-${LLAMA_CPP_PYTHON_version}/vendor/llama.cpp
              ${BITEXPORT_LLAMA_CPP_SOURCE})
         file(REMOVE_RECURSE ${CMAKE_BINARY_DIR}/unpack)
-        # The distribution ships a submodule's link file, which would send every git call astray.
+        # The distribution ships a submodule's link file, which would mislead every git call.
         file(REMOVE ${BITEXPORT_LLAMA_CPP_SOURCE}/.git)
     endif()
     if(NOT BITEXPORT_STOCK)

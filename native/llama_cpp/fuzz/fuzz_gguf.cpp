@@ -2,11 +2,11 @@
 //
 //   fuzz_gguf --executions 200000 --seed 1 --findings DIR SEED.gguf...
 //
-// Build it with address and undefined-behaviour sanitizers (BITEXPORT_SANITIZE). Executions run in a child, a hundred to
-// a fork; the child tells through shared memory how far it came, so that its end has a culprit. An end is
+// Build it with address and undefined-behaviour sanitizers (BITEXPORT_SANITIZE). Executions run in a child process, a
+// hundred per fork; the child reports its progress through shared memory, so that its end has a culprit. An end is
 //   a refusal     libllama returned an error: what should happen
-//   an assertion  llama.cpp ended the process with a message (GGML_ASSERT): noted by place, with one file each, for the
-//                 Python side must refuse such a file before libllama sees it (bitexport/gguf/sanity.py)
+//   an assertion  llama.cpp ended the process with a message (GGML_ASSERT): noted by place, with one file each, because
+//                 the Python side must refuse such a file before libllama sees it (bitexport/gguf/sanity.py)
 //   a failure     anything else: a sanitizer's report, a signal, a hang, an allocation beyond reason
 // Exit status: 0 without failures, 3 with some, 2 for wrong usage. Prints one JSON document.
 
@@ -41,7 +41,7 @@ extern "C" const char * __ubsan_default_options() {
 namespace {
 
 constexpr unsigned hang_seconds   = 20;
-constexpr uint64_t runs_of_a_fork = 100;
+constexpr uint64_t runs_per_fork = 100;
 
 struct Shared {
     volatile uint64_t current;
@@ -194,7 +194,7 @@ const char * failure_of(int status) {
     return WEXITSTATUS(status) == 99 ? "sanitizer" : "exit";
 }
 
-// The child ended before its time: whose fault was it?
+// The child ended early: counts why and keeps the file that caused it.
 void note_end(int status, const std::vector<Seed> & seeds, const Options & options, Tally & tally) {
     const uint64_t    run     = shared->current;
     const std::string message = shared->message;
@@ -215,7 +215,7 @@ void run_all(const std::vector<Seed> & seeds, const Options & options, Tally & t
     constexpr uint64_t enough_failures = 20;
     while (tally.executions < options.executions && tally.failures < enough_failures) {
         const uint64_t first = tally.executions;
-        const uint64_t last  = std::min(first + runs_of_a_fork, options.executions);
+        const uint64_t last  = std::min(first + runs_per_fork, options.executions);
         shared->current      = first;
         const pid_t pid      = fork();
         if (pid == 0) {
@@ -279,7 +279,7 @@ int main(int argc, char ** argv) {
         seed.spots = gguf_spots(seed.bytes);
         seed.data  = gguf_data_offset(seed.bytes);
         if (seed.spots.empty()) {
-            std::fprintf(stderr, "%s is no GGUF file\n", path.c_str());
+            std::fprintf(stderr, "%s is not a GGUF file\n", path.c_str());
             return 2;
         }
         seeds.push_back(std::move(seed));

@@ -2,7 +2,7 @@
 // this one although no weight is involved.
 //
 // Why: at 100 tokens of context ggml's own takes a seventh of a 2B ternary model's decoding time, at 3,000 more than the
-// weights (benchmarks/2b4t-shape.md). It reads keys and values once for every query head, a position at a time.
+// weights (benchmarks/2b4t-shape.md). It reads keys and values once for every query head, one position at a time.
 
 #include "attention.h"
 

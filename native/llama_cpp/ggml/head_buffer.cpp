@@ -41,8 +41,8 @@ bool type_of(const ggml_tensor * weights, head::Type & type) {
     }
 }
 
-// Whatever else a file holds keeps ggml's kernels. A tied embedding bears its own name, also where it is the head; its
-// look-up is another operation, which this buffer type does not support, and so has another copy.
+// All other weights keep ggml's kernels. A tied embedding keeps its own name where it is the head; looking tokens up in it
+// is another operation, which this buffer type does not support, and so has a copy of its own.
 bool is_head(const ggml_tensor * weights) {
     return std::strcmp(weights->name, "output.weight") == 0 || std::strcmp(weights->name, "token_embd.weight") == 0;
 }
@@ -91,7 +91,7 @@ class HeadTraits : public ggml::cpu::tensor_traits {
         return static_cast<size_t>(head::token_blocks(cols)) * sizeof(head::Activations);
     }
 
-    // ggml's work buffer has no alignment to count on.
+    // ggml's work buffer has no guaranteed alignment.
     static head::Activations * aligned(void * work) {
         constexpr uintptr_t unit = alignof(head::Activations);
         return reinterpret_cast<head::Activations *>((reinterpret_cast<uintptr_t>(work) + unit - 1) / unit * unit);

@@ -42,8 +42,8 @@ inline int64_t own_copy(int64_t tokens, const ggml_compute_params * params) {
 // Calls quantize(token) for what this thread has to do; returns when its copy is complete.
 template <class Quantize>
 void quantize_tokens(int64_t tokens, const ggml_compute_params * params, const Quantize & quantize) {
-    const Share mine = each_quantizes(tokens) ? Share(tokens, 0, 1) : Share(tokens, params->ith, params->nth);
-    for (int64_t token = mine.begin; token < mine.end; ++token) {
+    const Share own = each_quantizes(tokens) ? Share(tokens, 0, 1) : Share(tokens, params->ith, params->nth);
+    for (int64_t token = own.begin; token < own.end; ++token) {
         quantize(token);
     }
     if (!each_quantizes(tokens)) {
@@ -59,8 +59,8 @@ void repack_in_threads(int64_t panels, int64_t elements, const Work & work) {
     const int64_t wanted = std::min<int64_t>(std::thread::hardware_concurrency(), elements / elements_per_thread);
     const int64_t count  = std::max<int64_t>(1, std::min(wanted, panels));
     const auto    part   = [&](int64_t index) {
-        const Share mine(panels, index, count);
-        work(mine.begin, mine.end);
+        const Share own(panels, index, count);
+        work(own.begin, own.end);
     };
     std::vector<std::thread> threads;
     for (int64_t index = 1; index < count; ++index) {

@@ -10,7 +10,7 @@ extern "C" {
 
 // The buffer type, or NULL when no kernel can run here (BITEXPORT_TIER asks for one that this CPU lacks, BITEXPORT_LAYOUT
 // for a layout that the kernels lack).
-// llama.cpp offers every weight to it first; it takes I2_S matrices and leaves the rest.
+// llama.cpp offers it every weight first; it takes the I2_S matrices and leaves the rest.
 ggml_backend_buffer_type_t bitexport_ternary_buffer_type(void);
 
 // True when the operation reads an I2_S tensor.
@@ -25,7 +25,7 @@ void bitexport_refuse_ternary(const struct ggml_tensor * op);
 void bitexport_wait(int * spins);
 
 // Name of the kernel tier in use ("avx2", ...) and of the layout of the weights in memory ("2bit", "1.6bit"); both NULL when
-// BITEXPORT_TIER or BITEXPORT_LAYOUT cannot be obeyed, and then one of the errors says why. An error is NULL otherwise.
+// BITEXPORT_TIER or BITEXPORT_LAYOUT cannot be honoured, and then one of the errors says why. An error is NULL otherwise.
 GGML_BACKEND_API const char * bitexport_tier_name(void);
 GGML_BACKEND_API const char * bitexport_tier_error(void);
 GGML_BACKEND_API const char * bitexport_layout_name(void);
@@ -35,9 +35,9 @@ GGML_BACKEND_API const char * bitexport_layout_error(void);
 // ours, and ggml's own kernels read what the file holds (some of them in another order).
 GGML_BACKEND_API size_t bitexport_bytes_read(int type, int64_t rows, int64_t cols);
 
-// Watches what the ternary products really multiply. Called once a product, in the thread that called ggml, with the
+// Watches what the ternary products really multiply. Called once per product, in the thread that called ggml, with the
 // weight's name and its quantized activations: q is int8 [tokens][stride], of which cols are used; scale is [tokens].
-// The memory is valid during the call only. NULL ends it. Not for use while another thread computes.
+// The memory is valid during the call only. NULL ends the watching. Not for use while another thread computes.
 typedef void (*bitexport_observer)(const char * weight, const int8_t * q, int64_t stride, const float * scale,
                                    int64_t cols, int64_t tokens);
 GGML_BACKEND_API void bitexport_observe(bitexport_observer observer);

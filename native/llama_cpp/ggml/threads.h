@@ -1,4 +1,4 @@
-// Threads that stay: ggml without a pool starts and ends its threads in every evaluation of a graph, once a token.
+// Threads that stay: ggml without a pool starts and ends its threads in every evaluation of a graph, that is for every token.
 #pragma once
 
 #include "ggml-cpu.h"

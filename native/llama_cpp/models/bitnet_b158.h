@@ -32,7 +32,7 @@ struct llama_model_bitnet_b158 : public llama_model_base {
     bool                     sub_norm    = true;
     qk_norm_at               qk_norm     = qk_norm_at::nowhere;
     float                    norm_in_eps = 0.0f;
-    std::vector<input_norms> norms_in; // one a layer
+    std::vector<input_norms> norms_in; // one per layer
 
     explicit llama_model_bitnet_b158(const llama_model_params & params) : llama_model_base(params) {}
 

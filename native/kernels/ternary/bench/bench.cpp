@@ -4,9 +4,9 @@
 //                 [--rounds N] [--seconds S] [--json FILE]
 //
 // Each figure is the median of several rounds: limit, kernel, limit. Time is the CPU time of the slowest thread: nobody
-// waits for anybody here, so on an idle machine it is the wall clock, and on a busy one it leaves the others' turns out. The weights are random codes, at least 256 MB of
-// them in rotation, so that none stay in a cache between two uses. The result is checked against the scalar tier before
-// anything is timed.
+// waits for anybody here, so on an idle machine it is the wall clock, and on a busy one it leaves the others' turns out.
+// The weights are random codes, at least 256 MB of them in rotation, so that none stay in a cache between two uses. The
+// result is checked against the scalar tier before anything is timed.
 
 #include "bench_support.h"
 #include "peaks/peaks.h"
@@ -127,7 +127,7 @@ struct Result {
     Shape shape;
     int64_t tokens;
     int threads;
-    double multiply_adds, bytes, peak_multiply_adds, peak_bytes;  // a second; medians
+    double multiply_adds, bytes, peak_multiply_adds, peak_bytes;  // per second; medians
     double percent_multiply_adds, percent_bytes;                  // medians of the rounds' own ratios
     double low_percent, high_percent;                             // of the larger of the two
 };
@@ -170,7 +170,7 @@ public:
                 *std::max_element(larger.begin(), larger.end())};
     }
 
-    // Codes read a second by repack_i2_s, as the load of a model does it; median of the rounds.
+    // Bytes of codes per second that repack_i2_s reads, as the load of a model does it; median of the rounds.
     double repack_bytes(const Kernels & kernels, Layout layout, int threads) const {
         constexpr int64_t rows = 2560, cols = 2560;
         constexpr int64_t bytes = rows * cols / 4;
@@ -200,7 +200,7 @@ private:
 struct RepackRate {
     Layout layout;
     int threads;
-    double bytes;  // a second
+    double bytes;  // per second
 };
 
 void print(const Result & r) {

@@ -90,7 +90,7 @@ int main(int argc, char ** argv) {
         }
     }
     if (!known) {
-        std::fprintf(stderr, "bench_once: %s has no layout %s\n", argv[1], argv[2]);
+        std::fprintf(stderr, "bench_once: %s does not offer layout %s\n", argv[1], argv[2]);
         return 1;
     }
     work.rows = rows;

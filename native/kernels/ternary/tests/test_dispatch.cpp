@@ -114,7 +114,7 @@ static void test_missing_features() {
 }
 #endif
 
-// An emulator, which is told what CPU to be, says which tier must be chosen.
+// Where an emulator plays a certain CPU, the environment says which tier must be chosen.
 static void test_expected_tier() {
     const char * expected = std::getenv("TERNARY_EXPECTED_TIER");
     const std::string best = select_kernels(cpu_features(), nullptr).kernels->name;

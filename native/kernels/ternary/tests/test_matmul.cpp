@@ -142,7 +142,7 @@ static void test_shapes() {
     const int64_t batches[] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 13, 16, 17, 24, 25, 31, 64};
     for (const auto & shape : shapes) {
         if (shape[0] * shape[1] % 128 != 0) {
-            check(false, "test shape " + str(shape[0]) + " x " + str(shape[1]) + " is no multiple of 128");
+            check(false, "test shape " + str(shape[0]) + " x " + str(shape[1]) + " is not a multiple of 128");
             continue;
         }
         for (const int64_t tokens : batches) {
