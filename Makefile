@@ -78,7 +78,7 @@ test-arm: ## Run the kernel tests as 64-bit ARM, cross-compiled and emulated
 	command -v qemu-aarch64 >/dev/null || missing="$$missing qemu-user"; \
 	test -z "$$missing" || { echo "make test-arm needs these Debian packages:$$missing"; \
 		echo "Install them, as root: apt-get install --no-install-recommends$$missing"; exit 1; }
-	cmake -S native/ternary -B build/arm --toolchain $(CURDIR)/native/cmake/aarch64-linux-gnu.cmake \
+	cmake -S native/kernels -B build/arm --toolchain $(CURDIR)/native/kernels/cmake/aarch64-linux-gnu.cmake \
 		"-DTERNARY_EMULATED_CPUS=cortex-a53=neon;cortex-a76=dotprod;max=i8mm"
 	cmake --build build/arm --parallel $(JOBS)
 	cd build/arm && ctest --output-on-failure --parallel $(JOBS)
@@ -93,7 +93,7 @@ fuzz: native ## Feed damaged GGUF files and checkpoints to libllama (under sanit
 	$(BIN)/python -m tests.fuzz.fuzz_checkpoint --executions $(EXECUTIONS) --findings $(FUZZ)/findings
 
 bench-native: native ## Time the kernels against the machine's own peaks (ARGS='--tier avx2 --model 2b4t' narrows it)
-	$(NATIVE)/ternary/bench_ternary --json $(NATIVE)/bench-native.json $(ARGS)
+	$(NATIVE)/kernels/ternary/bench_ternary --json $(NATIVE)/bench-native.json $(ARGS)
 
 train-tiny: $(VENV)/.installed ## Train the shipped checkpoint again (an hour or two on 2 cores)
 	$(BIN)/bitexport train examples/tiny-python/train.toml --stage pretrain

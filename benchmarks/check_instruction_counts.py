@@ -1,6 +1,6 @@
 """Count each kernel tier's instructions under callgrind; compare with benchmarks/instruction_counts.json.
 
-Usage: check_instruction_counts.py [--update] [--binary build/native/ternary/bench_once]
+Usage: check_instruction_counts.py [--update] [--binary build/native/kernels/ternary/bench_once]
                                    [--counts benchmarks/instruction_counts.json]
 
 Seconds vary by a fifth from hour to hour on a shared machine; instructions do not vary at all. For each tier
@@ -85,7 +85,7 @@ def regressions(kept: dict[str, Any], found: dict[str, Any]) -> list[str]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--update", action="store_true", help="keep what is counted now")
-    parser.add_argument("--binary", type=Path, default=ROOT / "build/native/ternary/bench_once")
+    parser.add_argument("--binary", type=Path, default=ROOT / "build/native/kernels/ternary/bench_once")
     parser.add_argument("--counts", type=Path, default=ROOT / "benchmarks/instruction_counts.json")
     options = parser.parse_args()
     try:

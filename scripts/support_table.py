@@ -20,7 +20,7 @@ from bitexport.gguf.packers import PACKERS, Packer
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
-TIERS = ROOT / "native" / "ternary" / "tiers.inc"
+TIERS = ROOT / "native" / "kernels" / "ternary" / "tiers.inc"
 
 BEGIN = "<!-- made by scripts/support_table.py: change the code's tables instead -->"
 END = "<!-- end of what scripts/support_table.py makes -->"

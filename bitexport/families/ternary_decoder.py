@@ -1,4 +1,4 @@
-"""The families that our own graph runs: ``bitnet-b1.58``, native/models/bitnet_b158.cpp.
+"""The families that our own graph runs: ``bitnet-b1.58``, native/llama_cpp/models/bitnet_b158.cpp.
 
 Without the keys that :class:`TernaryDecoder` adds, that graph is Microsoft's 2B4T: ReLU squared, SubLN and
 nothing else. RoPE turns the two halves of a head against each other on both sides, so no row moves.

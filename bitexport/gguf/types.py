@@ -72,7 +72,7 @@ TQ2_0 = TYPES["tq2_0"]
 #: what ternary tensors are stored in, the default first.
 TERNARY_KINDS = (I2_S, TQ2_0, TQ1_0, Q2_0, F16)
 
-#: the longest row whose sums our kernels hold in 32 bits; max_cols of native/ternary/ternary.h.
+#: the longest row whose sums our kernels hold in 32 bits; max_cols of native/kernels/ternary/ternary.h.
 MAX_I2_S_ROW = 65536
 
 

@@ -92,7 +92,7 @@ def quantize(
 
 
 def cpu_tier() -> str:
-    """The name of the kernels that this process uses; ``native/ternary/tiers.inc`` has them all.
+    """The name of the kernels that this process uses; ``native/kernels/ternary/tiers.inc`` has them all.
 
     Raises:
         NativeLibraryError: ``BITEXPORT_TIER`` or ``BITEXPORT_LAYOUT`` names one that this CPU lacks or
@@ -149,7 +149,7 @@ def _base() -> ctypes.CDLL:
 
 @functools.cache
 def cpu_library() -> ctypes.CDLL:
-    """Our libggml-cpu, which exports what native/ggml adds.
+    """Our libggml-cpu, which exports what native/llama_cpp/ggml adds.
 
     Raises:
         NativeLibraryError: it is missing or cannot be loaded.

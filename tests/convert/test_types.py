@@ -119,7 +119,7 @@ def test_elements_that_fill_no_block(tmp_path: Path, checkpoint_of: Checkpoints)
 
 
 def test_rows_longer_than_the_kernels_take(tmp_path: Path, checkpoint_of: Checkpoints) -> None:
-    assert f"max_cols = {MAX_I2_S_ROW};" in (REPOSITORY / "native" / "ternary" / "ternary.h").read_text()
+    assert f"max_cols = {MAX_I2_S_ROW};" in (REPOSITORY / "native/kernels/ternary/ternary.h").read_text()
     shape = Shape(hidden=16, ffn=65536 + 256, layers=1, heads=2, kv_heads=2, vocab=416)
     source = checkpoint_of("packed-multiply", shape=shape)
     with pytest.raises(

@@ -2,9 +2,10 @@
 
     python -m tests.fuzz.fuzz_gguf build/fuzz/fuzz_gguf --executions 200000 --findings DIR
 
-The driver (native/fuzz) keeps one file for every assertion in llama.cpp that a damage reached, and each file
-that made a sanitizer speak or the process hang. Nobody who comes through ``bitexport`` may get there: each of
-these files must be refused with a :class:`BitexportError` before libllama sees it, or else it is a failure.
+The driver (native/llama_cpp/fuzz) keeps one file for every assertion in llama.cpp that a damage reached, and
+each file that made a sanitizer speak or the process hang. Nobody who comes through ``bitexport`` may get
+there: each of these files must be refused with a :class:`BitexportError` before libllama sees it, or else it
+is a failure.
 Exit status: 0 without failures, 3 with some. Prints one JSON document.
 """
 

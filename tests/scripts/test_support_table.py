@@ -35,7 +35,7 @@ def run(copy: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_an_old_table_is_found_and_mended(tmp_path: Path) -> None:
-    for name in ("scripts/support_table.py", "native/ternary/tiers.inc", "README.md"):
+    for name in ("scripts/support_table.py", "native/kernels/ternary/tiers.inc", "README.md"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(REPOSITORY / name, tmp_path / name)
     assert run(tmp_path).returncode == 0

@@ -1,0 +1,116 @@
+// The kernels of 512 bits with VNNI for the layout two_bit, once for every tier that has them. Opened by the algebra in
+// x86_avx512vnni.cpp.
+#pragma once
+
+#include "matmul.h"
+#include "x86_common.h"
+#include "x86_quantize512.h"
+
+namespace ternary {
+namespace {
+
+struct Avx512Vnni : Quantizer512 {
+    static constexpr int tile_tokens = 12;      // 24 accumulators, 2 chunks, 2 of their fields, mask, activations
+    static constexpr int unshifted_tokens = 3;  // up to here four accumulators for each token and half fit in registers
+
+    // Alone, a token leaves the reading to the hardware's prefetcher; more tokens take longer over a chunk than it waits.
+    static constexpr int64_t prefetch_bytes(int tokens) { return tokens == 1 ? 512 : 4096; }
+
+    // codes of `field`, each in the low bits of its byte
+    template <int Field>
+    static __m512i codes_of(__m512i chunk) {
+        return _mm512_and_si512(Field == 0 ? chunk : _mm512_srli_epi16(chunk, 2 * Field), _mm512_set1_epi8(3));
+    }
+
+    template <int T>
+    static void tile(const uint8_t * panel, int64_t chunks, const int8_t * q, int64_t stride, int32_t * sums) {
+        if constexpr (T <= unshifted_tokens) {
+            tile_unshifted<T>(panel, chunks, q, stride, sums);
+        } else {
+            tile_shifted<T>(panel, chunks, q, stride, sums);
+        }
+    }
+
+    // Memory-bound batches: a mask for each code and no shift; 8 accumulators a token hide the latency.
+    template <int T>
+    TERNARY_NOINLINE static void tile_unshifted(const uint8_t * panel, int64_t chunks, const int8_t * q, int64_t stride, int32_t * sums) {
+        __m512i sum_i32x16[T][2][4];
+        TERNARY_UNROLL
+        for (int t = 0; t < T; ++t) {
+            TERNARY_UNROLL
+            for (int field = 0; field < 4; ++field) {
+                sum_i32x16[t][0][field] = sum_i32x16[t][1][field] = _mm512_setzero_si512();
+            }
+        }
+        for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+            const uint8_t * p = panel + chunk * chunk_bytes;
+            prefetch(p + prefetch_bytes(T));
+            prefetch(p + prefetch_bytes(T) + 64);
+            const __m512i half0 = load512(p);
+            const __m512i half1 = load512(p + 64);
+            TERNARY_UNROLL
+            for (int field = 0; field < 4; ++field) {
+                const __m512i mask = _mm512_set1_epi8(static_cast<char>(3 << (2 * field)));
+                const __m512i codes0 = _mm512_and_si512(half0, mask);
+                const __m512i codes1 = _mm512_and_si512(half1, mask);
+                TERNARY_UNROLL
+                for (int t = 0; t < T; ++t) {
+                    const __m512i quad = broadcast_quad512(q + t * stride + chunk * chunk_cols + field * step_cols);
+                    add_products_i32(sum_i32x16[t][0][field], codes0, quad);
+                    add_products_i32(sum_i32x16[t][1][field], codes1, quad);
+                }
+            }
+        }
+        TERNARY_UNROLL
+        for (int t = 0; t < T; ++t) {
+            TERNARY_UNROLL
+            for (int half = 0; half < 2; ++half) {
+                const __m512i * s = sum_i32x16[t][half];
+                const __m512i low = _mm512_add_epi32(s[0], _mm512_srai_epi32(s[1], 2));
+                const __m512i high = _mm512_add_epi32(_mm512_srai_epi32(s[2], 4), _mm512_srai_epi32(s[3], 6));
+                _mm512_store_si512(sums + t * panel_rows + half * 16, _mm512_add_epi32(low, high));
+            }
+        }
+    }
+
+    template <int Field, int T>
+    static void add_field(__m512i half0, __m512i half1, const int8_t * q, int64_t stride, __m512i (&sum_i32x16)[T][2]) {
+        const __m512i codes0 = codes_of<Field>(half0);
+        const __m512i codes1 = codes_of<Field>(half1);
+        TERNARY_UNROLL
+        for (int t = 0; t < T; ++t) {
+            const __m512i quad = broadcast_quad512(q + t * stride + Field * step_cols);
+            add_products_i32(sum_i32x16[t][0], codes0, quad);
+            add_products_i32(sum_i32x16[t][1], codes1, quad);
+        }
+    }
+
+    template <int T>
+    TERNARY_NOINLINE static void tile_shifted(const uint8_t * panel, int64_t chunks, const int8_t * q, int64_t stride, int32_t * sums) {
+        __m512i sum_i32x16[T][2];
+        TERNARY_UNROLL
+        for (int t = 0; t < T; ++t) {
+            sum_i32x16[t][0] = sum_i32x16[t][1] = _mm512_setzero_si512();
+        }
+        for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+            const uint8_t * p = panel + chunk * chunk_bytes;
+            prefetch(p + prefetch_bytes(T));
+            prefetch(p + prefetch_bytes(T) + 64);
+            const __m512i half0 = load512(p);
+            const __m512i half1 = load512(p + 64);
+            const int8_t * quads = q + chunk * chunk_cols;
+            add_field<0, T>(half0, half1, quads, stride, sum_i32x16);
+            add_field<1, T>(half0, half1, quads, stride, sum_i32x16);
+            add_field<2, T>(half0, half1, quads, stride, sum_i32x16);
+            add_field<3, T>(half0, half1, quads, stride, sum_i32x16);
+        }
+        TERNARY_UNROLL
+        for (int t = 0; t < T; ++t) {
+            _mm512_store_si512(sums + t * panel_rows, sum_i32x16[t][0]);
+            _mm512_store_si512(sums + t * panel_rows + 16, sum_i32x16[t][1]);
+        }
+    }
+};
+
+}  // namespace
+}  // namespace ternary

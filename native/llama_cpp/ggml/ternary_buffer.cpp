@@ -1,0 +1,230 @@
+// I2_S in ggml: a CPU buffer type that repacks weights as they are loaded and multiplies with our kernels.
+//
+// ggml asks every extra buffer type, in order, whether it can hold a weight and run its operation. This one says yes
+// to MUL_MAT with an I2_S matrix and float32 activations, and to nothing else; patches/0002 makes the ordinary CPU
+// path say no to everything that touches I2_S. So I2_S bytes are only ever read by the kernels in native/kernels/ternary.
+
+#include "ternary_buffer.h"
+
+#include "attention.h"
+#include "ggml-impl.h"
+#include "repacked_buffer.h"
+#include "sharing.h"
+#include "ternary/ternary.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+#include <mutex>
+#include <stdexcept>
+#include <string>
+#include <thread>
+
+namespace {
+
+constexpr size_t tail_bytes = 32;  // I2_S: after the codes, the scale and padding
+
+// The kernels and the weights' layout of this process, chosen once.
+struct Choice {
+    const ternary::Kernels * kernels = nullptr;  // nullptr: see the errors
+    ternary::Layout          layout  = ternary::Layout::two_bit;
+    std::string              tier_error;
+    std::string              layout_error;
+};
+
+Choice choose() {
+    Choice     choice;
+    const auto tier   = ternary::select_kernels(ternary::cpu_features(), std::getenv("BITEXPORT_TIER"));
+    choice.tier_error = tier.error;
+    if (tier.kernels != nullptr) {
+        const auto layout   = ternary::select_layout(*tier.kernels, std::getenv("BITEXPORT_LAYOUT"));
+        choice.layout_error = layout.error;
+        choice.layout       = layout.layout;
+        choice.kernels      = layout.ok ? tier.kernels : nullptr;
+    }
+    if (choice.kernels == nullptr) {
+        GGML_LOG_ERROR("bitexport: %s%s\n", choice.tier_error.c_str(), choice.layout_error.c_str());
+    }
+    return choice;
+}
+
+const Choice & selection() {
+    static const Choice chosen = choose();
+    return chosen;
+}
+
+bitexport_observer observer = nullptr;
+
+// In our buffer a tensor is its repacked codes, followed by its scale.
+struct Weights {
+    const ggml_tensor * tensor;
+
+    int64_t rows() const { return tensor->ne[1]; }
+    int64_t cols() const { return tensor->ne[0]; }
+    size_t  packed_bytes() const { return ternary::packed_bytes(selection().layout, rows(), cols()); }
+    size_t  bytes() const { return packed_bytes() + sizeof(float); }
+    uint8_t * packed() const { return static_cast<uint8_t *>(tensor->data); }
+
+    float scale() const {
+        float value;
+        std::memcpy(&value, packed() + packed_bytes(), sizeof(value));
+        return value;
+    }
+    void set_scale(float value) const { std::memcpy(packed() + packed_bytes(), &value, sizeof(value)); }
+};
+
+class TernaryTraits : public ggml::cpu::tensor_traits {
+  public:
+    bool work_size(int n_threads, const ggml_tensor * op, size_t & size) override {
+        const int64_t tokens = ggml_nrows(op->src[1]);
+        size                 = batch_bytes(op->src[0]->ne[0], tokens) * quantized_copies(tokens, n_threads);
+        return true;
+    }
+
+    bool compute_forward(ggml_compute_params * params, ggml_tensor * op) override {
+        const Weights       weights{op->src[0]};
+        const ggml_tensor * x       = op->src[1];
+        const int64_t       tokens  = ggml_nrows(x);
+        const auto &        kernels = *selection().kernels;
+
+        auto * const work  = static_cast<uint8_t *>(params->wdata) +
+                            own_copy(tokens, params) * batch_bytes(weights.cols(), tokens);
+        const auto   batch = ternary::quantized_buffer(work, weights.cols(), tokens);
+        quantize_tokens(tokens, params, [&](int64_t token) {
+            kernels.quantize_token(activation_row(x, token), weights.cols(), batch.q + token * batch.stride,
+                                   batch.scale + token, batch.sum + token);
+        });
+        if (params->ith == 0 && observer != nullptr) {
+            observer(weights.tensor->name, batch.q, batch.stride, batch.scale, weights.cols(), tokens);
+        }
+
+        const Share panels(ternary::panel_count(weights.rows()), params->ith, params->nth);
+        const ternary::Products & products = kernels.products(selection().layout);
+        products.matmul(weights.packed(), weights.rows(), weights.cols(), weights.scale(), batch,
+                        static_cast<float *>(op->data), weights.rows(), panels.begin, panels.end);
+        return true;
+    }
+
+  private:
+    // Whole cache lines, so that two threads' copies never share one.
+    static size_t batch_bytes(int64_t cols, int64_t tokens) {
+        return (ternary::quantized_bytes(cols, tokens) + 63) / 64 * 64;
+    }
+};
+
+// Throws std::runtime_error when a code is 3, naming the first.
+void repack_codes(const Weights & weights, const uint8_t * codes) {
+    const int64_t rows = weights.rows(), cols = weights.cols();
+    std::mutex    lock;
+    int64_t       bad_element = -1;
+    repack_in_threads(ternary::panel_count(rows), rows * cols, [&](int64_t panel_begin, int64_t panel_end) {
+        const auto result = ternary::repack_i2_s(*selection().kernels, selection().layout, codes, rows, cols,
+                                                 weights.packed(), panel_begin, panel_end);
+        if (!result.ok) {
+            const std::lock_guard<std::mutex> guard(lock);
+            bad_element = bad_element < 0 ? result.bad_element : std::min(bad_element, result.bad_element);
+        }
+    });
+    if (bad_element >= 0) {
+        throw std::runtime_error(std::string("tensor '") + weights.tensor->name + "' holds code 3 at element " +
+                                 std::to_string(bad_element) +
+                                 ", but I2_S has only 0, 1 and 2: the file is damaged, or is another layout "
+                                 "that shares type number 36; convert it again");
+    }
+}
+
+class TernaryBufferType : public RepackedBufferType {
+  public:
+    TernaryBufferType() : RepackedBufferType("CPU_TERNARY", "read the file") {}
+
+    ggml::cpu::tensor_traits * get_tensor_traits(const ggml_tensor * op) override {
+        if (ggml::cpu::tensor_traits * attention = bitexport_attention_traits(op)) {
+            return attention;
+        }
+        return RepackedBufferType::get_tensor_traits(op);
+    }
+
+  private:
+    bool takes(const ggml_tensor * weights) const override {
+        return weights->type == GGML_TYPE_I2_S && weights->ne[0] <= ternary::max_cols;
+    }
+
+    size_t bytes(const ggml_tensor * tensor) const override {
+        return tensor->type == GGML_TYPE_I2_S ? Weights{tensor}.bytes() : ggml_nbytes(tensor);
+    }
+
+    void repack(const ggml_tensor * tensor, const void * data) const override {
+        const auto * codes = static_cast<const uint8_t *>(data);
+        float        scale;
+        std::memcpy(&scale, codes + ggml_nbytes(tensor) - tail_bytes, sizeof(scale));
+        if (!std::isfinite(scale) || scale <= 0.0f) {
+            throw std::runtime_error(std::string("tensor '") + tensor->name + "' has scale " + std::to_string(scale) +
+                                     ", but a scale is positive and finite: the file is damaged; convert it again");
+        }
+        const Weights weights{tensor};
+        repack_codes(weights, codes);
+        weights.set_scale(scale);
+    }
+
+    ggml::cpu::tensor_traits & traits() override { return traits_; }
+
+    TernaryTraits traits_;
+};
+
+}  // namespace
+
+ggml_backend_buffer_type_t bitexport_ternary_buffer_type(void) {
+    static TernaryBufferType type;
+    return selection().kernels == nullptr ? nullptr : type.type();
+}
+
+bool bitexport_uses_ternary(const ggml_tensor * op) {
+    return std::any_of(op->src, op->src + GGML_MAX_SRC, [](const ggml_tensor * source) {
+        return source != nullptr && source->type == GGML_TYPE_I2_S;
+    });
+}
+
+void bitexport_refuse_ternary(const ggml_tensor * op) {
+    const bool only_a_view = op->op == GGML_OP_VIEW || op->op == GGML_OP_RESHAPE || op->op == GGML_OP_PERMUTE ||
+                             op->op == GGML_OP_TRANSPOSE;
+    if (!only_a_view && bitexport_uses_ternary(op)) {
+        GGML_ABORT("bitexport: %s of '%s' cannot be computed from I2_S; only a matrix product in the CPU_TERNARY "
+                   "buffer can",
+                   ggml_op_name(op->op), op->name);
+    }
+}
+
+void bitexport_wait(int * spins) {
+    // Some 20 microseconds: longer than threads with a processor each are apart, far shorter than a time slice.
+    constexpr int patience = 1024;
+    if (++*spins == patience) {
+        *spins = 0;
+        std::this_thread::yield();
+    }
+}
+
+const char * bitexport_tier_name(void) {
+    const auto * kernels = selection().kernels;
+    return kernels == nullptr ? nullptr : kernels->name;
+}
+
+const char * bitexport_tier_error(void) {
+    return selection().tier_error.empty() ? nullptr : selection().tier_error.c_str();
+}
+
+const char * bitexport_layout_name(void) {
+    return selection().kernels == nullptr ? nullptr : ternary::layout_name(selection().layout);
+}
+
+const char * bitexport_layout_error(void) {
+    return selection().layout_error.empty() ? nullptr : selection().layout_error.c_str();
+}
+
+size_t bitexport_bytes_read(int type, int64_t rows, int64_t cols) {
+    return type == GGML_TYPE_I2_S && cols <= ternary::max_cols ? ternary::packed_bytes(selection().layout, rows, cols) : 0;
+}
+
+void bitexport_observe(bitexport_observer new_observer) {
+    observer = new_observer;
+}
