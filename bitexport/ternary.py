@@ -58,7 +58,7 @@ class GroupedTernary:
 AnyTernary: TypeAlias = TernaryTensor | GroupedTernary
 
 
-def simplest(trits: npt.NDArray[np.int8], scales: npt.NDArray[np.float32]) -> AnyTernary:
+def collapse_equal_scales(trits: npt.NDArray[np.int8], scales: npt.NDArray[np.float32]) -> AnyTernary:
     """A :class:`TernaryTensor` where all groups share one scale, and a :class:`GroupedTernary` elsewhere.
 
     Args:

@@ -42,7 +42,7 @@ def families() -> str:
             (
                 family.name,
                 ", ".join(f"`{name}`" for name in family.architectures),
-                family.particulars,
+                family.summary,
                 f"`{family.gguf_architecture}`",
             )
             for family in FAMILIES

@@ -40,11 +40,12 @@ def family_of(config: Mapping[str, Any], names: Collection[str] = ()) -> Family:
         if family.runs(family.parts(config, names)):
             return family
     if candidates:
-        surplus = candidates[-1].parts(config, names) - candidates[-1].always - candidates[-1].sometimes
+        last = candidates[-1]
+        unsupported = last.parts(config, names) - last.required_parts - last.optional_parts
         raise UnsupportedError(
-            f"architecture {named[0]!r} with {', '.join(sorted(part.value for part in surplus))}: the graph "
-            f"{candidates[-1].gguf_architecture} has no such part; expected a model without, or ask for it "
-            "in an issue"
+            f"architecture {named[0]!r} with {', '.join(sorted(part.value for part in unsupported))}: the "
+            f"graph {last.gguf_architecture} does not support that; expected a model without it, or request "
+            "support in an issue"
         )
     known = ", ".join(dict.fromkeys(name for family in FAMILIES for name in family.architectures))
     raise UnsupportedError(

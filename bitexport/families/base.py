@@ -108,7 +108,7 @@ class Family:
 
     Attributes:
         name: as reports show it.
-        particulars: what sets it apart, for the table of supported families; a few words.
+        summary: what sets it apart, for the table of supported families; a few words.
         architectures: what config.json calls it.
         model_class: the class of transformers that runs it, once :mod:`bitexport.reference` has added the
             parts that this class does not know.
@@ -118,15 +118,15 @@ class Family:
         default_eps: the same for ``rms_norm_eps``.
         default_head_dim: the same for ``head_dim``; None where it is hidden_size / num_attention_heads.
         rules: the name map.
-        always: the optional parts that all its checkpoints have.
-        sometimes: those that some have.
+        required_parts: the optional parts that all its checkpoints have.
+        optional_parts: those that some have.
         qk_norm_after_rope: where it norms queries and keys, whether it does so after RoPE.
         derived: names, as regular expressions, of tensors that old checkpoints carry and that follow from the
             configuration.
     """
 
     name: str
-    particulars: str
+    summary: str
     architectures: tuple[str, ...]
     model_class: str
     gguf_architecture: str
@@ -135,8 +135,8 @@ class Family:
     default_eps: float
     rules: tuple[Rule, ...]
     default_head_dim: int | None = None
-    always: frozenset[Part] = frozenset()
-    sometimes: frozenset[Part] = frozenset()
+    required_parts: frozenset[Part] = frozenset()
+    optional_parts: frozenset[Part] = frozenset()
     qk_norm_after_rope: bool = False
     derived: tuple[str, ...] = (
         r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq",
@@ -145,11 +145,11 @@ class Family:
 
     def parts(self, config: Mapping[str, Any], names: Collection[str]) -> frozenset[Part]:
         """The optional parts that a checkpoint has; see :func:`find_parts`."""
-        return self.always | find_parts(config, names)
+        return self.required_parts | find_parts(config, names)
 
     def runs(self, parts: frozenset[Part]) -> bool:
         """Whether its graph can run a checkpoint with these parts."""
-        return parts <= self.always | self.sometimes
+        return parts <= self.required_parts | self.optional_parts
 
     def hyperparameters(self, config: Mapping[str, Any], names: Collection[str] = ()) -> Hyperparameters:
         """Read and check config.json.
@@ -217,7 +217,7 @@ class Family:
                 f"hidden_act {activation!r} with architecture {self.architectures[0]}: the "
                 f"{self.gguf_architecture} graph computes {' or '.join(map(repr, self.activations))} only"
             )
-        if slides(config):
+        if has_sliding_window(config):
             raise UnsupportedError(
                 "some layers attend to a sliding window only, which the "
                 f"{self.gguf_architecture} graph does not; expected use_sliding_window false"
@@ -336,7 +336,7 @@ class _Names:
         return None
 
 
-def slides(config: Mapping[str, Any]) -> bool:
+def has_sliding_window(config: Mapping[str, Any]) -> bool:
     """Whether some layer's attention sees a window only, by the keys that transformers' Qwen classes read."""
     if isinstance(kinds := config.get("layer_types"), list):
         return any(kind != "full_attention" for kind in kinds)

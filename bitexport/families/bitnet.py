@@ -11,13 +11,13 @@ from bitexport.families.ternary_decoder import TernaryDecoder
 
 BITNET = TernaryDecoder(
     name="BitNet b1.58",
-    particulars="SubLN; ReLU squared, or SiLU",
+    summary="SubLN; ReLU squared, or SiLU",
     architectures=("BitNetForCausalLM",),
     model_class="BitNetForCausalLM",
     activations=("relu2", "silu"),
     default_theta=500000.0,
     default_eps=1e-5,
     rules=decoder_rules(),
-    always=frozenset({Part.SUB_NORMS}),
-    sometimes=frozenset({Part.INPUT_NORMS, Part.QKV_BIASES, Part.OUTPUT_BIAS}),
+    required_parts=frozenset({Part.SUB_NORMS}),
+    optional_parts=frozenset({Part.INPUT_NORMS, Part.QKV_BIASES, Part.OUTPUT_BIAS}),
 )

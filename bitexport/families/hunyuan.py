@@ -25,14 +25,14 @@ class HunyuanFamily(TernaryDecoder):
 
 HUNYUAN = HunyuanFamily(
     name="HunYuan student",
-    particulars="HunYuan dense, with or without SubLN; QK-norm after RoPE, RoPE's alpha",
+    summary="HunYuan dense, with or without SubLN; QK-norm after RoPE, RoPE's alpha",
     architectures=("HunYuanDenseV1ForCausalLM",),
     model_class="HunYuanDenseV1ForCausalLM",
     activations=("silu", "relu2"),
     default_theta=10000.0,
     default_eps=1e-5,
     rules=decoder_rules(q_norm="self_attn.query_layernorm", k_norm="self_attn.key_layernorm"),
-    always=frozenset({Part.QK_NORMS}),
-    sometimes=frozenset({Part.SUB_NORMS, Part.INPUT_NORMS, Part.QKV_BIASES, Part.OUTPUT_BIAS}),
+    required_parts=frozenset({Part.QK_NORMS}),
+    optional_parts=frozenset({Part.SUB_NORMS, Part.INPUT_NORMS, Part.QKV_BIASES, Part.OUTPUT_BIAS}),
     qk_norm_after_rope=True,
 )

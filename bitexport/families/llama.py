@@ -34,7 +34,7 @@ class LlamaFamily(Family):
 
 LLAMA = LlamaFamily(
     name="Llama",
-    particulars="Llama-3-8B-1.58, Falcon3-1.58, Falcon-E; q and k rows interleaved for RoPE",
+    summary="Llama-3-8B-1.58, Falcon3-1.58, Falcon-E; q and k rows interleaved for RoPE",
     architectures=("LlamaForCausalLM",),
     model_class="LlamaForCausalLM",
     gguf_architecture="llama",

@@ -45,7 +45,7 @@ class OneBitLLMFamily(Family):
 
 ONEBITLLM = OneBitLLMFamily(
     name="1bitLLM",
-    particulars="BitNet b1.58 large and 3B: SubLN, SiLU, tied",
+    summary="BitNet b1.58 large and 3B: SubLN, SiLU, tied",
     architectures=("BitnetForCausalLM",),
     model_class="LlamaForCausalLM",
     gguf_architecture="bitnet",
@@ -53,5 +53,5 @@ ONEBITLLM = OneBitLLMFamily(
     default_theta=10000.0,
     default_eps=1e-6,
     rules=decoder_rules(head=False),
-    always=frozenset({Part.SUB_NORMS}),
+    required_parts=frozenset({Part.SUB_NORMS}),
 )

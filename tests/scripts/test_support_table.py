@@ -63,6 +63,6 @@ def test_every_entry_has_its_row(script: dict[str, Any]) -> None:
 
 
 def test_a_new_entry_shows_up(script: dict[str, Any]) -> None:
-    new = dataclasses.replace(FAMILIES[0], name="New", particulars="its particulars")
+    new = dataclasses.replace(FAMILIES[0], name="New", summary="its summary")
     script["families"].__globals__["FAMILIES"] = (*FAMILIES, new)
-    assert "| New | `BitNetForCausalLM` | its particulars | `bitnet-b1.58` |" in script["region"]()
+    assert "| New | `BitNetForCausalLM` | its summary | `bitnet-b1.58` |" in script["region"]()

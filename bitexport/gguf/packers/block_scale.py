@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from bitexport.errors import GGUFError, UnsupportedError
 from bitexport.gguf.types import TensorType, alternatives
-from bitexport.ternary import AnyTernary, GroupedTernary, TernaryTensor, simplest
+from bitexport.ternary import AnyTernary, GroupedTernary, TernaryTensor, collapse_equal_scales
 
 #: blocks handled at once: their codes stay in the processor's caches.
 CHUNK_BLOCKS = 2048
@@ -71,7 +71,7 @@ def _regrouped(tensor: GroupedTernary, kind: TensorType) -> npt.NDArray[np.float
     )
 
 
-def joined(
+def from_blocks(
     codes: npt.NDArray[np.int8], scales: npt.NDArray[np.float16], shape: tuple[int, int], kind: TensorType
 ) -> AnyTernary:
     """Trits ``[blocks, block]`` and the scales of the blocks as one tensor of ``shape`` ``[out, in]``.
@@ -88,4 +88,4 @@ def joined(
     codes[scales == 0] = 0  # worth nothing, whatever they say
     used = np.any(codes, axis=1)
     exact = np.where(used, scales.astype(np.float32), np.float32(0))
-    return simplest(codes.reshape(shape), exact.reshape(shape[0], -1))
+    return collapse_equal_scales(codes.reshape(shape), exact.reshape(shape[0], -1))

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from bitexport.errors import UnsupportedError
 from bitexport.gguf.packers.block_scale import rounded_scale
 from bitexport.gguf.types import F16, TensorType
-from bitexport.ternary import AnyTernary, TernaryTensor, simplest
+from bitexport.ternary import AnyTernary, TernaryTensor, collapse_equal_scales
 
 #: weights handled at once.
 CHUNK_WEIGHTS = 1 << 20
@@ -66,7 +66,7 @@ def unpack(data: npt.NDArray[np.uint8], shape: tuple[int, int], kind: TensorType
             raise UnsupportedError(_not_ternary(magnitudes, top, odd))
         scales[start : start + rows] = top
         trits[start : start + rows] = np.sign(part)
-    return simplest(trits.reshape(shape), scales)
+    return collapse_equal_scales(trits.reshape(shape), scales)
 
 
 def _values(data: npt.NDArray[np.uint8], kind: TensorType) -> npt.NDArray[np.float32]:

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bitexport.errors import UnsupportedError
-from bitexport.gguf.packers.block_scale import CHUNK_BLOCKS, block_scales, check_rows, joined
+from bitexport.gguf.packers.block_scale import CHUNK_BLOCKS, block_scales, check_rows, from_blocks
 from bitexport.gguf.types import Q2_0
 from bitexport.ternary import AnyTernary
 
@@ -56,4 +56,4 @@ def unpack(data: npt.NDArray[np.uint8], shape: tuple[int, int]) -> AnyTernary:
             trits[start : start + CHUNK_BLOCKS, :, k] = (codes >> np.uint8(2 * k)) & np.uint8(3)
     trits -= np.int8(1)
     scales = np.ascontiguousarray(blocks[:, :SCALE_BYTES]).view("<f2").reshape(-1)
-    return joined(trits.reshape(-1, Q2_0.block), scales, shape, Q2_0)
+    return from_blocks(trits.reshape(-1, Q2_0.block), scales, shape, Q2_0)

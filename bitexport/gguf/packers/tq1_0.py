@@ -18,7 +18,7 @@ from itertools import product
 import numpy as np
 import numpy.typing as npt
 
-from bitexport.gguf.packers.block_scale import CHUNK_BLOCKS, block_scales, check_rows, joined
+from bitexport.gguf.packers.block_scale import CHUNK_BLOCKS, block_scales, check_rows, from_blocks
 from bitexport.gguf.types import TQ1_0
 from bitexport.ternary import AnyTernary
 
@@ -78,4 +78,4 @@ def unpack(data: npt.NDArray[np.uint8], shape: tuple[int, int]) -> AnyTernary:
         found = TRITS_OF_BYTE[codes].swapaxes(1, 2)[:, :used]  # [blocks, digits, bytes]
         trits[start : start + CHUNK_BLOCKS, first : first + count * used] = found.reshape(len(codes), -1)
     scales = np.ascontiguousarray(blocks[:, CODE_BYTES:]).view("<f2").reshape(-1)
-    return joined(trits, scales, shape, TQ1_0)
+    return from_blocks(trits, scales, shape, TQ1_0)

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bitexport.errors import UnsupportedError
-from bitexport.gguf.packers.block_scale import CHUNK_BLOCKS, block_scales, check_rows, joined
+from bitexport.gguf.packers.block_scale import CHUNK_BLOCKS, block_scales, check_rows, from_blocks
 from bitexport.gguf.types import TQ2_0
 from bitexport.ternary import AnyTernary
 
@@ -55,4 +55,4 @@ def unpack(data: npt.NDArray[np.uint8], shape: tuple[int, int]) -> AnyTernary:
             trits[start : start + CHUNK_BLOCKS, :, k] = (codes >> np.uint8(2 * k)) & np.uint8(3)
     trits -= np.int8(1)
     scales = np.ascontiguousarray(blocks[:, CODE_BYTES:]).view("<f2").reshape(-1)
-    return joined(trits.reshape(-1, TQ2_0.block), scales, shape, TQ2_0)
+    return from_blocks(trits.reshape(-1, TQ2_0.block), scales, shape, TQ2_0)
