@@ -94,7 +94,7 @@ def test_only_the_first_scale_counts() -> None:
 
 
 def test_what_cannot_be_packed() -> None:
-    with pytest.raises(UnsupportedError, match=r"96 elements.*no multiple of 128"):
+    with pytest.raises(UnsupportedError, match=r"96 elements.*not a multiple of 128"):
         i2_s.pack(tensor(np.zeros((1, 96))))
     with pytest.raises(ValueError, match="trit"):
         i2_s.pack(tensor(np.full((1, 128), 2)))

@@ -175,7 +175,8 @@ def test_by_how_much_a_scale_was_rounded() -> None:
 
 @pytest.mark.parametrize("kind", BLOCK_TYPES)
 def test_rows_that_fill_no_block(kind: str) -> None:
-    with pytest.raises(UnsupportedError, match=rf"rows of 96 are no multiple.*{kind} needs; use --type i2_s"):
+    expected = rf"rows of 96 are not a multiple.*{kind} needs; use --type i2_s"
+    with pytest.raises(UnsupportedError, match=expected):
         PACKERS[kind].pack(TernaryTensor(np.zeros((4, 96), dtype=np.int8), np.float32(1)))
 
 
@@ -210,7 +211,7 @@ def test_a_code_of_three_is_not_ternary(module: object) -> None:
 
 @pytest.mark.parametrize(
     ("values", "message"),
-    [([1, -1, 0, 2] * 64, "1 and 2 stand in one group"), ([1, np.nan, 0, 1] * 64, "NaN|nan")],
+    [([1, -1, 0, 2] * 64, "one group of weights contains both 1 and 2"), ([1, np.nan, 0, 1] * 64, "NaN|nan")],
 )
 def test_floats_that_are_not_ternary(values: list[float], message: str) -> None:
     data = np.array([values], dtype="<f2").view(np.uint8).reshape(-1)
