@@ -1,4 +1,4 @@
-"""Llama and SmolLM2 with what llama.cpp's ``llama`` graph lacks, SubLN above all: distilled students."""
+"""Llama and SmolLM2 as distilled students: with SubLN and other parts that the ``llama`` graph lacks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Qwen2 and Qwen2.5, as distilled students: SiLU, biases on q, k and v, SubLN."""
+"""Qwen2 and Qwen2.5 as distilled students: SiLU, biases on q, k and v, SubLN."""
 
 from __future__ import annotations
 

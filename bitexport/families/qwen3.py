@@ -1,6 +1,6 @@
-"""Qwen3, as a distilled student: SiLU, norms on queries and keys before RoPE, SubLN.
+"""Qwen3 as a distilled student: SiLU, norms on queries and keys before RoPE, SubLN.
 
-Its head_dim is a number of its own, 128 where config.json has none, whatever hidden_size is.
+Its head_dim does not follow from hidden_size; it is 128 if config.json has none.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from bitexport.families.ternary_decoder import TernaryDecoder
 
 QWEN3 = TernaryDecoder(
     name="Qwen3 student",
-    summary="Qwen3, with or without SubLN; QK-norm before RoPE, its own head_dim",
+    summary="Qwen3, with or without SubLN; QK-norm before RoPE, independent head_dim",
     architectures=("Qwen3ForCausalLM",),
     model_class="Qwen3ForCausalLM",
     activations=("silu", "relu2"),

@@ -123,11 +123,11 @@ def test_as_many_key_value_heads_as_heads_where_none_are_given() -> None:
     ("changes", "error", "message"),
     [
         ({"hidden_act": "gelu"}, UnsupportedError, "'gelu'.*computes 'relu2' or 'silu' only"),
-        ({"layer_types": ["full_attention", "sliding_attention"]}, UnsupportedError, "sliding window"),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, UnsupportedError, "sliding-window"),
         (
             {"use_sliding_window": True, "sliding_window": 64, "max_window_layers": 1},
             UnsupportedError,
-            "sliding window",
+            "sliding-window",
         ),
         (
             {"quantization_config": {"use_rms_norm": True, "rms_norm_eps": 2}},
@@ -138,7 +138,7 @@ def test_as_many_key_value_heads_as_heads_where_none_are_given() -> None:
         ({"hidden_size": "64"}, CheckpointError, "hidden_size is '64'"),
         ({"num_hidden_layers": 0}, CheckpointError, "num_hidden_layers is 0"),
         ({"num_attention_heads": True}, CheckpointError, "num_attention_heads is True"),
-        ({"num_attention_heads": 5}, CheckpointError, "no multiple of num_attention_heads 5"),
+        ({"num_attention_heads": 5}, CheckpointError, "not a multiple of num_attention_heads 5"),
         ({"num_key_value_heads": 3}, CheckpointError, "3 key-value heads"),
         ({"head_dim": 15}, CheckpointError, "even head_dim"),
         ({"rms_norm_eps": None}, CheckpointError, "rms_norm_eps is None"),
@@ -238,7 +238,7 @@ def test_the_alpha_of_hunyuan() -> None:
     ("changes", "message"),
     [
         ({"tie_word_embeddings": False}, "no output matrix"),
-        ({"head_dim": 32}, "no head_dim of its own"),
+        ({"head_dim": 32}, "head_dim 32 with 4 heads and hidden_size 64"),
         ({"weight_bits": 2}, "weight_bits is 2"),
         ({"input_bits": 4}, "input_bits is 4"),
         ({"hidden_act": "relu2"}, "computes 'silu' only"),

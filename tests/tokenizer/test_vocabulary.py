@@ -170,7 +170,7 @@ def test_padding_and_truncation_of_a_training_run_do_not_matter(
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("[1]", "holds a list, expected a JSON object"),
+        ("[1]", "contains a list, expected a JSON object"),
         ("[" * 100_000, "not valid JSON"),
         ('{"add_bos_token": "no"}', "add_bos_token is 'no'; expected true, false"),
         ('{"add_eos_token": 1}', "add_eos_token is 1;"),

@@ -1,4 +1,4 @@
-"""The packings: bytes by hand, against transformers' own functions, and what quantization_config chooses."""
+"""The packings: bytes written by hand, transformers' own functions, and the choice by quantization_config."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_absmean_over_more_than_a_chunk() -> None:
 
 
 def ternary_floats(scale: float) -> np.ndarray:
-    """Float32 trits times ``scale`` over more than two chunks, the first of which begins with zeros."""
+    """Float32 trits times ``scale`` over more than two chunks, with a first row of zeros."""
     trits = np.random.default_rng(7).integers(-1, 2, size=(3, CHUNK // 2 + 5)).astype(np.float32)
     trits[0] = 0
     return trits * np.float32(scale)
@@ -114,7 +114,7 @@ def ternary_floats(scale: float) -> np.ndarray:
 def test_weights_that_are_ternary_already_keep_their_scale(
     tmp_path: Path, online: bool, dtype: torch.dtype
 ) -> None:
-    """Absmean would give them another: the scale times the fraction that is not zero."""
+    """Absmean would give another one: the scale times the nonzero fraction."""
     weights = ternary_floats(0.0371)
     config = {"linear_class": "autobitlinear", "quantization_mode": "online"}
     checkpoint = folder_of(tmp_path, {"w.weight": torch.from_numpy(weights).to(dtype)}, **config)
@@ -143,7 +143,7 @@ def test_float_weights_that_nothing_calls_ternary(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     checkpoint = open_checkpoint(tmp_path)
     for step in (packing_of(checkpoint).check, packing_of(checkpoint).unpack):
-        with pytest.raises(CheckpointError, match=r"no quantization_config.*'w\.weight' holds more than"):
+        with pytest.raises(CheckpointError, match=r"no quantization_config.*'w\.weight' holds other values"):
             step(checkpoint, "w.weight")
 
 
@@ -243,7 +243,7 @@ def test_a_scale_whose_reciprocal_is_none(tmp_path: Path) -> None:
         (
             {"w.weight": torch.zeros(1, 4, dtype=torch.uint8), "w.weight_scale": torch.ones(4)},
             UnsupportedError,
-            "expected one scale a tensor",
+            "expected one scale per tensor",
         ),
         (
             {
