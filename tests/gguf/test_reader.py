@@ -99,16 +99,16 @@ def test_type_36_comes_back(tmp_path: Path) -> None:
         (header(b"", 0, version=3 << 24), "little-endian"),
         (b"GGUF" + struct.pack("<IQQ", 3, 2**62, 0), "more than a file of 24 bytes"),
         (b"GGUF" + struct.pack("<IQQ", 3, 0, 2**62), "more than a file of 24 bytes"),
-        (header(b"", 0, struct.pack("<Q", 2**63) + bytes(64), 1), "the file ends at"),
+        (header(b"", 0, struct.pack("<Q", 2**63) + bytes(64), 1), "but the file ends at"),
         (header(b"", 0, text("k") + struct.pack("<I", 77), 1), "has type 77"),
         (header(b"", 0, text("k") + struct.pack("<IIQ", 9, 4, 2**61), 1), "more than a file of"),
         (header(b"", 0, text("k") + struct.pack("<IIQ", 9, 8, 2**61), 1), "more than a file of"),
-        (header(b"", 0, text("k") + struct.pack("<IIQ", 9, 9, 1) + bytes(12), 1), "holds type 9"),
+        (header(b"", 0, text("k") + struct.pack("<IIQ", 9, 9, 1) + bytes(12), 1), "has elements of type 9"),
         (header(b"", 0, (text("k") + struct.pack("<II", 4, 1)) * 2, 2), "appears twice"),
         (header(b"", 0, text("general.alignment") + struct.pack("<II", 4, 24), 1), "power of two"),
         (header(text("t") + struct.pack("<I", 5) + bytes(40), 1), "5 dimensions"),
         (header(text("t") + struct.pack("<IQIQ", 1, 4, 99, 0), 1), "type 99"),
-        (header(text("t") + struct.pack("<IQIQ", 1, 33, 8, 0), 1), "no multiple of its block"),
+        (header(text("t") + struct.pack("<IQIQ", 1, 33, 8, 0), 1), "not a multiple of its block"),
         (header(text("t") + struct.pack("<IQIQ", 1, 4, 0, 0), 1), "ends at byte"),
         (header(text("t") + struct.pack("<IQQIQ", 2, 2**32, 2**31, 0, 0), 1), "ends at byte"),
         (header((text("t") + struct.pack("<IQIQ", 1, 4, 0, 0)) * 2, 2) + bytes(64), "appears twice"),
@@ -140,12 +140,12 @@ def test_type_36_with_too_much_room(tmp_path: Path) -> None:
     entries = i2_s_entry("first", 4, 0) + i2_s_entry("second", 4, 256)
     with pytest.raises(GGUFError, match="room for 256 bytes, expected 160"):
         read_gguf(write(tmp_path, header(entries, 2) + bytes(512)))
-    with pytest.raises(GGUFError, match="followed by bytes that are not its own"):
+    with pytest.raises(GGUFError, match="followed by bytes that do not belong to it"):
         read_gguf(write(tmp_path, header(i2_s_entry("t", 4, 0), 1) + bytes(160 + 32)))
 
 
 def test_type_36_whose_elements_fill_no_block(tmp_path: Path) -> None:
-    with pytest.raises(GGUFError, match=r"type 36 .* no multiple of its block of 128"):
+    with pytest.raises(GGUFError, match=r"type 36 .* not a multiple of its block of 128"):
         read_gguf(write(tmp_path, header(i2_s_entry("t", 3, 0, columns=64), 1) + bytes(160)))
 
 
