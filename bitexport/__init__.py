@@ -30,6 +30,6 @@ def load(path: str | os.PathLike[str], **kwargs: Any) -> Llama:
         GGUFError: the file is damaged or cannot be run.
         NativeLibraryError: our library is missing, or another libllama is already loaded.
     """
-    from bitexport.runtime.model import load as load_model
+    from bitexport.runtime.loading import load as load_model
 
     return load_model(path, **kwargs)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from bitexport.errors import UsageError
 from bitexport.gguf.reader import read_gguf
 from bitexport.runtime.limits import check_context, check_text, check_threads
-from bitexport.runtime.model import load
+from bitexport.runtime.loading import load
 from bitexport.runtime.threads import default_threads
 
 #: Context unless one is asked for: enough for a try, and not what a model of 128k tokens would take.

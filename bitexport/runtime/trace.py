@@ -66,7 +66,7 @@ class Trace:
 
 
 class Tracer:
-    """The function that a context calls. Give it to :class:`bitexport.runtime.model.Session`."""
+    """The function that a context calls. Give it to :class:`bitexport.runtime.session.Session`."""
 
     def __init__(self) -> None:
         self._library = _ggml()

@@ -13,7 +13,7 @@ import pytest
 
 from bitexport.convert import convert
 from bitexport.reference import load_reference
-from bitexport.runtime.model import Session
+from bitexport.runtime.session import Session
 
 LLAMA3 = {
     "rope_type": "llama3",

@@ -23,7 +23,7 @@ from tests.support.models import Shape, tiny_checkpoint
 GATE = """
 import sys
 from bitexport.errors import BitexportError
-from bitexport.runtime.model import Session
+from bitexport.runtime.session import Session
 try:
     with Session(sys.argv[1], n_ctx=16, n_threads=1) as session:
         session.advance([0])

@@ -16,7 +16,7 @@ from tests.support.models import Shape
 DECODE = """
 import sys
 import numpy as np
-from bitexport.runtime.model import Session
+from bitexport.runtime.session import Session
 with Session(sys.argv[1], n_ctx=128, n_threads=int(sys.argv[3]), exact=False) as session:
     session.advance([7, 8, 9, 10, 11])
     np.save(sys.argv[2], np.stack([session.feed([3 + i * 5 % 200]) for i in range(60)]))

@@ -21,7 +21,7 @@ Checkpoints = Callable[..., Path]
 LOGITS = """
 import sys
 import numpy as np
-from bitexport.runtime.model import Session
+from bitexport.runtime.session import Session
 with Session(sys.argv[1], n_ctx=64, n_threads=2) as session:
     ids = list(range(3, 43))
     logits = session.logits(ids)

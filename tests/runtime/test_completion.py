@@ -16,7 +16,7 @@ import pytest
 
 from bitexport.errors import GGUFError, UsageError
 from bitexport.runtime.completion import Completion, Sampling
-from bitexport.runtime.model import Session
+from bitexport.runtime.session import Session
 from tests.support.models import Shape
 from tests.support.repository import REPOSITORY
 

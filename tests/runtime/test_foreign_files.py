@@ -22,7 +22,7 @@ from bitexport.errors import BitexportWarning, GGUFError, TokenizerError
 from bitexport.gguf.reader import read_gguf
 from bitexport.gguf.types import F16, F32, I2_S
 from bitexport.gguf.writer import MetadataValue, TensorSpec, write_gguf
-from bitexport.runtime.model import Session
+from bitexport.runtime.session import Session
 from bitexport.tokenizer import pre_tokenizer
 from bitexport.tokenizer.missing_pre_tokenizer import derived_pre, lacks_pre
 from tests.support.gguf_files import as_microsoft_writes, rewritten

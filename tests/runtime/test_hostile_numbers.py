@@ -15,7 +15,7 @@ from bitexport.gguf.checks import check_hyperparameters
 from bitexport.gguf.reader import read_gguf
 from bitexport.gguf.types import F32
 from bitexport.gguf.writer import MetadataValue, TensorSpec, write_gguf
-from bitexport.runtime.model import Session
+from bitexport.runtime.session import Session
 
 PREFIX = {"bitnet": "bitnet-b1.58", "llama": "llama"}
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bitexport.gguf.reader import read_gguf
-from bitexport.runtime.model import Session
+from bitexport.runtime.session import Session
 from tests.support.models import Shape
 
 PAGE = 4096

@@ -12,7 +12,7 @@ import pytest
 
 import bitexport
 from bitexport.errors import UsageError
-from bitexport.runtime.model import Session
+from bitexport.runtime.session import Session
 from bitexport.runtime.threads import cpu_quota, default_threads, physical_cores
 from tests.support.repository import REPOSITORY
 
@@ -20,7 +20,7 @@ NO_ROOM_FOR_THREADS = """
 import resource, sys
 from pathlib import Path
 from bitexport.errors import NativeLibraryError
-from bitexport.runtime.model import Session
+from bitexport.runtime.session import Session
 with Session(sys.argv[1], n_ctx=64, n_threads=2) as session:
     session.advance([1])
     pages = int(Path("/proc/self/statm").read_text().split()[0])
@@ -36,7 +36,7 @@ with Session(sys.argv[1], n_ctx=64, n_threads=2) as session:
 STILL_OPEN = """
 import sys
 import torch
-from bitexport.runtime.model import Session
+from bitexport.runtime.session import Session
 sys.kept = Session(sys.argv[1], n_ctx=64, n_threads=2)  # outlives every module
 sys.kept.advance([1])
 """

@@ -10,7 +10,7 @@ import pytest
 
 from bitexport.errors import NativeLibraryError
 from bitexport.runtime import trace as module
-from bitexport.runtime.model import Session
+from bitexport.runtime.session import Session
 from bitexport.runtime.trace import Tracer
 
 Maker = Callable[..., Path]

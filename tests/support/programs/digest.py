@@ -14,7 +14,7 @@ import sys
 
 import numpy as np
 
-from bitexport.runtime.model import Session
+from bitexport.runtime.session import Session
 
 TOKENS = 70
 

@@ -1,64 +1,26 @@
-"""A GGUF model on our llama.cpp: an ordinary ``llama_cpp.Llama``, or a :class:`Session` that gives logits."""
+"""One model and one context on our libllama, driven token by token: :class:`Session` returns logits."""
 
 from __future__ import annotations
 
 import ctypes
 import os
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-from types import MappingProxyType, TracebackType
-from typing import TYPE_CHECKING, Any
+from types import TracebackType
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from bitexport.errors import BitexportWarning, GGUFError, UsageError
-from bitexport.gguf.checks import check_hyperparameters
-from bitexport.gguf.reader import read_gguf
+from bitexport.errors import GGUFError, UsageError
 from bitexport.runtime import ggml, log
-from bitexport.runtime.assumptions import assumptions
 from bitexport.runtime.library import bind
 from bitexport.runtime.limits import check_context, check_threads
+from bitexport.runtime.loading import checked_file, load_error
 from bitexport.runtime.threads import ThreadPool, default_threads
 from bitexport.runtime.trace import Tracer
-from bitexport.tokenizer.missing_pre_tokenizer import PRE_KEY
 
-if TYPE_CHECKING:
-    from llama_cpp import Llama
-
-_MAGIC = b"GGUF"
 _F32 = 0  # ggml's number of the type
 _MAX_BATCH = 512
-
-
-def load(path: str | os.PathLike[str], **kwargs: Any) -> Llama:
-    """Open a GGUF file as a ``llama_cpp.Llama`` on our libraries. See :func:`bitexport.load`."""
-    given = kwargs.pop("kv_overrides", None) or {}
-    file, overrides = _checked(path, given)
-    if overrides:
-        kwargs["kv_overrides"] = overrides
-    llama_cpp = bind()
-    ggml.cpu_tier()
-    kwargs.setdefault("verbose", False)
-    for threads in ("n_threads", "n_threads_batch"):
-        kwargs[threads] = kwargs.get(threads) or default_threads()
-        check_threads(kwargs[threads])
-    log.clear()
-    try:
-        model = llama_cpp.Llama(str(file), **kwargs)
-    except ValueError as error:  # what llama-cpp-python raises when libllama returns nothing
-        raise _load_error(file, str(error)) from error
-    except Exception as error:
-        if type(error).__module__ != "jinja2.exceptions":  # it compiles the chat template
-            raise
-        raise GGUFError(
-            f"{file}: its chat template is damaged ({error}); mend tokenizer_config.json or "
-            "chat_template.jinja and convert the checkpoint again"
-        ) from error
-    pool = ThreadPool(model.ctx, max(kwargs["n_threads"], kwargs["n_threads_batch"]))
-    model._stack.callback(pool.close)  # before the context is freed: the last in is the first out
-    return model
 
 
 class Session:
@@ -92,7 +54,7 @@ class Session:
         self._context: Any = None
         self._pools: list[ThreadPool] = []  # the last one computes
         self._tracer = tracer
-        self.path, overrides = _checked(path)
+        self.path, overrides = checked_file(path)
         self._api = bind().llama_cpp
         self.tier = ggml.cpu_tier()
         log.clear()
@@ -118,7 +80,7 @@ class Session:
         params.load_mode = self._api.LLAMA_LOAD_MODE_MMAP if memory_map else self._api.LLAMA_LOAD_MODE_NONE
         self._model = self._api.llama_model_load_from_file(os.fsencode(self.path), params)
         if not self._model:
-            raise _load_error(self.path, "libllama gave no reason")
+            raise load_error(self.path, "libllama gave no reason")
 
     def _open_context(self, n_ctx: int, n_threads: int, exact: bool, sequences: int = 1) -> None:
         params = self._api.llama_context_default_params()
@@ -353,45 +315,3 @@ def piece(vocab: Any, token: int, special: bool = True) -> bytes:
         if count >= 0:
             return buffer.raw[:count]
         room = -count
-
-
-def _checked(
-    path: str | os.PathLike[str], given: Mapping[str, Any] = MappingProxyType({})
-) -> tuple[Path, dict[str, Any]]:
-    """The path, when it is a GGUF file whose numbers libllama would not end the process over.
-
-    Returns:
-        The path, and the metadata to be told beside the file: ``given``, and what had to be assumed.
-    """
-    file = Path(path)
-    try:
-        with file.open("rb") as stream:
-            magic = stream.read(len(_MAGIC))
-    except OSError as error:
-        reason = (error.strerror or "cannot be read").lower()
-        raise GGUFError(f"{file}: {reason}; give the path of a GGUF file") from error
-    if magic != _MAGIC:
-        raise GGUFError(
-            f"{file} starts with {magic!r}, not {_MAGIC!r}, so it is not GGUF; "
-            "make one with `bitexport convert`"
-        )
-    header = read_gguf(file)
-    check_hyperparameters(header)
-    if PRE_KEY in given:
-        return file, dict(given)
-    told, assumed = assumptions(header)
-    for text in assumed:
-        warnings.warn(text, BitexportWarning, stacklevel=3)
-    return file, {**given, **told}
-
-
-def _load_error(file: Path, default: str) -> GGUFError:
-    """Why libllama refused: damage that our own reader names, or else libllama's own words."""
-    reason = log.reason(default)
-    try:
-        read_gguf(file)
-    except GGUFError as error:
-        return error
-    # Our own messages end with advice.
-    advice = "" if "again" in reason else "; convert the checkpoint again, or see `bitexport inspect`"
-    return GGUFError(f"{file} cannot be loaded: {reason}{advice}")

@@ -12,7 +12,7 @@ import pytest
 import bitexport
 from bitexport.errors import GGUFError, UsageError
 from bitexport.gguf.reader import read_gguf
-from bitexport.runtime.model import Session
+from bitexport.runtime.session import Session
 
 TEXT = "def add(left, right):\n    return left + right\n"
 
