@@ -19,24 +19,25 @@ from bitexport.runtime.loading import checked_file, load_error
 from bitexport.runtime.threads import ThreadPool, default_threads
 from bitexport.runtime.trace import Tracer
 
-_F32 = 0  # ggml's number of the type
+_F32 = 0  # ggml's type number
 _MAX_BATCH = 512
 
 
 class Session:
-    """One model and one context, driven position by position.
+    """One model and one context, evaluated position by position.
 
     Args:
         path: the GGUF file.
-        n_ctx: tokens that fit; 0 takes what the model was trained with.
-        n_threads: 0 takes one a core.
-        exact: float32 key-value cache and plain attention, the arithmetic that is closest to PyTorch's;
-            otherwise llama.cpp's defaults, which are what a user runs.
-        memory_map: map the file instead of reading it (weights that are repacked are read either way).
-        tracer: sees every tensor that is computed; a little slower even while it does not record.
+        n_ctx: the context in tokens; 0 for what the model was trained with.
+        n_threads: the number of threads; 0 for one per core.
+        exact: use a float32 key-value cache and plain attention, the arithmetic that is closest to PyTorch's;
+            otherwise llama.cpp's defaults, as users run it.
+        memory_map: map the file instead of reading it (weights that are repacked are read in any case).
+        tracer: called for every tensor that is computed; costs a little time even while it does not record.
 
     Raises:
         GGUFError: the file is missing, damaged, or cannot be run.
+        UsageError: ``n_ctx`` or ``n_threads`` is out of range.
         NativeLibraryError: see :func:`bitexport.runtime.library.bind`.
     """
 
@@ -52,7 +53,7 @@ class Session:
     ) -> None:
         self._model: Any = None
         self._context: Any = None
-        self._pools: list[ThreadPool] = []  # the last one computes
+        self._pools: list[ThreadPool] = []  # the last one is in use
         self._tracer = tracer
         self.path, overrides = checked_file(path)
         self._api = bind().llama_cpp
@@ -71,7 +72,7 @@ class Session:
 
     def _load_model(self, memory_map: bool, overrides: Mapping[str, str]) -> None:
         params = self._api.llama_model_default_params()
-        # its last entry is empty, which ends the list
+        # an empty entry ends the list
         entries = (self._api.llama_model_kv_override * (len(overrides) + 1))()
         for entry, (key, value) in zip(entries, overrides.items(), strict=False):
             entry.tag, entry.key = self._api.LLAMA_KV_OVERRIDE_TYPE_STR, key.encode("utf-8")
@@ -95,23 +96,25 @@ class Session:
             params.cb_eval = self._tracer.callback
         self._context = self._api.llama_init_from_model(self._model, params)
         if not self._context:
-            why = log.reason("libllama gave no reason")
+            reason = log.reason("libllama gave no reason")
             self.close()
-            raise GGUFError(f"{self.path}: no context of {n_ctx} tokens: {why}; try a shorter one")
+            raise GGUFError(
+                f"{self.path}: cannot create a context of {n_ctx} tokens: {reason}; try a shorter one"
+            )
         self.sequences = sequences
         self._start_threads(n_threads)
 
     def reopen(self, n_ctx: int, n_threads: int, sequences: int) -> None:
-        """Replace the context by an empty one that holds several sequences, with llama.cpp's defaults.
+        """Replace the context by an empty one for several sequences, with llama.cpp's defaults.
 
         Args:
-            n_ctx: tokens that fit each of them.
-            n_threads: how many compute.
-            sequences: how many there are, for :meth:`advance_together`.
+            n_ctx: the context of each sequence in tokens.
+            n_threads: the number of threads.
+            sequences: the number of sequences, for :meth:`advance_together`.
 
         Raises:
             UsageError: n_ctx or n_threads is out of range.
-            GGUFError: there is no such context.
+            GGUFError: such a context cannot be created.
         """
         check_threads(n_threads)
         check_context(self.path, n_ctx)
@@ -121,7 +124,7 @@ class Session:
         self._used = 0
 
     def _start_threads(self, n_threads: int) -> None:
-        # The earlier one stays until the first use of this one; see ThreadPool.end.
+        # the previous pool is needed until this one is used for the first time; see ThreadPool.end
         self._pools.append(ThreadPool(self._context, n_threads))
 
     def __enter__(self) -> Session:
@@ -157,24 +160,24 @@ class Session:
 
     @property
     def parameters(self) -> int:
-        """How many weights the model has."""
+        """The number of weights."""
         return int(self._api.llama_model_n_params(self._model))
 
     @property
     def description(self) -> str:
-        """What llama.cpp calls the model: architecture, size class, file type."""
+        """llama.cpp's description of the model: architecture, size class, file type."""
         buffer = ctypes.create_string_buffer(256)
         self._api.llama_model_desc(self._model, buffer, len(buffer))
         return buffer.value.decode("utf-8", errors="replace")
 
     def set_threads(self, n_threads: int) -> None:
-        """Use this many threads from now on."""
+        """Change the number of threads."""
         check_threads(n_threads)
         self._start_threads(n_threads)
         self._api.llama_set_n_threads(self._context, n_threads, n_threads)
 
     def tokenize(self, text: str, add_special: bool = True) -> list[int]:
-        """Token ids of ``text``, with the special tokens that the model wants around it, or without them."""
+        """Token ids of ``text``, with or without the special tokens that the model adds around it."""
         data = text.encode("utf-8")
         room = len(data) + 16
         ids = (self._api.llama_token * room)()
@@ -185,26 +188,26 @@ class Session:
         return list(ids[:count])
 
     def piece(self, token: int, special: bool = True) -> bytes:
-        """The bytes of one token, maybe part of a character; special tokens by name, or as nothing."""
+        """The bytes of one token; see :func:`piece`."""
         return piece(self._vocab, token, special)
 
     @property
     def end_of_text(self) -> int | None:
-        """The token that the file names as the end of a text; None: it names none."""
+        """The file's end-of-text token; None if it has none."""
         token = int(self._api.llama_vocab_eos(self._vocab))
         return token if token >= 0 else None
 
     def end_tokens(self) -> list[int]:
-        """All tokens at which llama.cpp ends a text."""
+        """All tokens at which llama.cpp ends generation."""
         return [token for token in range(self.n_vocab) if self._api.llama_vocab_is_eog(self._vocab, token)]
 
     def clear(self) -> None:
-        """Forget every position, so that the next token is the first."""
+        """Empty the context, so that the next token is the first."""
         self._api.llama_memory_clear(self._api.llama_get_memory(self._context), True)
         self._used = 0
 
     def logits(self, ids: Sequence[int]) -> npt.NDArray[np.float32]:
-        """Logits after every position of ``ids``, from an empty context.
+        """Logits after every position of ``ids``, starting from an empty context.
 
         Args:
             ids: T token ids.
@@ -219,15 +222,15 @@ class Session:
         return np.concatenate(list(self.logits_in_parts(ids)))
 
     def logits_in_parts(self, ids: Sequence[int]) -> Iterator[npt.NDArray[np.float32]]:
-        """Like :meth:`logits`, continuing the context, in arrays of at most 512 positions."""
+        """Like :meth:`logits`, but continuing the context, in arrays of at most 512 positions."""
         self._check_room(ids)
         for begin in range(0, len(ids), _MAX_BATCH):
-            part = ids[begin : begin + _MAX_BATCH]
-            self._decode(part, every_position=True)
+            batch = ids[begin : begin + _MAX_BATCH]
+            self._decode(batch, every_position=True)
             flat = np.ctypeslib.as_array(
-                self._api.llama_get_logits(self._context), shape=(len(part) * self.n_vocab,)
+                self._api.llama_get_logits(self._context), shape=(len(batch) * self.n_vocab,)
             )
-            yield flat.reshape(len(part), self.n_vocab).copy()
+            yield flat.reshape(len(batch), self.n_vocab).copy()
 
     def feed(self, ids: Sequence[int]) -> npt.NDArray[np.float32]:
         """Continue the context with ``ids`` and return the logits after the last of them, float32 ``[V]``."""
@@ -243,9 +246,12 @@ class Session:
         self._api.llama_synchronize(self._context)
 
     def advance_together(self, ids: Sequence[int]) -> None:
-        """Continue as many sequences as there are ``ids`` by one token each, all in one evaluation.
+        """Continue ``len(ids)`` sequences by one token each, in one evaluation.
 
-        They must be equally long so far. Wants a context of :meth:`reopen` with as many sequences.
+        All sequences must have the same length, and :meth:`reopen` must have made room for them.
+
+        Raises:
+            UsageError: there are more sequences than in the context, or the context is full.
         """
         if len(ids) > self.sequences:
             raise UsageError(
@@ -256,7 +262,7 @@ class Session:
         self._api.llama_synchronize(self._context)
 
     def greedy(self, ids: Sequence[int], count: int) -> list[int]:
-        """The ``count`` most likely tokens after ``ids``, one by one; it does not stop at an end of text."""
+        """``count`` tokens after ``ids``, each the most likely one; end-of-text tokens do not end it."""
         self.clear()
         continuation: list[int] = []
         following: Sequence[int] = ids
@@ -267,17 +273,17 @@ class Session:
 
     def _check_room(self, ids: Sequence[int], together: bool = False) -> None:
         if not ids:
-            raise UsageError("there are no tokens to run; give a text that is not empty")
+            raise UsageError("there are no tokens to run; give a non-empty text")
         positions = self._used + (1 if together else len(ids))
         if positions > self.n_ctx:
             raise UsageError(f"{positions} tokens do not fit a context of {self.n_ctx}; shorten the text")
         if min(ids) < 0 or max(ids) >= self.n_vocab:
             raise UsageError(
-                f"a token id is outside 0..{self.n_vocab - 1}; was it made by another tokenizer?"
+                f"a token id is outside 0..{self.n_vocab - 1}; expected ids of the file's own tokenizer"
             )
 
     def _decode(self, ids: Sequence[int], *, every_position: bool, together: bool = False) -> None:
-        """Evaluate ``ids``: one after another, or ``together`` as the next token of one sequence each."""
+        """Evaluate ``ids``: as consecutive tokens, or ``together`` as the next token of one sequence each."""
         count = len(ids)
         batch = self._api.llama_batch_init(count, 0, 1)
         try:
@@ -294,7 +300,7 @@ class Session:
             self._api.llama_batch_free(batch)
         if code != 0:
             raise GGUFError(
-                f"{self.path}: libllama's decode failed with code {code}: {log.reason('no reason given')}"
+                f"{self.path}: llama_decode failed with code {code}: {log.reason('no reason given')}"
             )
         self._used += 1 if together else count
         while len(self._pools) > 1:
@@ -302,10 +308,12 @@ class Session:
 
 
 def piece(vocab: Any, token: int, special: bool = True) -> bytes:
-    """The bytes of one token of a ``llama_vocab``, maybe part of a character.
+    """The bytes of one token of a ``llama_vocab``; they may be only part of a character.
 
     Args:
-        special: special tokens by name, otherwise as nothing.
+        vocab: the ``llama_vocab`` pointer.
+        token: its id.
+        special: return the text of special tokens; otherwise they are empty.
     """
     api = bind().llama_cpp
     room = 64

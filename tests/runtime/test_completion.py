@@ -1,4 +1,4 @@
-"""run streams what the model writes, whole characters at a time."""
+"""Completions and ``bitexport run``: text is streamed in complete characters."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_same_seed_same_text(model: Path) -> None:
 
 
 def test_pieces_are_whole_characters(model: Path) -> None:
-    # Hot sampling over a byte-level vocabulary writes bytes that are no character by themselves.
+    # sampling at a high temperature from a byte-level vocabulary gives bytes that are not complete characters
     pieces = list(
         Completion(
             model, "é", sampling=Sampling(temperature=500.0, top_k=0, top_p=1.0, seed=4), max_tokens=80
@@ -75,12 +75,12 @@ def test_context_bounds_the_completion(model: Path) -> None:
 
 
 def completion_context(asked: int) -> int:
-    """What llama.cpp makes of a context size: the next multiple of 256."""
+    """llama.cpp rounds the size of a context up to a multiple of 256."""
     return (asked + 255) // 256 * 256
 
 
 def test_prompt_longer_than_the_context(model: Path) -> None:
-    with pytest.raises(UsageError, match=r"the prompt has \d+ tokens and the context 256"):
+    with pytest.raises(UsageError, match=r"the prompt has \d+ tokens, but the context only 256"):
         Completion(model, "word " * 300, n_ctx=256)
 
 
@@ -135,7 +135,7 @@ def test_interrupting(gguf_of: Maker, number: signal.Signals) -> None:
         stderr=subprocess.PIPE,
     )  # fmt: skip
     assert process.stdout is not None
-    process.stdout.read(1)  # it has begun to write
+    process.stdout.read(1)  # wait for the first output
     time.sleep(0.05)
     process.send_signal(number)
     out, error = process.communicate(timeout=60)

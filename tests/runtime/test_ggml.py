@@ -50,7 +50,7 @@ def test_unknown_type() -> None:
 
 
 def test_rows_that_do_not_fit_blocks() -> None:
-    with pytest.raises(UnsupportedError, match=r"\(2, 100\) cannot be q6_k.*multiples of 256"):
+    with pytest.raises(UnsupportedError, match=r"\(2, 100\) cannot be stored as q6_k.*multiple of 256"):
         quantize(np.zeros((2, 100), np.float32), "q6_k")
 
 

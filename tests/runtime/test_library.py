@@ -19,7 +19,7 @@ from tests.support.repository import REPOSITORY
 
 @pytest.fixture(scope="module")
 def foreign(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A real libllama that is not where ours is."""
+    """A real libllama in another folder."""
     folder = tmp_path_factory.mktemp("elsewhere") / "lib"
     shutil.copytree(native_files.find_library_dir(), folder)
     return folder
@@ -99,7 +99,7 @@ def test_foreign_library_loaded_already(how: str, foreign: Path, gguf_of: Callab
     assert result.stdout.strip() == ""
     assert result.stderr.count("\n") == 1
     assert str(foreign) in result.stderr
-    assert "loaded in this process already" in result.stderr
+    assert "already loaded in this process" in result.stderr
 
 
 def test_foreign_library_stops_quantizing_too(foreign: Path) -> None:

@@ -1,4 +1,4 @@
-"""Sessions give the logits of every position, and say clearly what is wrong with a file."""
+"""Sessions give the logits of every position, and errors name what is wrong with a file."""
 
 from __future__ import annotations
 

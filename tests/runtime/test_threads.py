@@ -1,4 +1,4 @@
-"""How many threads compute, and the pool that they live in."""
+"""The default number of threads, and the thread pool."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_a_loaded_llama_keeps_its_threads_and_ends_them(gguf_of: Callable[..., P
 
 def test_more_threads_than_a_system_has_are_refused(gguf_of: Callable[..., Path]) -> None:
     gguf = gguf_of()
-    with pytest.raises(UsageError, match="threads were asked for"):
+    with pytest.raises(UsageError, match="threads were requested"):
         Session(gguf, n_threads=100_000)
 
 
@@ -140,12 +140,12 @@ def test_a_loaded_llama_takes_no_threads_for_the_default(gguf_of: Callable[..., 
 
 def test_a_loaded_llama_takes_no_impossible_threads(gguf_of: Callable[..., Path]) -> None:
     for count in (-1, 100_000):
-        with pytest.raises(UsageError, match=f"{count} threads were asked for"):
+        with pytest.raises(UsageError, match=f"{count} threads were requested"):
             bitexport.load(gguf_of(), n_threads=count, n_ctx=64)
 
 
 def test_a_program_may_end_without_closing_its_model(gguf_of: Callable[..., Path]) -> None:
-    """Threads that were still there when the libraries cleaned up ended it with a segmentation fault."""
+    """Threads that were still running when the libraries cleaned up caused a segmentation fault."""
     done = subprocess.run(
         [sys.executable, "-c", STILL_OPEN, gguf_of("packed-multiply")],
         cwd=REPOSITORY,
