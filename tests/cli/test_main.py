@@ -1,4 +1,4 @@
-"""The program as a whole: help, versions, exit codes, and that it starts at once."""
+"""The complete program: help, version, exit codes, and a fast start."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_traceback_on_request(run_cli: Cli, tmp_path: Path) -> None:
 
 
 def test_missing_extra_is_one_line(run_cli: Cli, tmp_path: Path) -> None:
-    # A folder in front of everything where importing torch fails as it does when it is not installed.
+    # a folder at the front of the path where importing torch fails as if it were not installed
     (tmp_path / "torch.py").write_text("raise ModuleNotFoundError(\"No module named 'torch'\", name='torch')")
     path = f"{tmp_path}:{REPOSITORY}"
     result = run_cli("parity", tmp_path, tmp_path / "x.gguf", env={"PYTHONPATH": path})

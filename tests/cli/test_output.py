@@ -1,4 +1,4 @@
-"""Results on stdout, the rest on stderr; JSON alone when asked for; colour and bars on terminals only."""
+"""Results go to stdout, the rest to stderr; --json prints only JSON; colour and bars only on terminals."""
 
 from __future__ import annotations
 
@@ -125,14 +125,16 @@ def on_a_terminal(script: str, **environment: str) -> str:
     return b"".join(chunks).decode()
 
 
-def test_a_line_beside_a_bar_stands_above_it() -> None:
-    """What is said while a bar is drawn begins on a line that was cleared, not behind the bar."""
-    said = SCRIPT.replace("QUIET", "False") + '    out.info("said between")\n    out.warn("warned between")\n'
-    text = on_a_terminal(said, NO_COLOR="1")
+def test_lines_printed_during_a_bar_appear_above_it() -> None:
+    """They start on a line that was cleared, not behind the bar."""
+    script = (
+        SCRIPT.replace("QUIET", "False") + '    out.info("said between")\n    out.warn("warned between")\n'
+    )
+    text = on_a_terminal(script, NO_COLOR="1")
     for words in ("said between", "warning: warned between"):
         assert text.count(words) == 1
         before = re.split("\x1b\\[2K|\n", text[: text.index(words)])[-1]
-        assert before.strip() == "", "the bar stands in front of it"
+        assert before.strip() == "", "the bar is in front of it"
 
 
 def test_bar_and_colour_on_a_terminal() -> None:
