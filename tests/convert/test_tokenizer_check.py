@@ -25,7 +25,7 @@ from tests.support.tokenizer_files import EOS, edit, settings, template
         ("smaug", "smaug-bpe"),
     ],
 )
-def test_llama_cpp_tokenizes_alike(tmp_path: Path, kind: str, name: str) -> None:
+def test_llama_cpp_tokenizes_in_the_same_way(tmp_path: Path, kind: str, name: str) -> None:
     folder = tiny_checkpoint(tmp_path / "c", tokenizer=kind)
     report = convert(folder, tmp_path / "x.gguf", embed_type="f16")
     assert report.warnings == []
@@ -33,14 +33,14 @@ def test_llama_cpp_tokenizes_alike(tmp_path: Path, kind: str, name: str) -> None
 
 
 def test_llama_cpp_adds_the_same_ends(tmp_path: Path) -> None:
-    """Through the check of every conversion, with a template and a tokenizer_config.json that disagree."""
+    """The check of the conversion passes, with a template and a tokenizer_config.json that disagree."""
     folder = tiny_checkpoint(tmp_path / "c")
     for file, change in (template("$A", EOS), settings(add_bos_token=True, add_eos_token=False)):
         edit(folder, change, file)
     assert len(convert(folder, tmp_path / "x.gguf", embed_type="f16").warnings) == 2
 
 
-def test_the_check_does_not_believe_the_vocabulary(
+def test_the_check_is_independent_of_the_vocabulary(
     tmp_path: Path, checkpoint_of: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("bitexport.tokenizer.vocabulary._added_ends", lambda *_: (False, False))

@@ -1,4 +1,4 @@
-"""Reading GGUF headers: what the peer writes, and what no one should write."""
+"""Reading GGUF headers: files of the gguf package, and damaged ones."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def write(folder: Path, content: bytes) -> Path:
     return path
 
 
-def test_reads_what_the_peer_writes(tmp_path: Path) -> None:
+def test_reads_files_of_the_gguf_package(tmp_path: Path) -> None:
     path = tmp_path / "x.gguf"
     writer = gguf.GGUFWriter(path, "test")
     writer.add_string("s", "text")
@@ -77,7 +77,7 @@ def test_reads_what_the_peer_writes(tmp_path: Path) -> None:
     np.testing.assert_array_equal(file.data(file.tensors[0]).view(np.float32), np.arange(64))
 
 
-def test_type_36_comes_back(tmp_path: Path) -> None:
+def test_type_36_round_trip(tmp_path: Path) -> None:
     path = tmp_path / "x.gguf"
     specs = [TensorSpec("a", (4, 128), I2_S), TensorSpec("b", (3,), F32)]
     values = {"a": PACKED, "b": np.ones(3, np.float32)}
@@ -144,7 +144,7 @@ def test_type_36_with_too_much_room(tmp_path: Path) -> None:
         read_gguf(write(tmp_path, header(i2_s_entry("t", 4, 0), 1) + bytes(160 + 32)))
 
 
-def test_type_36_whose_elements_fill_no_block(tmp_path: Path) -> None:
+def test_type_36_that_is_not_a_multiple_of_the_block(tmp_path: Path) -> None:
     with pytest.raises(GGUFError, match=r"type 36 .* not a multiple of its block of 128"):
         read_gguf(write(tmp_path, header(i2_s_entry("t", 3, 0, columns=64), 1) + bytes(160)))
 
@@ -158,7 +158,7 @@ def test_no_such_file(tmp_path: Path) -> None:
 
 @settings(max_examples=300, deadline=None)
 @given(data=st.data())
-def test_no_damage_gets_past_as_anything_but_our_error(
+def test_damage_raises_only_our_own_error(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
     keys = (

@@ -54,7 +54,7 @@ def test_same_seed_same_text(model: Path) -> None:
     assert len({text(seed) for seed in (1, 2, 3)}) > 1
 
 
-def test_pieces_are_whole_characters(model: Path) -> None:
+def test_pieces_are_complete_characters(model: Path) -> None:
     # sampling at a high temperature from a byte-level vocabulary gives bytes that are not complete characters
     pieces = list(
         Completion(
@@ -67,7 +67,7 @@ def test_pieces_are_whole_characters(model: Path) -> None:
         assert "\ufffd" not in piece
 
 
-def test_context_bounds_the_completion(model: Path) -> None:
+def test_the_context_limits_the_completion(model: Path) -> None:
     completion = Completion(model, PROMPT, sampling=GREEDY, max_tokens=1000, n_ctx=32)
     list(completion)
     assert completion.max_tokens < 1000
@@ -90,7 +90,7 @@ def test_bad_sampling(values: dict[str, float]) -> None:
         Sampling(**values)  # type: ignore[arg-type]
 
 
-def test_no_tokens_asked_for(model: Path) -> None:
+def test_zero_tokens_requested(model: Path) -> None:
     with pytest.raises(UsageError, match="max tokens is 0"):
         Completion(model, PROMPT, max_tokens=0)
 
@@ -144,7 +144,7 @@ def test_interrupting(gguf_of: Maker, number: signal.Signals) -> None:
     assert error.decode().strip() == "interrupted"
 
 
-def test_reader_that_goes_away(model: Path) -> None:
+def test_a_reader_that_closes_the_pipe(model: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "bitexport", "run", str(model), "--prompt", "x", "--max-tokens", "200"],
         cwd=REPOSITORY,

@@ -22,7 +22,9 @@ Cli = Callable[..., "CompletedProcess[str]"]
         (["bench", "--threads", "1000"], "1000 threads were requested"),
     ],
 )
-def test_refused(gguf_of: Maker, run_cli: Cli, arguments: list[str], said: str) -> None:
+def test_impossible_requests_are_rejected(
+    gguf_of: Maker, run_cli: Cli, arguments: list[str], said: str
+) -> None:
     command, *options = arguments
     done = run_cli(command, gguf_of("packed-multiply"), *options)
     assert done.returncode == 2, done.stderr

@@ -64,7 +64,7 @@ def test_every_entry_has_its_row(script: dict[str, Any]) -> None:
     assert script["tiers"]().count("\n") == len(tiers) + 1
 
 
-def test_a_new_entry_shows_up(script: dict[str, Any]) -> None:
+def test_a_new_entry_appears(script: dict[str, Any]) -> None:
     new = dataclasses.replace(FAMILIES[0], name="New", summary="its summary")
     script["families"].__globals__["FAMILIES"] = (*FAMILIES, new)
     assert "| New | `BitNetForCausalLM` | its summary | `bitnet-b1.58` |" in script["region"]()

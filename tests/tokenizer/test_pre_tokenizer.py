@@ -53,8 +53,8 @@ def test_names_by_structure(steps: list[tuple[str, ...]], ignore_merges: bool, n
 @pytest.mark.parametrize(
     ("kind", "digits", "name"), [("llama3", "{1,3}", "llama-bpe"), ("qwen2", "", "qwen2")]
 )
-def test_another_spelling_of_a_known_split(tmp_path: Path, kind: str, digits: str, name: str) -> None:
-    """As tiktoken's tokenizers spell it, possessive; another rule under the same form is still unknown."""
+def test_another_spelling_of_a_known_rule(tmp_path: Path, kind: str, digits: str, name: str) -> None:
+    """As tiktoken writes it, with possessive quantifiers; a similar but different rule is still unknown."""
     spelling = (
         r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}"
         + digits
@@ -71,17 +71,17 @@ def test_another_spelling_of_a_known_split(tmp_path: Path, kind: str, digits: st
         read_vocabulary(edit(folder, respell(spelling.replace(r"\p{L}+", r"\p{L}"))), 512)
 
 
-def test_what_the_user_says_wins() -> None:
+def test_the_choice_of_the_user_has_priority() -> None:
     assert name_of(tiny_tokenizer(), {}, "viking") == "viking"
 
 
-def test_every_name_is_one_that_llama_cpp_knows() -> None:
+def test_the_names_of_rules_are_unique() -> None:
     assert len(set(SPLIT_RULES.values())) == len(SPLIT_RULES)
     assert all(isinstance(rule, SplitRule) for rule in SPLIT_RULES)
 
 
-def test_the_table_of_llama_cpp_comes_first(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The same tokenizer under a name of its own, as a known model's would be."""
+def test_the_table_of_llama_cpp_has_priority(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The table knows the same tokenizer by another name than its structure suggests."""
     ids = tiny_tokenizer().encode("check 1234").ids
     table = {"check_text": "check 1234", "hashes": {sha256(str(ids).encode()).hexdigest(): "falcon3"}}
     (tmp_path / "pre_tokenizers.json").write_text(json.dumps(table))

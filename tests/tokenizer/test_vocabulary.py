@@ -27,7 +27,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_everything_that_llama_cpp_wants(folder: Path) -> None:
+def test_the_complete_metadata(folder: Path) -> None:
     found = read_vocabulary(folder, 512)
     tokenizer = tiny_tokenizer()
     size = tokenizer.get_vocab_size()
@@ -122,7 +122,7 @@ def test_padding_and_truncation_of_a_training_run_do_not_matter(
         ('{"add_eos_token": 1}', "add_eos_token is 1;"),
     ],
 )
-def test_a_tokenizer_config_that_is_none(folder: Path, content: str, message: str) -> None:
+def test_an_invalid_tokenizer_config(folder: Path, content: str, message: str) -> None:
     (folder / "tokenizer_config.json").write_text(content)
     with pytest.raises(TokenizerError, match=rf"tokenizer_config\.json: .*{message}"):
         read_vocabulary(folder, 512)
@@ -137,7 +137,7 @@ def test_named_chat_templates(folder: Path) -> None:
     assert metadata["tokenizer.chat_template.tool_use"] == "B"
 
 
-def test_a_chat_template_that_is_no_text(folder: Path) -> None:
+def test_a_chat_template_with_half_a_character(folder: Path) -> None:
     edit(folder, lambda c: c.update(chat_template="\ud83d"), "tokenizer_config.json")
     with pytest.raises(TokenizerError, match="half a character"):
         read_vocabulary(folder, 512)
@@ -149,7 +149,7 @@ def test_a_chat_template_file(folder: Path) -> None:
     assert read_vocabulary(folder, 512).metadata()["tokenizer.chat_template"] == "from a file"
 
 
-def test_a_filler_never_takes_a_tokens_name(folder: Path) -> None:
+def test_padding_never_reuses_the_name_of_a_token(folder: Path) -> None:
     size = tiny_tokenizer().get_vocab_size()
     last = {"id": size, "content": "[PAD511]"}
     edit(folder, lambda t: t["added_tokens"].append({**t["added_tokens"][-1], **last}))
@@ -214,7 +214,7 @@ def test_a_template_with_more_tokens_than_llama_cpp_adds(folder: Path) -> None:
 
 
 def test_sentencepiece_like_bpe(tmp_path: Path) -> None:
-    """Llama 2's kind."""
+    """A tokenizer like Llama 2's."""
     folder = tiny_checkpoint(tmp_path / "c", tokenizer="llama2")
     found = read_vocabulary(folder, 512)
     assert (found.model, found.pre, found.add_bos, found.add_space_prefix) == ("llama", "default", True, True)
@@ -231,7 +231,7 @@ def test_sentencepiece_like_bpe(tmp_path: Path) -> None:
 
 
 def test_a_panic_of_the_library_is_an_error(checkpoint_of: Callable[..., Path], tmp_path: Path) -> None:
-    """The fuzzer found it: an exception that is no ``Exception`` went through every handler."""
+    """Found by the fuzzer: an exception that is not an ``Exception`` passed every handler."""
     folder = tmp_path / "checkpoint"
     shutil.copytree(checkpoint_of("packed-multiply"), folder)
     description = json.loads((folder / "tokenizer.json").read_text())
@@ -246,7 +246,7 @@ def test_a_panic_of_the_library_is_an_error(checkpoint_of: Callable[..., Path], 
         read_vocabulary(folder, 512)
 
 
-def test_a_normalizer_that_is_no_object(checkpoint_of: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_normalizer_that_is_not_an_object(checkpoint_of: Callable[..., Path], tmp_path: Path) -> None:
     folder = tmp_path / "checkpoint"
     shutil.copytree(checkpoint_of("packed-multiply"), folder)
     description = json.loads((folder / "tokenizer.json").read_text())
