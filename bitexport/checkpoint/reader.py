@@ -95,7 +95,7 @@ class Checkpoint:
         )
 
     def _bytes(self, info: TensorInfo, offset: int, nbytes: int) -> npt.NDArray[np.uint8]:
-        """A range of a tensor's data in a mapping of its own, so that freeing the array frees its pages."""
+        """A range of a tensor's data in a separate mapping, so that freeing the array frees its pages."""
         if nbytes == 0:
             return np.empty(0, dtype=np.uint8)
         begin = info.offset + offset
