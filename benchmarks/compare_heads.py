@@ -18,7 +18,7 @@ import sys
 import time
 from collections.abc import Iterator
 
-from bitexport.runtime.model import Session
+from bitexport.runtime.session import Session
 
 
 def serve(path: str, threads: int) -> None:

@@ -1,7 +1,7 @@
 """Ternary (1.58-bit) language models: out of PyTorch, onto CPUs, provably right.
 
-Each verb of the command line is a function of the module that bears its name, for example
-``bitexport.convert.convert``. Nothing heavy is imported until it is used.
+Each command is also a function in the package of the same name, for example ``bitexport.convert.convert``.
+Nothing heavy is imported until it is used.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ __version__ = "0.1.0"
 
 
 def load(path: str | os.PathLike[str], **kwargs: Any) -> Llama:
-    """Open a GGUF file with our llama.cpp, which knows I2_S.
+    """Open a GGUF file with our llama.cpp, which supports I2_S.
 
     Args:
         path: the GGUF file.
-        kwargs: whatever ``llama_cpp.Llama`` takes (``n_ctx``, ``n_threads``, ...).
+        kwargs: arguments of ``llama_cpp.Llama`` (``n_ctx``, ``n_threads``, ...).
 
     Returns:
         An ordinary ``llama_cpp.Llama``.
 
     Raises:
         GGUFError: the file is damaged or cannot be run.
-        NativeLibraryError: our library is missing, or a foreign libllama is loaded already.
+        NativeLibraryError: our library is missing, or another libllama is already loaded.
     """
-    from bitexport.runtime.model import load as load_model
+    from bitexport.runtime.loading import load as load_model
 
     return load_model(path, **kwargs)

@@ -1,6 +1,6 @@
-"""Every failure that bitexport can name.
+"""The errors that bitexport raises on purpose.
 
-One class a kind of failure; the command line turns it into one line and an exit code, and a Python caller
+One class per kind of failure; the command line turns it into one line and an exit code, and a Python caller
 catches :class:`BitexportError`. A message says what is wrong with the value, what was expected, and what to
 do next, in that order.
 """
@@ -9,16 +9,16 @@ from __future__ import annotations
 
 
 class BitexportError(Exception):
-    """A failure we can name. ``exit_code`` is what the command line returns for it."""
+    """A failure with a known cause. The command line exits with ``exit_code``."""
 
     exit_code = 1
 
 
 class CheckpointError(BitexportError):
-    """The source checkpoint cannot be read, or holds something that no family or packing claims.
+    """The source checkpoint cannot be read, or contains something that no family or packing accepts.
 
     Attributes:
-        sign: where a single tensor is to blame, its name in :data:`bitexport.health.SIGNS`.
+        sign: if a single tensor is the cause, the key of the problem in :data:`bitexport.health.SIGNS`.
     """
 
     sign = "unreadable"
@@ -37,7 +37,7 @@ class ScaleError(CheckpointError):
 
 
 class UnsupportedError(BitexportError):
-    """The model is sound, but what was asked for cannot hold or run it."""
+    """The model is valid, but the requested type or runtime cannot store or run it."""
 
 
 class TokenizerError(BitexportError):
@@ -45,28 +45,28 @@ class TokenizerError(BitexportError):
 
 
 class GGUFError(BitexportError):
-    """A GGUF file is damaged or holds something this version cannot read."""
+    """A GGUF file is damaged or contains something that this version cannot read."""
 
 
 class OutputError(BitexportError):
-    """The output cannot be written: it exists already, the disk is full, the folder is missing."""
+    """The output cannot be written: it already exists, the disk is full, or the folder is missing."""
 
 
 class NativeLibraryError(BitexportError):
-    """Our libllama is missing, cannot be loaded, or a foreign one is loaded already."""
+    """Our libllama is missing or cannot be loaded, or another one is already loaded."""
 
 
 class UsageError(BitexportError):
-    """The call itself is wrong: an option's value, or options that exclude each other."""
+    """The call itself is wrong: an option has an invalid value, or options exclude each other."""
 
     exit_code = 2
 
 
-class CheckFailed(BitexportError):  # noqa: N818 (nothing went wrong; the answer is no)
-    """A check ran to its end and the result is below its threshold."""
+class CheckFailed(BitexportError):  # noqa: N818 (a negative result, not a malfunction)
+    """A check ran to completion and its result is below the threshold."""
 
     exit_code = 3
 
 
 class BitexportWarning(UserWarning):
-    """Something was assumed that the caller should know; the command line prints it as a warning."""
+    """An assumption that the caller should know about; the command line prints it as a warning."""

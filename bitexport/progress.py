@@ -1,4 +1,4 @@
-"""How a long-running driver tells its caller how far it is, without knowing who listens."""
+"""Progress reports from a long-running driver to its caller, independent of how they are displayed."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class ProgressEvent:
-    """One step of a driver.
+    """One progress update.
 
     Attributes:
         done: units finished so far.
-        total: units in all; 0 while it is unknown.
-        unit: what is counted: ``"B"`` for bytes, otherwise a plural noun such as ``"prompts"``.
-        label: what is being worked on now, a few words.
+        total: units in total; 0 while unknown.
+        unit: the unit: ``"B"`` for bytes, otherwise a plural noun such as ``"prompts"``.
+        label: the current item, in a few words.
     """
 
     done: int
@@ -23,8 +23,9 @@ class ProgressEvent:
     label: str
 
 
+#: A function that is called with each update.
 Progress = Callable[[ProgressEvent], None]
 
 
 def ignore(_event: ProgressEvent) -> None:
-    """The listener of a caller who does not care."""
+    """A :data:`Progress` that does nothing."""

@@ -1,4 +1,4 @@
-"""The values between reading and writing: a ternary weight matrix and what its trits are worth."""
+"""The value types between reading and writing: a ternary weight matrix, as trits and scales."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ import numpy.typing as npt
 class TernaryTensor:
     """A weight matrix whose every value is ``trit * scale``.
 
-    Every packing (``bitexport.checkpoint.packings``) produces it and every ternary GGUF type
-    (``bitexport.gguf``) consumes it, so that the two never need to know of each other.
+    Every packing (``bitexport.checkpoint.packings``) produces it and every packer
+    (``bitexport.gguf.packers``) consumes it, so that neither needs to know about the other.
 
     Attributes:
         trits: int8, shape ``[out, in]``, values in {-1, 0, +1}, row-major.
         scale: float32, positive and finite; one for the whole tensor.
-        dequantized: whether it was stored as floats that hold only -scale, 0 and scale.
+        dequantized: whether it was stored as floats whose only values are -scale, 0 and scale.
     """
 
     trits: npt.NDArray[np.int8]
@@ -33,13 +33,13 @@ class TernaryTensor:
 
 @dataclass(frozen=True, slots=True)
 class GroupedTernary:
-    """A weight matrix whose rows are cut into groups, each with a scale of its own.
+    """A weight matrix whose rows are divided into groups, each with its own scale.
 
-    Only block types and float16 hold it; I2_S has one scale a tensor.
+    Only block types and float16 can store it; I2_S has one scale per tensor.
 
     Attributes:
         trits: int8, shape ``[out, in]``, values in {-1, 0, +1}, row-major.
-        scales: float32, shape ``[out, in / group]``, finite; positive, or 0 for a group of zeros.
+        scales: float32, shape ``[out, in / group]``, finite; positive, or 0 for a group that is all zeros.
     """
 
     trits: npt.NDArray[np.int8]
@@ -58,13 +58,13 @@ class GroupedTernary:
 AnyTernary: TypeAlias = TernaryTensor | GroupedTernary
 
 
-def simplest(trits: npt.NDArray[np.int8], scales: npt.NDArray[np.float32]) -> AnyTernary:
-    """A :class:`TernaryTensor` where all groups share one scale, and a :class:`GroupedTernary` elsewhere.
+def collapse_equal_scales(trits: npt.NDArray[np.int8], scales: npt.NDArray[np.float32]) -> AnyTernary:
+    """A :class:`TernaryTensor` if all groups have the same scale, otherwise a :class:`GroupedTernary`.
 
     Args:
-        trits, scales: as in :class:`GroupedTernary`. Nothing but zeros gets scale 1.
+        trits, scales: as in :class:`GroupedTernary`. A tensor that is all zeros gets scale 1.
     """
-    top = np.float32(scales.max(initial=0))
-    if np.all((scales == top) | (scales == 0)):
-        return TernaryTensor(trits, top if top > 0 else np.float32(1))
+    largest = np.float32(scales.max(initial=0))
+    if np.all((scales == largest) | (scales == 0)):
+        return TernaryTensor(trits, largest if largest > 0 else np.float32(1))
     return GroupedTernary(trits, scales)

@@ -1,9 +1,9 @@
-"""Write README's tables of what is supported, from the tables that the code itself works with.
+"""Writes the tables of supported models into the documentation, from the tables that the code itself uses.
 
 Usage: support_table.py [--check]
 
-``--check`` writes nothing and fails where README.md is out of date. Families, packings, GGUF types and kernel
-tiers each have one table in the code; a new entry there shows up here.
+With ``--check`` nothing is written, and the script fails if the page is out of date. Families, packings, GGUF
+types and kernel tiers each have one table in the code; a new entry there appears here.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from bitexport.families import FAMILIES
 from bitexport.gguf.packers import PACKERS, Packer
 
 ROOT = Path(__file__).resolve().parent.parent
-README = ROOT / "README.md"
+#: The page that contains the tables, between the two markers.
+PAGE = ROOT / "README.md"
 TIERS = ROOT / "native" / "kernels" / "ternary" / "tiers.inc"
 
 BEGIN = "<!-- made by scripts/support_table.py: change the code's tables instead -->"
@@ -35,14 +36,14 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def families() -> str:
-    """Architectures of config.json, what they are, and the graph that runs them."""
+    """The model families: their architectures in config.json, and the graph that runs them."""
     return table(
-        ("family", "`architectures` in config.json", "what it is", "runs as"),
+        ("family", "`architectures` in config.json", "models", "runs as"),
         (
             (
                 family.name,
                 ", ".join(f"`{name}`" for name in family.architectures),
-                family.particulars,
+                family.summary,
                 f"`{family.gguf_architecture}`",
             )
             for family in FAMILIES
@@ -51,7 +52,7 @@ def families() -> str:
 
 
 def packings() -> str:
-    """How the weights are stored, by what, and what a value is."""
+    """The packings: how each is recognised, and the value of a weight."""
     kinds = {packing.name: packing for packing in PACKINGS.values()}
     return table(
         ("weights", "recognised by", "value"),
@@ -60,9 +61,9 @@ def packings() -> str:
 
 
 def types() -> str:
-    """GGUF types of ternary tensors."""
+    """The GGUF types of ternary tensors."""
     return table(
-        ("`--type`", "bits a weight", "rows of", "runs in", "scale"),
+        ("`--type`", "bits per weight", "row length", "runs in", "scale"),
         (
             (
                 f"`{name}`" + (" (default)" if number == 0 else ""),
@@ -78,12 +79,12 @@ def types() -> str:
 
 def _rows(packer: Packer) -> str:
     if packer.type.tail_bytes:
-        return f"a multiple of 4; {packer.type.block} in the tensor"
-    return f"a multiple of {packer.type.block}" if packer.type.block > 1 else "any length"
+        return f"a multiple of 4; all rows together a multiple of {packer.type.block}"
+    return f"a multiple of {packer.type.block}" if packer.type.block > 1 else "any"
 
 
 def tiers() -> str:
-    """Kernel tiers, the one that is chosen first on top."""
+    """The kernel tiers, in order of preference."""
     rows: list[tuple[str, str]] = []
     machine = "any CPU"
     for line in TIERS.read_text(encoding="utf-8").splitlines():
@@ -98,20 +99,23 @@ def tiers() -> str:
 
 
 def region() -> str:
-    """Everything between the two marks of README.md."""
+    """The two markers and everything between them."""
     default, *others = (f"`{name}`" for name in EMBED_TYPES)
     embed = f"{', '.join([f'{default} (default)', *others[:-1]])} or {others[-1]}"
     return "\n\n".join(
         (
             BEGIN,
             families(),
-            "Anything else is an error that names it. Their weights may be stored as",
+            "Any other architecture is an error that names it. The weights may be stored in one of these "
+            "packings:",
             packings(),
-            "and are written as",
+            "Ternary tensors are written as one of these types:",
             types(),
-            "`convert` takes a GGUF file of any of these types as well, and keeps all else in it. The "
-            "embedding,\n"
-            f"which is the output head too when they are tied, is stored as `--embed-type` {embed}.",
+            "`convert` also accepts a GGUF file of any of these types; it changes the types and keeps "
+            "everything else.\n"
+            "The token embedding and the output head are stored as `--embed-type` "
+            f"{embed}.",
+            "The kernels choose the first of these tiers that the CPU supports:",
             tiers(),
             END,
         )
@@ -119,17 +123,17 @@ def region() -> str:
 
 
 def main() -> None:
-    """Rewrite README.md, or compare."""
-    before = README.read_text(encoding="utf-8")
+    """Rewrite the tables of the page, or compare them."""
+    before = PAGE.read_text(encoding="utf-8")
     start, end = before.find(BEGIN), before.find(END)
     if start < 0 or end < start:
-        sys.exit(f"support_table.py: README.md lacks one of the two marks:\n{BEGIN}\n{END}")
+        sys.exit(f"support_table.py: {PAGE.name} lacks one of the two markers:\n{BEGIN}\n{END}")
     after = before[:start] + region() + before[end + len(END) :]
     if "--check" in sys.argv[1:]:
         if after != before:
-            sys.exit("README.md's tables of what is supported are out of date; run scripts/support_table.py")
+            sys.exit(f"the tables in {PAGE.name} are out of date; run scripts/support_table.py")
     else:
-        README.write_text(after, encoding="utf-8")
+        PAGE.write_text(after, encoding="utf-8")
 
 
 if __name__ == "__main__":

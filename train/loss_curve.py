@@ -61,4 +61,4 @@ def plot(log: Path, path: Path) -> None:
     loss_axis.patch.set_visible(False)
     loss_axis.grid(alpha=0.3)
     loss_axis.legend(loc="upper right")
-    write_atomically(path, picture.encode(figure, picture.kind_of(path)))
+    write_atomically(path, picture.render(figure, picture.kind_of(path)))

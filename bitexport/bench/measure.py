@@ -15,7 +15,7 @@ from bitexport.bench.limits import MAX_CHANGE, LimitMeter
 from bitexport.bench.weights import TokenCost, token_cost
 from bitexport.errors import UsageError
 from bitexport.progress import Progress, ProgressEvent, ignore
-from bitexport.runtime.model import Session
+from bitexport.runtime.session import Session
 from bitexport.runtime.threads import default_threads
 from bitexport.system.machine import resident_bytes, warm_page_cache
 

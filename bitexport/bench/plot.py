@@ -60,7 +60,7 @@ def plot(report: BenchReport, path: Path) -> None:
     figure.draw_without_rendering()  # from here on, points have a place
     for axis, rows in zip(axes[0], panels.values(), strict=True):
         _percentages(axis, rows)
-    write_atomically(path, picture.encode(figure, kind))
+    write_atomically(path, picture.render(figure, kind))
 
 
 def _scale(axis: Any, rows: Sequence[BenchRow]) -> None:

@@ -105,7 +105,7 @@ def main(path: str, n_ctx: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever else prints must not look like an answer
-    from bitexport.runtime.model import Session
+    from bitexport.runtime.session import Session
 
     def answer(document: dict[str, Any]) -> None:
         answers.write(json.dumps(document) + "\n")

@@ -1,4 +1,4 @@
-"""Reading a Hugging Face checkpoint folder: configuration, shards, tensors, and how the trits are packed."""
+"""Reads a Hugging Face checkpoint folder: configuration, shards, tensors, and the packing of the trits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A checkpoint folder, opened: its configuration and its tensors, read one at a time."""
+"""Opens a checkpoint folder and reads its configuration, and its tensors one at a time."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from bitexport.checkpoint.shards import find_tensors, read_json
 from bitexport.checkpoint.spelling import respell
 from bitexport.errors import CheckpointError, NotFiniteError
 
-#: dtypes whose values are weights; anything else in a model is an error where it is read.
+#: dtypes whose values are weights; reading a tensor of any other dtype except U8 is an error.
 FLOAT_DTYPES = ("BF16", "F16", "F32")
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """An opened checkpoint. Holds no tensor data: :meth:`read` maps what it needs and lets go of it.
+    """An opened checkpoint. Keeps no tensor data: :meth:`read` maps what it needs and releases it.
 
     Attributes:
         path: the folder.
         config: ``config.json``.
-        tensors: every tensor by name, in our spelling (the one of the file is in its ``TensorInfo``); all
-            shards' headers have been checked.
+        tensors: every tensor by its normalized name (``TensorInfo`` has the name in the file); the headers
+            of all shards have been checked.
     """
 
     path: Path
@@ -42,7 +42,7 @@ class Checkpoint:
         return sum(tensor.nbytes for tensor in self.tensors.values())
 
     def info(self, name: str) -> TensorInfo:
-        """Where a tensor lies.
+        """The location, dtype and shape of a tensor.
 
         Raises:
             CheckpointError: there is no such tensor.
@@ -56,25 +56,25 @@ class Checkpoint:
             ) from None
 
     def read(self, name: str) -> npt.NDArray[Any]:
-        """One tensor: BF16, F16 and F32 as float32, U8 as uint8, in its own shape.
+        """One tensor in its stored shape: BF16, F16 and F32 as float32, U8 as uint8.
 
         The result may be a read-only view of the mapped file; the mapping lives as long as the array does.
 
         Raises:
-            CheckpointError: no such tensor, another dtype, or a value that is NaN or infinite.
+            CheckpointError: there is no such tensor, its dtype is another one, or a value is NaN or infinite.
         """
         info = self.info(name)
         flat = _decode(info, self._bytes(info, 0, info.nbytes))
         return flat.reshape(info.shape)
 
     def read_rows(self, name: str, rows: int) -> Iterator[npt.NDArray[Any]]:
-        """One tensor of shape ``[n, ...]`` in pieces of up to ``rows`` rows, never whole in memory.
+        """One tensor of shape ``[n, ...]`` in chunks of up to ``rows`` rows, never all of it in memory.
 
         Values and errors as in :meth:`read`.
         """
         info = self.info(name)
         if not info.shape or rows < 1:
-            raise ValueError("read_rows needs a tensor with rows and a positive number of them")
+            raise ValueError("read_rows needs a tensor with at least one dimension and rows >= 1")
         stride = info.nbytes // info.shape[0] if info.shape[0] else 0
         for start in range(0, info.shape[0], rows):
             count = min(rows, info.shape[0] - start)
@@ -95,7 +95,7 @@ class Checkpoint:
         )
 
     def _bytes(self, info: TensorInfo, offset: int, nbytes: int) -> npt.NDArray[np.uint8]:
-        """A piece of a tensor's data, mapped by itself: dropping the array gives its pages back."""
+        """A range of a tensor's data in a separate mapping, so that freeing the array frees its pages."""
         if nbytes == 0:
             return np.empty(0, dtype=np.uint8)
         begin = info.offset + offset
@@ -116,7 +116,8 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     """Open a Hugging Face checkpoint folder and check every shard's header.
 
     Raises:
-        CheckpointError: no such folder, no or bad config.json, or anything :func:`find_tensors` refuses.
+        CheckpointError: there is no such folder, config.json is missing or invalid, or :func:`find_tensors`
+            rejects the weights.
     """
     folder = Path(path)
     if not folder.is_dir():
@@ -144,13 +145,12 @@ def _decode(info: TensorInfo, raw: npt.NDArray[np.uint8]) -> npt.NDArray[Any]:
         values = (raw.view("<u2").astype(np.uint32) << np.uint32(16)).view(np.float32)
     else:
         values = raw.view("<f2" if info.dtype == "F16" else "<f4").astype(np.float32, copy=False)
-    # one number tells of every NaN and infinity without a mask as large as the tensor; float64 can't overflow
-    # here
+    # the sum is finite only if every value is, and needs no mask as large as the tensor; float64 cannot
+    # overflow here
     if values.size and not np.isfinite(values.sum(dtype=np.float64)):
         index = int(np.flatnonzero(~np.isfinite(values))[0])
         raise NotFiniteError(
             f"tensor '{info.name}' holds {values[index]} (element {index} of this read); expected finite "
-            "weights: "
-            "the training run diverged or the file is damaged"
+            "weights: the training run diverged or the file is damaged"
         )
     return values

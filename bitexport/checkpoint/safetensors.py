@@ -1,11 +1,11 @@
-"""The header of a safetensors file, checked so thoroughly that its data can be mapped without looking again.
+"""Reads and validates the header of a safetensors file, so that its data can be mapped without more checks.
 
-The ``safetensors`` package gives NumPy arrays for the dtypes that NumPy has, and bfloat16 is not one of them.
-So the header is read here, and the data is mapped by :mod:`bitexport.checkpoint.reader`.
+The ``safetensors`` package returns NumPy arrays, and NumPy has no bfloat16. So the header is read here, and
+:mod:`bitexport.checkpoint.reader` maps the data.
 
-Layout: 8 bytes little-endian length of the header, the header as JSON, then the tensors' bytes. The header
-maps each name to ``{"dtype", "shape", "data_offsets": [begin, end]}``, offsets counted from the end of the
-header.
+Layout: the length of the header in 8 little-endian bytes, the header as JSON, then the tensors' bytes. The
+header maps each name to ``{"dtype", "shape", "data_offsets": [begin, end]}``, with offsets counted from the
+end of the header.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from typing import Any
 
 from bitexport.errors import CheckpointError
 
-#: The limit that the safetensors format itself sets on a header.
+#: The limit that the safetensors format sets on the size of a header.
 MAX_HEADER_BYTES = 100_000_000
 
-#: Bytes per element of every dtype that the format defines in whole bytes.
+#: Bytes per element of every dtype of the format that takes whole bytes.
 DTYPE_BYTES: Mapping[str, int] = MappingProxyType(
     {
         "BOOL": 1,
@@ -51,13 +51,13 @@ DTYPE_BYTES: Mapping[str, int] = MappingProxyType(
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """Where one tensor lies.
+    """The location and type of one tensor.
 
     Attributes:
-        name: its name in the checkpoint.
+        name: its name in the file.
         dtype: the safetensors name of its type, such as ``"BF16"``.
         shape: its dimensions, outermost first.
-        shard: the file that holds it.
+        shard: the file that contains it.
         offset: the first byte of its data, counted from the start of that file.
         nbytes: the length of its data.
     """
@@ -75,7 +75,7 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
 
     Raises:
         CheckpointError: the file is truncated, its header is not valid, a dtype is unknown, or a tensor's
-            bytes are outside the file, overlap another's, leave a hole, or do not match its shape.
+            bytes are outside the file, overlap another tensor's, leave a gap, or do not match its shape.
     """
     try:
         size = path.stat().st_size
@@ -128,7 +128,7 @@ def _parse(path: Path, raw: bytes) -> dict[str, Any]:
     for name in entries:
         if not name.isprintable():
             raise CheckpointError(
-                f"{path.name}: tensor name {name!r} is no printable text; download the file again"
+                f"{path.name}: tensor name {name!r} is not printable text; download the file again"
             )
     return entries
 
@@ -137,7 +137,7 @@ def _tensor(path: Path, name: str, entry: Any, data_start: int) -> TensorInfo:
     where = f"{path.name}: tensor '{name}'"
     if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= entry.keys():
         raise CheckpointError(
-            f"{where}: its header entry lacks dtype, shape or data_offsets; save the file again"
+            f"{where}: the header entry lacks dtype, shape or data_offsets; save the file again"
         )
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPE_BYTES:
@@ -171,11 +171,10 @@ def _check_layout(path: Path, tensors: list[TensorInfo], data_start: int, size: 
                 "the file is truncated: download it again"
             )
         if tensor.offset != expected:
-            what = "overlaps the one before it" if tensor.offset < expected else "leaves a hole before it"
+            what = "overlaps the tensor before it" if tensor.offset < expected else "leaves a gap before it"
             raise CheckpointError(
                 f"{path.name}: tensor '{tensor.name}' starts at byte {tensor.offset}, expected {expected}: "
-                f"it {what}; "
-                "the file is damaged: download it again"
+                f"it {what}; the file is damaged: download it again"
             )
         expected = end
     if expected != size:

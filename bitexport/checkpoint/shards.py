@@ -1,4 +1,4 @@
-"""Which files of a checkpoint folder hold its tensors."""
+"""Finds the safetensors files of a checkpoint folder, and the tensors in them."""
 
 from __future__ import annotations
 
@@ -15,20 +15,21 @@ from bitexport.errors import CheckpointError
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
-#: JSON files beside the weights are small; a larger one is not what its name says.
+#: The JSON files of a checkpoint are small; a larger file is not a configuration file.
 MAX_JSON_BYTES = 256 * 1024 * 1024
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file beside the weights.
+    """The JSON object in a file of the checkpoint folder.
 
     Raises:
-        CheckpointError: missing, too large, not JSON, or not an object.
+        CheckpointError: the file is missing, too large, not JSON, or not an object.
     """
     try:
         if path.stat().st_size > MAX_JSON_BYTES:
             raise CheckpointError(
-                f"{path.name}: larger than {MAX_JSON_BYTES} bytes; this is no configuration file"
+                f"{path.name}: larger than {MAX_JSON_BYTES} bytes; expected a configuration file: download "
+                "it again"
             )
         value = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -37,18 +38,20 @@ def read_json(path: Path) -> dict[str, Any]:
         reason = str(error).splitlines()[0]
         raise CheckpointError(f"{path.name}: not valid JSON ({reason}); download it again") from error
     if not isinstance(value, dict):
-        raise CheckpointError(f"{path.name}: holds a {type(value).__name__}, expected a JSON object")
+        raise CheckpointError(
+            f"{path.name}: contains a {type(value).__name__}, expected a JSON object; download it again"
+        )
     return value
 
 
 def find_tensors(folder: Path) -> dict[str, TensorInfo]:
-    """Every tensor of the checkpoint, by name; the headers of all shards are checked before this returns.
+    """Every tensor of the checkpoint, by name; the headers of all shards have been checked.
 
-    A single ``model.safetensors`` is preferred, as transformers does; otherwise the index names the shards.
+    A single ``model.safetensors`` is preferred, as in transformers; otherwise the index names the shards.
 
     Raises:
-        CheckpointError: no weights, a shard is missing or lies outside the folder, or shards and index
-            disagree.
+        CheckpointError: there are no weights, a shard is missing or is outside the folder, or shards and
+            index disagree.
     """
     if (folder / SINGLE).is_file():
         return read_header(_inside(folder, SINGLE))
@@ -67,7 +70,7 @@ def find_tensors(folder: Path) -> dict[str, TensorInfo]:
 def _from_index(folder: Path) -> dict[str, TensorInfo]:
     weight_map = read_json(folder / INDEX).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{INDEX}: no weight_map that names the shards; download it again")
+        raise CheckpointError(f"{INDEX}: expected a weight_map that names the shards; download it again")
     shards: dict[str, Path] = {}
     for name in weight_map.values():
         if not isinstance(name, str):
@@ -92,11 +95,10 @@ def _merge(
     for name, tensor in found.items():
         if weight_map.get(name) != tensor.shard.name:
             listed = weight_map.get(name)
-            what = f"the index puts it into {listed}" if listed else "the index does not list it"
+            what = f"the index assigns it to {listed}" if listed else "the index does not list it"
             raise CheckpointError(
-                f"{tensor.shard.name}: holds tensor '{name}', but {what}; index and shards are from "
-                "different saves: "
-                "download them again"
+                f"{tensor.shard.name}: contains tensor '{name}', but {what}; index and shards are from "
+                "different saves: download them again"
             )
         tensors[name] = tensor
 
@@ -104,18 +106,18 @@ def _merge(
 def _inside(folder: Path, name: str) -> Path:
     """The path of a shard, which must be a file in the folder itself.
 
-    A link is followed only when the checkpoint folder is one of Hugging Face's cache, whose files are links
-    into ``blobs`` beside ``snapshots``.
+    A link is followed only in a folder of the Hugging Face cache, ``snapshots/<revision>``, whose files are
+    links into the cache's ``blobs``.
     """
     if name in {"", ".", ".."} or re.search(r"[/\\\x00:]", name):
         raise CheckpointError(
-            f"{INDEX}: shard name {name!r} points outside the folder; expected a plain file name: do not use "
-            "this checkpoint"
+            f"{INDEX}: shard name {name!r} points outside the folder; expected a plain file name: do not "
+            "trust this checkpoint"
         )
     path = folder / name
     try:
         found = path.is_file()
-    except (OSError, ValueError):  # a name that no file can have: too long, or no text
+    except (OSError, ValueError):  # not a valid file name: too long, or not encodable
         found = False
     if not found:
         raise CheckpointError(f"{folder}: shard {name!r} is missing; download the checkpoint again")
@@ -123,7 +125,7 @@ def _inside(folder: Path, name: str) -> Path:
     allowed = [root]
     if root.parent.name == "snapshots":
         allowed.append(root.parent.parent / "blobs")
-    if not any(target.is_relative_to(place) for place in allowed):
+    if not any(target.is_relative_to(directory) for directory in allowed):
         raise CheckpointError(
             f"{folder}: shard {name} is a link to {target}, outside the folder; copy the file into the folder"
         )

@@ -1,8 +1,8 @@
-"""Other projects' spellings of tensor names, and the one that bitexport uses: transformers' own.
+"""Normalizes tensor names: other projects' spellings become those of transformers.
 
-SubLN is written by some as a Sequential in place of the linear layer, the norm first; 1bitLLM has names of
-its own for it. Norms in front of each linear layer are ``rms_norm`` in transformers and ``norm`` in
-Microsoft's embedding models.
+Some projects write SubLN as a Sequential of norm and linear layer in place of the linear layer; 1bitLLM has
+different names for it. The norm in front of each linear layer is ``rms_norm`` in transformers and ``norm``
+in Microsoft's embedding models.
 """
 
 from __future__ import annotations
@@ -29,21 +29,22 @@ SPELLINGS = (
 
 
 def respell(tensors: Mapping[str, Value]) -> dict[str, Value]:
-    """``tensors`` with every name in our spelling.
+    """``tensors`` with every name normalized to transformers' spelling.
 
     Raises:
-        CheckpointError: two tensors are two spellings of one.
+        CheckpointError: two names are spellings of the same tensor.
     """
-    found: dict[str, Value] = {}
-    source: dict[str, str] = {}
-    for name, value in tensors.items():
-        ours = name
+    normalized: dict[str, Value] = {}
+    spelled: dict[str, str] = {}
+    for original, value in tensors.items():
+        name = original
         for pattern, replacement in SPELLINGS:
-            ours = re.sub(pattern, replacement, ours)
-        if ours in found:
+            name = re.sub(pattern, replacement, name)
+        if name in normalized:
             raise CheckpointError(
-                f"tensors '{source[ours]}' and '{name}' are two spellings of one; expected only one of them: "
-                "save the model again"
+                f"tensors '{spelled[name]}' and '{original}' are two spellings of the same tensor; expected "
+                "only one of them: save the model again"
             )
-        found[ours], source[ours] = value, name
-    return found
+        normalized[name] = value
+        spelled[name] = original
+    return normalized

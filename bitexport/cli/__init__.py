@@ -1,4 +1,4 @@
-"""The ``bitexport`` command: one module a command, one output object, one error table, and no logic."""
+"""The ``bitexport`` command: one module per command, one output object, one error table, and no logic."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from bitexport.errors import BitexportWarning
 
 app = typer.Typer(
     name="bitexport",
-    help="Ternary language models: from PyTorch checkpoints to fast, proven GGUF files.",
+    help="Ternary language models: from PyTorch checkpoints to fast, verified GGUF files.",
     epilog=(
         "Exit codes: 0 success; 1 failure; 2 wrong usage; 3 a check's result is below its threshold; "
         "130 interrupted. BITEXPORT_DEBUG=1 shows tracebacks."
@@ -28,7 +28,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-# In the order of --help. Command modules import their driver inside the function, so that --help is fast.
+# In the order of --help. Commands import their driver inside the function, so that --help is fast.
 app.command("convert")(convert.convert)
 app.command("parity")(parity.parity)
 app.command("bench", cls=bench.BenchCommand)(bench.bench)
@@ -58,9 +58,9 @@ def _root(
 
 
 def _open_closed_streams() -> None:
-    """Give stdin, stdout and stderr a place where the caller closed them (``>&-``).
+    """Open the standard streams that the caller closed (``>&-``) on the null device.
 
-    Otherwise the next file to be opened would take their number, and get what a library prints.
+    Otherwise the next file that is opened would get their number, and a library's output would end up in it.
     """
     while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
@@ -81,12 +81,12 @@ def main(arguments: list[str] | None = None) -> None:
     warnings.showwarning = show_warning
     warnings.simplefilter("always", BitexportWarning)
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # a model writes what it likes; a terminal may lack it
+        sys.stdout.reconfigure(errors="replace")  # the terminal's encoding may lack a model's characters
     try:
         with terminable():
             code = app(arguments, prog_name="bitexport", standalone_mode=False)
     except BrokenPipeError:
-        # Whoever read our output had enough. Python's own flush at exit must not complain either.
+        # the reader of our output is gone; setting stdout to None keeps Python's flush at exit silent
         sys.stdout = None
         sys.exit(1)
     except (Exception, KeyboardInterrupt) as error:

@@ -1,7 +1,7 @@
-"""From an exception to one line on stderr and an exit code.
+"""Turns an exception into one line on stderr and an exit code.
 
-Exit codes: 0 success; 1 a failure we can name; 2 wrong usage; 3 a check ran and its result is below the
-threshold; 130 interrupted. ``BITEXPORT_DEBUG=1`` shows the traceback as well.
+Exit codes: 0 success; 1 failure; 2 wrong usage; 3 a check ran and its result is below the threshold; 130
+interrupted. ``BITEXPORT_DEBUG=1`` also shows the traceback.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from bitexport.errors import BitexportError, CheckFailed, UsageError
 DEBUG_VARIABLE = "BITEXPORT_DEBUG"
 INTERRUPTED = 130
 
-# Which extra brings a module that a plain installation lacks.
+# The extra that installs a module which a plain installation lacks.
 EXTRA_OF_MODULE = {
     "torch": "parity",
     "transformers": "parity",
@@ -51,7 +51,7 @@ def _missing_module(error: BaseException) -> str:
     assert isinstance(error, ModuleNotFoundError)
     module = (error.name or "?").partition(".")[0]
     extra = EXTRA_OF_MODULE.get(module)
-    package = f"'bitexport[{extra}]'" if extra else f"{module}, or bitexport anew"
+    package = f"'bitexport[{extra}]'" if extra else f"{module}, or reinstall bitexport"
     return f"this command needs the Python package {module}, which is not installed; pip install {package}"
 
 
@@ -69,7 +69,7 @@ def _operating_system(error: BaseException) -> str:
 
 
 def _unexpected(error: BaseException) -> str:
-    advice = f"this is a bug in bitexport; run again with {DEBUG_VARIABLE}=1 and report what it shows"
+    advice = f"this is a bug in bitexport; run again with {DEBUG_VARIABLE}=1 and report the output"
     return f"{type(error).__name__}: {str(error).strip()}; {advice}"
 
 
@@ -77,7 +77,7 @@ def _memory(_error: BaseException) -> str:
     return "out of memory; close other programs, or use a smaller model or context"
 
 
-# The first row whose kind fits decides, so special kinds stand above general ones.
+# The first matching row is used, so subclasses come before their base classes.
 TABLE: tuple[_Row, ...] = (
     _Row(CheckFailed, CheckFailed.exit_code, "failed", str),
     _Row(UsageError, UsageError.exit_code, "error", str),
@@ -93,12 +93,11 @@ TABLE: tuple[_Row, ...] = (
 
 
 def report(error: BaseException) -> int:
-    """Print the one line that ``error`` deserves and return the exit code."""
+    """Print the line for ``error`` and return the exit code."""
     row = next(row for row in TABLE if isinstance(error, row.kind))
     if os.environ.get(DEBUG_VARIABLE, "") not in ("", "0"):
         traceback.print_exception(error)
-    text = printable(
-        " ".join(row.message(error).split())
-    )  # one line, whatever a library put into its message
+    # messages of libraries may have several lines
+    text = printable(" ".join(row.message(error).split()))
     print(f"{row.prefix}: {text}" if row.prefix else text, file=sys.stderr)
     return row.exit_code

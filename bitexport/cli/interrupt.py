@@ -1,4 +1,4 @@
-"""Being asked to stop: like Ctrl-C, so that whatever is half-written is removed on the way out."""
+"""Handles termination signals like Ctrl-C, so that incomplete output is removed before the process ends."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-#: what asks a program to stop, and ends it on the spot otherwise: ``kill``, and a terminal that goes away.
+#: Signals that by default end the process at once: from ``kill``, and from a terminal that is closed.
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 
 @contextmanager
 def terminable() -> Iterator[None]:
-    """Turn the signals that ask for an end into ``KeyboardInterrupt`` while the ``with`` block runs."""
+    """Raise ``KeyboardInterrupt`` for these signals while the ``with`` block runs."""
 
     def interrupt(_number: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    # under nohup, one of them is ignored, and stays so
-    taken = [number for number in SIGNALS if signal.getsignal(number) is signal.SIG_DFL]
-    for number in taken:
+    # nohup ignores SIGHUP, which must stay ignored
+    handled = [number for number in SIGNALS if signal.getsignal(number) is signal.SIG_DFL]
+    for number in handled:
         signal.signal(number, interrupt)
     try:
         yield
     finally:
-        for number in taken:
+        for number in handled:
             signal.signal(number, signal.SIG_DFL)

@@ -1,4 +1,4 @@
-"""Options that several commands share, so that they are spelled and explained alike."""
+"""Options that several commands share, with the same names and help texts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 from bitexport.errors import UsageError
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only warnings and errors on stderr.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only warnings and errors on stderr.")]
 Checkpoint = Annotated[
     Path, typer.Argument(help="Checkpoint folder (config.json, *.safetensors).", show_default=False)
 ]
@@ -18,7 +18,7 @@ Gguf = Annotated[Path, typer.Argument(metavar="FILE.gguf", help="GGUF file.", sh
 
 
 def read_text(path: Path | None) -> str | None:
-    """The text behind ``--text``; None without the option.
+    """The text in the file of ``--text``; None without the option.
 
     Raises:
         UsageError: it cannot be read, or is not UTF-8.
@@ -28,5 +28,5 @@ def read_text(path: Path | None) -> str | None:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        why = (error.strerror if isinstance(error, OSError) else None) or str(error)
-        raise UsageError(f"--text {path}: {why}; give a UTF-8 text file") from error
+        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        raise UsageError(f"--text {path}: {reason}; give a UTF-8 text file") from error

@@ -1,7 +1,7 @@
-"""Where a command's words go: results to stdout, everything else to stderr.
+"""Output of the commands: results to stdout, everything else to stderr.
 
 Human mode prints tables and sentences; ``--json`` prints one document and nothing else on stdout; ``--quiet``
-keeps stderr to warnings and errors. Colour and progress bars appear on terminals only, and colour not where
+limits stderr to warnings and errors. Colour and progress bars appear only on terminals, and no colour if
 ``NO_COLOR`` is set.
 """
 
@@ -27,19 +27,19 @@ SCHEMA = 1
 
 _show_other_warning = warnings.showwarning
 
-# Where stdout is not a terminal nobody wraps lines for us, and a table must not be cut off.
+# If stdout is not a terminal, lines are not wrapped and tables must not be truncated.
 _UNLIMITED_WIDTH = 10_000
 
-# C0 and C1 without tab and line feed, and what turns the direction of the text around it.
+# C0 and C1 without tab and line feed, and the characters that change the direction of text.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 class Output:
-    """The one object through which a command speaks.
+    """All output of a command.
 
     Args:
-        json: one JSON document on stdout instead of tables and sentences.
-        quiet: no information and no progress on stderr; warnings and errors remain.
+        json: print one JSON document on stdout instead of tables and sentences.
+        quiet: print no information and no progress on stderr, only warnings and errors.
     """
 
     def __init__(self, *, json: bool = False, quiet: bool = False) -> None:
@@ -47,9 +47,9 @@ class Output:
         self.quiet = quiet
 
     def result(self, document: Mapping[str, Any], human: Callable[[], None] | None = None) -> None:
-        """Print a command's result: ``document`` with --json, otherwise whatever ``human`` prints.
+        """Print a command's result: ``document`` with --json, otherwise what ``human`` prints.
 
-        ``schema`` goes in front of the document's own keys. NaN and infinity, which JSON lacks, become null.
+        The key ``schema`` precedes those of the document. NaN and infinity, which JSON lacks, become null.
         """
         if self.json:
             text = json.dumps({"schema": SCHEMA, **_jsonable(document)}, ensure_ascii=False, indent=2)
@@ -59,15 +59,16 @@ class Output:
             human()
 
     def line(self, text: str = "") -> None:
-        """A line of the result for humans, on stdout; nothing with --json."""
+        """Print a line of the human-readable result on stdout; nothing with --json."""
         if not self.json:
             self._stdout().print(printable(text), markup=False, highlight=False, soft_wrap=True)
 
     def wrapped(self, text: str, indent: int = 0) -> None:
-        """A sentence of the result for humans, broken between words where stdout is a terminal.
+        """Like :meth:`line`, but wrapped between words if stdout is a terminal.
 
         Args:
-            indent: columns that all lines but the first stand to the right.
+            text: the sentence.
+            indent: the indentation of all lines but the first, in columns.
         """
         if self.json:
             return
@@ -81,7 +82,7 @@ class Output:
         )
 
     def stream(self, text: str) -> None:
-        """A piece of text of the result for humans, on stdout at once; nothing with --json."""
+        """Print text of the human-readable result on stdout and flush; nothing with --json."""
         if not self.json:
             sys.stdout.write(text)
             sys.stdout.flush()
@@ -95,14 +96,14 @@ class Output:
         right: Sequence[str] = (),
         markdown: bool = False,
     ) -> None:
-        """A table of the result for humans, on stdout; nothing with --json.
+        """Print a table of the human-readable result on stdout; nothing with --json.
 
         Args:
             columns: headings.
-            rows: cells, turned into text with ``str``.
+            rows: cells, converted with ``str``.
             title: a line above the table.
             right: headings of the columns to align to the right (numbers).
-            markdown: draw it as a Markdown table, as llama-bench does.
+            markdown: print a Markdown table, like llama-bench.
         """
         if self.json:
             return
@@ -114,7 +115,7 @@ class Output:
             self.line(title)
         table = Table(box=box.MARKDOWN if markdown else box.SIMPLE_HEAD, pad_edge=markdown)
         for index, column in enumerate(columns):
-            # In a narrow terminal text gives way, never a digit.
+            # in a narrow terminal, text is wrapped but numbers are not
             number = column in right
             width = max(len(column), *(len(str(row[index])) for row in rows), 1) if number else None
             table.add_column(
@@ -125,20 +126,20 @@ class Output:
         self._stdout().print(table)
 
     def info(self, text: str) -> None:
-        """A line about what is going on, on stderr; nothing with --quiet."""
+        """Print a line of information on stderr; nothing with --quiet."""
         if not self.quiet:
             _stderr().print(printable(text), markup=False, highlight=False, soft_wrap=True)
 
     def warn(self, text: str) -> None:
-        """Something the user should know, on stderr, always."""
-        words = f"warning: {printable(text)}"
-        _stderr().print(words, style="yellow", markup=False, highlight=False, soft_wrap=True)
+        """Print a warning on stderr, even with --quiet."""
+        line = f"warning: {printable(text)}"
+        _stderr().print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
 
     @contextmanager
     def progress(self, label: str) -> Iterator[Progress]:
-        """A progress bar on stderr while the ``with`` block runs; yields the listener to give to a driver.
+        """Show a progress bar on stderr while the ``with`` block runs; yields the callback for a driver.
 
-        Shown only on a terminal and without --quiet; elsewhere the listener does nothing.
+        Without a terminal or with --quiet there is no bar, and the callback does nothing.
         """
         console = _stderr()
         if self.quiet or not console.is_terminal:
@@ -158,7 +159,7 @@ class Output:
         ) as bar:
             task = bar.add_task(label, total=None, unit="")
 
-            def listen(event: ProgressEvent) -> None:
+            def update(event: ProgressEvent) -> None:
                 bar.update(
                     task,
                     completed=event.done,
@@ -170,7 +171,7 @@ class Output:
             global _bars_console
             _bars_console = console
             try:
-                yield listen
+                yield update
             finally:
                 _bars_console = None
 
@@ -182,7 +183,7 @@ class Output:
 
 
 def show_warning(message: Warning | str, category: type[Warning], *rest: Any, **named: Any) -> None:
-    """Stands in for ``warnings.showwarning``: our own warnings look like the command's."""
+    """A ``warnings.showwarning`` that prints our own warnings like those of a command."""
     if issubclass(category, BitexportWarning):
         Output().warn(str(message))
     else:
@@ -190,9 +191,9 @@ def show_warning(message: Warning | str, category: type[Warning], *rest: Any, **
 
 
 def printable(text: str) -> str:
-    """The text with control characters escaped, but for tabs and line ends.
+    """The text with control characters escaped, except tabs and line feeds.
 
-    Names and metadata come out of files; a terminal would obey what stands in them.
+    Names and metadata come from files, and a terminal would execute control sequences in them.
     """
     return _CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)
 
@@ -213,7 +214,7 @@ def _amount(done: int, total: int, unit: str) -> str:
     return f"{done}/{total} {unit}" if total else f"{done} {unit}"
 
 
-# Of the bar that is being drawn: what is said beside it must go through it, to stand above and not behind it.
+# The console of the current progress bar: other lines must go through it to appear above the bar.
 _bars_console: Console | None = None
 
 
@@ -224,7 +225,7 @@ def _stderr() -> Console:
 
 
 def _jsonable(value: Any) -> Any:
-    """The value with NaN and infinity as None, and NumPy scalars and paths as plain ones."""
+    """The value with NaN and infinity as None, NumPy scalars as Python numbers, and other types as text."""
     if isinstance(value, Mapping):
         return {str(key): _jsonable(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

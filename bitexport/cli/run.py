@@ -16,25 +16,38 @@ def run(
         str, typer.Option("--prompt", "-p", metavar="TEXT", help="The text to continue.", show_default=False)
     ],
     max_tokens: Annotated[
-        int, typer.Option("--max-tokens", "-n", min=1, help="Tokens to generate at most.")
+        int, typer.Option("--max-tokens", "-n", min=1, help="Maximum number of tokens to generate.")
     ] = 256,
     temperature: Annotated[
-        float, typer.Option("--temperature", min=0.0, help="0 always takes the most likely token.")
+        float,
+        typer.Option(
+            "--temperature", min=0.0, help="Sampling temperature; 0 always chooses the most likely token."
+        ),
     ] = 0.8,
-    top_k: Annotated[int, typer.Option("--top-k", min=0, help="Among so many likely tokens; 0: all.")] = 40,
+    top_k: Annotated[
+        int, typer.Option("--top-k", min=0, help="Sample from this many most likely tokens; 0 for all.")
+    ] = 40,
     top_p: Annotated[
-        float, typer.Option("--top-p", max=1.0, help="Among tokens of so much probability; 1: all.")
+        float,
+        typer.Option(
+            "--top-p", max=1.0, help="Sample from the most likely tokens up to this probability; 1 for all."
+        ),
     ] = 0.95,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="The same seed gives the same text.")] = 0,
-    ctx: Annotated[
-        int, typer.Option("--ctx", "-c", min=0, help="Context in tokens; 0: the model's, up to 4096.")
+    seed: Annotated[
+        int, typer.Option("--seed", min=0, help="Random seed; the same seed gives the same text.")
     ] = 0,
-    threads: Annotated[int, typer.Option("--threads", "-t", min=0, help="0: one a core.")] = 0,
-    echo: Annotated[bool, typer.Option("--echo", help="Print the prompt before its continuation.")] = False,
+    ctx: Annotated[
+        int,
+        typer.Option("--ctx", "-c", min=0, help="Context in tokens; 0 for the model's own, up to 4096."),
+    ] = 0,
+    threads: Annotated[
+        int, typer.Option("--threads", "-t", min=0, help="Number of threads; 0 for one per core.")
+    ] = 0,
+    echo: Annotated[bool, typer.Option("--echo", help="Print the prompt before the continuation.")] = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Continue a prompt, token by token."""
+    """Generate text: continue a prompt, token by token."""
     from bitexport.runtime.completion import Completion, Sampling
 
     out = Output(json=json, quiet=quiet)
@@ -47,7 +60,7 @@ def run(
         threads=threads,
     )
     if completion.max_tokens < max_tokens:
-        out.warn(f"the context has room for {completion.max_tokens} tokens, not the {max_tokens} asked for")
+        out.warn(f"the context has room for {completion.max_tokens} tokens instead of {max_tokens}")
     if echo:
         out.stream(prompt)
     pieces = []
@@ -56,7 +69,7 @@ def run(
             pieces.append(piece)
             out.stream(piece)
     finally:
-        out.stream("\n")  # after Ctrl-C, too
+        out.stream("\n")  # also after Ctrl-C
     rate = completion.tokens / completion.seconds
     document = {
         "model": str(gguf),
@@ -71,6 +84,6 @@ def run(
     }
     out.result(document)
     out.info(
-        f"{completion.prompt_tokens} tokens of prompt, {completion.tokens} generated in "
+        f"{completion.prompt_tokens} prompt tokens, {completion.tokens} generated in "
         f"{completion.seconds:.2f} s ({rate:.1f} t/s); loaded in {completion.load_seconds:.2f} s"
     )

@@ -72,7 +72,7 @@ def check_loads(gguf_path: Path, pre: str) -> list[str]:
 
 
 def _vocabulary_model(gguf_path: Path, pre: str) -> Llama:
-    from bitexport.runtime.model import load
+    from bitexport.runtime.loading import load
 
     try:
         return load(gguf_path, vocab_only=True)

@@ -12,7 +12,7 @@ from bitexport.parity.aligned import compare_aligned
 from bitexport.parity.driver import check_same_tokens
 from bitexport.parity.report import MAX_RELATIVE_ERROR, MIN_COSINE
 from bitexport.reference import Reference
-from bitexport.runtime.model import Session
+from bitexport.runtime.session import Session
 from bitexport.tokenizer.hard_strings import HARD_STRINGS
 
 #: tokens of each kind of text that are compared.

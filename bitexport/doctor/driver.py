@@ -22,7 +22,7 @@ from bitexport.gguf.reader import read_gguf
 from bitexport.health.scan import scan_checkpoint
 from bitexport.progress import Progress, ProgressEvent, ignore
 from bitexport.reference import Reference, load_reference
-from bitexport.runtime.model import Session
+from bitexport.runtime.session import Session
 
 #: signs of tensors that no model can be run with.
 UNUSABLE = ("not-finite", "bad-scale", "unreadable")

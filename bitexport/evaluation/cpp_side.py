@@ -14,7 +14,7 @@ from bitexport.gguf.reader import read_gguf
 from bitexport.metrics.tally import Tally
 from bitexport.progress import Progress, ProgressEvent
 from bitexport.runtime.limits import SHORT_CONTEXT
-from bitexport.runtime.model import Session
+from bitexport.runtime.session import Session
 from bitexport.runtime.threads import default_threads
 
 _SMALLEST_CONTEXT = 32

@@ -1,4 +1,4 @@
-"""The model families that bitexport converts. Adding one: one file here, one line in :data:`FAMILIES`."""
+"""The model families that bitexport converts. Adding one: one new file here, one line in :data:`FAMILIES`."""
 
 from __future__ import annotations
 
@@ -18,19 +18,20 @@ from bitexport.families.qwen3 import QWEN3
 
 __all__ = ["FAMILIES", "Claim", "Family", "Hyperparameters", "Part", "Role", "Rule", "family_of"]
 
-#: Of two families with one architecture, the first whose graph runs the checkpoint's parts is taken.
+#: Of several families with the same architecture, the first whose graph runs the checkpoint is chosen.
 FAMILIES: tuple[Family, ...] = (BITNET, ONEBITLLM, LLAMA, LLAMA_STUDENT, QWEN2, QWEN3, HUNYUAN)
 
 
 def family_of(config: Mapping[str, Any], names: Collection[str] = ()) -> Family:
-    """The family of a checkpoint, by ``architectures`` in its config.json and the parts that it has.
+    """The family of a checkpoint, by ``architectures`` in its config.json and its optional parts.
 
     Args:
-        names: of its tensors, which tell of SubLN.
+        config: config.json.
+        names: the names of its tensors, by which SubLN is recognised.
 
     Raises:
         CheckpointError: config.json names no architecture.
-        UnsupportedError: no family covers it.
+        UnsupportedError: no family supports it.
     """
     named = config.get("architectures")
     if not isinstance(named, list) or not named or not isinstance(named[0], str):
@@ -40,13 +41,14 @@ def family_of(config: Mapping[str, Any], names: Collection[str] = ()) -> Family:
         if family.runs(family.parts(config, names)):
             return family
     if candidates:
-        surplus = candidates[-1].parts(config, names) - candidates[-1].always - candidates[-1].sometimes
+        last = candidates[-1]
+        unsupported = last.parts(config, names) - last.required_parts - last.optional_parts
         raise UnsupportedError(
-            f"architecture {named[0]!r} with {', '.join(sorted(part.value for part in surplus))}: the graph "
-            f"{candidates[-1].gguf_architecture} has no such part; expected a model without, or ask for it "
-            "in an issue"
+            f"architecture {named[0]!r} with {', '.join(sorted(part.value for part in unsupported))}: the "
+            f"graph {last.gguf_architecture} does not support that; expected a model without it, or request "
+            "support in an issue"
         )
     known = ", ".join(dict.fromkeys(name for family in FAMILIES for name in family.architectures))
     raise UnsupportedError(
-        f"unknown architecture {named[0]!r}; expected one of {known}: ask for it in an issue"
+        f"unknown architecture {named[0]!r}; expected one of {known}: request it in an issue"
     )

@@ -1,4 +1,4 @@
-"""What a model family is: its tensors, their names and shapes on both sides, and its hyper-parameters."""
+"""The definition of a model family: its hyper-parameters, and its tensors' names and shapes on both sides."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from bitexport.families.rope import Rope, read_rope
 
 
 class Role(Enum):
-    """What a tensor is for, which decides how it is stored."""
+    """The purpose of a tensor, which decides its type in the GGUF file."""
 
     NORM = "norm"
-    """A gain; always float32."""
+    """The gain of a norm; always float32."""
     BIAS = "bias"
-    """What a linear layer adds; always float32."""
+    """The bias of a linear layer; always float32."""
     EMBEDDING = "embedding"
     """The token embedding or the output head; stored as the embedding type."""
     TERNARY = "ternary"
@@ -37,11 +37,11 @@ class Rule:
     Attributes:
         source: the name in the checkpoint; ``{layer}`` stands for the layer's number.
         target: the name in the GGUF file, with the same placeholder.
-        role: what the tensor is for.
+        role: the purpose of the tensor.
         shape: its dimensions by name, outermost first; see :meth:`Hyperparameters.dimensions`.
-        rotated: whether its rows are a query's or key's, which RoPE rotates in pairs.
-        part: the optional part that it belongs to; None where every checkpoint has it.
-        linear: of a bias, and of a norm in front of one linear layer: that layer's weight, by its source.
+        rotated: whether its rows belong to queries or keys, which RoPE rotates in pairs.
+        part: the optional part that it belongs to; None if every checkpoint has it.
+        linear: of a bias, or of a norm in front of one linear layer: the source name of that layer's weight.
     """
 
     source: str
@@ -55,7 +55,7 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A rule applied to one layer: a tensor that the checkpoint must have. Fields as in :class:`Rule`."""
+    """A rule applied to one layer: a tensor that the checkpoint must have. Attributes as in :class:`Rule`."""
 
     source: str
     target: str
@@ -68,10 +68,10 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class Hyperparameters:
-    """What a decoder's graph needs to know. Sizes count elements; ``rope`` is in :mod:`.rope`.
+    """The hyper-parameters of a decoder. Sizes count elements; ``rope`` is described in :mod:`.rope`.
 
     Attributes:
-        input_norm_eps: of the norms in front of each linear layer, see :attr:`Part.INPUT_NORMS`.
+        input_norm_eps: epsilon of the norms in front of each linear layer, see :attr:`Part.INPUT_NORMS`.
         parts: the optional parts that the checkpoint has.
     """
 
@@ -104,29 +104,29 @@ class Hyperparameters:
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """One model family, as data; a subclass where data is not enough.
+    """One model family, as data; subclassed where data is not enough.
 
     Attributes:
-        name: as reports show it.
-        particulars: what sets it apart, for the table of supported families; a few words.
-        architectures: what config.json calls it.
-        model_class: the class of transformers that runs it, once :mod:`bitexport.reference` has added the
-            parts that this class does not know.
-        gguf_architecture: the graph that runs it.
+        name: the name in reports.
+        summary: its distinguishing features in a few words, for the table of supported families.
+        architectures: its names in config.json.
+        model_class: the transformers class that runs it, after :mod:`bitexport.reference` has added the
+            parts that this class lacks.
+        gguf_architecture: the llama.cpp graph that runs it.
         activations: the values of ``hidden_act`` that this graph runs; the first is transformers' default.
-        default_theta: RoPE's base where config.json gives none, as in the transformers class.
+        default_theta: RoPE's base if config.json has none, as in the transformers class.
         default_eps: the same for ``rms_norm_eps``.
-        default_head_dim: the same for ``head_dim``; None where it is hidden_size / num_attention_heads.
+        default_head_dim: the same for ``head_dim``; None if it is hidden_size / num_attention_heads.
         rules: the name map.
-        always: the optional parts that all its checkpoints have.
-        sometimes: those that some have.
-        qk_norm_after_rope: where it norms queries and keys, whether it does so after RoPE.
-        derived: names, as regular expressions, of tensors that old checkpoints carry and that follow from the
-            configuration.
+        required_parts: the parts that all its checkpoints have.
+        optional_parts: the parts that only some of them have.
+        qk_norm_after_rope: whether norms on queries and keys, if there are any, follow RoPE.
+        derived: regular expressions for the names of tensors in old checkpoints that follow from the
+            configuration and are not converted.
     """
 
     name: str
-    particulars: str
+    summary: str
     architectures: tuple[str, ...]
     model_class: str
     gguf_architecture: str
@@ -135,8 +135,8 @@ class Family:
     default_eps: float
     rules: tuple[Rule, ...]
     default_head_dim: int | None = None
-    always: frozenset[Part] = frozenset()
-    sometimes: frozenset[Part] = frozenset()
+    required_parts: frozenset[Part] = frozenset()
+    optional_parts: frozenset[Part] = frozenset()
     qk_norm_after_rope: bool = False
     derived: tuple[str, ...] = (
         r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq",
@@ -144,22 +144,23 @@ class Family:
     )
 
     def parts(self, config: Mapping[str, Any], names: Collection[str]) -> frozenset[Part]:
-        """The optional parts that a checkpoint has; see :func:`find_parts`."""
-        return self.always | find_parts(config, names)
+        """The parts that a checkpoint has; see :func:`find_parts`."""
+        return self.required_parts | find_parts(config, names)
 
     def runs(self, parts: frozenset[Part]) -> bool:
-        """Whether its graph can run a checkpoint with these parts."""
-        return parts <= self.always | self.sometimes
+        """Whether the graph can run a checkpoint with these parts."""
+        return parts <= self.required_parts | self.optional_parts
 
     def hyperparameters(self, config: Mapping[str, Any], names: Collection[str] = ()) -> Hyperparameters:
         """Read and check config.json.
 
         Args:
-            names: of the checkpoint's tensors, which tell of parts that config.json does not.
+            config: config.json.
+            names: the names of the checkpoint's tensors, by which parts without a key are recognised.
 
         Raises:
-            CheckpointError: a value is missing or makes no sense.
-            UnsupportedError: sound, but the graph cannot run it.
+            CheckpointError: a value is missing or invalid.
+            UnsupportedError: the values are valid, but the graph cannot run them.
         """
         self._check_supported(config)
         hidden, heads = count(config, "hidden_size"), count(config, "num_attention_heads")
@@ -170,14 +171,9 @@ class Family:
         if heads % kv_heads or head_dim % 2:
             raise CheckpointError(
                 f"config.json: {heads} heads, {kv_heads} key-value heads of {head_dim}; "
-                "expected a whole number of heads to each key-value head, and an even head_dim"
+                "expected a whole number of heads per key-value head, and an even head_dim"
             )
         eps = _eps(config.get("rms_norm_eps", self.default_eps), "rms_norm_eps")
-        quantization = config.get("quantization_config")
-        if isinstance(quantization, Mapping) and quantization.get("use_rms_norm"):
-            input_eps = _eps(quantization.get("rms_norm_eps", 1e-6), "quantization_config's rms_norm_eps")
-        else:
-            input_eps = eps
         return Hyperparameters(
             vocab_size=count(config, "vocab_size"),
             context_length=count(config, "max_position_embeddings"),
@@ -191,7 +187,7 @@ class Family:
             tied=bool(config.get("tie_word_embeddings", False)),
             rope=self._rope(config, head_dim),
             activation=config.get("hidden_act", self.activations[0]),
-            input_norm_eps=input_eps,
+            input_norm_eps=_input_norm_eps(config, eps),
             parts=self.parts(config, names),
         )
 
@@ -202,7 +198,7 @@ class Family:
             return self.default_head_dim
         if hidden % heads:
             raise CheckpointError(
-                f"config.json: hidden_size {hidden} is no multiple of num_attention_heads {heads}; give "
+                f"config.json: hidden_size {hidden} is not a multiple of num_attention_heads {heads}; add "
                 "head_dim"
             )
         return hidden // heads
@@ -217,16 +213,16 @@ class Family:
                 f"hidden_act {activation!r} with architecture {self.architectures[0]}: the "
                 f"{self.gguf_architecture} graph computes {' or '.join(map(repr, self.activations))} only"
             )
-        if slides(config):
+        if has_sliding_window(config):
             raise UnsupportedError(
-                "some layers attend to a sliding window only, which the "
-                f"{self.gguf_architecture} graph does not; expected use_sliding_window false"
+                f"some layers use sliding-window attention, which the {self.gguf_architecture} graph lacks; "
+                "expected use_sliding_window false"
             )
 
     def claims(self, numbers: Hyperparameters) -> list[Claim]:
-        """Every tensor that the checkpoint must have, in the order in which it is written.
+        """Every tensor that the checkpoint must have, in the order in which they are written.
 
-        A tied model's head is not among them.
+        Without the head of a tied model.
         """
         sizes = numbers.dimensions()
         found: list[Claim] = []
@@ -257,15 +253,15 @@ class Family:
         return found
 
     def gguf_name(self, source: str) -> str | None:
-        """The GGUF name of a checkpoint's tensor; None when no rule claims it."""
+        """The GGUF name of a checkpoint's tensor; None if no rule claims it."""
         return self._forward.rename(source)
 
     def source_name(self, target: str) -> str | None:
-        """The checkpoint's name of a GGUF tensor; None when no rule claims it."""
+        """The checkpoint's name of a GGUF tensor; None if no rule claims it."""
         return self._backward.rename(target)
 
     def is_derived(self, source: str) -> bool:
-        """Whether a tensor carries nothing that the configuration does not say already."""
+        """Whether a tensor follows from the configuration and need not be converted."""
         return any(re.fullmatch(pattern, source) for pattern in self.derived)
 
     def row_order(
@@ -273,14 +269,18 @@ class Family:
         claim: Claim,  # noqa: ARG002
         numbers: Hyperparameters,  # noqa: ARG002
     ) -> npt.NDArray[np.intp] | None:
-        """The order in which a tensor's rows are written; None where the order stays.
+        """The order in which a tensor's rows are written; None if it does not change.
 
         ``written[i] = stored[order[i]]``.
         """
         return None
 
     def extra_tensors(self, numbers: Hyperparameters) -> dict[str, npt.NDArray[np.float32]]:
-        """Small float32 tensors that the GGUF graph wants and the checkpoint does not hold, by GGUF name."""
+        """Small float32 tensors that the graph needs and the checkpoint lacks, by GGUF name.
+
+        Raises:
+            UnsupportedError: the graph cannot run the checkpoint's RoPE.
+        """
         if numbers.rope.kind == "llama3":
             raise UnsupportedError(
                 f"rope_type 'llama3': the {self.gguf_architecture} graph has no per-frequency factors; "
@@ -336,8 +336,8 @@ class _Names:
         return None
 
 
-def slides(config: Mapping[str, Any]) -> bool:
-    """Whether some layer's attention sees a window only, by the keys that transformers' Qwen classes read."""
+def has_sliding_window(config: Mapping[str, Any]) -> bool:
+    """Whether any layer uses sliding-window attention, by the keys that transformers' Qwen classes read."""
     if isinstance(kinds := config.get("layer_types"), list):
         return any(kind != "full_attention" for kind in kinds)
     if not config.get("use_sliding_window") or config.get("sliding_window") is None:
@@ -347,6 +347,14 @@ def slides(config: Mapping[str, Any]) -> bool:
     )
 
 
+def _input_norm_eps(config: Mapping[str, Any], default: float) -> float:
+    """The epsilon of the norms in front of each linear layer; transformers' default is 1e-6."""
+    quantization = config.get("quantization_config")
+    if isinstance(quantization, Mapping) and quantization.get("use_rms_norm"):
+        return _eps(quantization.get("rms_norm_eps", 1e-6), "quantization_config's rms_norm_eps")
+    return default
+
+
 def _eps(value: Any, name: str) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
         raise CheckpointError(f"config.json: {name} is {value!r}; expected a small positive number")
@@ -354,12 +362,12 @@ def _eps(value: Any, name: str) -> float:
 
 
 def count(config: Mapping[str, Any], key: str) -> int:
-    """A positive whole number of config.json.
+    """A positive integer of config.json.
 
     Raises:
-        CheckpointError: it is missing or something else.
+        CheckpointError: it is missing or anything else.
     """
     value = config.get(key)
     if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 2**31:
-        raise CheckpointError(f"config.json: {key} is {value!r}; expected a positive whole number")
+        raise CheckpointError(f"config.json: {key} is {value!r}; expected a positive integer")
     return value

@@ -1,6 +1,6 @@
-"""BitNet b1.58 (2B4T): ReLU squared, a norm in front of the attention's and the MLP's output layers (SubLN).
+"""BitNet b1.58 (2B4T): ReLU squared, and a norm in front of the output layers of attention and MLP (SubLN).
 
-With ``hidden_act`` silu it is what SubLN makes of a Llama, and distilled Llamas are saved as this.
+With ``hidden_act`` silu it is a Llama with SubLN, and some distilled Llamas are saved as this architecture.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from bitexport.families.ternary_decoder import TernaryDecoder
 
 BITNET = TernaryDecoder(
     name="BitNet b1.58",
-    particulars="SubLN; ReLU squared, or SiLU",
+    summary="SubLN; ReLU squared or SiLU",
     architectures=("BitNetForCausalLM",),
     model_class="BitNetForCausalLM",
     activations=("relu2", "silu"),
     default_theta=500000.0,
     default_eps=1e-5,
     rules=decoder_rules(),
-    always=frozenset({Part.SUB_NORMS}),
-    sometimes=frozenset({Part.INPUT_NORMS, Part.QKV_BIASES, Part.OUTPUT_BIAS}),
+    required_parts=frozenset({Part.SUB_NORMS}),
+    optional_parts=frozenset({Part.INPUT_NORMS, Part.QKV_BIASES, Part.OUTPUT_BIAS}),
 )

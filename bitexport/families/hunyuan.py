@@ -1,6 +1,6 @@
-"""HunYuan dense, HY-MT1.5 say, as a distilled student: norms on queries and keys after RoPE, SubLN.
+"""HunYuan dense (for example HY-MT1.5) as a distilled student: norms on queries and keys after RoPE, SubLN.
 
-Its RoPE has a fixed ``alpha``, which stretches the base: theta * alpha^(head_dim / (head_dim - 2)).
+Its RoPE has a fixed ``alpha`` that scales the base: theta * alpha^(head_dim / (head_dim - 2)).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from bitexport.families.ternary_decoder import TernaryDecoder
 
 @dataclass(frozen=True, kw_only=True)
 class HunyuanFamily(TernaryDecoder):
-    """HunYuan dense, whose RoPE may have an alpha."""
+    """HunYuan dense, whose RoPE may have an ``alpha``."""
 
     def _rope(self, config: Mapping[str, Any], head_dim: int) -> Rope:
         return read_alpha_rope(config, self.default_theta, head_dim)
@@ -25,14 +25,14 @@ class HunyuanFamily(TernaryDecoder):
 
 HUNYUAN = HunyuanFamily(
     name="HunYuan student",
-    particulars="HunYuan dense, with or without SubLN; QK-norm after RoPE, RoPE's alpha",
+    summary="HunYuan dense, with or without SubLN; QK-norm after RoPE, RoPE alpha",
     architectures=("HunYuanDenseV1ForCausalLM",),
     model_class="HunYuanDenseV1ForCausalLM",
     activations=("silu", "relu2"),
     default_theta=10000.0,
     default_eps=1e-5,
     rules=decoder_rules(q_norm="self_attn.query_layernorm", k_norm="self_attn.key_layernorm"),
-    always=frozenset({Part.QK_NORMS}),
-    sometimes=frozenset({Part.SUB_NORMS, Part.INPUT_NORMS, Part.QKV_BIASES, Part.OUTPUT_BIAS}),
+    required_parts=frozenset({Part.QK_NORMS}),
+    optional_parts=frozenset({Part.SUB_NORMS, Part.INPUT_NORMS, Part.QKV_BIASES, Part.OUTPUT_BIAS}),
     qk_norm_after_rope=True,
 )

@@ -1,8 +1,8 @@
 """Ternary Llama (Llama-3-8B-1.58, Falcon3-1.58, Falcon-E): llama.cpp's own ``llama`` graph, unchanged.
 
-That graph's RoPE turns neighbouring rows of a head against each other, where transformers turns its two
-halves. So the rows of q and k are interleaved: row ``2 i`` of a head is its row ``i``, and ``2 i + 1`` is
-``head_dim / 2 + i``.
+That graph's RoPE rotates pairs of neighbouring rows of a head, whereas transformers pairs its two halves. So
+the rows of q and k are interleaved: row ``2 i`` of a head is written from its row ``i``, and row ``2 i + 1``
+from its row ``head_dim / 2 + i``.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class LlamaFamily(Family):
         return rows.reshape(-1, 2, numbers.head_dim // 2).swapaxes(1, 2).reshape(-1)
 
     def extra_tensors(self, numbers: Hyperparameters) -> dict[str, npt.NDArray[np.float32]]:
-        """``rope_freqs``, where RoPE is scaled as in Llama 3.1."""
+        """``rope_freqs`` if RoPE is scaled as in Llama 3.1."""
         if numbers.rope.kind == "llama3":
             return {"rope_freqs.weight": llama3_divisors(numbers.rope, numbers.head_dim)}
         return {}
@@ -34,7 +34,7 @@ class LlamaFamily(Family):
 
 LLAMA = LlamaFamily(
     name="Llama",
-    particulars="Llama-3-8B-1.58, Falcon3-1.58, Falcon-E; q and k rows interleaved for RoPE",
+    summary="Llama-3-8B-1.58, Falcon3-1.58, Falcon-E; q and k rows interleaved for RoPE",
     architectures=("LlamaForCausalLM",),
     model_class="LlamaForCausalLM",
     gguf_architecture="llama",

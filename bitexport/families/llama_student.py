@@ -1,4 +1,4 @@
-"""Llama and SmolLM2 with what llama.cpp's ``llama`` graph lacks, SubLN above all: distilled students."""
+"""Llama and SmolLM2 as distilled students: with SubLN and other parts that the ``llama`` graph lacks."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from bitexport.families.ternary_decoder import TernaryDecoder
 
 LLAMA_STUDENT = TernaryDecoder(
     name="Llama student",
-    particulars="Llama or SmolLM2 with SubLN; SiLU",
+    summary="Llama or SmolLM2 with SubLN; SiLU",
     architectures=("LlamaForCausalLM",),
     model_class="LlamaForCausalLM",
     activations=("silu", "relu2"),
     default_theta=10000.0,
     default_eps=1e-6,
     rules=decoder_rules(),
-    sometimes=frozenset(
+    optional_parts=frozenset(
         {Part.SUB_NORMS, Part.INPUT_NORMS, Part.QKV_BIASES, Part.OUTPUT_BIAS, Part.FFN_BIASES}
     ),
 )

@@ -1,4 +1,4 @@
-"""The optional parts of a decoder layer, and how a checkpoint says which of them it has."""
+"""The optional parts of a decoder layer, and how they are recognised in a checkpoint."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from typing import Any
 
 
 class Part(Enum):
-    """An optional part of a decoder layer; the value is how messages call it."""
+    """An optional part of a decoder layer; the value is its name in messages."""
 
     SUB_NORMS = "SubLN (attn_sub_norm, ffn_sub_norm)"
-    """A norm in front of the attention's output layer and one in front of the MLP's."""
+    """A norm in front of the output layers of attention and MLP."""
     QK_NORMS = "norms on queries and keys"
-    """One gain for all heads of the queries and one for those of the keys."""
+    """One gain for all query heads and one for all key heads."""
     QKV_BIASES = "biases on q, k and v"
     OUTPUT_BIAS = "a bias on o"
     FFN_BIASES = "biases in the MLP"
     INPUT_NORMS = "a norm in front of each linear layer (use_rms_norm)"
-    """One for every layer that is quantized, so none for those in ``modules_to_not_convert``."""
+    """One for each quantized layer, none for those in ``modules_to_not_convert``."""
 
 
 _SUB_NORM = re.compile(r"model\.layers\.\d+\.(self_attn\.attn_sub_norm|mlp\.ffn_sub_norm)\.weight")
@@ -27,13 +27,13 @@ _INPUT_NORM = re.compile(r"model\.layers\.\d+\.(self_attn|mlp)\.\w+_proj\.rms_no
 
 
 def find_parts(config: Mapping[str, Any], names: Collection[str]) -> frozenset[Part]:
-    """The parts that a checkpoint has beyond those that all of its family have.
+    """The optional parts that a checkpoint has, without its family's required parts.
 
     SubLN has no key in config.json: it is recognised by its tensors.
 
     Args:
         config: config.json.
-        names: of the checkpoint's tensors, in :mod:`bitexport.checkpoint.spelling`'s spelling.
+        names: the names of the checkpoint's tensors, normalized by :mod:`bitexport.checkpoint.spelling`.
     """
     quantization = config.get("quantization_config")
     found = set()

@@ -1,6 +1,6 @@
-"""Qwen3, as a distilled student: SiLU, norms on queries and keys before RoPE, SubLN.
+"""Qwen3 as a distilled student: SiLU, norms on queries and keys before RoPE, SubLN.
 
-Its head_dim is a number of its own, 128 where config.json has none, whatever hidden_size is.
+Its head_dim does not follow from hidden_size; it is 128 if config.json has none.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from bitexport.families.ternary_decoder import TernaryDecoder
 
 QWEN3 = TernaryDecoder(
     name="Qwen3 student",
-    particulars="Qwen3, with or without SubLN; QK-norm before RoPE, its own head_dim",
+    summary="Qwen3, with or without SubLN; QK-norm before RoPE, independent head_dim",
     architectures=("Qwen3ForCausalLM",),
     model_class="Qwen3ForCausalLM",
     activations=("silu", "relu2"),
@@ -19,6 +19,6 @@ QWEN3 = TernaryDecoder(
     default_eps=1e-6,
     default_head_dim=128,
     rules=decoder_rules(),
-    always=frozenset({Part.QK_NORMS}),
-    sometimes=frozenset({Part.SUB_NORMS, Part.INPUT_NORMS, Part.QKV_BIASES, Part.OUTPUT_BIAS}),
+    required_parts=frozenset({Part.QK_NORMS}),
+    optional_parts=frozenset({Part.SUB_NORMS, Part.INPUT_NORMS, Part.QKV_BIASES, Part.OUTPUT_BIAS}),
 )

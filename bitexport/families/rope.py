@@ -1,4 +1,4 @@
-"""RoPE's settings, in transformers 5's spelling (``rope_parameters``) and the older one (``rope_theta``)."""
+"""RoPE settings, in transformers 5's format (``rope_parameters``) and the older one (``rope_theta``)."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ KINDS = ("default", "linear", "llama3")
 
 @dataclass(frozen=True, slots=True)
 class Rope:
-    """How positions turn queries and keys.
+    """The rotation of queries and keys by position.
 
     Attributes:
         theta: the base of the frequencies.
         kind: one of :data:`KINDS`.
-        factor: how much longer the context was made; 1 for ``default``.
-        low, high: llama3's two bounds, as multiples of the old context's frequency.
+        factor: the factor by which the context was extended; 1 for ``default``.
+        low, high: llama3's low and high frequency factors.
         original_context: llama3's context length before it was extended.
     """
 
@@ -36,26 +36,26 @@ class Rope:
 
 
 def read_rope(config: Mapping[str, Any], default_theta: float) -> Rope:
-    """RoPE's settings from config.json.
+    """The RoPE settings in config.json.
 
     Raises:
-        CheckpointError: a value that makes no sense.
-        UnsupportedError: a kind that no graph here runs.
+        CheckpointError: a value is invalid.
+        UnsupportedError: none of the supported graphs runs this kind of RoPE.
     """
     found = _settings(config)
     if any(isinstance(value, dict) for value in found.values()):
         raise UnsupportedError(
-            "rope_parameters differ from layer to layer, which no graph here runs; expected one set for all "
-            "layers"
+            "rope_parameters differ from layer to layer, which no supported graph runs; expected one set for "
+            "all layers"
         )
     theta = _theta(config, found, default_theta)
     kind = found.get("rope_type", found.get("type", "default"))
     partial = found.get("partial_rotary_factor", config.get("partial_rotary_factor"))
     if kind not in KINDS:
-        raise UnsupportedError(f"rope_type {kind!r} is not converted; expected one of {', '.join(KINDS)}")
+        raise UnsupportedError(f"rope_type {kind!r} is not supported; expected one of {', '.join(KINDS)}")
     if partial not in (None, 1, 1.0):
         raise UnsupportedError(
-            f"partial_rotary_factor {partial!r} is not converted; expected 1: all of a head rotated"
+            f"partial_rotary_factor {partial!r} is not supported; expected 1, the rotation of complete heads"
         )
     if kind == "default":
         return Rope(theta)
@@ -80,9 +80,10 @@ def read_rope(config: Mapping[str, Any], default_theta: float) -> Rope:
 
 
 def read_alpha_rope(config: Mapping[str, Any], default_theta: float, head_dim: int) -> Rope:
-    """As :func:`read_rope`, for HunYuan: type dynamic with an ``alpha`` is a larger base, and nothing else.
+    """As :func:`read_rope`, for HunYuan: type ``dynamic`` with an ``alpha`` only changes the base.
 
-    theta * alpha^(d / (d - 2)), transformers' ``compute_ntk_alpha_rope_parameters``; its factor is not used.
+    The base is theta * alpha^(d / (d - 2)) for head_dim d, as in transformers'
+    ``compute_ntk_alpha_rope_parameters``; the factor is not used.
     """
     found = _settings(config)
     if found.get("rope_type", found.get("type")) != "dynamic" or not found.get("alpha"):
@@ -90,15 +91,15 @@ def read_alpha_rope(config: Mapping[str, Any], default_theta: float, head_dim: i
     alpha = _positive(found["alpha"], "rope alpha")
     if head_dim <= 2:
         raise CheckpointError(f"config.json: head_dim is {head_dim}; expected more than 2 with a rope alpha")
-    stretched = _theta(config, found, default_theta) * alpha ** (head_dim / (head_dim - 2))
-    return Rope(_positive(stretched, "rope_theta times alpha's power"))
+    scaled = _theta(config, found, default_theta) * alpha ** (head_dim / (head_dim - 2))
+    return Rope(_positive(scaled, "rope_theta scaled by alpha"))
 
 
 def llama3_divisors(rope: Rope, head_dim: int) -> npt.NDArray[np.float32]:
-    """What each frequency is divided by under llama3 scaling: float32 ``[head_dim / 2]``.
+    """The divisor of each frequency under llama3 scaling: float32 ``[head_dim / 2]``.
 
-    With wavelength w of a frequency f and the old context c: w < c / high leaves f alone, w > c / low divides
-    it by ``factor``, and between the two ``f`` becomes ``(1 - t) * f / factor + t * f`` with
+    With wavelength w of a frequency f and the original context c: if w < c / high, f is unchanged; if
+    w > c / low, it is divided by ``factor``; in between it becomes ``(1 - t) * f / factor + t * f`` with
     ``t = (c / w - low) / (high - low)`` (Llama 3.1; transformers' ``_compute_llama3_parameters``).
     """
     frequency = rope.theta ** (-np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
@@ -108,7 +109,7 @@ def llama3_divisors(rope: Rope, head_dim: int) -> npt.NDArray[np.float32]:
 
 
 def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    # old configs may carry both; transformers lets rope_scaling win, and rope_theta fill what is missing
+    # old configs may have both; in transformers rope_scaling takes precedence, and rope_theta is a fallback
     found = config.get("rope_scaling") or config.get("rope_parameters") or {}
     if not isinstance(found, dict):
         raise CheckpointError(f"config.json: rope_parameters is {found!r}; expected an object")
@@ -121,7 +122,7 @@ def _theta(config: Mapping[str, Any], found: Mapping[str, Any], default: float) 
 
 
 def _positive(value: Any, name: str) -> float:
-    # GGUF holds it as float32
+    # GGUF stores it as float32
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 1e-30 < value < 1e30:
         raise CheckpointError(f"config.json: {name} is {value!r}; expected a positive number")
     return float(value)

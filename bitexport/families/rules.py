@@ -1,4 +1,4 @@
-"""The name map of Llama-like decoders, which the families share."""
+"""The name map of Llama-like decoders, shared by the families."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import replace
 from bitexport.families.base import Role, Rule
 from bitexport.families.parts import Part
 
-#: the linear layers of a decoder layer: their names on both sides, and their dimensions [out, in].
+#: The linear layers of a decoder layer: names on both sides, dimensions (out, in), and the part of the bias.
 LINEAR = (
     ("self_attn.q_proj", "attn_q", "q", "hidden", Part.QKV_BIASES),
     ("self_attn.k_proj", "attn_k", "kv", "hidden", Part.QKV_BIASES),
@@ -18,7 +18,7 @@ LINEAR = (
     ("mlp.down_proj", "ffn_down", "hidden", "ffn", Part.FFN_BIASES),
 )
 
-#: the rows of these are turned by RoPE.
+#: The layers whose output RoPE rotates.
 ROTATED = ("attn_q", "attn_k")
 
 
@@ -28,11 +28,11 @@ def decoder_rules(
     k_norm: str = "self_attn.k_norm",
     head: bool = True,
 ) -> tuple[Rule, ...]:
-    """The rules of a decoder with gated MLPs and RMSNorms, with those of every optional part.
+    """The rules of a decoder with gated MLPs and RMSNorms, including those of every optional part.
 
     Args:
-        q_norm, k_norm: what the family calls these norms.
-        head: whether the graph knows an output matrix of its own.
+        q_norm, k_norm: the family's names of these norms.
+        head: whether the graph supports a separate output matrix.
     """
     first = (
         Rule("model.embed_tokens.weight", "token_embd.weight", Role.EMBEDDING, ("vocab", "hidden")),
@@ -60,7 +60,7 @@ def decoder_rules(
 
 
 def _linear(source: str, target: str, out: str, into: str, bias: Part) -> tuple[Rule, Rule, Rule]:
-    """The norm in front of a linear layer, its weight and its bias."""
+    """The rules of a linear layer: the norm in front of it, its weight and its bias."""
     source, target = f"model.layers.{{layer}}.{source}", f"blk.{{layer}}.{target}"
     weight = Rule(f"{source}.weight", f"{target}.weight", Role.TERNARY, (out, into))
     if target.endswith(ROTATED):

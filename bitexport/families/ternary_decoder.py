@@ -1,7 +1,7 @@
-"""The families that our own graph runs: ``bitnet-b1.58``, native/llama_cpp/models/bitnet_b158.cpp.
+"""The families that run on our own graph, ``bitnet-b1.58`` (native/llama_cpp/models/bitnet_b158.cpp).
 
-Without the keys that :class:`TernaryDecoder` adds, that graph is Microsoft's 2B4T: ReLU squared, SubLN and
-nothing else. RoPE turns the two halves of a head against each other on both sides, so no row moves.
+Without the keys that :class:`TernaryDecoder` adds, the graph is Microsoft's 2B4T: ReLU squared, SubLN and
+nothing else. RoPE pairs the two halves of a head on both sides, so rows keep their order.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class TernaryDecoder(Family):
     gguf_architecture: str = GRAPH
 
     def metadata(self, numbers: Hyperparameters) -> dict[str, int | float | str | bool]:
-        """The hyper-parameters as GGUF keys, with those that choose the graph's optional parts."""
+        """The hyper-parameters as GGUF keys, including those that select the graph's optional parts."""
         found = super().metadata(numbers)
         if numbers.activation != "relu2":
             found[f"{GRAPH}.hidden_activation"] = numbers.activation
@@ -38,7 +38,7 @@ class TernaryDecoder(Family):
         return found
 
     def extra_tensors(self, numbers: Hyperparameters) -> dict[str, npt.NDArray[np.float32]]:
-        """``rope_freqs``, where RoPE is scaled as in Llama 3.1."""
+        """``rope_freqs`` if RoPE is scaled as in Llama 3.1."""
         if numbers.rope.kind == "llama3":
             return {"rope_freqs.weight": llama3_divisors(numbers.rope, numbers.head_dim)}
         return {}

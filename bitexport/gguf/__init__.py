@@ -1,3 +1,3 @@
-"""Writing and reading GGUF: tensor types, packers, metadata and the tokenizer."""
+"""Reads and writes GGUF files: tensor types, packers, and checks of files that libllama is to open."""
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What would end the process inside libllama, or be run wrongly there, refused before it sees the file.
+"""Rejects files that libllama would crash on or run wrongly.
 
-libllama answers most bad files with an error, but some numbers it asserts on, and some it replaces by others.
-Only those are checked here.
+libllama reports an error for most bad files, but it asserts on some values and silently replaces others. Only
+those are checked here.
 """
 
 from __future__ import annotations
@@ -19,28 +19,28 @@ from bitexport.gguf.types import F32, I2_S, MAX_I2_S_ROW, alternatives
 MAX_LAYERS = 512
 MAX_EXPERTS = 1024
 
-#: architectures whose attention and RoPE are known to be plain, so that more can be checked.
+#: Architectures with ordinary attention and RoPE, for which more can be checked.
 PLAIN = ("bitnet-b1.58", "bitnet-25", "bitnet", "llama")
 
 TOKEN_EMBEDDING = "token_embd.weight"
 
-#: keys of special tokens; -1, as any type has it, says that there is none. libllama has defaults for two.
+#: Keys of special tokens. -1, as int32 or uint32, means that there is none, except for the two tokens for
+#: which libllama would then use its own defaults.
 SPECIAL_TOKEN = re.compile(r"tokenizer\.ggml\.\w+_token_id")
 NO_TOKEN = (-1, 2**32 - 1)
 ALWAYS_USED = ("tokenizer.ggml.bos_token_id", "tokenizer.ggml.eos_token_id")
 
-#: types that ggml has for other things than weights.
-NO_WEIGHTS = ("i8", "i16", "i32", "i64", "f64")
+#: ggml types that are not used for weights.
+NON_WEIGHT_TYPES = ("i8", "i16", "i32", "i64", "f64")
 
 ROPE_SCALINGS = ("none", "linear", "yarn", "longrope")
 
 
 def check_hyperparameters(file: GGUFFile) -> None:
-    """Check the numbers that a graph is built from. A key that is missing or of another type is libllama's to
-    name.
+    """Check the numbers from which a graph is built. Missing keys and wrong types are left to libllama.
 
     Raises:
-        GGUFError: names the first bad key, its value and what was expected.
+        GGUFError: a value is invalid; names the key, the value and what was expected.
     """
     architecture = file.metadata.get("general.architecture")
     numbers = _Numbers(file, f"{architecture}.")
@@ -50,7 +50,9 @@ def check_hyperparameters(file: GGUFFile) -> None:
     numbers.check(
         "expert_used_count",
         lambda n: min(1, experts) <= n <= experts,
-        f"at least one of the {experts} experts, and no more" if experts else "0, for there are no experts",
+        f"at least one and at most {experts}, the number of experts"
+        if experts
+        else "0, as there are no experts",
     )
     scaling = file.metadata.get(f"{architecture}.rope.scaling.type", "none")
     if scaling not in ROPE_SCALINGS:
@@ -63,14 +65,14 @@ def check_hyperparameters(file: GGUFFile) -> None:
         if tensor.type is I2_S:
             _check_i2_s(file, tensor)
         elif architecture in PLAIN:
-            _check_numbers_type(file, tensor)
+            _check_type(file, tensor)
 
 
 def _check_attention(numbers: _Numbers) -> None:
     numbers.check(
         "attention.layer_norm_rms_epsilon", lambda e: math.isfinite(e) and e >= 0, "a small positive number"
     )
-    # no assertion, but every number after it would be NaN
+    # not an assertion, but every value computed from it would be NaN
     numbers.check("rope.freq_base", lambda f: math.isfinite(f) and f > 0, "a positive number")
     heads, hidden = numbers.get("attention.head_count"), numbers.get("embedding_length")
     numbers.check("attention.head_count", lambda n: n > 0, "at least 1")
@@ -83,16 +85,16 @@ def _check_attention(numbers: _Numbers) -> None:
     key = numbers.get("attention.key_length") or hidden // heads
     value = numbers.get("attention.value_length") or hidden // heads
     if key != value:
-        raise numbers.error("attention.value_length", value, f"the key's length of {key}")
+        raise numbers.error("attention.value_length", value, f"the key length of {key}")
     numbers.check(
         "rope.dimension_count",
         lambda n: 0 < n <= key and n % 2 == 0,
-        f"an even number up to the head's {key}",
+        f"an even number up to the head size of {key}",
     )
 
 
 def _check_vocabulary(file: GGUFFile) -> None:
-    """Three lists of one length, of which libllama believes the first."""
+    """Check that the three token lists have the same length; libllama only looks at the first one's."""
     tokens = file.metadata.get("tokenizer.ggml.tokens")
     if not isinstance(tokens, Array):
         return
@@ -108,24 +110,24 @@ def _check_vocabulary(file: GGUFFile) -> None:
 
 
 def _check_distinct(file: GGUFFile) -> None:
-    """Tokens are looked up by their text; libllama gives empty ones a text of their own."""
-    key, header = "tokenizer.ggml.tokens", 4 + 4 + 8  # the value's type, the elements' type, their number
+    """Check that no two tokens have the same text, except empty ones, which libllama renames."""
+    key = "tokenizer.ggml.tokens"
     raw = file.raw(key)
     ids: dict[bytes, int] = {}
-    at = header
+    at = 4 + 4 + 8  # after the type of the value, the type of the elements and their number
     for number in range(file.metadata[key].length):
         end = at + 8 + int.from_bytes(raw[at : at + 8], "little")
         first = ids.setdefault(raw[at + 8 : end], number)
         if first != number and end > at + 8:
             raise GGUFError(
-                f"{file.path.name}: {key} has {raw[at + 8 : end].decode(errors='replace')!r} twice, as "
+                f"{file.path.name}: {key} has {raw[at + 8 : end].decode(errors='replace')!r} twice, with ids "
                 f"{first} and {number}; expected every text once: convert or download it again"
             )
         at = end
 
 
 def _check_special_tokens(file: GGUFFile) -> None:
-    """Ids outside the vocabulary, for which libllama would take its own defaults, another model's."""
+    """Check that special ids are in the vocabulary; libllama would replace others by its own defaults."""
     tokens = file.metadata.get("tokenizer.ggml.tokens")
     if not isinstance(tokens, Array):
         return
@@ -135,18 +137,18 @@ def _check_special_tokens(file: GGUFFile) -> None:
         unset = value in NO_TOKEN and key not in ALWAYS_USED
         if not 0 <= value < tokens.length and not unset:
             raise GGUFError(
-                f"{file.path.name}: {key} is {value}, and the vocabulary has ids 0 to {tokens.length - 1}; "
-                "convert the checkpoint again, with the tokenizer that belongs to it"
+                f"{file.path.name}: {key} is {value}, but the vocabulary has ids 0 to {tokens.length - 1}; "
+                "convert the checkpoint again with its own tokenizer"
             )
 
 
 def _check_i2_s(file: GGUFFile, tensor: GGUFTensor) -> None:
-    """What our kernels take: a matrix to multiply with, whose sums fit 32 bits."""
+    """Check that our kernels support the tensor: a matrix to multiply by, with sums that fit in 32 bits."""
     where = f"{file.path.name}: tensor '{tensor.name}' of type i2_s has shape {list(tensor.shape)}"
     if tensor.name == TOKEN_EMBEDDING:
         raise GGUFError(
-            f"{where}, but an embedding is looked up and not multiplied with; expected f16, q8_0 or q6_k: "
-            "convert the checkpoint again"
+            f"{where}, but an embedding is a lookup table, not a matrix to multiply by; expected f16, q8_0 "
+            "or q6_k: convert the checkpoint again"
         )
     if len(tensor.shape) != 2:
         raise GGUFError(f"{where}; expected two dimensions: convert the checkpoint again")
@@ -157,22 +159,22 @@ def _check_i2_s(file: GGUFFile, tensor: GGUFTensor) -> None:
         )
 
 
-def _check_numbers_type(file: GGUFFile, tensor: GGUFTensor) -> None:
-    """Gains and biases, which ggml multiplies or adds in float32 only; weights, which are never integers."""
+def _check_type(file: GGUFFile, tensor: GGUFTensor) -> None:
+    """Check that gains and biases are float32, as ggml requires, and that weights have a type for weights."""
     if len(tensor.shape) == 1 and tensor.type is not F32:
         raise GGUFError(
             f"{file.path.name}: tensor '{tensor.name}' has one dimension and type {tensor.type.name}; "
-            "expected f32, as gains and biases are: convert the checkpoint again"
+            "expected f32, the type of gains and biases: convert the checkpoint again"
         )
-    if tensor.type.name in NO_WEIGHTS:
+    if tensor.type.name in NON_WEIGHT_TYPES:
         raise GGUFError(
-            f"{file.path.name}: tensor '{tensor.name}' has type {tensor.type.name}; expected a type of "
-            "weights, such as f16 or q6_k: convert the checkpoint again"
+            f"{file.path.name}: tensor '{tensor.name}' has type {tensor.type.name}; expected a weight type, "
+            "such as f16 or q6_k: convert the checkpoint again"
         )
 
 
 class _Numbers:
-    """The hyper-parameters of an architecture that are single numbers."""
+    """The scalar hyper-parameters of an architecture."""
 
     def __init__(self, file: GGUFFile, prefix: str) -> None:
         self._file = file
@@ -182,9 +184,9 @@ class _Numbers:
         value = self._file.metadata.get(self._prefix + key)
         return value if isinstance(value, (int, float)) and not isinstance(value, bool) else None
 
-    def check(self, key: str, good: Callable[[Any], bool], expected: str) -> None:
+    def check(self, key: str, valid: Callable[[Any], bool], expected: str) -> None:
         value = self.get(key)
-        if value is not None and not good(value):
+        if value is not None and not valid(value):
             raise self.error(key, value, expected)
 
     def error(self, key: str, value: object, expected: str) -> GGUFError:

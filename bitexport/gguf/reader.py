@@ -1,8 +1,7 @@
-"""Reading a GGUF file's header: its metadata, and its tensors' types, shapes and places.
+"""Reads the header of a GGUF file: its metadata, and its tensors' types, shapes and positions.
 
-Written beside the ``gguf`` package's reader because that one stops at type 36 and trusts the counts in the
-file. Here nothing is allocated for a number that the file claims before the bytes behind it are known to
-exist.
+The ``gguf`` package's reader fails on type 36 and trusts the counts in the file. This one allocates nothing
+for a count before it knows that the file has the bytes for it.
 
 Layout, little-endian: ``GGUF``, version (2 or 3), numbers of tensors and of metadata keys; the keys, each a
 name, a type and a value; the tensors, each a name, its dimensions innermost first, a type and an offset;
@@ -31,7 +30,7 @@ MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 MAX_DIMS = 4
 
-#: the least that a tensor or a key can take in a file, which bounds how many a file can hold.
+#: The smallest size of a tensor's or a key's entry, which bounds how many of them a file can have.
 MIN_TENSOR_BYTES = 8 + 4 + 4 + 8
 MIN_KEY_BYTES = 8 + 4 + 1
 
@@ -53,12 +52,12 @@ SCALARS: Mapping[int, str] = {
 
 @dataclass(frozen=True, slots=True)
 class Array:
-    """A metadata array, left in the file until :meth:`GGUFFile.elements` is asked for it.
+    """A metadata array, which stays in the file until :meth:`GGUFFile.elements` reads it.
 
     Attributes:
-        type: its elements' type, such as ``"string"``.
-        length: how many there are.
-        offset: where the first one starts in the file.
+        type: the type of its elements, such as ``"string"``.
+        length: the number of elements.
+        offset: the position of the first one in the file.
     """
 
     type: str
@@ -68,7 +67,7 @@ class Array:
 
 @dataclass(frozen=True, slots=True)
 class GGUFTensor:
-    """One tensor of a file: its shape outermost first, and where its ``nbytes`` bytes lie in the file."""
+    """One tensor of a file: ``shape`` is outermost first, and its ``nbytes`` bytes start at ``offset``."""
 
     name: str
     type: TensorType
@@ -79,13 +78,13 @@ class GGUFTensor:
 
 @dataclass(frozen=True)
 class GGUFFile:
-    """The header of a GGUF file, checked.
+    """The validated header of a GGUF file.
 
     Attributes:
         path: the file.
-        version: of the format.
-        metadata: keys in the order of the file; arrays stay there, see :class:`Array`.
-        tensors: in the order of the file.
+        version: the version of the format.
+        metadata: the values by key, in the order of the file; arrays stay in the file, see :class:`Array`.
+        tensors: the tensors, in the order of the file.
         places: where the bytes of each key's type and value begin and end in the file.
     """
 
@@ -96,34 +95,36 @@ class GGUFFile:
     places: Mapping[str, tuple[int, int]]
 
     def elements(self, key: str, limit: int | None = None) -> list[Any]:
-        """The first ``limit`` elements of an array; all of them without a limit.
+        """The first ``limit`` elements of an array; all of them if ``limit`` is None.
 
         Raises:
-            GGUFError: ``key`` is missing or no array.
+            GGUFError: ``key`` is missing or not an array.
         """
         array = self.metadata.get(key)
         if not isinstance(array, Array):
-            raise GGUFError(f"{self.path.name}: {key} is no array; the file is incomplete: convert it again")
+            raise GGUFError(
+                f"{self.path.name}: {key} is missing or not an array; the file is incomplete: convert again"
+            )
         with _Cursor(self.path, array.offset) as cursor:
             return cursor.elements(array, limit)
 
     def raw(self, key: str) -> bytes:
-        """The type and the value of a key as they stand in the file."""
+        """The bytes of a key's type and value in the file."""
         start, end = self.places[key]
         with _Cursor(self.path, start) as cursor:
             return cursor.take(end - start)
 
     def data(self, tensor: GGUFTensor) -> npt.NDArray[np.uint8]:
-        """The bytes of a tensor, mapped."""
+        """The bytes of a tensor, memory-mapped: uint8, flat."""
         return np.memmap(self.path, dtype=np.uint8, mode="r", offset=tensor.offset, shape=(tensor.nbytes,))
 
 
 def read_gguf(path: str | Path) -> GGUFFile:
-    """Read and check a file's header.
+    """Read and validate the header of a file.
 
     Raises:
-        GGUFError: not a GGUF file, damaged, or with tensors that do not lie where and as long as their types
-            say.
+        GGUFError: the file is not GGUF, is damaged, or has a tensor whose position or size does not match its
+            type and shape.
     """
     file = Path(path)
     with _Cursor(file, 0) as cursor:
@@ -170,7 +171,7 @@ def _tensors(cursor: _Cursor, tensor_count: int, alignment: int) -> tuple[GGUFTe
     for name, shape, kind, offset in entries:
         nbytes = kind.nbytes(shape)
         if offset != expected:
-            _bad_place(cursor, found, name, offset, expected)
+            raise _wrong_position(cursor, found, name, offset, expected)
         if start + offset + nbytes > cursor.size:
             raise cursor.damaged(
                 f"tensor '{name}' ({kind.name}, {nbytes} bytes) ends at byte {start + offset + nbytes}, the "
@@ -181,9 +182,8 @@ def _tensors(cursor: _Cursor, tensor_count: int, alignment: int) -> tuple[GGUFTe
         expected = offset + nbytes + -nbytes % alignment
     if found and found[-1].type.id == I2_S_ID and cursor.size > start + expected:
         raise cursor.damaged(
-            f"tensor '{found[-1].name}' of type 36 (i2_s) is followed by bytes that are not its own; its "
-            "shape "
-            f"{list(found[-1].shape)} makes it {found[-1].nbytes} bytes",
+            f"tensor '{found[-1].name}' of type 36 (i2_s) is followed by bytes that do not belong to it: "
+            f"shape {list(found[-1].shape)} takes {found[-1].nbytes} bytes",
             foreign_layouts.other_layout(I2_S_ID, found[-1].shape, cursor.size - found[-1].offset),
         )
     return tuple(found)
@@ -203,28 +203,29 @@ def _entry(cursor: _Cursor, name: str) -> tuple[tuple[int, ...], TensorType, int
     kind = TYPES_BY_ID[number]
     if any(size >= 2**63 for size in shape) or not kind.fits(shape):
         raise cursor.damaged(
-            f"tensor '{name}' of type {number} ({kind.name}) has shape {list(shape)}, no multiple of its "
+            f"tensor '{name}' of type {number} ({kind.name}) has shape {list(shape)}, not a multiple of its "
             f"block of {kind.block}",
             foreign_layouts.small_blocks(number, shape),
         )
     return shape, kind, offset
 
 
-def _bad_place(cursor: _Cursor, found: list[GGUFTensor], name: str, offset: int, expected: int) -> None:
-    if found:
-        before = found[-1]
-        room = before.nbytes + offset - expected
-        raise cursor.damaged(
-            f"tensor '{before.name}' of type {before.type.id} ({before.type.name}) and shape "
-            f"{list(before.shape)} has "
-            f"room for {room} bytes, expected {before.nbytes} (padded)",
-            foreign_layouts.other_layout(before.type.id, before.shape, room),
-        )
-    raise cursor.damaged(f"tensor '{name}' starts at {offset}, expected {expected}")
+def _wrong_position(
+    cursor: _Cursor, found: list[GGUFTensor], name: str, offset: int, expected: int
+) -> GGUFError:
+    if not found:
+        return cursor.damaged(f"tensor '{name}' starts at {offset}, expected {expected}")
+    before = found[-1]
+    room = before.nbytes + offset - expected
+    return cursor.damaged(
+        f"tensor '{before.name}' of type {before.type.id} ({before.type.name}) and shape "
+        f"{list(before.shape)} has room for {room} bytes, expected {before.nbytes} (padded)",
+        foreign_layouts.other_layout(before.type.id, before.shape, room),
+    )
 
 
 class _Cursor:
-    """A place in a mapped file; every step is checked against the file's end."""
+    """A position in a mapped file; every read is checked against the end of the file."""
 
     def __init__(self, path: Path, position: int) -> None:
         self.path = path
@@ -232,7 +233,7 @@ class _Cursor:
         try:
             with path.open("rb") as file:
                 self.size = os.fstat(file.fileno()).st_size
-                # an empty file cannot be mapped
+                # empty files cannot be mapped
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if self.size else None
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) else str(error)
@@ -245,16 +246,16 @@ class _Cursor:
         if self._map is not None:
             self._map.close()
 
-    def damaged(self, what: str, otherwise: str = "") -> GGUFError:
-        """An error; ``otherwise`` is what the file may be instead of damaged."""
-        because = otherwise or "; the file is damaged: convert or download it again"
-        return GGUFError(f"{self.path.name}: {what}{because}")
+    def damaged(self, what: str, explanation: str = "") -> GGUFError:
+        """The error to raise; ``explanation`` is another explanation than damage."""
+        explanation = explanation or "; the file is damaged: convert or download it again"
+        return GGUFError(f"{self.path.name}: {what}{explanation}")
 
     def skip(self, count: int) -> int:
-        """Step over ``count`` bytes that must exist; returns where they start."""
+        """Skip ``count`` bytes, which must exist, and return the position of the first one."""
         start = self.position
         if count > self.size - start:
-            raise self.damaged(f"the header wants {count} bytes at {start}, the file ends at {self.size}")
+            raise self.damaged(f"the header needs {count} bytes at {start}, but the file ends at {self.size}")
         self.position = start + count
         return start
 
@@ -265,10 +266,10 @@ class _Cursor:
     def number(self, kind: str) -> int:
         return int(np.frombuffer(self.take(np.dtype(kind).itemsize), kind)[0])
 
-    def count(self, what: str, least: int) -> int:
-        """A number of things that take at least ``least`` bytes each."""
+    def count(self, what: str, min_bytes: int) -> int:
+        """The number of items that follow, each of at least ``min_bytes`` bytes."""
         number = self.number("<u8")
-        if number > (self.size - self.position) // least:
+        if number > (self.size - self.position) // min_bytes:
             raise self.damaged(f"it claims {number} {what}, more than a file of {self.size} bytes can hold")
         return number
 
@@ -289,9 +290,8 @@ class _Cursor:
             raise self.damaged(f"metadata key '{key}' has type {kind}, expected one of GGUF's 13")
         number = np.frombuffer(self.take(np.dtype(SCALARS[kind]).itemsize), SCALARS[kind])[0]
         if kind == VALUE.FLOAT32:
-            return float(
-                str(number)
-            )  # the shortest decimal that is this float32: 1e-05, not 9.999999747378752e-06
+            # the shortest decimal of this float32: 1e-05, not 9.999999747378752e-06
+            return float(str(number))
         return bool(number) if kind == VALUE.BOOL else number.item()
 
     def _array(self, key: str) -> Array:
@@ -304,7 +304,9 @@ class _Cursor:
                 self.skip(size)
             return Array("string", length, start)
         if kind not in SCALARS:
-            raise self.damaged(f"metadata array '{key}' holds type {kind}, expected a number or text")
+            raise self.damaged(
+                f"metadata array '{key}' has elements of type {kind}, expected numbers or text"
+            )
         width = np.dtype(SCALARS[kind]).itemsize
         length = self.count(f"elements in '{key}'", width)
         return Array(VALUE(kind).name.lower(), length, self.skip(length * width))

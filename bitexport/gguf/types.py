@@ -1,8 +1,8 @@
-"""The tensor types of GGUF files, I2_S among them.
+"""The tensor types of GGUF files, including I2_S.
 
-The ``gguf`` package knows every type but two: number 36, which upstream gave up and Microsoft's files use for
-I2_S; and number 42, Q2_0, which the pinned llama.cpp has and that release of the package has not. This is the
-one place where they join the others.
+The ``gguf`` package has every type except two: number 36, which upstream removed and Microsoft's files use
+for I2_S; and number 42, Q2_0, which the pinned llama.cpp has but the matching release of the package lacks.
+They are added here and nowhere else.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ I2_S_ID = 36
 
 @dataclass(frozen=True, slots=True)
 class TensorType:
-    """How a GGUF tensor's elements are stored.
+    """The storage type of a GGUF tensor.
 
     Attributes:
         name: in lower case, as ggml prints it.
         id: the number in the file.
-        block: elements in a block; a row holds a whole number of them (I2_S: the whole tensor does).
-        block_bytes: bytes in a block.
+        block: elements per block; a row is a whole number of blocks (in I2_S only the tensor is).
+        block_bytes: bytes per block.
         tail_bytes: bytes after the last block of the tensor.
     """
 
@@ -42,7 +42,7 @@ class TensorType:
         return bool(shape) and shape[-1] % self.block == 0
 
     def nbytes(self, shape: Sequence[int]) -> int:
-        """Bytes of a tensor of ``shape``, without the padding that follows it in a file."""
+        """Bytes of a tensor of ``shape``, without the padding after it in a file."""
         return math.prod(shape) // self.block * self.block_bytes + self.tail_bytes
 
 
@@ -69,25 +69,26 @@ F16 = TYPES["f16"]
 TQ1_0 = TYPES["tq1_0"]
 TQ2_0 = TYPES["tq2_0"]
 
-#: what ternary tensors are stored in, the default first.
+#: The types that ternary tensors are stored in, the default first.
 TERNARY_KINDS = (I2_S, TQ2_0, TQ1_0, Q2_0, F16)
 
-#: the longest row whose sums our kernels hold in 32 bits; max_cols of native/kernels/ternary/ternary.h.
+#: The longest row whose sums fit in our kernels' 32 bits; max_cols of native/kernels/ternary/ternary.h.
 MAX_I2_S_ROW = 65536
 
 
 def runs(kind: TensorType, shape: Sequence[int]) -> bool:
-    """Whether a linear layer of ``shape`` ``[out, in]`` fits ``kind`` and our kernels can run it."""
+    """Whether a linear layer of ``shape`` ``[out, in]`` can be stored as ``kind`` and run by our kernels."""
     return kind.fits(shape) and (
         kind is not I2_S or (len(shape) == 2 and shape[-1] % 4 == 0 and shape[-1] <= MAX_I2_S_ROW)
     )
 
 
 def alternatives(shape: Sequence[int], group: int | None = None) -> str:
-    """The ternary types that hold a layer of ``shape``, as an error names them: ``"i2_s or f16"``.
+    """The ternary types that can store a layer of ``shape``, for an error message: ``"i2_s or f16"``.
 
     Args:
-        group: how many neighbouring weights of a row share a scale; the whole tensor does when None.
+        shape: ``[out, in]``.
+        group: how many neighbouring weights of a row share a scale; None if the whole tensor does.
     """
     found = [
         kind.name
@@ -97,13 +98,13 @@ def alternatives(shape: Sequence[int], group: int | None = None) -> str:
     return " or ".join(found)
 
 
-#: ``general.file_type`` by the type of the ternary tensors. 40 is Microsoft's number; upstream gave it to
-#: Q1_0 too.
+#: ``general.file_type`` by the type of the ternary tensors. 40 is Microsoft's number, which upstream uses for
+#: Q1_0.
 FILE_TYPES: Mapping[str, int] = MappingProxyType({"i2_s": 40, "f16": 1, "tq1_0": 36, "tq2_0": 37, "q2_0": 41})
 
 
 def file_type_name(number: int, tensor_types: Sequence[str]) -> str:
-    """The name of a ``general.file_type``; the tensors tell I2_S from Q1_0, which share number 40."""
+    """The name of a ``general.file_type``; number 40 is I2_S or Q1_0, depending on the tensor types."""
     if number == FILE_TYPES["i2_s"] and I2_S.name in tensor_types:
         return I2_S.name
     if number == FILE_TYPES["q2_0"]:

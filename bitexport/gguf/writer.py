@@ -1,8 +1,7 @@
-"""Writing a GGUF file: metadata, then the tensors one after another; only a whole file gets the name.
+"""Writes a GGUF file: metadata, then one tensor after another. Only a complete file gets the output's name.
 
-The file grows under a temporary name in the same folder, is flushed to the disk, checked, and renamed.
-Whatever goes wrong before that, the temporary file is removed. A link is followed: what it points to is
-replaced, and the link stays.
+The file is written under a temporary name in the same folder, flushed to the disk, checked, and renamed. If
+anything fails before that, the temporary file is removed. A symbolic link stays, and its target is replaced.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ FORMATS = {VALUE.BOOL: "<?", VALUE.UINT32: "<I", VALUE.INT32: "<i", VALUE.FLOAT3
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """A tensor to be written: its GGUF name, its shape (outermost first) and its type."""
+    """A tensor to write: its GGUF name, its shape (outermost first) and its type."""
 
     name: str
     shape: tuple[int, ...]
@@ -41,19 +40,19 @@ class TensorSpec:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of its data."""
+        """The size of its data in bytes."""
         return self.type.nbytes(self.shape)
 
 
 @dataclass(frozen=True, slots=True)
 class RawValue:
-    """A metadata value as another file has it: its type's number and its bytes, written as they are."""
+    """A metadata value copied from another file: the number of its type and its bytes, written unchanged."""
 
     data: bytes
 
 
-#: int is written as uint32, float as float32, bool and str as themselves; a list by its first element, where
-#: int is int32. An empty list is left out.
+#: int is written as uint32, float as float32, bool and str as bool and string. A list is an array of the type
+#: of its first element, where int is int32. An empty list is omitted.
 MetadataValue = int | float | bool | str | Sequence[str] | Sequence[int] | Sequence[float] | RawValue
 
 
@@ -70,12 +69,16 @@ def write_gguf(
     """Write a GGUF file and return its size in bytes.
 
     Args:
-        data: gives a tensor's bytes, in pieces, in order; called once a tensor, in the order of ``tensors``.
+        path: the output.
+        architecture: the value of ``general.architecture``.
+        metadata: all other keys.
+        tensors: the tensors, in the order of the file.
+        data: returns a tensor's bytes in chunks; called once per tensor, in the order of ``tensors``.
         force: replace an existing file.
-        check: called with the finished temporary file; what it raises keeps the name from appearing.
+        check: called with the finished temporary file; if it raises, the output does not appear.
 
     Raises:
-        OutputError: see :func:`check_output`, or it cannot be written.
+        OutputError: :func:`check_output` rejects the path, or the file cannot be written.
     """
     path = check_output(path, force)
     with _temporary(path) as temporary:
@@ -90,10 +93,10 @@ def write_gguf(
 
 
 def check_output(path: Path, force: bool) -> Path:
-    """Refuse early what could not be written in the end.
+    """Reject early an output that could not be written at the end.
 
     Returns:
-        The file to write: what ``path`` points to where it is a link.
+        The file to write: the target of ``path`` if it is a symbolic link, otherwise ``path`` itself.
 
     Raises:
         OutputError: ``path`` is a folder, a device or a pipe, its folder is missing, or it exists and
@@ -101,26 +104,24 @@ def check_output(path: Path, force: bool) -> Path:
     """
     try:
         target = path.resolve()
-        if target.is_symlink():  # newer Pythons resolve links in a circle to themselves
+        if target.is_symlink():  # newer Pythons resolve a loop of links to a link
             raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
-    except (OSError, RuntimeError, ValueError) as error:  # a circle, a zero byte
-        raise OutputError(f"{str(path)!r} leads nowhere ({error}); expected the name of a file") from error
+    except (OSError, RuntimeError, ValueError) as error:  # a loop of links, or a zero byte
+        raise OutputError(f"{str(path)!r} cannot be resolved ({error}); expected a file name") from error
     with _reported(path):
         kind = target.stat().st_mode if target.exists() else None
         has_folder = target.parent.is_dir()
     if kind is not None and stat.S_ISDIR(kind):
-        raise OutputError(
-            f"{path} is a folder; expected the name of a file to write, such as {path / 'model.gguf'}"
-        )
+        raise OutputError(f"{path} is a folder; expected a file name, such as {path / 'model.gguf'}")
     if not has_folder:
         raise OutputError(f"{path}: folder {target.parent} does not exist; create it first")
     if kind is not None and not stat.S_ISREG(kind):
         raise OutputError(
-            f"{path} is no ordinary file; expected the name of one: a file is written elsewhere and renamed, "
-            "which a device or a pipe does not allow (--dry-run writes nothing)"
+            f"{path} is not a regular file; expected a file name: the output is written under a temporary "
+            "name and renamed, which is not possible for a device or a pipe (--dry-run writes nothing)"
         )
     if kind is not None and not force:
-        raise OutputError(f"{path} exists already; use --force to replace it, or another name")
+        raise OutputError(f"{path} already exists; use --force to replace it, or choose another name")
     return target
 
 
@@ -137,8 +138,8 @@ def _write(
         _reserve(file, sum(spec.nbytes + -spec.nbytes % ALIGNMENT for spec in tensors))
         for spec in tensors:
             written = 0
-            for piece in data(spec):
-                written += file.write(np.ascontiguousarray(piece).reshape(-1).view(np.uint8).data)
+            for chunk in data(spec):
+                written += file.write(np.ascontiguousarray(chunk).reshape(-1).view(np.uint8).data)
             if written != spec.nbytes:
                 raise RuntimeError(f"tensor '{spec.name}': {written} bytes given, {spec.nbytes} expected")
             _pad(file)
@@ -147,7 +148,7 @@ def _write(
 
 
 def _header(architecture: str, metadata: Mapping[str, MetadataValue], tensors: Sequence[TensorSpec]) -> bytes:
-    """Everything in front of the padding and the data; reader.py describes it."""
+    """Everything before the padding and the data; see reader.py for the layout."""
     values = {"general.architecture": _value(architecture)}
     values.update((key, _value(value)) for key, value in metadata.items())
     values = {key: value for key, value in values.items() if value}
@@ -164,7 +165,7 @@ def _header(architecture: str, metadata: Mapping[str, MetadataValue], tensors: S
 
 
 def _value(value: MetadataValue) -> bytes:
-    """A value behind its type's number; nothing for an empty list."""
+    """A value, preceded by the number of its type; no bytes for an empty list."""
     if isinstance(value, RawValue):
         return value.data
     if isinstance(value, (bool, int, float, str)):
@@ -200,7 +201,7 @@ def _pad(file: IO[bytes]) -> None:
 
 
 def _reserve(file: IO[bytes], count: int) -> None:
-    """Ask the disk for the space of all tensors now, so that a full one is known before any work is done."""
+    """Allocate disk space for all tensors, so that a full disk is an error before any work is done."""
     if not hasattr(os, "posix_fallocate") or count == 0:
         return
     file.flush()
@@ -223,7 +224,7 @@ def _temporary(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _reported(path: Path) -> Iterator[None]:
-    """Turn the operating system's errors into ours."""
+    """Turn errors of the operating system into :class:`OutputError`."""
     try:
         yield
     except OSError as error:
@@ -234,7 +235,7 @@ def _reported(path: Path) -> Iterator[None]:
             errno.EFBIG: "raise the limit on file sizes or choose another disk",
             errno.EACCES: "choose a folder that you may write to",
             errno.EROFS: "choose a folder that you may write to",
-            errno.EEXIST: "use --force to replace it, or another name",
+            errno.EEXIST: "use --force to replace it, or choose another name",
         }.get(error.errno or 0, "choose another output")
         raise OutputError(f"{path} cannot be written: {reason}; {hint}") from error
 
@@ -244,7 +245,7 @@ def _rename(temporary: Path, path: Path, force: bool) -> None:
         temporary.replace(path)
     else:
         try:
-            # unlike a rename, a link never replaces what another process wrote meanwhile
+            # unlike a rename, a link never replaces a file that another process wrote in the meantime
             os.link(temporary, path)
         except FileExistsError:
             raise
@@ -252,7 +253,7 @@ def _rename(temporary: Path, path: Path, force: bool) -> None:
             if path.exists():
                 raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from None
             temporary.replace(path)
-    # the file is there and whole; not every file system can flush a folder as well
+    # the file is complete; flushing the folder as well is not possible on every file system
     with contextlib.suppress(OSError):
         folder = os.open(path.parent, os.O_RDONLY)
         try:

@@ -19,8 +19,8 @@ from bitexport.reference import Reference
 from bitexport.reference.alignment import Decisions, aligned_rounding
 from bitexport.reference.embeddings import replaced_embeddings, unfaithful_row
 from bitexport.reference.float_layers import rounded_float_layers
-from bitexport.runtime.model import Session
 from bitexport.runtime.observe import record_activations
+from bitexport.runtime.session import Session
 
 #: Half of float32's machine epsilon: what a single rounding may move a value by, relatively.
 _FLOAT32_ROUNDING = 2.0**-24

@@ -22,7 +22,7 @@ from bitexport.progress import Progress, ProgressEvent, ignore
 from bitexport.reference import Reference, load_reference
 from bitexport.reference.embeddings import replaced_embeddings
 from bitexport.runtime.limits import check_text
-from bitexport.runtime.model import Session
+from bitexport.runtime.session import Session
 from bitexport.runtime.trace import Tracer
 from bitexport.text.prompts import built_in_prompts
 

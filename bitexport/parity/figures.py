@@ -47,7 +47,7 @@ def depth(report: LayersReport, kind: str = "png") -> bytes:
     )
     _mark(below, report, own)
     _blocks(above, below, report.steps)
-    return picture.encode(figure, kind)
+    return picture.render(figure, kind)
 
 
 def _lines(axis: Any, report: LayersReport, places: range) -> None:
@@ -114,4 +114,4 @@ def scatter(collector: Collector) -> bytes:
     axis.scatter(python[good], cpp[good], s=5, alpha=0.35, color=_ALIGNED, linewidths=0, zorder=2)
     axis.set(xlabel="logit, Python", ylabel="logit, C++", aspect="equal")
     axis.grid(alpha=0.3)
-    return picture.encode(figure, "png")
+    return picture.render(figure, "png")

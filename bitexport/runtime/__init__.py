@@ -1,3 +1,3 @@
-"""The C++ side: finds our libllama, drives it through llama-cpp-python, yields logits."""
+"""The C++ side: binds our libllama through llama-cpp-python and computes logits and text with it."""
 
 from __future__ import annotations

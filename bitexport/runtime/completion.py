@@ -1,4 +1,4 @@
-"""Continuing a prompt: what ``bitexport run`` does, as a function."""
+"""Generates text: the function behind ``bitexport run``."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from dataclasses import dataclass
 from bitexport.errors import UsageError
 from bitexport.gguf.reader import read_gguf
 from bitexport.runtime.limits import check_context, check_text, check_threads
-from bitexport.runtime.model import load
+from bitexport.runtime.loading import load
 from bitexport.runtime.threads import default_threads
 
-#: Context unless one is asked for: enough for a try, and not what a model of 128k tokens would take.
+#: The default context, unless the model's is smaller: enough for a try, without the memory of 128k tokens.
 DEFAULT_CONTEXT = 4096
 
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How the next token is chosen: as in llama.cpp, from what top_k and top_p leave, at the temperature.
+    """How the next token is chosen, with llama.cpp's samplers: top-k, then top-p, then temperature.
 
     Attributes:
-        temperature: 0 takes the most likely token; 1 the model's own probabilities.
-        top_k: only among so many most likely tokens; 0 is all.
-        top_p: only among the most likely tokens that together have this probability; 1 is all.
+        temperature: 0 always chooses the most likely token; 1 uses the model's probabilities unchanged.
+        top_k: sample only from this many most likely tokens; 0 for all.
+        top_p: sample only from the most likely tokens whose probabilities add up to this; 1 for all.
         seed: the same seed gives the same text on the same machine.
     """
 
@@ -42,15 +42,17 @@ class Sampling:
 
 
 class Completion:
-    """A text on its way: iterate to get its pieces; the numbers are final when the iteration has ended.
+    """The continuation of a prompt: iterate over it to get the text in pieces.
+
+    The attributes are final when the iteration has ended.
 
     Attributes:
-        prompt_tokens: tokens of the prompt.
-        tokens: tokens generated so far.
-        finish_reason: ``"stop"`` at an end of text, ``"length"`` at the limit; None until then.
-        max_tokens: how many will be generated at most: those asked for, or fewer where the context ends.
-        load_seconds: from the file to a model that can run.
-        seconds: from the prompt to the last piece so far.
+        prompt_tokens: the number of tokens of the prompt.
+        tokens: the number of generated tokens.
+        finish_reason: ``"stop"`` at an end-of-text token, ``"length"`` at the limit; None before.
+        max_tokens: the maximum number of tokens: as requested, or fewer if the context ends before.
+        load_seconds: the time to load the model.
+        seconds: the time from the start of the iteration to its end.
     """
 
     def __init__(
@@ -69,12 +71,12 @@ class Completion:
             path: the GGUF file.
             prompt: the text to continue.
             sampling: how to choose tokens.
-            max_tokens: tokens to generate at most.
-            n_ctx: context, prompt and completion together; 0 takes the model's own, up to 4096.
-            threads: 0 takes one a core.
+            max_tokens: the maximum number of tokens to generate.
+            n_ctx: the context, for prompt and completion together; 0 for the model's own, up to 4096.
+            threads: the number of threads; 0 for one per core.
 
         Raises:
-            UsageError: the prompt is empty or does not fit.
+            UsageError: the prompt is empty or does not fit, or a number is out of range.
             GGUFError, NativeLibraryError: the model cannot be loaded.
         """
         if max_tokens < 1:
@@ -95,11 +97,11 @@ class Completion:
         self.finish_reason: str | None = None
         room = self._llama.n_ctx() - self.prompt_tokens
         if self.prompt_tokens == 0:
-            raise UsageError("the prompt has no tokens; give a text that is not empty")
+            raise UsageError("the prompt has no tokens; give a non-empty text")
         if room < 1:
             raise UsageError(
-                f"the prompt has {self.prompt_tokens} tokens and the context {self._llama.n_ctx()}; "
-                "shorten it or give a larger --ctx"
+                f"the prompt has {self.prompt_tokens} tokens, but the context only {self._llama.n_ctx()}; "
+                "shorten the prompt or set a larger --ctx"
             )
         self.max_tokens = min(max_tokens, room)
         self._sampling = sampling
@@ -125,7 +127,7 @@ class Completion:
                     yield choice["text"]
         finally:
             self.seconds = time.perf_counter() - start
-            # Those that were run; the last one before the limit was chosen and not run.
+            # n_tokens counts evaluated tokens; the last one before the limit was sampled but not evaluated
             self.tokens = self._llama.n_tokens - self.prompt_tokens + (self.finish_reason == "length")
             self._llama.close()
 

@@ -1,4 +1,4 @@
-"""ggml's own functions, for what must agree with llama.cpp bit by bit."""
+"""Calls ggml's own functions where the result must equal llama.cpp's bit for bit."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class _Type:
     block_bytes: int
 
 
-# From ggml.h and ggml-common.h of the pinned llama.cpp.
+# from ggml.h and ggml-common.h of the pinned llama.cpp
 _TYPES = {
     "f16": _Type(1, 1, 2),
     "q4_0": _Type(2, 32, 18),
@@ -51,14 +51,14 @@ def quantize(
 
     Args:
         weights: float32, shape ``[rows, cols]``, finite.
-        type_name: ``"f16"``, ``"q8_0"``, ``"q6_k"``, ...: a type that needs no importance matrix.
-        threads: how many; one a processor when None. The bytes do not depend on it.
+        type_name: a type that needs no importance matrix, such as ``"f16"``, ``"q8_0"`` or ``"q6_k"``.
+        threads: the number of threads; None for one per processor. The bytes do not depend on it.
 
     Returns:
-        uint8, shape ``[rows, bytes of a row]``.
+        uint8, shape ``[rows, bytes per row]``.
 
     Raises:
-        UnsupportedError: ``type_name`` is another one, or ``cols`` is no multiple of its block.
+        UnsupportedError: ``type_name`` is not one of these types, or ``cols`` is not a multiple of its block.
         NativeLibraryError: our library is missing.
     """
     kind = _TYPES.get(type_name)
@@ -66,8 +66,8 @@ def quantize(
         raise UnsupportedError(f"cannot quantize to '{type_name}'; expected one of {', '.join(_TYPES)}")
     if weights.ndim != 2 or weights.shape[1] % kind.block != 0:
         raise UnsupportedError(
-            f"a matrix of shape {weights.shape} cannot be {type_name}, whose rows are multiples of "
-            f"{kind.block} weights; use f16"
+            f"a matrix of shape {weights.shape} cannot be stored as {type_name}; expected rows of a multiple "
+            f"of {kind.block} weights: use f16"
         )
     source = np.ascontiguousarray(weights, dtype=np.float32)
     rows, cols = source.shape
@@ -75,59 +75,60 @@ def quantize(
     workers = max(1, min(threads or processors(), rows))
     bounds = [rows * index // workers for index in range(workers + 1)]
 
-    def work(begin: int, end: int) -> None:
-        part, target = source[begin:end], result[begin:end]
+    def quantize_rows(begin: int, end: int) -> None:
+        chunk, target = source[begin:end], result[begin:end]
         if end > begin:
             written = _base().ggml_quantize_chunk(
-                kind.number, part.ctypes.data, target.ctypes.data, 0, end - begin, cols, None
+                kind.number, chunk.ctypes.data, target.ctypes.data, 0, end - begin, cols, None
             )
             assert written == target.nbytes, f"ggml wrote {written} bytes of {type_name}, not {target.nbytes}"
 
     if workers == 1:
-        work(0, rows)
+        quantize_rows(0, rows)
     else:
-        with ThreadPoolExecutor(workers) as pool:  # ctypes lets go of the interpreter's lock
-            list(pool.map(work, bounds[:-1], bounds[1:]))
+        with ThreadPoolExecutor(workers) as pool:  # ctypes releases the interpreter lock
+            list(pool.map(quantize_rows, bounds[:-1], bounds[1:]))
     return result
 
 
 def cpu_tier() -> str:
-    """The name of the kernels that this process uses; ``native/kernels/ternary/tiers.inc`` has them all.
+    """The kernel tier that this process uses, one of ``native/kernels/ternary/tiers.inc``.
 
     Raises:
-        NativeLibraryError: ``BITEXPORT_TIER`` or ``BITEXPORT_LAYOUT`` names one that this CPU lacks or
-            that does not exist, or ``BITEXPORT_HEAD`` or ``BITEXPORT_ATTENTION`` is not ``stock``, which is
-            all that they can be.
+        NativeLibraryError: ``BITEXPORT_TIER`` or ``BITEXPORT_LAYOUT`` names one that does not exist or that
+            this CPU does not support, or ``BITEXPORT_HEAD`` or ``BITEXPORT_ATTENTION`` is set to anything
+            but ``stock``.
     """
     library = cpu_library()
-    for why in (library.bitexport_head_error(), library.bitexport_attention_error()):
-        if why:
-            raise NativeLibraryError(why.decode())
-    return _chosen(cpu_library().bitexport_tier_name())
+    for message in (library.bitexport_head_error(), library.bitexport_attention_error()):
+        if message:
+            raise NativeLibraryError(message.decode())
+    return _selected(library.bitexport_tier_name())
 
 
 def weight_layout() -> str:
-    """How this process keeps ternary weights in memory: ``"2bit"`` or ``"1.6bit"``.
+    """The layout in which this process stores ternary weights in memory: ``"2bit"`` or ``"1.6bit"``.
 
     Raises:
         NativeLibraryError: as :func:`cpu_tier`.
     """
-    return _chosen(cpu_library().bitexport_layout_name())
+    return _selected(cpu_library().bitexport_layout_name())
 
 
-def _chosen(name: bytes | None) -> str:
+def _selected(name: bytes | None) -> str:
+    """The name of a tier or layout; raises the library's error if it selected none."""
     if name is not None:
         return name.decode()
     library = cpu_library()
-    variable, why = TIER_VARIABLE, library.bitexport_tier_error()
-    if why is None:
-        variable, why = LAYOUT_VARIABLE, library.bitexport_layout_error()
-    message = (why or b"no kernel tier can be used").decode()
-    raise NativeLibraryError(f"{variable}={os.environ.get(variable, '')}: {message}")
+    variable, message = TIER_VARIABLE, library.bitexport_tier_error()
+    if message is None:
+        variable, message = LAYOUT_VARIABLE, library.bitexport_layout_error()
+    reason = (message or b"no kernel tier can be used").decode()
+    raise NativeLibraryError(f"{variable}={os.environ.get(variable, '')}: {reason}")
 
 
 def processors() -> int:
-    """Processors that this process may use, hardware threads counted one by one."""
+    """The number of processors (hardware threads) that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -149,7 +150,7 @@ def _base() -> ctypes.CDLL:
 
 @functools.cache
 def cpu_library() -> ctypes.CDLL:
-    """Our libggml-cpu, which exports what native/llama_cpp/ggml adds.
+    """Our libggml-cpu, which exports the functions of native/llama_cpp/ggml.
 
     Raises:
         NativeLibraryError: it is missing or cannot be loaded.

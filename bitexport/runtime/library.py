@@ -1,8 +1,8 @@
-"""Finding our native libraries and binding llama-cpp-python to them.
+"""Binds llama-cpp-python to our native libraries.
 
-llama-cpp-python loads whatever libllama lies in its own folder, unless ``LLAMA_CPP_LIB_PATH`` names another
-one before it is imported. Two libllamas in one process would share symbols and crash, and a stock one does
-not know I2_S: so a foreign one that is loaded already is an error that names it.
+llama-cpp-python loads the libllama in its own folder, unless ``LLAMA_CPP_LIB_PATH`` names another one before
+it is imported. Two libllamas in one process would share symbols and crash, and a stock one does not support
+I2_S: so if another one is already loaded, that is an error that names it.
 """
 
 from __future__ import annotations
@@ -27,31 +27,31 @@ _bound: ModuleType | None = None
 
 
 def bind() -> ModuleType:
-    """Import llama-cpp-python on our libraries; its log lines go to :mod:`bitexport.runtime.log`.
+    """Import llama-cpp-python with our libraries; llama.cpp's log goes to :mod:`bitexport.runtime.log`.
 
     Returns:
-        The module ``llama_cpp``. Calling again returns the same module.
+        The module ``llama_cpp``. Later calls return the same module.
 
     Raises:
         NativeLibraryError: our library is missing or damaged, llama-cpp-python is missing, or another
-            libllama or libggml is loaded in this process already.
+            libllama or libggml is already loaded in this process.
     """
     global _bound
     if _bound is None:
         directory = find_library_dir()
         refuse_foreign_libraries(directory)
-        _bound = _import_on(directory)
+        _bound = _import_with(directory)
         log.capture(_bound)
     return _bound
 
 
 def refuse_foreign_libraries(directory: Path) -> None:
-    """Raise NativeLibraryError when a libllama or libggml from outside ``directory`` is loaded already."""
+    """Raise NativeLibraryError if a libllama or libggml from outside ``directory`` is already loaded."""
     foreign = _foreign_binding(directory) or _foreign_mapping(directory)
     if foreign is not None:
         raise NativeLibraryError(
-            f"{foreign} is loaded in this process already, and two llama.cpp libraries cannot live together; "
-            "import bitexport and open the model before llama_cpp, or use a process of its own"
+            f"{foreign} is already loaded in this process, which cannot use two llama.cpp libraries; open "
+            "the model with bitexport before importing llama_cpp, or use a separate process"
         )
 
 
@@ -76,7 +76,7 @@ def _foreign_mapping(directory: Path) -> Path | None:
     return None
 
 
-def _import_on(directory: Path) -> ModuleType:
+def _import_with(directory: Path) -> ModuleType:
     before = os.environ.get(_BINDING_VARIABLE)
     os.environ[_BINDING_VARIABLE] = str(directory)
     try:
@@ -92,7 +92,7 @@ def _import_on(directory: Path) -> ModuleType:
             "build them again with `make native`"
         ) from error
     finally:
-        # Another llama_cpp, in a child process, must not inherit our choice.
+        # a child process that uses another llama_cpp must not inherit the variable
         if before is None:
             del os.environ[_BINDING_VARIABLE]
         else:

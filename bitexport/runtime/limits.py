@@ -1,4 +1,4 @@
-"""What may be asked of a model before libllama is: beyond it the process would be killed, not answered."""
+"""Rejects requests that would make libllama crash or the system kill the process."""
 
 from __future__ import annotations
 
@@ -8,32 +8,35 @@ from bitexport.errors import UsageError
 from bitexport.gguf.reader import read_gguf
 from bitexport.runtime.ggml import processors
 
-#: Tokens that any model may be run with, whatever it was trained with: measuring needs no sense.
+#: The context that any model may be run with, even if it was trained with less, for benchmarks.
 SHORT_CONTEXT = 4096
 
 
 def check_threads(count: int) -> None:
-    """Raise UsageError for fewer than one thread, or more than eight a processor (sixteen always pass)."""
+    """Raise UsageError unless there are 1 to 16 threads, or up to eight per processor."""
     most = max(16, 8 * processors())
     if not 1 <= count <= most:
-        raise UsageError(f"{count} threads were asked for; expected 1 to {most} on {processors()} processors")
+        raise UsageError(f"{count} threads were requested; expected 1 to {most} on {processors()} processors")
 
 
 def check_context(path: str | os.PathLike[str], tokens: int) -> None:
-    """Raise UsageError for more than the model was trained with, unless it is within :data:`SHORT_CONTEXT`.
+    """Check a requested context against the context that the model was trained with.
 
     Raises:
+        UsageError: it is negative, or larger than both the model's and :data:`SHORT_CONTEXT`.
         GGUFError: the file is damaged.
     """
     metadata = read_gguf(os.fspath(path)).metadata
     trained = metadata.get(f"{metadata.get('general.architecture')}.context_length")
     most = max(trained, SHORT_CONTEXT) if isinstance(trained, int) else SHORT_CONTEXT
     if not 0 <= tokens <= most:
-        raise UsageError(f"a context of {tokens} tokens was asked for; this model can be given up to {most}")
+        raise UsageError(
+            f"a context of {tokens} tokens was requested; expected at most {most} for this model"
+        )
 
 
 def check_text(option: str, text: str) -> None:
-    """Raise UsageError for text made of bytes that are not UTF-8; Python passes them on as surrogates."""
+    """Raise UsageError for text with bytes that are not UTF-8, which Python represents as surrogates."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:

@@ -1,4 +1,4 @@
-"""What llama.cpp logs, kept for error messages instead of filling the user's terminal."""
+"""Captures llama.cpp's log: errors are kept for our messages, and nothing is printed to the terminal."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _logger = logging.getLogger("bitexport.native")
 _LEVELS = {1: logging.DEBUG, 2: logging.INFO, 3: logging.WARNING, 4: logging.ERROR}
 _CONTINUED = 5
 _KEPT_ERRORS = 20
-# llama.cpp says this much around the reason that a user needs.
+# precedes the reason in llama.cpp's message
 _REASON_MARK = "error loading model: "
 
 _errors: deque[str] = deque(maxlen=_KEPT_ERRORS)
@@ -26,7 +26,7 @@ _callback: object = None  # ctypes keeps no reference, and a collected callback 
 
 
 def capture(llama_cpp: ModuleType) -> None:
-    """Send llama.cpp's and ggml's log to this module from now on."""
+    """Redirect the log of llama.cpp and ggml to this module."""
     global _callback
     verbose = logging.getLogger("llama-cpp-python")  # llama_cpp.Llama(verbose=True) sets its level to DEBUG
 
@@ -41,15 +41,16 @@ def capture(llama_cpp: ModuleType) -> None:
 
 
 def clear() -> None:
-    """Forget the errors so far: call it before the operation whose errors matter."""
+    """Discard all errors; call it before an operation whose errors :func:`reason` shall return."""
     with _lock:
         _errors.clear()
 
 
 def reason(default: str) -> str:
-    """Why llama.cpp failed, in its own words but for its functions' names; ``default`` if it said nothing.
+    """Why llama.cpp failed, from its log and without the name of a function.
 
-    When it says why a model cannot be loaded, that line is it; otherwise the first error since :func:`clear`.
+    That is the reason why a model cannot be loaded, if it logged one; otherwise the first error since
+    :func:`clear`; otherwise ``default``.
     """
     with _lock:
         lines = list(_errors)

@@ -1,4 +1,4 @@
-"""Watches what our kernels multiply: the int8 activations of every ternary product, as C++ quantized them."""
+"""Records the int8 activations of every ternary product, as our kernels quantized them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _Observer = ctypes.CFUNCTYPE(
     ctypes.c_int64,
 )
 
-#: GGUF weight name -> int8 activations [tokens, in] that entered it, in the order of the tokens.
+#: Input activations by GGUF weight name: int8 [tokens, in], in the order of the tokens.
 Recorded = dict[str, npt.NDArray[np.int8]]
 
 
@@ -32,11 +32,11 @@ Recorded = dict[str, npt.NDArray[np.int8]]
 def record_activations() -> Iterator[Recorded]:
     """Record the activations of every ternary product until the block ends.
 
-    The dictionary is complete when the block has ended. Products of a later batch are appended as further
-    tokens. One recording at a time, and no other thread may run a model meanwhile.
+    The dictionary is filled when the block ends. Products of later batches are appended as further tokens.
+    Only one recording is possible at a time, and no other thread may run a model during it.
 
     Raises:
-        NativeLibraryError: the library in use has no observer, so it is not ours.
+        NativeLibraryError: the library has no observer, so it is not one of ours.
     """
     bind()
     path = library_file("ggml-cpu")
@@ -44,22 +44,22 @@ def record_activations() -> Iterator[Recorded]:
         observe = ctypes.CDLL(str(path)).bitexport_observe
     except (OSError, AttributeError) as error:
         raise NativeLibraryError(
-            f"{path} has no bitexport_observe ({error}); build it again: make native"
+            f"{path} has no bitexport_observe ({error}); build it again with `make native`"
         ) from error
     observe.argtypes = [_Observer]
     observe.restype = None
 
-    pieces: dict[str, list[npt.NDArray[np.int8]]] = {}
+    batches: dict[str, list[npt.NDArray[np.int8]]] = {}
 
-    def note(weight: bytes, q: Any, stride: int, _scale: Any, cols: int, tokens: int) -> None:
+    def on_product(weight: bytes, q: Any, stride: int, _scale: Any, cols: int, tokens: int) -> None:
         view = np.ctypeslib.as_array(q, shape=(tokens, stride))
-        pieces.setdefault(weight.decode(), []).append(view[:, :cols].copy())
+        batches.setdefault(weight.decode(), []).append(view[:, :cols].copy())
 
-    callback = _Observer(note)
+    callback = _Observer(on_product)
     recorded: Recorded = {}
     observe(callback)
     try:
         yield recorded
     finally:
-        observe(_Observer())  # a null pointer: nobody watches any more
-        recorded.update({weight: np.concatenate(parts) for weight, parts in pieces.items()})
+        observe(_Observer())  # a null pointer removes the observer
+        recorded.update({weight: np.concatenate(arrays) for weight, arrays in batches.items()})

@@ -1,4 +1,4 @@
-"""How many threads compute, and a pool of them that outlives a token."""
+"""The default number of threads, and a thread pool that persists from token to token."""
 
 from __future__ import annotations
 
@@ -19,23 +19,22 @@ _CGROUP_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 
 def default_threads() -> int:
-    """One thread for each core that this process may use.
+    """One thread per core that this process may use, within the container's CPU quota.
 
-    Two hardware threads of one core share its multiply-add units and its way to the memory, so the second
-    one adds nothing here. A container's share of processor time counts as well: more threads than it pays
-    for wait for each other.
+    Two hardware threads of one core share its multiply-add units and its memory path, so the second one adds
+    nothing. With more threads than the quota allows, threads would wait for each other.
     """
     cores = physical_cores(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else processors()
     return max(1, min(cores, cpu_quota() or cores))
 
 
 def physical_cores(cpus: set[int], topology: Path = _TOPOLOGY) -> int:
-    """How many cores these processors are; each counts as one where the system does not tell."""
+    """The number of cores of these processors; if the topology is unknown, each counts as a core."""
     return len({_siblings(topology, cpu) or str(cpu) for cpu in cpus})
 
 
 def cpu_quota(file: Path = _CGROUP_QUOTA) -> int | None:
-    """Processors that the container may keep busy, rounded up; None without a limit (cgroup v2 only)."""
+    """The container's CPU quota in processors, rounded up; None without a limit (cgroup v2 only)."""
     try:
         quota, period = file.read_text().split()
         return None if quota == "max" else max(1, math.ceil(int(quota) / int(period)))
@@ -55,22 +54,22 @@ _running: weakref.WeakSet[ThreadPool] = weakref.WeakSet()
 
 @atexit.register
 def _end_threads() -> None:
-    """Of models that are still open: a thread that outlives the libraries' own clean-up ends in a crash."""
+    """End the threads of models that are still open: the libraries' cleanup crashes if threads still run."""
     for pool in list(_running):
         pool.close()
 
 
 class ThreadPool:
-    """Threads that a llama.cpp context computes with, for as long as this lives.
+    """A pool of threads with which a llama.cpp context computes, until it is closed.
 
-    Without one ggml starts its threads for every token, which a small model feels.
+    Without a pool ggml starts new threads for every token, which slows down small models.
 
     Args:
-        context: the ``llama_context`` pointer; it must outlive this, or :meth:`close` be called first.
-        count: threads, the calling one among them; a context never uses more than its pool has.
+        context: the ``llama_context`` pointer; it must outlive the pool, or :meth:`close` be called first.
+        count: the number of threads, including the calling one; a context never uses more than its pool has.
 
     Raises:
-        NativeLibraryError: the system gives no more threads.
+        NativeLibraryError: the threads could not be started.
     """
 
     def __init__(self, context: int, count: int) -> None:
@@ -82,15 +81,15 @@ class ThreadPool:
         _running.add(self)
 
     def close(self) -> None:
-        """Take the threads from the context and end them. Closing twice does nothing."""
+        """Detach the pool from the context and end its threads. Closing twice does nothing."""
         if self._pool:
             _llama().llama_detach_threadpool(self._context)
         self.end()
 
     def end(self) -> None:
-        """End the threads of a pool that another one took the place of.
+        """End the threads of a pool that was replaced by another one.
 
-        Not before the context computed once with that one: ggml then pauses the pool that it used last.
+        Call it only after the context has computed once with the new pool: ggml then pauses the old one.
         """
         if self._pool:
             _cpu().ggml_threadpool_free(self._pool)

@@ -1,7 +1,7 @@
 """Reads the tensors of llama.cpp's graph by name while they are computed: every step of every layer.
 
-llama.cpp names the tensors of a graph (``attn_norm-3``) and calls a function of the caller's, set when the
-context is made, before and after each of them.
+llama.cpp names the tensors of a graph (``attn_norm-3``) and calls a callback, set when the context is
+created, before and after computing each of them.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from bitexport.errors import NativeLibraryError
 from bitexport.runtime.library import bind
 from bitexport.system.native_files import library_file
 
-#: What only looks at another tensor's values, or prepares them, computes nothing.
+#: Operations that compute nothing: their result is a view of another tensor.
 _VIEWS = frozenset({"NONE", "VIEW", "RESHAPE", "PERMUTE", "TRANSPOSE"})
-_F32 = 0  # ggml's number of the type
+_F32 = 0  # ggml's type number
 
 
 class _Tensor(ctypes.Structure):
@@ -37,48 +37,49 @@ class _Tensor(ctypes.Structure):
 
 
 class Trace:
-    """Tensors of one or more batches.
+    """The recorded tensors of one or more batches.
 
-    A name may stand for several tensors of a layer, each made of the one before: ``Qcur-3`` is the product,
-    then the sum with its bias, then the rotated one. They are told apart by ggml's name of the operation.
+    Several tensors of a layer may have the same name, each computed from the one before: ``Qcur-3`` is the
+    product, then the sum with its bias, then the rotated tensor. The name of the ggml operation
+    distinguishes them.
     """
 
     def __init__(self) -> None:
-        self._parts: dict[tuple[str, str], list[npt.NDArray[np.float32]]] = {}
+        self._batches: dict[tuple[str, str], list[npt.NDArray[np.float32]]] = {}
 
     def add(self, name: str, operation: str, values: npt.NDArray[np.float32]) -> None:
-        """Append the values of a batch; tokens are their slowest dimension."""
-        self._parts.setdefault((name, operation), []).append(values.reshape(-1))
+        """Append the values of a batch; the outermost dimension is that of the tokens."""
+        self._batches.setdefault((name, operation), []).append(values.reshape(-1))
 
     def get(
         self, names: Sequence[str], tokens: int, operations: Sequence[str] = ()
     ) -> npt.NDArray[np.float32] | None:
-        """The last tensor computed under one of ``names``, by one of ``operations`` if there are any.
+        """The last tensor with one of ``names``, and computed by one of ``operations`` if any are given.
 
         Returns:
-            float32 ``[tokens, width]``, heads side by side; None when the graph has no such tensor.
+            float32 ``[tokens, width]``, with heads concatenated; None if the graph has no such tensor.
         """
         found = None
-        for (name, operation), parts in self._parts.items():
+        for (name, operation), batches in self._batches.items():
             if name in names and (not operations or operation in operations):
-                found = parts
+                found = batches
         return None if found is None else np.concatenate(found).reshape(tokens, -1)
 
 
 class Tracer:
-    """The function that a context calls. Give it to :class:`bitexport.runtime.model.Session`."""
+    """The callback of a context. Pass it to :class:`bitexport.runtime.session.Session`."""
 
     def __init__(self) -> None:
         self._library = _ggml()
         self._names: frozenset[str] = frozenset()
         self._trace: Trace | None = None
         self._error: Exception | None = None
-        #: for ``llama_context_params.cb_eval``; it must live as long as the context
+        #: ``llama_context_params.cb_eval``; it must outlive the context
         self.callback = bind().llama_cpp.ggml_backend_sched_eval_callback(self._observe)
 
     @contextmanager
     def record(self, names: frozenset[str]) -> Iterator[Trace]:
-        """Keep the float32 tensors of these names, without the layer's number, until the block ends.
+        """Record the float32 tensors of these names (without layer numbers) until the block ends.
 
         Raises:
             NativeLibraryError: a tensor could not be read.
@@ -90,12 +91,15 @@ class Tracer:
             self._trace = None
         if self._error is not None:
             raise NativeLibraryError(
-                f"a tensor of llama.cpp's graph cannot be read: {self._error}; build the libraries again: "
-                "make native"
+                f"a tensor of llama.cpp's graph cannot be read: {self._error}; build the libraries again "
+                "with `make native`"
             ) from self._error
 
     def _observe(self, address: int, asks: bool, _user_data: object) -> bool:
-        """``asks``: whether the tensor is wanted. Otherwise it is there, and True goes on with the graph."""
+        """Called twice per tensor: with ``asks`` to return whether it is wanted, then when it is computed.
+
+        The second call returns whether to continue with the graph.
+        """
         if self._trace is None:
             return not asks
         try:
@@ -104,7 +108,7 @@ class Tracer:
             if asks:
                 return name.partition("-")[0] in self._names and operation not in _VIEWS
             self._trace.add(name, operation, self._read(address))
-        except Exception as error:  # nothing may leave a callback
+        except Exception as error:  # an exception must not propagate into C
             self._error = error
             return False
         return True

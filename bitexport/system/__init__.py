@@ -1,3 +1,3 @@
-"""The machine and its files: limits, atomic writes, where the native libraries are, pictures."""
+"""The machine and its files: memory and CPU limits, atomic writes, the native libraries' folder, pictures."""
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Where our native libraries are, and what is installed beside them.
+"""Finds our native libraries and the files that are installed next to them.
 
-Apart from :mod:`bitexport.runtime`: who only reads a file beside the libraries loads none of them.
+Separate from :mod:`bitexport.runtime`, so that reading such a file does not load a library.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ _PREFIX = "" if sys.platform == "win32" else "lib"
 
 
 def library_name(name: str) -> str:
-    """The name of a library's file on this system: ``library_name("llama")`` -> ``libllama.so``."""
+    """The file name of a library on this system: ``library_name("llama")`` -> ``libllama.so``."""
     return f"{_PREFIX}{name}{_SUFFIX}"
 
 
 def library_file(name: str) -> Path:
-    """The file of one of our libraries: ``library_file("ggml-base")`` -> ``.../libggml-base.so``."""
+    """The path of one of our libraries: ``library_file("ggml-base")`` -> ``.../libggml-base.so``."""
     return find_library_dir() / library_name(name)
 
 
 def find_library_dir() -> Path:
-    """The folder that holds our libllama and its companions.
+    """The folder of our native libraries.
 
-    ``$BITEXPORT_LIB_DIR`` when set; else ``bitexport/lib``, where a wheel has it; else
-    ``build/native/lib`` of the source checkout.
+    ``$BITEXPORT_LIB_DIR`` if set; otherwise ``bitexport/lib``, as in a wheel; otherwise ``build/native/lib``
+    of the source checkout.
 
     Raises:
-        NativeLibraryError: there is no libllama in any of them.
+        NativeLibraryError: none of them contains libllama.
     """
     name = library_name("llama")
     override = os.environ.get(DIRECTORY_VARIABLE)
@@ -43,14 +43,14 @@ def find_library_dir() -> Path:
         if not (chosen / name).is_file():
             raise NativeLibraryError(
                 f"{DIRECTORY_VARIABLE} is {override}, which holds no {name}; "
-                "give the folder of bitexport's libraries, or unset it"
+                "set it to the folder of bitexport's libraries, or unset it"
             )
         return chosen
-    places = [_PACKAGE / "lib", _PACKAGE.parent / "build" / "native" / "lib"]
-    for place in places:
-        if (place / name).is_file():
-            return place
+    folders = [_PACKAGE / "lib", _PACKAGE.parent / "build" / "native" / "lib"]
+    for folder in folders:
+        if (folder / name).is_file():
+            return folder
     raise NativeLibraryError(
-        f"no {name} in {' or '.join(map(str, places))}; run `make native` in a source checkout, "
-        f"install a wheel that carries it, or set {DIRECTORY_VARIABLE}"
+        f"no {name} in {' or '.join(map(str, folders))}; run `make native` in a source checkout, "
+        f"install a wheel that includes it, or set {DIRECTORY_VARIABLE}"
     )

@@ -1,6 +1,6 @@
-"""What all pictures share: matplotlib without a display, and the check that a picture can be written.
+"""Shared by all pictures: matplotlib without a display, and a check that a picture can be written.
 
-matplotlib is the extra ``plot``; it is imported when a picture is checked or drawn, not before.
+matplotlib comes with the extra ``plot``; it is imported only when a picture is checked or drawn.
 """
 
 from __future__ import annotations
@@ -12,28 +12,28 @@ from typing import Any
 from bitexport.errors import UsageError
 from bitexport.system.files import check_folder
 
-#: By the end of the file's name.
+#: The supported formats, by file extension.
 KINDS = ("png", "svg")
 
 
 def kind_of(path: Path) -> str:
-    """``"png"`` or ``"svg"``.
+    """The format of a picture, ``"png"`` or ``"svg"``, from its file name.
 
     Raises:
-        UsageError: the name ends otherwise.
+        UsageError: the name has another extension.
     """
     kind = path.suffix.lower().removeprefix(".")
     if kind not in KINDS:
-        raise UsageError(f"{path}: a picture's name must end in .png or .svg; choose one of these")
+        raise UsageError(f"{path}: the name of a picture must end in .png or .svg; choose one of them")
     return kind
 
 
 def check_picture(path: Path) -> None:
-    """Before long work: can its result be drawn and written to ``path``?
+    """Check that a picture can be drawn and written to ``path``; call it before long work begins.
 
     Raises:
-        UsageError: the name says no kind of picture.
-        OutputError: the folder is missing or refuses files.
+        UsageError: the name does not have the extension of a picture.
+        OutputError: the folder is missing or not writable.
         ModuleNotFoundError: matplotlib is not installed.
     """
     kind_of(path)
@@ -42,7 +42,7 @@ def check_picture(path: Path) -> None:
 
 
 def pyplot() -> Any:
-    """``matplotlib.pyplot``, drawing to files."""
+    """``matplotlib.pyplot`` with a backend that draws to files."""
     import matplotlib
 
     matplotlib.use("Agg")  # needs no display
@@ -51,8 +51,8 @@ def pyplot() -> Any:
     return pyplot
 
 
-def encode(figure: Any, kind: str) -> bytes:
-    """The figure as a file of this kind, without today's date. It is closed."""
+def render(figure: Any, kind: str) -> bytes:
+    """The content of a picture file of format ``kind``, without the date. Closes the figure."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format=kind, dpi=130, metadata={"Date": None} if kind == "svg" else None)
     pyplot().close(figure)

@@ -1,3 +1,3 @@
-"""Vocabularies and pre-tokenizers: read, recognised, and compared between the two sides."""
+"""Reads vocabularies, recognises pre-tokenizers, and compares tokenizers between the two sides."""
 
 from __future__ import annotations

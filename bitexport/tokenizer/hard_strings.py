@@ -1,6 +1,6 @@
-"""Texts on which tokenizers differ: convert's own check and ``parity --tokenizer-only`` encode them.
+"""Texts on which tokenizers differ, for the check in ``convert`` and for ``parity --tokenizer-only``.
 
-All are in NFC, which some tokenizers apply and llama.cpp does not.
+All are in NFC, because some tokenizers normalize to it and llama.cpp does not.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ HARD_STRINGS = (
     "z",
 )
 
-#: Control characters, every end of a line, marks without width, and what is nearly a special token.
+#: Control characters, all kinds of line ends, zero-width characters, and near misses of special tokens.
 STRANGE_STRINGS = (
     "\x00",
     "a\x00b \x01\x02\x03 \x07bell \x08back \x1b[31mred\x1b[0m \x7f",
@@ -56,11 +56,11 @@ STRANGE_STRINGS = (
     "ǅ ǆ ﬁ ﬀ ß ẞ İ ı Å Ω",
 )
 
-#: The lengths of runs: around powers of two, where buffers end, and as long as a page.
-_RUN_LENGTHS = (2, 3, 4, 7, 8, 15, 16, 17, 31, 33, 64, 127, 129, 1000)
-_RUN_OF = (" ", "\n", "\t", "a", "A", "1", ".", "=", "-", "é", "中", "👍", " a", "\r\n", "ab1 ", "٣")
+#: Lengths of repetitions: near powers of two, where buffers end, and one of a page.
+_REPETITIONS = (2, 3, 4, 7, 8, 15, 16, 17, 31, 33, 64, 127, 129, 1000)
+_REPEATED = (" ", "\n", "\t", "a", "A", "1", ".", "=", "-", "é", "中", "👍", " a", "\r\n", "ab1 ", "٣")
 
-_PARTS = (
+_FRAGMENTS = (
     *"aZéß中あ한ش1٣½²$+=<|^~`'\"_.,!?;:#()[]{}/\\ \t\n",
     *(
         "'s",
@@ -83,12 +83,15 @@ _PARTS = (
 
 
 def strings(special: Iterable[str]) -> list[str]:
-    """All: the texts above, runs, two hundred mixtures (always the same), special tokens in a text."""
-    found = [*HARD_STRINGS, *STRANGE_STRINGS]
-    found += [piece * length for piece in _RUN_OF for length in _RUN_LENGTHS]
-    found += [f"x{' ' * length}y" for length in _RUN_LENGTHS]
+    """All hard strings: the texts above, repetitions, 200 random mixtures, and texts with special tokens.
+
+    The result is always the same for the same ``special``, the texts of the special tokens.
+    """
+    texts = [*HARD_STRINGS, *STRANGE_STRINGS]
+    texts += [text * count for text in _REPEATED for count in _REPETITIONS]
+    texts += [f"x{' ' * count}y" for count in _REPETITIONS]
     source = random.Random(0)
-    found += ["".join(source.choices(_PARTS, k=source.randint(2, 40))) for _ in range(200)]
+    texts += ["".join(source.choices(_FRAGMENTS, k=source.randint(2, 40))) for _ in range(200)]
     for token in special:
-        found += [token, f"text {token} and text", f"a{token}b", f"{token}{token}\n{token} "]
-    return found
+        texts += [token, f"text {token} and text", f"a{token}b", f"{token}{token}\n{token} "]
+    return texts

@@ -1,48 +1,48 @@
-"""The pre-tokenizer of a GGUF file that does not name one, found by its vocabulary.
+"""Finds the pre-tokenizer of a GGUF file that does not name one, by its vocabulary.
 
-Microsoft's I2_S files lack ``tokenizer.ggml.pre``; llama.cpp then splits text in its default way, and the
-model gets tokens that it was not trained with. llama.cpp's converter knows tokenizers by a hash of the token
-ids that they give one text. So the tokenizer is built again from the file's tokens and merges, once with each
-way of splitting in ``pre_tokenizer.SPLITS``: when the hash of the ids is one that the table knows, both the
-vocabulary and the way of splitting are the known tokenizer's.
+Microsoft's I2_S files lack ``tokenizer.ggml.pre``; llama.cpp then uses its default rule, and the model gets
+tokens that it was not trained with. llama.cpp's converter recognises a tokenizer by the hash of the token ids
+of a check text. So the tokenizer is rebuilt from the file's tokens and merges, once with each rule of
+``pre_tokenizer.SPLIT_RULES``: if the hash of the ids is in the table, both the vocabulary and the rule are
+those of the known tokenizer.
 """
 
 from __future__ import annotations
 
-from tokenizers import AddedToken, Regex, Tokenizer, models, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, models
 
 from bitexport.gguf.reader import Array, GGUFFile
-from bitexport.tokenizer.pre_tokenizer import SPLITS, Split, check_text, name_of_ids
+from bitexport.tokenizer.pre_tokenizer import SPLIT_RULES, check_text, name_of_ids
 
 MODEL_KEY = "tokenizer.ggml.model"
 PRE_KEY = "tokenizer.ggml.pre"
 
-#: gguf.TokenType of tokens that are taken out of a text before it is split.
+#: gguf.TokenType of the tokens that are matched in a text before it is split.
 CONTROL, USER_DEFINED = 3, 4
 
 
 def lacks_pre(file: GGUFFile) -> bool:
-    """Whether the tokenizer is byte-level BPE, which is split first, and nothing says how."""
+    """Whether the tokenizer is byte-level BPE, which needs a pre-tokenizer, but the file names none."""
     return file.metadata.get(MODEL_KEY) == "gpt2" and file.metadata.get(PRE_KEY, "default") == "default"
 
 
 def derived_pre(file: GGUFFile) -> str | None:
-    """llama.cpp's name of the pre-tokenizer that goes with the file's vocabulary; None where it is unknown.
+    """llama.cpp's name of the pre-tokenizer of the file's vocabulary; None if it is unknown.
 
-    Takes a second or so for a large vocabulary.
+    Takes about a second for a large vocabulary.
 
     Raises:
-        TokenizerError: llama.cpp's table beside our libraries is damaged.
+        TokenizerError: llama.cpp's table, installed next to our libraries, is damaged.
     """
     text, tokenizer = check_text(), _tokenizer(file)
     if text is None or tokenizer is None:
         return None
-    for split in SPLITS:
-        tokenizer.pre_tokenizer = _splitter(split)
-        tokenizer.model.ignore_merges = split.ignore_merges
+    for rule in SPLIT_RULES:
+        tokenizer.pre_tokenizer = rule.build()
+        tokenizer.model.ignore_merges = rule.ignore_merges
         ids = tokenizer.encode(text, add_special_tokens=False).ids
-        for around in _beginnings(file):
-            if (name := name_of_ids([*around, *ids])) is not None:
+        for prefix in _prefixes(file):
+            if (name := name_of_ids([*prefix, *ids])) is not None:
                 return name
     return None
 
@@ -64,24 +64,13 @@ def _tokenizer(file: GGUFFile) -> Tokenizer | None:
                 if kind in (CONTROL, USER_DEFINED)
             ]
         )
-    except Exception:  # tokenizers raises nothing else: merges of tokens that do not exist
+    except Exception:  # tokenizers raises plain Exception, for example for merges of unknown tokens
         return None
     return tokenizer
 
 
-def _splitter(split: Split) -> pre_tokenizers.PreTokenizer:
-    steps: list[pre_tokenizers.PreTokenizer] = []
-    for step in split.steps:
-        if step == "digits":
-            steps.append(pre_tokenizers.Digits(individual_digits=True))
-        elif step != "gpt2":
-            steps.append(pre_tokenizers.Split(Regex(step), "isolated"))
-    steps.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex="gpt2" in split.steps))
-    return pre_tokenizers.Sequence(steps)
-
-
-def _beginnings(file: GGUFFile) -> list[list[int]]:
-    """What may stand in front of a text: the table's hashes include it."""
+def _prefixes(file: GGUFFile) -> list[list[int]]:
+    """The ids that may precede those of a text; the hashes of the table include them."""
     bos = file.metadata.get("tokenizer.ggml.bos_token_id")
     added = file.metadata.get("tokenizer.ggml.add_bos_token")
     if not isinstance(bos, int) or added is False:

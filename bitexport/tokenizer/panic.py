@@ -1,4 +1,4 @@
-"""The tokenizers library's panics, as errors that have a name."""
+"""Turns panics of the tokenizers library into :class:`TokenizerError`."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from bitexport.errors import TokenizerError
 
 @contextmanager
 def panics_named() -> Iterator[None]:
-    """Turn a panic of the tokenizers library into an error; also as a decorator, ``@panics_named()``.
+    """Raise TokenizerError when the tokenizers library panics; also a decorator, ``@panics_named()``.
 
-    The library is written in Rust. Where a damaged tokenizer.json was read without complaint, its code may
-    panic at the first text, which arrives as an exception that is no ``Exception``.
+    The library is written in Rust. It may read a damaged tokenizer.json without an error and then panic at
+    the first text, which Python sees as a ``BaseException`` that is not an ``Exception``.
 
     Raises:
-        TokenizerError: it panicked.
+        TokenizerError: the library panicked.
     """
     try:
         yield
@@ -24,6 +24,6 @@ def panics_named() -> Iterator[None]:
         if type(error).__name__ != "PanicException":  # its module cannot be imported
             raise
         raise TokenizerError(
-            f"tokenizer.json: the tokenizers library broke down over it ({error}); expected a tokenizer "
-            "whose parts fit each other: download it again"
+            f"tokenizer.json: the tokenizers library panicked ({error}); expected a consistent tokenizer: "
+            "download it again"
         ) from error

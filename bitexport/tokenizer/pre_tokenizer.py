@@ -1,13 +1,14 @@
-"""The name that llama.cpp gives to a tokenizer's pre-tokenizer: how text is split before the merges.
+"""Finds llama.cpp's name of a tokenizer's pre-tokenizer: the rule by which text is split before the merges.
 
-A wrong name gives other tokens, and a missing one llama.cpp's default, which almost no model was trained
-with. So the name is found in this order, and never assumed:
+A wrong name gives wrong tokens, and without a name llama.cpp uses its default, which almost no model was
+trained with. So the name is determined in this order, and never assumed:
 
-1. what the user says (``--pre-tokenizer``);
-2. llama.cpp's own table: the hash of the token ids of its check text, installed beside our libraries at build
-time;
-3. the structure of tokenizer.json, compared with the splitting rules that llama.cpp implements;
-4. the rule among them that splits every hard string alike, where a regular expression is spelled otherwise.
+1. the user's choice (``--pre-tokenizer``);
+2. llama.cpp's own table, from the hash of the token ids of its check text; the build installs it next to our
+   libraries;
+3. the structure of tokenizer.json, compared with the rules that llama.cpp implements;
+4. the behaviour, in case a regular expression is written differently: the rule that splits every hard string
+   in the same way.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from bitexport.errors import BitexportError, TokenizerError
 from bitexport.system.native_files import find_library_dir
 from bitexport.tokenizer.hard_strings import HARD_STRINGS, STRANGE_STRINGS
 
-#: The regular expressions of tokenizer.json files, by the name of the model that brought them.
+#: Regular expressions in tokenizer.json files, by the name of the model that introduced them.
 LLAMA3_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -37,84 +38,83 @@ QWEN2_SPLIT = (
 
 
 @dataclass(frozen=True, slots=True)
-class Split:
-    """A way of splitting text that llama.cpp implements.
+class SplitRule:
+    """A pre-tokenizer that llama.cpp implements.
 
     Attributes:
-        steps: the steps in front of the byte encoding: ``"digits"``, ``"gpt2"``, or a regular expression.
-        ignore_merges: whether a word that is a token is taken whole, without its merges.
+        steps: the steps before the byte encoding: ``"digits"``, ``"gpt2"``, or a regular expression.
+        ignore_merges: whether a word that is itself a token is encoded as that token, without merges.
     """
 
     steps: tuple[str, ...]
     ignore_merges: bool
 
+    def build(self) -> Any:
+        """The same steps as a pre-tokenizer of the tokenizers library."""
+        steps: list[Any] = []
+        for step in self.steps:
+            if step == "digits":
+                steps.append(pre_tokenizers.Digits(individual_digits=True))
+            elif step != "gpt2":
+                steps.append(pre_tokenizers.Split(Regex(step), "isolated"))
+        steps.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex="gpt2" in self.steps))
+        return pre_tokenizers.Sequence(steps)
 
-SPLITS: Mapping[Split, str] = {
-    Split(("gpt2",), False): "gpt-2",
-    Split(("digits", "gpt2"), False): "smollm",
-    Split((LLAMA3_SPLIT,), True): "llama-bpe",
-    Split((LLAMA3_SPLIT,), False): "smaug-bpe",
-    Split((QWEN2_SPLIT,), False): "qwen2",
+
+#: llama.cpp's name of each rule.
+SPLIT_RULES: Mapping[SplitRule, str] = {
+    SplitRule(("gpt2",), False): "gpt-2",
+    SplitRule(("digits", "gpt2"), False): "smollm",
+    SplitRule((LLAMA3_SPLIT,), True): "llama-bpe",
+    SplitRule((LLAMA3_SPLIT,), False): "smaug-bpe",
+    SplitRule((QWEN2_SPLIT,), False): "qwen2",
 }
 
 
 def name_of(tokenizer: Tokenizer, description: Mapping[str, Any], given: str | None) -> str:
-    """The pre-tokenizer's name for a byte-level BPE tokenizer.
+    """llama.cpp's name of the pre-tokenizer of a byte-level BPE tokenizer.
 
     Args:
-        tokenizer: the tokenizer, for its ids of the check text.
-        description: tokenizer.json.
-        given: the user's answer, which is not questioned here: the check after writing is.
+        tokenizer: the tokenizer.
+        description: its tokenizer.json.
+        given: the user's choice, which is returned as is; the tokenizer check after writing tests it.
 
     Raises:
-        TokenizerError: no rule of llama.cpp's is known to be this one.
+        TokenizerError: none of llama.cpp's known rules is equivalent.
     """
     if given is not None:
         return given
     if (name := _by_hash(tokenizer)) is not None:
         return name
-    split = _structure(description)
-    if split is not None and split in SPLITS:
-        return SPLITS[split]
-    if split is not None and (name := _by_behaviour(tokenizer, split)) is not None:
+    rule = _rule_of(description)
+    if rule is not None and rule in SPLIT_RULES:
+        return SPLIT_RULES[rule]
+    if rule is not None and (name := _by_behaviour(tokenizer, rule)) is not None:
         return name
-    seen = (
-        "unlike any known"
-        if split is None
-        else f"{' then '.join(split.steps)}, ignore_merges {split.ignore_merges}"
+    steps = (
+        "no known steps"
+        if rule is None
+        else f"{' then '.join(rule.steps)}, ignore_merges {rule.ignore_merges}"
     )
     raise TokenizerError(
-        f"the pre-tokenizer of tokenizer.json is unknown ({seen}); give llama.cpp's name of it with "
-        "--pre-tokenizer, "
-        f"such as {', '.join(sorted(SPLITS.values()))}"
+        f"the pre-tokenizer of tokenizer.json is unknown ({steps}); give llama.cpp's name of it with "
+        f"--pre-tokenizer, such as {', '.join(sorted(SPLIT_RULES.values()))}"
     )
 
 
-def _by_behaviour(tokenizer: Tokenizer, found: Split) -> str | None:
-    """A rule that splits every hard string as this tokenizer does: a regular expression has many spellings.
+def _by_behaviour(tokenizer: Tokenizer, described: SplitRule) -> str | None:
+    """The name of a rule that splits every hard string as this tokenizer does.
 
-    The check of the written file compares the tokens as well.
+    A regular expression can be written in many ways. The check of the written file also compares the tokens.
     """
     texts = (*HARD_STRINGS, *STRANGE_STRINGS)
     expected = [tokenizer.pre_tokenizer.pre_tokenize_str(text) for text in texts]
-    for split, name in SPLITS.items():
-        if split.ignore_merges == found.ignore_merges:
-            rule = _pre_tokenizer(split)
-            if all(rule.pre_tokenize_str(text) == e for text, e in zip(texts, expected, strict=True)):
+    for rule, name in SPLIT_RULES.items():
+        if rule.ignore_merges == described.ignore_merges:
+            built = rule.build()
+            if all(built.pre_tokenize_str(text) == e for text, e in zip(texts, expected, strict=True)):
                 return name
     return None
-
-
-def _pre_tokenizer(split: Split) -> Any:
-    """What tokenizer.json would describe by these steps."""
-    parts: list[Any] = []
-    for step in split.steps:
-        if step == "digits":
-            parts.append(pre_tokenizers.Digits(individual_digits=True))
-        elif step != "gpt2":
-            parts.append(pre_tokenizers.Split(Regex(step), "isolated"))
-    parts.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex="gpt2" in split.steps))
-    return pre_tokenizers.Sequence(parts)
 
 
 def _by_hash(tokenizer: Tokenizer) -> str | None:
@@ -123,20 +123,20 @@ def _by_hash(tokenizer: Tokenizer) -> str | None:
 
 
 def check_text() -> str | None:
-    """The text that llama.cpp knows tokenizers by; None where the native libraries are not built."""
+    """The text by whose ids llama.cpp recognises tokenizers; None if the native libraries are not built."""
     table = _table()
     return None if table is None else str(table["check_text"])
 
 
 def name_of_ids(ids: list[int]) -> str | None:
-    """The pre-tokenizer of the tokenizer that gives these ids for the check text; None when unknown."""
+    """The pre-tokenizer of the tokenizer that encodes the check text as ``ids``; None if unknown."""
     table = _table()
     found = table["hashes"].get(sha256(str(ids).encode()).hexdigest()) if table else None
     return str(found) if found is not None else None
 
 
 def _table() -> dict[str, Any] | None:
-    """llama.cpp's table as our build installed it; None where the native libraries are not built."""
+    """llama.cpp's table as our build installed it; None if the native libraries are not built."""
     try:
         path = Path(find_library_dir()) / "pre_tokenizers.json"
     except BitexportError:
@@ -148,33 +148,35 @@ def _table() -> dict[str, Any] | None:
     except (OSError, ValueError) as error:
         raise TokenizerError(f"{path} cannot be read ({error}); build the native libraries again") from error
     if not isinstance(table, dict) or not isinstance(table.get("hashes"), dict) or "check_text" not in table:
-        raise TokenizerError(f"{path} is not the table it should be; build the native libraries again")
+        raise TokenizerError(
+            f"{path} is damaged; expected check_text and hashes: build the native libraries again"
+        )
     return table
 
 
-def _structure(description: Mapping[str, Any]) -> Split | None:
-    """The steps of tokenizer.json's pre-tokenizer; None when :data:`SPLITS` speaks of no such step."""
+def _rule_of(description: Mapping[str, Any]) -> SplitRule | None:
+    """The pre-tokenizer of tokenizer.json as a rule; None if it has a step that no :class:`SplitRule` has."""
     top = description.get("pre_tokenizer") or {}
-    parts = top.get("pretokenizers", []) if top.get("type") == "Sequence" else [top]
+    entries = top.get("pretokenizers", []) if top.get("type") == "Sequence" else [top]
     steps: list[str] = []
     byte_level = False
-    for part in parts:
-        kind = part.get("type")
+    for entry in entries:
+        kind = entry.get("type")
         if byte_level:
             return None
-        if kind == "ByteLevel" and not part.get("add_prefix_space"):
+        if kind == "ByteLevel" and not entry.get("add_prefix_space"):
             byte_level = True
-            if part.get("use_regex", True):
+            if entry.get("use_regex", True):
                 steps.append("gpt2")
-        elif kind == "Digits" and part.get("individual_digits"):
+        elif kind == "Digits" and entry.get("individual_digits"):
             steps.append("digits")
-        elif kind == "Split" and part.get("behavior") == "Isolated" and not part.get("invert"):
-            pattern = part.get("pattern", {})
+        elif kind == "Split" and entry.get("behavior") == "Isolated" and not entry.get("invert"):
+            pattern = entry.get("pattern", {})
             if "Regex" not in pattern:
                 return None
             steps.append(str(pattern["Regex"]))
         else:
             return None
-    return (
-        Split(tuple(steps), bool(description.get("model", {}).get("ignore_merges"))) if byte_level else None
-    )
+    if not byte_level:
+        return None
+    return SplitRule(tuple(steps), bool(description.get("model", {}).get("ignore_merges")))

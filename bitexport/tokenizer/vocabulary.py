@@ -1,7 +1,7 @@
-"""A checkpoint's tokenizer as GGUF metadata, read from tokenizer.json and tokenizer_config.json.
+"""Converts a checkpoint's tokenizer, from tokenizer.json and tokenizer_config.json, to GGUF metadata.
 
-Two kinds exist on llama.cpp's side: ``gpt2``, byte-level BPE, and ``llama``, SentencePiece-like BPE with
-bytes as its fallback. What is neither is an error.
+Of llama.cpp's kinds of tokenizers, two are supported: ``gpt2``, byte-level BPE, and ``llama``,
+SentencePiece-like BPE with byte fallback. Any other kind is an error.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from bitexport.gguf.writer import MetadataValue
 from bitexport.tokenizer import pre_tokenizer
 from bitexport.tokenizer.panic import panics_named
 
-#: What fills the vocabulary up to the model's size, as llama.cpp's converter names it.
+#: The tokens that pad the vocabulary to the model's size, named as in llama.cpp's converter.
 PADDING = "[PAD{id}]"
 
-#: The score of tokens that no merge makes.
+#: The score of tokens that are not the result of a merge.
 UNMERGED_SCORE = -1000000.0
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """A tokenizer as llama.cpp wants it.
+    """A tokenizer in llama.cpp's terms.
 
     Attributes:
         model: ``gpt2`` or ``llama``.
@@ -39,13 +39,13 @@ class Vocabulary:
         tokens: the text of each id, as many as the model has embeddings.
         types: ``gguf.TokenType`` of each id.
         merges: pairs joined by a space, best first (``gpt2``).
-        scores: of each id (``llama``).
-        special: ids by their part: bos, eos, eot, unk, sep, pad, mask.
-        add_bos, add_eos: whether encoding a text puts them around it, as tokenizer.json does.
-        add_space_prefix: whether a space goes in front of the text (``llama``).
-        chat_template: the template, or named ones.
-        padded: how many ids at the end of the vocabulary have no token.
-        warnings: what a user should know.
+        scores: the score of each id (``llama``).
+        special: ids by role: bos, eos, eot, unk, sep, pad, mask.
+        add_bos, add_eos: whether encoding a text adds them, as tokenizer.json does.
+        add_space_prefix: whether a space is added in front of the text (``llama``).
+        chat_template: the template, or a list of named ones.
+        padded: how many ids have no token in the tokenizer.
+        warnings: messages for the user.
     """
 
     model: str
@@ -63,7 +63,7 @@ class Vocabulary:
     warnings: tuple[str, ...] = field(default=())
 
     def metadata(self) -> dict[str, MetadataValue]:
-        """The GGUF keys. ``add_bos_token`` is always there: llama.cpp's default differs by pre-tokenizer."""
+        """The GGUF keys. Always has ``add_bos_token``: llama.cpp's default depends on the pre-tokenizer."""
         found: dict[str, MetadataValue] = {
             "tokenizer.ggml.model": self.model,
             "tokenizer.ggml.pre": self.pre,
@@ -83,9 +83,9 @@ class Vocabulary:
             "pad": "padding",
             "mask": "mask",
         }
-        for part, key in names.items():
-            if part in self.special:
-                found[f"tokenizer.ggml.{key}_token_id"] = self.special[part]
+        for role, key in names.items():
+            if role in self.special:
+                found[f"tokenizer.ggml.{key}_token_id"] = self.special[role]
         found["tokenizer.ggml.add_bos_token"] = self.add_bos
         found["tokenizer.ggml.add_eos_token"] = self.add_eos
         if self.add_space_prefix is not None:
@@ -102,39 +102,22 @@ def read_vocabulary(folder: Path, vocab_size: int, given_pre: str | None = None)
     """Read a checkpoint's tokenizer.
 
     Args:
+        folder: the checkpoint.
         vocab_size: how many embeddings the model has; a shorter vocabulary is padded with unused tokens.
-        given_pre: the user's name of the pre-tokenizer.
+        given_pre: the name of the pre-tokenizer given by the user.
 
     Raises:
-        TokenizerError: missing, damaged, of a kind that llama.cpp lacks, or longer than ``vocab_size``.
+        TokenizerError: it is missing, damaged, of an unsupported kind, or longer than ``vocab_size``.
     """
-    path = folder / "tokenizer.json"
-    if not path.is_file():
-        also = " (tokenizer.model alone is not read)" if (folder / "tokenizer.model").is_file() else ""
-        raise TokenizerError(
-            f"{folder}: no tokenizer.json{also}; save it with "
-            "AutoTokenizer.from_pretrained(...).save_pretrained(...)"
-        )
-    try:
-        description = read_json(path)
-        tokenizer = Tokenizer.from_file(str(path))
-        settings = _settings(folder / "tokenizer_config.json")
-    except CheckpointError as error:
-        raise TokenizerError(str(error)) from error
-    except Exception as error:  # tokenizers raises plain Exception for whatever it cannot read
-        reason = " ".join(str(error).split())
-        raise TokenizerError(f"{path.name}: not a tokenizer ({reason}); download it again") from error
-    # saved settings of a training run, which transformers ignores as well
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
+    description, tokenizer, settings = _open(folder)
     warnings: list[str] = []
     special = _special_vocabulary(folder, vocab_size, warnings)
     tokens, types, padded = _tokens(tokenizer, vocab_size)
     model = description.get("model") or {}
     if model.get("type") != "BPE":
         raise TokenizerError(
-            f"{path.name}: a tokenizer of type {model.get('type')!r}; expected BPE: llama.cpp reads others "
-            "in other ways"
+            f"tokenizer.json: the tokenizer has type {model.get('type')!r}; expected BPE, as other types are "
+            "not supported"
         )
     if model.get("byte_fallback"):
         kind, pre, merges = "llama", "default", []
@@ -146,7 +129,7 @@ def read_vocabulary(folder: Path, vocab_size: int, given_pre: str | None = None)
         kind, pre = "gpt2", pre_tokenizer.name_of(tokenizer, description, given_pre)
         merges, scores, space_prefix = special.merges, [], None
     add_bos, add_eos = _added_ends(tokenizer, special.special_token_ids, settings, warnings)
-    _check_text(special.chat_template)
+    _check_encodable(special.chat_template)
     return Vocabulary(
         model=kind,
         pre=pre,
@@ -164,11 +147,35 @@ def read_vocabulary(folder: Path, vocab_size: int, given_pre: str | None = None)
     )
 
 
+def _open(folder: Path) -> tuple[dict[str, Any], Tokenizer, dict[str, Any]]:
+    """tokenizer.json as a document and as a tokenizer, and tokenizer_config.json."""
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        hint = " (tokenizer.model alone is not read)" if (folder / "tokenizer.model").is_file() else ""
+        raise TokenizerError(
+            f"{folder}: no tokenizer.json{hint}; save it with "
+            "AutoTokenizer.from_pretrained(...).save_pretrained(...)"
+        )
+    try:
+        description = read_json(path)
+        tokenizer = Tokenizer.from_file(str(path))
+        settings = _settings(folder / "tokenizer_config.json")
+    except CheckpointError as error:
+        raise TokenizerError(str(error)) from error
+    except Exception as error:  # tokenizers raises plain Exception for anything it cannot read
+        reason = " ".join(str(error).split())
+        raise TokenizerError(f"{path.name}: not a tokenizer ({reason}); download it again") from error
+    # settings saved by a training run, which transformers ignores as well
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return description, tokenizer, settings
+
+
 def _settings(path: Path) -> dict[str, Any]:
-    """tokenizer_config.json, where there is one.
+    """tokenizer_config.json; empty if there is none.
 
     Raises:
-        CheckpointError: it is no JSON object, or says something about bos and eos that is neither yes nor no.
+        CheckpointError: it is not a JSON object, or add_bos_token or add_eos_token is not a boolean.
     """
     if not path.exists():
         return {}
@@ -176,17 +183,17 @@ def _settings(path: Path) -> dict[str, Any]:
     for key in ("add_bos_token", "add_eos_token"):
         if not isinstance(settings.get(key), bool | None):
             raise CheckpointError(
-                f"{path.name}: {key} is {settings[key]!r}; expected true, false or nothing: correct it"
+                f"{path.name}: {key} is {settings[key]!r}; expected true, false or null: correct it"
             )
     return settings
 
 
 def _special_vocabulary(folder: Path, vocab_size: int, warnings: list[str]) -> gguf.SpecialVocab:
-    """Merges, special ids and chat template; what the gguf package logs about them joins ``warnings``."""
+    """Merges, special ids and chat template; warnings of the gguf package are appended to ``warnings``."""
 
     class Collector(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            # a decoder is given no pairs of texts, and the ends of one text are read in another way here
+            # decoders do not encode pairs of texts, and _added_ends determines bos and eos of a single text
             if "TemplateProcessing" not in record.getMessage():
                 warnings.append(f"tokenizer: {record.getMessage()}")
 
@@ -207,15 +214,15 @@ def _special_vocabulary(folder: Path, vocab_size: int, warnings: list[str]) -> g
 
 
 def _tokens(tokenizer: Tokenizer, vocab_size: int) -> tuple[list[str], list[int], int]:
-    """Texts and types of all ids, and how many were filled up."""
+    """Texts and types of all ids, and the number of ids that were padded."""
     by_id = {number: text for text, number in tokenizer.get_vocab(with_added_tokens=True).items()}
     top = max(by_id, default=-1)
     if top < 0:
-        raise TokenizerError("tokenizer.json has an empty vocabulary; expected the model's own tokenizer")
+        raise TokenizerError("tokenizer.json has an empty vocabulary; expected the model's tokenizer")
     if top >= vocab_size:
         raise TokenizerError(
-            f"the tokenizer has ids up to {top}, the model {vocab_size} embeddings (vocab_size); "
-            "the tokenizer is another model's, or the embeddings were not resized: check both"
+            f"the tokenizer has ids up to {top}, but the model has {vocab_size} embeddings (vocab_size); "
+            "the tokenizer belongs to another model, or the embeddings were not resized: check both"
         )
     added = tokenizer.get_added_tokens_decoder()
     known = set(by_id.values())
@@ -236,7 +243,7 @@ def _tokens(tokenizer: Tokenizer, vocab_size: int) -> tuple[list[str], list[int]
 
 
 def _check_byte_level(description: Mapping[str, Any], warnings: list[str]) -> None:
-    """llama.cpp's ``gpt2`` tokenizer normalizes nothing; say so where tokenizer.json does."""
+    """Check that llama.cpp's ``gpt2`` tokenizer, which does not normalize text, is equivalent."""
     normalizer = description.get("normalizer")
     if normalizer is not None and not isinstance(normalizer, dict):
         raise TokenizerError(
@@ -246,18 +253,18 @@ def _check_byte_level(description: Mapping[str, Any], warnings: list[str]) -> No
         return
     if normalizer.get("type") == "NFC":
         warnings.append(
-            "the tokenizer normalizes text to NFC, llama.cpp does not: text in other forms gets other tokens"
+            "the tokenizer normalizes text to NFC, but llama.cpp does not: text in other forms gets other "
+            "tokens"
         )
         return
     raise TokenizerError(
         f"tokenizer.json normalizes text ({normalizer.get('type')}), which llama.cpp's byte-level BPE does "
-        "not; "
-        "expected no normalizer, or NFC"
+        "not; expected no normalizer, or NFC"
     )
 
 
 def _scores(tokens: list[str], merges: list[str]) -> list[float]:
-    """llama.cpp merges the pair whose joined token has the best score: the earlier its merge, the better."""
+    """The score of each token; llama.cpp merges the pair whose result has the best score first."""
     rank: dict[str, int] = {}
     for index, merge in enumerate(merges):
         rank.setdefault(merge.replace(" ", ""), index)
@@ -276,7 +283,7 @@ def _byte_types(tokens: list[str], types: list[int], unknown: int | None) -> lis
 
 
 def _space_prefix(description: Mapping[str, Any]) -> bool:
-    """Whether a SentencePiece-like tokenizer puts a space in front of the text."""
+    """Whether a SentencePiece-like tokenizer adds a space in front of the text."""
 
     def steps(part: Any, key: str) -> list[Mapping[str, Any]]:
         if not isinstance(part, dict):
@@ -296,9 +303,9 @@ def _space_prefix(description: Mapping[str, Any]) -> bool:
 def _added_ends(
     tokenizer: Tokenizer, special: dict[str, int], settings: Mapping[str, Any], warnings: list[str]
 ) -> tuple[bool, bool]:
-    """Whether bos and eos go around a text; ``special`` gets the ids that do.
+    """Whether encoding a text adds bos and eos; their ids are put into ``special``.
 
-    tokenizer.json alone decides: transformers 5 never looks at ``add_bos_token`` where there is one.
+    Only tokenizer.json decides: if there is one, transformers 5 ignores ``add_bos_token``.
     """
     bare = tokenizer.encode("a", add_special_tokens=False).ids
     full = tokenizer.encode("a", add_special_tokens=True).ids
@@ -312,35 +319,34 @@ def _added_ends(
     )
     if max(map(len, ends)) > 1:
         raise TokenizerError(
-            f"tokenizer.json puts more than one token around a text (ids {full} for 'a'); expected at most "
-            "one in front and one behind, which is all that llama.cpp adds: correct its post_processor"
+            f"tokenizer.json adds more than one token around a text (ids {full} for 'a'); expected at most "
+            "one in front and one behind, as llama.cpp adds no more: correct its post_processor"
         )
-    for part, added in zip(("bos", "eos"), ends, strict=True):
-        said = settings.get(f"add_{part}_token")
-        if said is not None and said != bool(added):
+    for role, added in zip(("bos", "eos"), ends, strict=True):
+        setting = settings.get(f"add_{role}_token")
+        if setting is not None and setting != bool(added):
             warnings.append(
-                f"tokenizer_config.json says add_{part}_token {said}, but tokenizer.json "
-                f"{'adds' if added else 'does not add'} one, which is what transformers does and what is "
-                "written"
+                f"tokenizer_config.json says add_{role}_token {setting}, but tokenizer.json "
+                f"{'adds' if added else 'does not add'} one; tokenizer.json is followed, as in transformers"
             )
-        if added and special.get(part) != added[0]:
-            if part in special:
+        if added and special.get(role) != added[0]:
+            if role in special:
                 warnings.append(
-                    f"tokenizer.json puts token {added[0]} around a text where {part}_token is "
-                    f"{special[part]}: {added[0]} is written as {part}, so that the ids are the same"
+                    f"tokenizer.json adds token {added[0]} where {role}_token is {special[role]}: "
+                    f"{added[0]} is written as {role}, so that the ids are the same"
                 )
-            special[part] = added[0]
+            special[role] = added[0]
     return bool(ends[0]), bool(ends[1])
 
 
-def _check_text(template: Any) -> None:
+def _check_encodable(template: Any) -> None:
+    """Raise TokenizerError if a chat template contains a lone surrogate, which UTF-8 cannot encode."""
     try:
         json.dumps(template, ensure_ascii=False).encode("utf-8")
     except UnicodeEncodeError as error:
         raise TokenizerError(
-            f"the chat template holds half a character ({error.object[error.start : error.end]!r}); expected "
-            "UTF-8: "
-            "correct tokenizer_config.json"
+            f"the chat template contains half a character ({error.object[error.start : error.end]!r}); "
+            "expected UTF-8: correct tokenizer_config.json"
         ) from error
 
 

@@ -133,7 +133,7 @@ def test_what_cannot_be_written_is_known_before(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc takes no files, not even root's")
 def test_a_folder_that_refuses_files() -> None:
-    with pytest.raises(OutputError, match=r"/proc/p\.png: .*give another place"):
+    with pytest.raises(OutputError, match=r"/proc/p\.png: .*choose another location"):
         check_picture(Path("/proc/p.png"))
 
 

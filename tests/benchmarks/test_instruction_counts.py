@@ -1,4 +1,4 @@
-"""The guard counts, keeps, compares, and says why when it cannot."""
+"""The check of instruction counts: counts, stores, compares, and reports why if it cannot."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def _run(*arguments: str | Path, **options: object) -> subprocess.CompletedProce
 
 
 @pytest.mark.skipif(shutil.which("valgrind") is None, reason="valgrind is not installed")
-def test_a_count_that_grew_is_reported(tmp_path: Path) -> None:
+def test_an_increased_count_is_reported(tmp_path: Path) -> None:
     counts = tmp_path / "counts.json"
     result = _run("--counts", counts)
     assert result.returncode == 1
@@ -38,7 +38,7 @@ def test_a_count_that_grew_is_reported(tmp_path: Path) -> None:
     assert "4.0% above" in line
 
 
-def test_without_valgrind_or_binary_it_says_so(tmp_path: Path) -> None:
+def test_missing_valgrind_or_binary_is_reported(tmp_path: Path) -> None:
     result = _run(env={"PATH": str(tmp_path)})
     assert result.returncode == 1
     assert "valgrind is not installed" in result.stderr

@@ -67,7 +67,7 @@ def test_bytes_stay_bytes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("rows", [1, 3, 7, 100])
-def test_rows_are_the_tensor_in_pieces(tmp_path: Path, rows: int) -> None:
+def test_reading_rows_in_chunks(tmp_path: Path, rows: int) -> None:
     values = torch.randn(7, 1100)  # rows that straddle pages
     checkpoint = open_checkpoint(folder_of(tmp_path, {"w": values}))
     pieces = list(checkpoint.read_rows("w", rows))
@@ -76,7 +76,7 @@ def test_rows_are_the_tensor_in_pieces(tmp_path: Path, rows: int) -> None:
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_a_value_that_is_no_number(tmp_path: Path, bad: float) -> None:
+def test_values_that_are_not_finite(tmp_path: Path, bad: float) -> None:
     values = torch.zeros(3, 3)
     values[1, 2] = bad
     with pytest.raises(CheckpointError, match=r"'w' holds -?(nan|inf) \(element 5"):
@@ -90,7 +90,7 @@ def test_large_finite_values_pass(tmp_path: Path) -> None:
     )
 
 
-def test_other_dtypes_are_errors_where_they_are_read(tmp_path: Path) -> None:
+def test_other_dtypes_are_errors_when_read(tmp_path: Path) -> None:
     checkpoint = open_checkpoint(folder_of(tmp_path, {"w": torch.zeros(2, dtype=torch.int64)}))
     assert checkpoint.info("w").dtype == "I64"
     with pytest.raises(CheckpointError, match="'w' has dtype I64"):
@@ -196,7 +196,7 @@ def test_the_links_of_a_hub_cache_are_followed(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_folders_that_are_no_checkpoint(
+def test_folders_that_are_not_checkpoints(
     tmp_path: Path, damage: Callable[[Path], object], message: str
 ) -> None:
     damage(folder_of(tmp_path, {"a": torch.ones(1)}))

@@ -1,4 +1,4 @@
-"""Other projects' names of tensors, in ours."""
+"""Other projects' tensor names are normalized to those of transformers."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ def test_a_spelling(theirs: str, ours: str) -> None:
         "model.layers.12.mlp.experts.0.down_proj.1.weight",
     ],
 )
-def test_any_other_name_stays(name: str) -> None:
+def test_other_names_are_unchanged(name: str) -> None:
     assert respell({name: 1}) == {name: 1}
 
 
-def test_two_spellings_of_one_tensor() -> None:
+def test_two_spellings_of_the_same_tensor() -> None:
     names = (f"{MLP}ffn_sub_norm.weight", f"{MLP}down_proj.0.weight")
     with pytest.raises(CheckpointError, match=r"ffn_sub_norm\.weight.*down_proj\.0\.weight.*two spellings"):
         respell(dict.fromkeys(names, 1))

@@ -67,7 +67,7 @@ def test_one_line_and_a_code(
     assert line.count("\n") == 1
 
 
-def test_every_class_of_ours_has_its_row() -> None:
+def test_every_error_class_has_a_row() -> None:
     for name in dir(failures):
         kind = getattr(failures, name)
         if isinstance(kind, type) and issubclass(kind, failures.BitexportError):

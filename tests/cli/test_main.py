@@ -1,4 +1,4 @@
-"""The program as a whole: help, versions, exit codes, and that it starts at once."""
+"""The complete program: help, version, exit codes, and a fast start."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_help_of_a_command(run_cli: Cli, command: str) -> None:
     assert "--quiet" in result.stdout
 
 
-def test_version_is_the_project_file_s(run_cli: Cli) -> None:
+def test_the_version_equals_that_of_pyproject(run_cli: Cli) -> None:
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
     assert run_cli("--version").stdout == f"bitexport {project['version']}\n"
     assert bitexport.__version__ == project["version"]
@@ -97,7 +97,7 @@ def test_traceback_on_request(run_cli: Cli, tmp_path: Path) -> None:
 
 
 def test_missing_extra_is_one_line(run_cli: Cli, tmp_path: Path) -> None:
-    # A folder in front of everything where importing torch fails as it does when it is not installed.
+    # a folder at the front of the path where importing torch fails as if it were not installed
     (tmp_path / "torch.py").write_text("raise ModuleNotFoundError(\"No module named 'torch'\", name='torch')")
     path = f"{tmp_path}:{REPOSITORY}"
     result = run_cli("parity", tmp_path, tmp_path / "x.gguf", env={"PYTHONPATH": path})
@@ -106,7 +106,7 @@ def test_missing_extra_is_one_line(run_cli: Cli, tmp_path: Path) -> None:
     assert result.stderr.count("\n") == 1
 
 
-def test_starts_without_the_heavy_libraries() -> None:
+def test_starts_without_heavy_libraries() -> None:
     code = (
         "import sys\n"
         "from bitexport.cli import app\n"

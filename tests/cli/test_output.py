@@ -1,4 +1,4 @@
-"""Results on stdout, the rest on stderr; JSON alone when asked for; colour and bars on terminals only."""
+"""Results go to stdout, the rest to stderr; --json prints only JSON; colour and bars only on terminals."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_json_is_one_document_with_a_schema(capsys: pytest.CaptureFixture[str]) 
     assert error == ""
 
 
-def test_json_keeps_text_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_does_not_escape_text(capsys: pytest.CaptureFixture[str]) -> None:
     Output(json=True).result({"text": "naïve ☃"})
     assert "naïve ☃" in capsys.readouterr().out
 
@@ -56,7 +56,7 @@ def test_quiet_keeps_warnings(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr() == ("", "warning: odd\n")
 
 
-def test_tables_are_not_cut_off(capsys: pytest.CaptureFixture[str]) -> None:
+def test_tables_are_not_truncated(capsys: pytest.CaptureFixture[str]) -> None:
     long = "x" * 300
     Output().table(("name", "size"), [(long, 12), ("[red]y[/red]", 3)], right=("size",))
     text = capsys.readouterr().out
@@ -87,7 +87,7 @@ def test_markdown_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert row.split("|")[1].strip() == "pp8"
 
 
-def test_no_bar_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_bar_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     with Output().progress("working") as progress:
         progress(ProgressEvent(1, 2, "B", "x"))
     assert capsys.readouterr() == ("", "")
@@ -125,14 +125,16 @@ def on_a_terminal(script: str, **environment: str) -> str:
     return b"".join(chunks).decode()
 
 
-def test_a_line_beside_a_bar_stands_above_it() -> None:
-    """What is said while a bar is drawn begins on a line that was cleared, not behind the bar."""
-    said = SCRIPT.replace("QUIET", "False") + '    out.info("said between")\n    out.warn("warned between")\n'
-    text = on_a_terminal(said, NO_COLOR="1")
+def test_lines_printed_during_a_bar_appear_above_it() -> None:
+    """They start on a line that was cleared, not behind the bar."""
+    script = (
+        SCRIPT.replace("QUIET", "False") + '    out.info("said between")\n    out.warn("warned between")\n'
+    )
+    text = on_a_terminal(script, NO_COLOR="1")
     for words in ("said between", "warning: warned between"):
         assert text.count(words) == 1
         before = re.split("\x1b\\[2K|\n", text[: text.index(words)])[-1]
-        assert before.strip() == "", "the bar stands in front of it"
+        assert before.strip() == "", "the bar is in front of it"
 
 
 def test_bar_and_colour_on_a_terminal() -> None:
@@ -170,7 +172,7 @@ def test_bytes(count: int, text: str) -> None:
     assert format_bytes(count) == text
 
 
-def test_a_narrow_terminal_cuts_no_number(
+def test_a_narrow_terminal_does_not_truncate_numbers(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Output, "_stdout", staticmethod(lambda: Console(width=40)))

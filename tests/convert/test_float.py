@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from bitexport.convert import convert
 from bitexport.errors import CheckpointError, UnsupportedError, UsageError
 from bitexport.gguf.reader import read_gguf
-from bitexport.runtime.model import Session
+from bitexport.runtime.session import Session
 from tests.support.models import Shape, save_checkpoint, tiny_model
 
 Checkpoints = Callable[..., Path]

@@ -271,7 +271,7 @@ def test_outputs_that_are_refused(tmp_path: Path, gguf_of: Ggufs) -> None:
     for target in (source, tmp_path / "link.gguf"):
         with pytest.raises(OutputError, match="is the file that is converted"):
             convert_gguf(source, target, force=True)
-        with pytest.raises(OutputError, match="exists already"):
+        with pytest.raises(OutputError, match="already exists"):
             convert_gguf(source, target)
     assert source.read_bytes() == before
     (tmp_path / "old.gguf").write_text("mine")

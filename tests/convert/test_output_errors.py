@@ -25,7 +25,7 @@ Checkpoints = Callable[..., Path]
 def test_an_existing_output(tmp_path: Path, checkpoint_of: Checkpoints, run_cli: RunCli) -> None:
     (tmp_path / "x.gguf").write_text("mine")
     done = run_cli("convert", checkpoint_of(), tmp_path / "x.gguf")
-    assert "exists already; use --force" in one_line(done, 1)
+    assert "already exists; use --force" in one_line(done, 1)
     assert (tmp_path / "x.gguf").read_text() == "mine"
     assert list(tmp_path.iterdir()) == [tmp_path / "x.gguf"]
 

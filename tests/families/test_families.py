@@ -1,4 +1,4 @@
-"""The families: names both ways, shapes, hyper-parameters, and rows that RoPE moves."""
+"""The families: names in both directions, shapes, hyper-parameters, and the row order for RoPE."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ def config(**changes: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
-def test_names_go_both_ways(family: Family) -> None:
+def test_names_map_in_both_directions(family: Family) -> None:
     tied = family is ONEBITLLM
     numbers = family.hyperparameters(config(tie_word_embeddings=tied, num_hidden_layers=12))
-    numbers = replace(numbers, parts=family.always | family.sometimes)
+    numbers = replace(numbers, parts=family.required_parts | family.optional_parts)
     claims = family.claims(numbers)
     assert len({claim.source for claim in claims}) == len({claim.target for claim in claims}) == len(claims)
     for claim in claims:
@@ -97,7 +97,7 @@ def test_the_official_shape_has_the_official_tensors() -> None:
 
 @pytest.mark.parametrize("architecture", ["bitnet", "llama"])
 @pytest.mark.parametrize("tied", [True, False])
-def test_the_claims_are_what_transformers_saves(
+def test_the_claims_equal_the_tensors_that_transformers_saves(
     checkpoint_of: Callable[..., Path], architecture: str, tied: bool
 ) -> None:
     shape = Shape(hidden=128, ffn=256, heads=4, kv_heads=1, vocab=416)
@@ -115,7 +115,7 @@ def test_an_explicit_head_dim() -> None:
     assert "llama.attention.key_length" not in LLAMA.metadata(LLAMA.hyperparameters(config()))
 
 
-def test_as_many_key_value_heads_as_heads_where_none_are_given() -> None:
+def test_the_default_number_of_key_value_heads() -> None:
     assert BITNET.hyperparameters(config(num_key_value_heads=None)).kv_heads == 4
 
 
@@ -123,11 +123,11 @@ def test_as_many_key_value_heads_as_heads_where_none_are_given() -> None:
     ("changes", "error", "message"),
     [
         ({"hidden_act": "gelu"}, UnsupportedError, "'gelu'.*computes 'relu2' or 'silu' only"),
-        ({"layer_types": ["full_attention", "sliding_attention"]}, UnsupportedError, "sliding window"),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, UnsupportedError, "sliding-window"),
         (
             {"use_sliding_window": True, "sliding_window": 64, "max_window_layers": 1},
             UnsupportedError,
-            "sliding window",
+            "sliding-window",
         ),
         (
             {"quantization_config": {"use_rms_norm": True, "rms_norm_eps": 2}},
@@ -138,7 +138,7 @@ def test_as_many_key_value_heads_as_heads_where_none_are_given() -> None:
         ({"hidden_size": "64"}, CheckpointError, "hidden_size is '64'"),
         ({"num_hidden_layers": 0}, CheckpointError, "num_hidden_layers is 0"),
         ({"num_attention_heads": True}, CheckpointError, "num_attention_heads is True"),
-        ({"num_attention_heads": 5}, CheckpointError, "no multiple of num_attention_heads 5"),
+        ({"num_attention_heads": 5}, CheckpointError, "not a multiple of num_attention_heads 5"),
         ({"num_key_value_heads": 3}, CheckpointError, "3 key-value heads"),
         ({"head_dim": 15}, CheckpointError, "even head_dim"),
         ({"rms_norm_eps": None}, CheckpointError, "rms_norm_eps is None"),
@@ -150,7 +150,7 @@ def test_as_many_key_value_heads_as_heads_where_none_are_given() -> None:
         ({"partial_rotary_factor": 0.5}, UnsupportedError, "partial_rotary_factor 0.5"),
     ],
 )
-def test_configs_that_cannot_be(changes: dict[str, Any], error: type[Exception], message: str) -> None:
+def test_invalid_configs(changes: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         BITNET.hyperparameters(config(**changes))
 
@@ -166,7 +166,7 @@ def test_architectures() -> None:
 
 
 def test_a_family_is_chosen_by_its_parts() -> None:
-    """SubLN has no key in config.json: the tensors tell."""
+    """SubLN has no key in config.json and is recognised by its tensors."""
     sub_norm = "model.layers.0.mlp.ffn_sub_norm.weight"
     llama = config(architectures=["LlamaForCausalLM"])
     assert family_of(llama, ["model.layers.0.mlp.down_proj.weight"]) is LLAMA
@@ -180,8 +180,8 @@ def test_a_family_is_chosen_by_its_parts() -> None:
         family_of(config(architectures=["BitNetForCausalLM"], mlp_bias=True))
 
 
-def test_one_missing_sub_norm_is_missed() -> None:
-    """That one is there makes all of them expected."""
+def test_one_sub_norm_makes_all_of_them_required() -> None:
+    """If a checkpoint has one of them, all of them are expected."""
     numbers = LLAMA_STUDENT.hyperparameters(config(), ["model.layers.0.mlp.ffn_sub_norm.weight"])
     names = {claim.source for claim in LLAMA_STUDENT.claims(numbers)}
     assert "model.layers.1.self_attn.attn_sub_norm.weight" in names
@@ -198,7 +198,7 @@ def test_one_missing_sub_norm_is_missed() -> None:
     ],
     ids=lambda value: value.name if isinstance(value, Family) else "",
 )
-def test_the_keys_that_choose_the_graphs_parts(family: Family, added: dict[str, Any]) -> None:
+def test_the_keys_that_select_the_parts_of_the_graph(family: Family, added: dict[str, Any]) -> None:
     sub_norm = ["model.layers.0.mlp.ffn_sub_norm.weight"]
     plain = BITNET.metadata(BITNET.hyperparameters(config(head_dim=16)))
     found = family.metadata(family.hyperparameters(config(head_dim=16, rope_theta=5e5), sub_norm))
@@ -208,14 +208,14 @@ def test_the_keys_that_choose_the_graphs_parts(family: Family, added: dict[str, 
         assert without == {**found, "bitnet-b1.58.attention.sub_norm": False}
 
 
-def test_head_dim_of_qwen3_where_none_is_given() -> None:
+def test_the_default_head_dim_of_qwen3() -> None:
     from transformers import Qwen3Config
 
     assert QWEN3.hyperparameters(config()).head_dim == Qwen3Config().head_dim == 128
 
 
 def test_the_alpha_of_hunyuan() -> None:
-    """Also in transformers: a larger base, whatever else the settings say."""
+    """It only makes the base larger, as in transformers; the other settings have no effect."""
     from transformers import HunYuanDenseV1Config
     from transformers.models.hunyuan_v1_dense.modeling_hunyuan_v1_dense import HunYuanDenseV1RotaryEmbedding
 
@@ -224,7 +224,7 @@ def test_the_alpha_of_hunyuan() -> None:
     rope = HUNYUAN.hyperparameters(entries).rope
     assert rope.kind == "default"
     assert rope.theta == pytest.approx(11158839.925)
-    assert np.float32(rope.theta) == 11158840  # as the file holds it
+    assert np.float32(rope.theta) == 11158840  # as stored in the file
     peer = HunYuanDenseV1RotaryEmbedding(HunYuanDenseV1Config(**entries))
     ours = rope.theta ** -(np.arange(0, 128, 2) / 128)
     np.testing.assert_allclose(ours, peer.inv_freq.numpy(), rtol=2e-6)
@@ -238,7 +238,7 @@ def test_the_alpha_of_hunyuan() -> None:
     ("changes", "message"),
     [
         ({"tie_word_embeddings": False}, "no output matrix"),
-        ({"head_dim": 32}, "no head_dim of its own"),
+        ({"head_dim": 32}, "head_dim 32 with 4 heads and hidden_size 64"),
         ({"weight_bits": 2}, "weight_bits is 2"),
         ({"input_bits": 4}, "input_bits is 4"),
         ({"hidden_act": "relu2"}, "computes 'silu' only"),
@@ -265,7 +265,7 @@ def test_rope_in_both_spellings() -> None:
 
 @pytest.mark.parametrize("theta", [10000.0, 500000.0])
 @pytest.mark.parametrize("head_dim", [64, 128])
-def test_llama3_scaling_is_that_of_transformers(theta: float, head_dim: int) -> None:
+def test_llama3_scaling_equals_that_of_transformers(theta: float, head_dim: int) -> None:
     from transformers import LlamaConfig
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
@@ -311,7 +311,7 @@ def test_rows_of_q_and_k_are_interleaved_for_llama() -> None:
 
 
 def test_interleaving_turns_one_rope_into_the_other() -> None:
-    """Neighbours rotated after interleaving are the halves rotated before it."""
+    """Rotating neighbours after interleaving equals rotating the halves before it."""
     rng = np.random.default_rng(0)
     x, angle = rng.normal(size=8), rng.normal(size=4)
     order = [0, 4, 1, 5, 2, 6, 3, 7]

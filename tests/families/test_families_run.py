@@ -1,6 +1,6 @@
-"""Every family, end to end: a tiny random model of transformers, converted, run by our libllama, compared.
+"""Every family, end to end: a tiny random model is converted, run by our libllama, and compared.
 
-Each must pass parity, embeddings aligned and rounding explained, as a whole and step by step.
+Each must pass parity with aligned embeddings and rounding, for the whole model and step by step.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from bitexport.families.ternary_decoder import TernaryDecoder
 from bitexport.gguf.reader import read_gguf
 from bitexport.parity import parity
 from bitexport.parity.driver import verdict
-from bitexport.runtime.model import Session
+from bitexport.runtime.session import Session
 from tests.support.family_cases import CASES, made
 from tests.support.models import MODEL_CLASSES
 
@@ -48,7 +48,7 @@ def test_a_family_runs_as_in_transformers(name: str, tmp_path: Path) -> None:
         ("Qwen3 without SubLN", "attention.sub_norm", True, "'blk.0.attn_sub_norm.weight' not found"),
     ],
 )
-def test_the_graph_says_what_it_cannot_run(
+def test_the_graph_rejects_what_it_cannot_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, key: str, value: Any, message: str
 ) -> None:
     honest = TernaryDecoder.metadata

@@ -13,7 +13,7 @@ import pytest
 
 from bitexport.convert import convert
 from bitexport.reference import load_reference
-from bitexport.runtime.model import Session
+from bitexport.runtime.session import Session
 
 LLAMA3 = {
     "rope_type": "llama3",
@@ -48,6 +48,6 @@ def test_scaled_rope_runs_as_in_transformers(
         convert(folder, tmp_path / f"{name}.gguf", embed_type="f16")
         with Session(tmp_path / f"{name}.gguf") as session:
             found[name] = distance(expected, session.logits(ids))
-    # what is left is rounding of activations; a file without the scaling is far off
+    # the remaining difference is the rounding of activations; without the scaling it is much larger
     assert found["scaled"] < 1e-3
     assert found["scaled"] < found["plain"] / 5

@@ -1,11 +1,11 @@
-"""Feeds damaged checkpoints to convert: each ends in a file or in a :class:`BitexportError`, nothing else.
+"""Fuzzes convert with damaged checkpoints: each must be converted or raise a :class:`BitexportError`.
 
     python -m tests.fuzz.fuzz_checkpoint --executions 200000 --findings DIR
 
 Every execution damages one file of a small checkpoint (safetensors, index, config.json, tokenizer files) and
-converts it without writing; one in fifty is written and loaded. A failure is any other exception, a hang, or
-memory beyond reason; the damaged file is kept. Exit status: 0 without failures, 3 with some. Prints one JSON
-document.
+converts it without writing; one in fifty is written and loaded. Any other exception, a hang, or excessive
+memory is a failure, and the damaged file is kept. Exit status: 0 without failures, 3 otherwise. Prints one
+JSON document.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ VALUES: tuple[Any, ...] = (
 
 
 class HangError(Exception):
-    """The alarm went off."""
+    """An execution took too long."""
 
 
 def _alarm(signum: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG001
@@ -55,7 +55,7 @@ def _alarm(signum: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG001
 
 
 def damage_json(data: bytes, chance: random.Random) -> bytes:
-    """Another value somewhere in a JSON document, a key less, or damage to its text."""
+    """Replace a value of a JSON document, remove or rename a key, or damage its text."""
     if chance.random() < 0.15:
         return damage_bytes(data, chance)
     document = json.loads(data)
@@ -64,7 +64,7 @@ def damage_json(data: bytes, chance: random.Random) -> bytes:
     def walk(node: Any) -> None:
         entries = node.items() if isinstance(node, dict) else enumerate(node)
         for index, (key, value) in enumerate(entries):
-            if index < 60:  # of a long list the first entries are as good as all
+            if index < 60:  # the first entries of a long list represent all of them
                 places.append((node, key))
                 if isinstance(value, (dict, list)):
                     walk(value)
@@ -83,12 +83,12 @@ def damage_json(data: bytes, chance: random.Random) -> bytes:
             node[key] = chance.choice(VALUES)
     try:
         return json.dumps(document).encode("utf-8", errors="surrogatepass")
-    except ValueError:  # a value that was put inside itself
+    except ValueError:  # a value that contains itself
         return b"{}"
 
 
 def damage_bytes(data: bytes, chance: random.Random) -> bytes:
-    """Bytes changed, cut off, doubled or put in."""
+    """Change, cut off, duplicate or insert bytes."""
     changed = bytearray(data)
     for _ in range(chance.randint(1, 4)):
         at = chance.randrange(len(changed) + 1)
@@ -105,7 +105,7 @@ def damage_bytes(data: bytes, chance: random.Random) -> bytes:
 
 
 def damage_safetensors(data: bytes, chance: random.Random) -> bytes:
-    """Damage to the header's document, its length, or the tensors' bytes."""
+    """Damage the document of the header, its length, or the tensors' bytes."""
     size = struct.unpack("<Q", data[:8])[0]
     header, body = data[8 : 8 + size], data[8 + size :]
     kind = chance.random()
@@ -126,7 +126,7 @@ def damage_for(file: Path) -> Callable[[bytes, random.Random], bytes]:
 
 
 def make_seeds(folder: Path) -> list[Path]:
-    """Checkpoints as small as they come: every packing, one in shards."""
+    """Very small checkpoints: one for every packing, one of them in shards."""
     shape = Shape(hidden=128, ffn=128, layers=1, heads=2, kv_heads=1, vocab=400, context=32)
     return [
         tiny_checkpoint(folder / "master", "master", shape=shape),
@@ -137,7 +137,7 @@ def make_seeds(folder: Path) -> list[Path]:
 
 
 def run_one(seed: Path, index: int, base: int, folder: Path) -> str:
-    """One execution in ``folder``, which is left empty unless it failed; what came of it."""
+    """Run one execution in ``folder``, which is emptied unless it fails; returns the outcome."""
     chance = random.Random(base * 1_000_003 + index)
     for file in seed.iterdir():
         (folder / file.name).hardlink_to(file)
@@ -166,7 +166,7 @@ def run_one(seed: Path, index: int, base: int, folder: Path) -> str:
 
 
 def run_all(executions: int, base: int, findings: Path) -> tuple[Counter[str], int]:
-    """Run, keep what failed, and return the outcomes and the number of failures."""
+    """Run all executions, keep failures, and return the outcomes and the number of failures."""
     outcomes: Counter[str] = Counter()
     failures = 0
     memory = Path("/dev/shm")
@@ -180,7 +180,7 @@ def run_all(executions: int, base: int, findings: Path) -> tuple[Counter[str], i
             folder.mkdir(exist_ok=True)
             try:
                 outcomes[run_one(seeds[index % len(seeds)], index, base, folder)] += 1
-            except BaseException as error:  # a panic in Rust is no Exception
+            except BaseException as error:  # a panic in Rust is not an Exception
                 if isinstance(error, KeyboardInterrupt):
                     raise
                 failures += 1
@@ -197,11 +197,11 @@ def run_all(executions: int, base: int, findings: Path) -> tuple[Counter[str], i
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--executions", type=int, default=200_000)
-    parser.add_argument("--seed", type=int, default=1, help="of the damages (default 1)")
-    parser.add_argument("--findings", type=Path, required=True, help="folder for what failed")
+    parser.add_argument("--seed", type=int, default=1, help="random seed (default 1)")
+    parser.add_argument("--findings", type=Path, required=True, help="folder for failures")
     arguments = parser.parse_args()
     arguments.findings.mkdir(parents=True, exist_ok=True)
-    warnings.simplefilter("ignore")  # NumPy's, about the numbers that are put in
+    warnings.simplefilter("ignore")  # NumPy's, about extreme numbers
     signal.signal(signal.SIGALRM, _alarm)
     outcomes, failures = run_all(arguments.executions, arguments.seed, arguments.findings)
     print(json.dumps({"executions": sum(outcomes.values()) + failures, "failures": failures, **outcomes}))

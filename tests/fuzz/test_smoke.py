@@ -1,4 +1,4 @@
-"""A few of the fuzzer's executions in every test run, and proof that it sees what it looks for."""
+"""A few executions of the fuzzer, and a planted fault that it must find."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ def seeds(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return make_seeds(tmp_path_factory.mktemp("seeds"))
 
 
-def test_damaged_checkpoints_are_refused_or_converted(seeds: list[Path], tmp_path: Path) -> None:
+def test_damaged_checkpoints_are_rejected_or_converted(seeds: list[Path], tmp_path: Path) -> None:
     outcomes = {run_one(seeds[index % len(seeds)], index, 0, tmp_path) for index in range(300)}
     assert {"converted", "CheckpointError", "TokenizerError"} <= outcomes
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_error_that_has_no_name_is_a_failure(
+def test_an_unexpected_exception_is_a_failure(
     seeds: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The fault is planted in the reader: a header that is no JSON raises what json raises."""
+    """The planted fault: the reader raises KeyError instead of CheckpointError."""
     planted = bitexport.checkpoint.safetensors
     monkeypatch.setattr(planted, "CheckpointError", KeyError)
 
-    def run_until_it_is_met() -> None:
+    def run_until_it_is_found() -> None:
         for index in range(200):
             run_one(seeds[0], index, 0, tmp_path)
 
     with pytest.raises(KeyError):
-        run_until_it_is_met()
+        run_until_it_is_found()
 
 
-def test_damages_differ_and_repeat() -> None:
+def test_damage_varies_with_the_seed_and_is_reproducible() -> None:
     data = b'{"a": [1, 2, {"b": "c"}], "d": null}'
     first = [fuzz_checkpoint.damage_json(data, random.Random(seed)) for seed in range(50)]
     again = [fuzz_checkpoint.damage_json(data, random.Random(seed)) for seed in range(50)]

@@ -1,4 +1,4 @@
-"""Reading GGUF headers: what the peer writes, and what no one should write."""
+"""Reading GGUF headers: files of the gguf package, and damaged ones."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def write(folder: Path, content: bytes) -> Path:
     return path
 
 
-def test_reads_what_the_peer_writes(tmp_path: Path) -> None:
+def test_reads_files_of_the_gguf_package(tmp_path: Path) -> None:
     path = tmp_path / "x.gguf"
     writer = gguf.GGUFWriter(path, "test")
     writer.add_string("s", "text")
@@ -77,7 +77,7 @@ def test_reads_what_the_peer_writes(tmp_path: Path) -> None:
     np.testing.assert_array_equal(file.data(file.tensors[0]).view(np.float32), np.arange(64))
 
 
-def test_type_36_comes_back(tmp_path: Path) -> None:
+def test_type_36_round_trip(tmp_path: Path) -> None:
     path = tmp_path / "x.gguf"
     specs = [TensorSpec("a", (4, 128), I2_S), TensorSpec("b", (3,), F32)]
     values = {"a": PACKED, "b": np.ones(3, np.float32)}
@@ -99,16 +99,16 @@ def test_type_36_comes_back(tmp_path: Path) -> None:
         (header(b"", 0, version=3 << 24), "little-endian"),
         (b"GGUF" + struct.pack("<IQQ", 3, 2**62, 0), "more than a file of 24 bytes"),
         (b"GGUF" + struct.pack("<IQQ", 3, 0, 2**62), "more than a file of 24 bytes"),
-        (header(b"", 0, struct.pack("<Q", 2**63) + bytes(64), 1), "the file ends at"),
+        (header(b"", 0, struct.pack("<Q", 2**63) + bytes(64), 1), "but the file ends at"),
         (header(b"", 0, text("k") + struct.pack("<I", 77), 1), "has type 77"),
         (header(b"", 0, text("k") + struct.pack("<IIQ", 9, 4, 2**61), 1), "more than a file of"),
         (header(b"", 0, text("k") + struct.pack("<IIQ", 9, 8, 2**61), 1), "more than a file of"),
-        (header(b"", 0, text("k") + struct.pack("<IIQ", 9, 9, 1) + bytes(12), 1), "holds type 9"),
+        (header(b"", 0, text("k") + struct.pack("<IIQ", 9, 9, 1) + bytes(12), 1), "has elements of type 9"),
         (header(b"", 0, (text("k") + struct.pack("<II", 4, 1)) * 2, 2), "appears twice"),
         (header(b"", 0, text("general.alignment") + struct.pack("<II", 4, 24), 1), "power of two"),
         (header(text("t") + struct.pack("<I", 5) + bytes(40), 1), "5 dimensions"),
         (header(text("t") + struct.pack("<IQIQ", 1, 4, 99, 0), 1), "type 99"),
-        (header(text("t") + struct.pack("<IQIQ", 1, 33, 8, 0), 1), "no multiple of its block"),
+        (header(text("t") + struct.pack("<IQIQ", 1, 33, 8, 0), 1), "not a multiple of its block"),
         (header(text("t") + struct.pack("<IQIQ", 1, 4, 0, 0), 1), "ends at byte"),
         (header(text("t") + struct.pack("<IQQIQ", 2, 2**32, 2**31, 0, 0), 1), "ends at byte"),
         (header((text("t") + struct.pack("<IQIQ", 1, 4, 0, 0)) * 2, 2) + bytes(64), "appears twice"),
@@ -140,12 +140,12 @@ def test_type_36_with_too_much_room(tmp_path: Path) -> None:
     entries = i2_s_entry("first", 4, 0) + i2_s_entry("second", 4, 256)
     with pytest.raises(GGUFError, match="room for 256 bytes, expected 160"):
         read_gguf(write(tmp_path, header(entries, 2) + bytes(512)))
-    with pytest.raises(GGUFError, match="followed by bytes that are not its own"):
+    with pytest.raises(GGUFError, match="followed by bytes that do not belong to it"):
         read_gguf(write(tmp_path, header(i2_s_entry("t", 4, 0), 1) + bytes(160 + 32)))
 
 
-def test_type_36_whose_elements_fill_no_block(tmp_path: Path) -> None:
-    with pytest.raises(GGUFError, match=r"type 36 .* no multiple of its block of 128"):
+def test_type_36_that_is_not_a_multiple_of_the_block(tmp_path: Path) -> None:
+    with pytest.raises(GGUFError, match=r"type 36 .* not a multiple of its block of 128"):
         read_gguf(write(tmp_path, header(i2_s_entry("t", 3, 0, columns=64), 1) + bytes(160)))
 
 
@@ -158,7 +158,7 @@ def test_no_such_file(tmp_path: Path) -> None:
 
 @settings(max_examples=300, deadline=None)
 @given(data=st.data())
-def test_no_damage_gets_past_as_anything_but_our_error(
+def test_damage_raises_only_our_own_error(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
     keys = (

@@ -1,4 +1,4 @@
-"""Writing GGUF: the bytes, the peers that read them, and what is left when it fails."""
+"""Writing GGUF: the bytes, the other libraries that read them, and failures that leave nothing behind."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_bytes_by_hand(tmp_path: Path) -> None:
     assert size == len(by_hand())
 
 
-def test_the_peer_reads_it(tmp_path: Path) -> None:
+def test_the_gguf_package_reads_it(tmp_path: Path) -> None:
     path = tmp_path / "x.gguf"
     metadata = {"i": 1, "f": 0.5, "yes": True, "s": "text", "ints": [1, -2], "floats": [0.25]}
     write_gguf(path, "test", metadata, SPECS, data)
@@ -56,7 +56,7 @@ def test_the_peer_reads_it(tmp_path: Path) -> None:
     np.testing.assert_array_equal(reader.tensors[0].data, VALUES["a"].reshape(2, 3))
 
 
-def test_type_36_takes_its_tail(tmp_path: Path) -> None:
+def test_type_36_includes_its_tail(tmp_path: Path) -> None:
     path = tmp_path / "x.gguf"
     spec = TensorSpec("t", (2, 128), I2_S)
     assert spec.nbytes == 2 * 128 // 4 + 32
@@ -65,7 +65,7 @@ def test_type_36_takes_its_tail(tmp_path: Path) -> None:
     assert b"\x01" + bytes(7) + b"t" + struct.pack("<IQQIQ", 2, 128, 2, 36, 0) in path.read_bytes()
 
 
-def test_an_existing_output_stays(tmp_path: Path) -> None:
+def test_an_existing_output_is_kept(tmp_path: Path) -> None:
     path = tmp_path / "x.gguf"
     path.write_text("mine")
     with pytest.raises(OutputError, match="--force"):
@@ -76,7 +76,7 @@ def test_an_existing_output_stays(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_an_output_that_appears_meanwhile_stays(tmp_path: Path) -> None:
+def test_an_output_that_appears_in_the_meantime_is_kept(tmp_path: Path) -> None:
     path = tmp_path / "x.gguf"
     with pytest.raises(OutputError, match="exist"):
         write_gguf(path, "test", {}, SPECS, data, check=lambda _: path.write_text("theirs") and None)
@@ -85,7 +85,7 @@ def test_an_output_that_appears_meanwhile_stays(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, MemoryError])
-def test_nothing_is_left_of_a_failure(tmp_path: Path, error: type[BaseException]) -> None:
+def test_a_failure_leaves_nothing_behind(tmp_path: Path, error: type[BaseException]) -> None:
     def failing(spec: TensorSpec) -> Iterator[np.ndarray]:
         if spec.name == "b":
             raise error
@@ -96,9 +96,9 @@ def test_nothing_is_left_of_a_failure(tmp_path: Path, error: type[BaseException]
     assert list(tmp_path.iterdir()) == []
 
 
-def test_nothing_is_left_when_the_check_fails(tmp_path: Path) -> None:
+def test_a_failed_check_leaves_nothing_behind(tmp_path: Path) -> None:
     def check(path: Path) -> None:
-        assert path.read_bytes() == by_hand()  # whole, under its temporary name
+        assert path.read_bytes() == by_hand()  # complete, under its temporary name
         raise ValueError("not good")
 
     with pytest.raises(ValueError, match="not good"):
@@ -112,7 +112,7 @@ def test_too_few_bytes_are_a_bug(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_places_that_cannot_be_written(tmp_path: Path) -> None:
+def test_outputs_that_cannot_be_written(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="is a folder"):
         write_gguf(tmp_path, "test", {}, SPECS, data)
     with pytest.raises(OutputError, match="does not exist"):
@@ -120,25 +120,25 @@ def test_places_that_cannot_be_written(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("force", [True, False])
-def test_what_is_no_ordinary_file_stays(tmp_path: Path, force: bool) -> None:
+def test_devices_pipes_and_broken_links_are_rejected(tmp_path: Path, force: bool) -> None:
     os.mkfifo(pipe := tmp_path / "pipe")
     (tmp_path / "link").symlink_to(pipe)
     (tmp_path / "circle").symlink_to(tmp_path / "circle")
     for place in (pipe, tmp_path / "link", Path("/dev/null")):
-        with pytest.raises(OutputError, match="is no ordinary file; expected the name of one"):
+        with pytest.raises(OutputError, match="is not a regular file; expected a file name"):
             write_gguf(place, "test", {}, SPECS, data, force=force)
     for place in (tmp_path / "circle", Path("a\0b")):
-        with pytest.raises(OutputError, match=r"leads nowhere|cannot be written"):
+        with pytest.raises(OutputError, match=r"cannot be resolved|cannot be written"):
             write_gguf(place, "test", {}, SPECS, data, force=force)
     assert pipe.is_fifo()
     assert Path("/dev/null").is_char_device()
 
 
-def test_a_link_stays_and_what_it_points_to_is_written(tmp_path: Path) -> None:
+def test_a_link_is_kept_and_its_target_is_written(tmp_path: Path) -> None:
     (there := tmp_path / "there").mkdir()
     (there / "x.gguf").write_text("old")
     (link := tmp_path / "link.gguf").symlink_to(there / "x.gguf")
-    with pytest.raises(OutputError, match="exists already"):
+    with pytest.raises(OutputError, match="already exists"):
         write_gguf(link, "test", {}, SPECS, data)
     write_gguf(link, "test", {}, SPECS, data, force=True)
     assert link.is_symlink()

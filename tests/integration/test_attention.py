@@ -1,4 +1,4 @@
-"""Attention of one new token on our kernels: what llama.cpp computes, at every length of context."""
+"""Attention of one new token on our kernels: the same as llama.cpp's, at every context length."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from bitexport.convert import convert
 from tests.integration.test_head import run
 from tests.support.models import Shape
 
-# After 5 tokens at once, 60 one by one, as a user's context computes them.
+# Five tokens at once, then 60 one by one, with the settings of an ordinary context.
 DECODE = """
 import sys
 import numpy as np
-from bitexport.runtime.model import Session
+from bitexport.runtime.session import Session
 with Session(sys.argv[1], n_ctx=128, n_threads=int(sys.argv[3]), exact=False) as session:
     session.advance([7, 8, 9, 10, 11])
     np.save(sys.argv[2], np.stack([session.feed([3 + i * 5 % 200]) for i in range(60)]))
@@ -37,7 +37,7 @@ def float_model(
     checkpoint_of: Callable[..., Path],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
-    """Without ternary weights, whose 8-bit rounding would make much of the smallest difference."""
+    """Without ternary weights, whose 8-bit rounding would amplify the smallest difference."""
     heads, kv_heads, head_dim = request.param
     shape = Shape(hidden=heads * head_dim, ffn=256, heads=heads, kv_heads=kv_heads)
     gguf = tmp_path_factory.mktemp("gguf") / "float.gguf"
@@ -46,15 +46,15 @@ def float_model(
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
-def test_the_numbers_are_those_of_llama_cpp(float_model: Path, threads: int) -> None:
+def test_the_numbers_equal_those_of_llama_cpp(float_model: Path, threads: int) -> None:
     ours = decoded(float_model, threads)
-    theirs = decoded(float_model, threads, BITEXPORT_ATTENTION="stock")
-    assert ours.tobytes() != theirs.tobytes(), "both are llama.cpp's: ours did not run"
-    # theirs adds values up in float16
-    assert np.abs(ours - theirs).max() < 5e-3 * np.abs(theirs).max()
+    stock = decoded(float_model, threads, BITEXPORT_ATTENTION="stock")
+    assert ours.tobytes() != stock.tobytes(), "both are llama.cpp's: ours did not run"
+    # llama.cpp accumulates in float16
+    assert np.abs(ours - stock).max() < 5e-3 * np.abs(stock).max()
 
 
-def test_the_number_of_threads_changes_no_bit(float_model: Path) -> None:
+def test_the_number_of_threads_does_not_change_the_result(float_model: Path) -> None:
     alone = decoded(float_model, 1).tobytes()
     assert all(decoded(float_model, threads).tobytes() == alone for threads in (2, 3, 5))
 

@@ -1,4 +1,4 @@
-"""The student in examples/en-fr, through the whole path: small, exact, and it translates."""
+"""The student in examples/en-fr, from checkpoint to translation: small, exact, and useful."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from bitexport.reference import load_reference
 from tests.support.repository import EN_FR
 
 CHECKPOINT = EN_FR
-# Our own sentences, in the manner of messages; a word that their translation needs.
+# Sentences of our own in the style of program messages, and a word that the translation must contain.
 SENTENCES = {
     "The file could not be opened.": "fichier",
     "Show all files in this folder": "fichiers",
@@ -35,7 +35,7 @@ def gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_it_is_small_and_has_a_card() -> None:
+def test_it_is_small_and_has_a_model_card() -> None:
     assert sum(file.stat().st_size for file in CHECKPOINT.rglob("*")) <= 8_000_000
     assert {"README.md", "teacher.toml", "student.toml", "loss.png"} <= {p.name for p in CHECKPOINT.iterdir()}
 
@@ -48,8 +48,8 @@ def test_cpp_computes_what_pytorch_computes(gguf: Path) -> None:
     assert report.aligned.unexplained == 0
 
 
-def test_it_translates_alike_on_both_sides(gguf: Path) -> None:
-    """Greedy, in C++ through llama-cpp-python as a user would, and in PyTorch."""
+def test_both_sides_translate_in_the_same_way(gguf: Path) -> None:
+    """Greedy decoding, in C++ through llama-cpp-python as users do, and in PyTorch."""
     reference = load_reference(CHECKPOINT)
     end = reference.tokenizer.eos_token_id
     llama = bitexport.load(gguf, n_ctx=128, verbose=False)

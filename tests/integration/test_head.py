@@ -21,7 +21,7 @@ Checkpoints = Callable[..., Path]
 LOGITS = """
 import sys
 import numpy as np
-from bitexport.runtime.model import Session
+from bitexport.runtime.session import Session
 with Session(sys.argv[1], n_ctx=64, n_threads=2) as session:
     ids = list(range(3, 43))
     logits = session.logits(ids)
@@ -44,7 +44,7 @@ def run(*arguments: str | Path, **environment: str) -> subprocess.CompletedProce
 
 
 def logits(gguf: Path, **environment: str) -> np.ndarray:
-    """Float32 [2, 40, vocab]: 40 tokens at once, and one after another."""
+    """Float32 [2, 40, vocab]: 40 tokens at once, and one by one."""
     target = gguf.with_suffix(".npy")
     done = run("-c", LOGITS, gguf, target, **environment)
     assert done.returncode == 0, done.stderr
@@ -53,14 +53,14 @@ def logits(gguf: Path, **environment: str) -> np.ndarray:
 
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("kind", ["q6_k", "q5_k", "q4_k"])
-def test_the_numbers_are_those_of_llama_cpp(
+def test_the_numbers_equal_those_of_llama_cpp(
     kind: str, tied: bool, tmp_path: Path, checkpoint_of: Checkpoints
 ) -> None:
     gguf = tmp_path / "x.gguf"
     convert(checkpoint_of("packed-multiply", tied=tied), gguf, embed_type=kind)
-    ours, theirs = logits(gguf), logits(gguf, BITEXPORT_HEAD="stock")
-    assert ours.tobytes() != theirs.tobytes(), "both are llama.cpp's kernels: ours did not run"
-    assert np.abs(ours - theirs).max() < 1e-5 * np.abs(theirs).max()
+    ours, stock = logits(gguf), logits(gguf, BITEXPORT_HEAD="stock")
+    assert ours.tobytes() != stock.tobytes(), "both are llama.cpp's kernels: ours did not run"
+    assert np.abs(ours - stock).max() < 1e-5 * np.abs(stock).max()
 
 
 @pytest.mark.parametrize("kind", ["q5_k", "q4_k"])  # q6_k: see test_tiers_and_threads

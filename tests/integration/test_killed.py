@@ -1,4 +1,4 @@
-"""kill -9 while convert writes: the output's name holds nothing, what it held before, or a complete file."""
+"""kill -9 during convert: the output is missing, the old file, or complete."""
 
 from __future__ import annotations
 
@@ -33,6 +33,6 @@ def test_fifty_kills_leave_no_half_written_file(checkpoint_of: Callable[..., Pat
     assert found["nothing"] > 0
     assert found["old"] > 0
 
-    # What the killed ones left beside it is in nobody's way.
+    # temporary files that killed conversions left behind do not interfere
     convert(checkpoint, out, force=True)
     assert read_gguf(out).tensors

@@ -1,4 +1,4 @@
-"""The checkpoint in examples/, through the whole path: the claims that README makes of it."""
+"""The checkpoint in examples/, from conversion to perplexity: the claims that README makes about it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files for other runtimes load in llama.cpp as it comes: the pinned source, built without our patches."""
+"""Files for other runtimes run in stock llama.cpp: the pinned source, built without our patches."""
 
 from __future__ import annotations
 
@@ -54,16 +54,16 @@ def test_same_greedy_text_in_stock_llama_cpp(
 ) -> None:
     gguf = tmp_path / f"{kind}.gguf"
     convert(checkpoint, gguf, type=kind, embed_type="f16")
-    ours, theirs = greedy(find_library_dir(), gguf), greedy(stock, gguf)
-    assert theirs.returncode == 0, theirs.stderr
+    ours, upstream = greedy(find_library_dir(), gguf), greedy(stock, gguf)
+    assert upstream.returncode == 0, upstream.stderr
     assert ours.returncode == 0, ours.stderr
-    assert len(json.loads(theirs.stdout)) == 64
-    assert len(set(json.loads(theirs.stdout))) > 8, "a text that repeats itself would compare nothing"
-    assert json.loads(ours.stdout) == json.loads(theirs.stdout)
+    assert len(json.loads(upstream.stdout)) == 64
+    assert len(set(json.loads(upstream.stdout))) > 8, "comparing a repetitive text would show nothing"
+    assert json.loads(ours.stdout) == json.loads(upstream.stdout)
 
 
-def test_stock_llama_cpp_refuses_i2_s(stock: Path, checkpoint: Path, tmp_path: Path) -> None:
-    """The peer really is unpatched."""
+def test_stock_llama_cpp_rejects_i2_s(stock: Path, checkpoint: Path, tmp_path: Path) -> None:
+    """The stock build really is unpatched."""
     gguf = tmp_path / "i2_s.gguf"
     convert(checkpoint, gguf, type="i2_s", embed_type="f16")
     assert greedy(stock, gguf).returncode != 0

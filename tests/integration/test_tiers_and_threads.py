@@ -45,7 +45,7 @@ def gguf(tmp_path_factory: pytest.TempPathFactory, checkpoint_of: Callable[..., 
 
 @pytest.fixture(scope="module")
 def expected(gguf: Path) -> dict[str, str]:
-    """What the scalar reference computes with one thread."""
+    """The result of the scalar reference with one thread."""
     done = run(gguf, "scalar", 1)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
@@ -53,7 +53,7 @@ def expected(gguf: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def available(gguf: Path) -> list[str]:
-    """The tiers of this build that this CPU runs, as the message about a wrong name lists them."""
+    """The tiers of this build that this CPU supports, from the error message for an unknown tier."""
     done = run(gguf, "no-such-tier", 1)
     assert done.returncode != 0
     listed = re.search(r"expected one of: ([^;]+);", done.stderr)
@@ -61,10 +61,10 @@ def available(gguf: Path) -> list[str]:
     return listed[1].split(", ")
 
 
-def test_the_list_above_is_the_build_s(available: list[str]) -> None:
+def test_the_list_above_equals_that_of_the_build(available: list[str]) -> None:
     assert set(available) <= set(TIERS), "a tier is missing in the list above"
     assert [tier for tier in TIERS if tier in available] == available, "the order differs"
-    assert available[-1] == cpu_tier(), "the last one is chosen by itself"
+    assert available[-1] == cpu_tier(), "the last one must be the default"
 
 
 @pytest.mark.parametrize("tier", TIERS)
@@ -76,7 +76,7 @@ def test_every_tier_computes_the_same_bits(
         assert done.returncode == 0, done.stderr
         assert json.loads(done.stdout) == {**expected, "tier": tier}
     else:
-        assert done.returncode != 0, "a tier that this CPU lacks must be refused"
+        assert done.returncode != 0, "a tier that this CPU does not support must be rejected"
         assert f"'{tier}' needs instructions that this CPU lacks" in done.stderr
 
 

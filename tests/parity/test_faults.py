@@ -11,7 +11,7 @@ import pytest
 
 from bitexport.parity import parity
 from bitexport.parity.driver import verdict
-from bitexport.runtime.model import Session
+from bitexport.runtime.session import Session
 from tests.support.gguf_files import (
     ByteChange,
     changed,

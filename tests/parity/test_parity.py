@@ -21,7 +21,7 @@ from bitexport.parity import parity
 from bitexport.parity.driver import ParityReport, verdict
 from bitexport.parity.greedy import continue_in_step
 from bitexport.progress import ProgressEvent
-from bitexport.runtime.model import Session
+from bitexport.runtime.session import Session
 from bitexport.text.prompts import built_in_prompts, read_prompts
 from tests.support.gguf_files import changed, double_scale
 from tests.support.models import PACKINGS, Shape, tiny_checkpoint

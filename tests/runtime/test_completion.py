@@ -1,4 +1,4 @@
-"""run streams what the model writes, whole characters at a time."""
+"""Completions and ``bitexport run``: text is streamed in complete characters."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 
 from bitexport.errors import GGUFError, UsageError
 from bitexport.runtime.completion import Completion, Sampling
-from bitexport.runtime.model import Session
+from bitexport.runtime.session import Session
 from tests.support.models import Shape
 from tests.support.repository import REPOSITORY
 
@@ -54,8 +54,8 @@ def test_same_seed_same_text(model: Path) -> None:
     assert len({text(seed) for seed in (1, 2, 3)}) > 1
 
 
-def test_pieces_are_whole_characters(model: Path) -> None:
-    # Hot sampling over a byte-level vocabulary writes bytes that are no character by themselves.
+def test_pieces_are_complete_characters(model: Path) -> None:
+    # sampling at a high temperature from a byte-level vocabulary gives bytes that are not complete characters
     pieces = list(
         Completion(
             model, "é", sampling=Sampling(temperature=500.0, top_k=0, top_p=1.0, seed=4), max_tokens=80
@@ -67,7 +67,7 @@ def test_pieces_are_whole_characters(model: Path) -> None:
         assert "\ufffd" not in piece
 
 
-def test_context_bounds_the_completion(model: Path) -> None:
+def test_the_context_limits_the_completion(model: Path) -> None:
     completion = Completion(model, PROMPT, sampling=GREEDY, max_tokens=1000, n_ctx=32)
     list(completion)
     assert completion.max_tokens < 1000
@@ -75,12 +75,12 @@ def test_context_bounds_the_completion(model: Path) -> None:
 
 
 def completion_context(asked: int) -> int:
-    """What llama.cpp makes of a context size: the next multiple of 256."""
+    """llama.cpp rounds the size of a context up to a multiple of 256."""
     return (asked + 255) // 256 * 256
 
 
 def test_prompt_longer_than_the_context(model: Path) -> None:
-    with pytest.raises(UsageError, match=r"the prompt has \d+ tokens and the context 256"):
+    with pytest.raises(UsageError, match=r"the prompt has \d+ tokens, but the context only 256"):
         Completion(model, "word " * 300, n_ctx=256)
 
 
@@ -90,7 +90,7 @@ def test_bad_sampling(values: dict[str, float]) -> None:
         Sampling(**values)  # type: ignore[arg-type]
 
 
-def test_no_tokens_asked_for(model: Path) -> None:
+def test_zero_tokens_requested(model: Path) -> None:
     with pytest.raises(UsageError, match="max tokens is 0"):
         Completion(model, PROMPT, max_tokens=0)
 
@@ -135,7 +135,7 @@ def test_interrupting(gguf_of: Maker, number: signal.Signals) -> None:
         stderr=subprocess.PIPE,
     )  # fmt: skip
     assert process.stdout is not None
-    process.stdout.read(1)  # it has begun to write
+    process.stdout.read(1)  # wait for the first output
     time.sleep(0.05)
     process.send_signal(number)
     out, error = process.communicate(timeout=60)
@@ -144,7 +144,7 @@ def test_interrupting(gguf_of: Maker, number: signal.Signals) -> None:
     assert error.decode().strip() == "interrupted"
 
 
-def test_reader_that_goes_away(model: Path) -> None:
+def test_a_reader_that_closes_the_pipe(model: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "bitexport", "run", str(model), "--prompt", "x", "--max-tokens", "200"],
         cwd=REPOSITORY,

@@ -1,4 +1,4 @@
-"""Files of other converters: what they leave open is found out and said, or they are refused."""
+"""Files of other converters: missing information is derived, with a warning, or the file is rejected."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from bitexport.errors import BitexportWarning, GGUFError, TokenizerError
 from bitexport.gguf.reader import read_gguf
 from bitexport.gguf.types import F16, F32, I2_S
 from bitexport.gguf.writer import MetadataValue, TensorSpec, write_gguf
-from bitexport.runtime.model import Session
+from bitexport.runtime.session import Session
 from bitexport.tokenizer import pre_tokenizer
 from bitexport.tokenizer.missing_pre_tokenizer import derived_pre, lacks_pre
 from tests.support.gguf_files import as_microsoft_writes, rewritten
@@ -53,7 +53,7 @@ def known(gguf_of: Ggufs, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path
 
 
 def test_the_vocabulary_of_llama_3_is_recognised(tmp_path: Path) -> None:
-    """That of Microsoft's 2B4T file, as it is without a pre-tokenizer."""
+    """The vocabulary of Microsoft's 2B4T file, which names no pre-tokenizer."""
     for name, pre in (("llama-bpe", "llama-bpe"), ("gpt-2", "gpt-2")):
         source = VOCABULARIES / f"ggml-vocab-{name}.gguf"
         assert not lacks_pre(read_gguf(source))
@@ -69,7 +69,7 @@ def test_the_vocabulary_of_llama_3_is_recognised(tmp_path: Path) -> None:
     assert derived_pre(read_gguf(added)) == "llama-bpe"
 
 
-def test_llama_cpp_s_own_strings_get_their_tokens_without_a_name(tmp_path: Path) -> None:
+def test_llama_cpp_test_strings_get_the_same_tokens_without_a_name(tmp_path: Path) -> None:
     """Strings and tokens of llama.cpp's tests for the vocabulary of Llama 3."""
     source = VOCABULARIES / "ggml-vocab-llama-bpe.gguf"
     texts = Path(f"{source}.inp").read_text(encoding="utf-8").split("\n__ggml_vocab_test__\n")[:-1]
@@ -82,12 +82,14 @@ def test_llama_cpp_s_own_strings_get_their_tokens_without_a_name(tmp_path: Path)
     assert found == tokens
 
 
-def test_a_sentencepiece_vocabulary_needs_none() -> None:
+def test_a_sentencepiece_vocabulary_needs_no_pre_tokenizer() -> None:
     assert not lacks_pre(read_gguf(VOCABULARIES / "ggml-vocab-llama-spm.gguf"))
 
 
-def test_words_that_no_merges_make(gguf_of: Ggufs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Llama 3's way: a word that is a token is taken whole."""
+def test_words_that_are_not_the_result_of_merges(
+    gguf_of: Ggufs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in Llama 3: a word that is a token is encoded as that token, without merges."""
     from tests.support.models import tiny_tokenizer
 
     description = json.loads(tiny_tokenizer(400, "llama3").to_str())
@@ -112,13 +114,13 @@ def test_words_that_no_merges_make(gguf_of: Ggufs, tmp_path: Path, monkeypatch: 
     ("kind", "name"),
     [("llama3", "llama-bpe"), ("smaug", "smaug-bpe"), ("qwen2", "qwen2"), ("smollm", "smollm")],
 )
-def test_text_gets_the_tokens_of_the_named_file(
+def test_text_gets_the_same_tokens_as_with_a_named_pre_tokenizer(
     known: Callable[..., Path], tmp_path: Path, checkpoint_of: Callable[..., Path], kind: str, name: str
 ) -> None:
-    theirs = as_microsoft_writes(known(kind, name), tmp_path / "theirs.gguf")
+    foreign = as_microsoft_writes(known(kind, name), tmp_path / "foreign.gguf")
     reference = Tokenizer.from_file(str(checkpoint_of("packed-multiply", tokenizer=kind) / "tokenizer.json"))
     with pytest.warns(BitexportWarning) as caught:
-        session = Session(theirs, n_ctx=64)
+        session = Session(foreign, n_ctx=64)
     texts = [str(warning.message) for warning in caught]
     assert "architecture 'bitnet-25' is run as 'bitnet-b1.58'" in texts[0]
     assert f"'{name}' is assumed" in texts[1]
@@ -127,32 +129,34 @@ def test_text_gets_the_tokens_of_the_named_file(
         for text in HARD_STRINGS:
             assert session.tokenize(text) == reference.encode(text).ids
     with pytest.warns(BitexportWarning) as caught:
-        llama = bitexport.load(theirs, n_ctx=64)
+        llama = bitexport.load(foreign, n_ctx=64)
     assert f"'{name}' is assumed" in str(caught[1].message)
     for text in HARD_STRINGS:
         assert llama.tokenize(text.encode(), special=True) == reference.encode(text).ids
 
 
-def test_the_same_logits_under_the_old_name(known: Callable[..., Path], tmp_path: Path) -> None:
+def test_the_same_logits_with_the_old_architecture_name(known: Callable[..., Path], tmp_path: Path) -> None:
     ours = known("gpt2", "gpt-2")
-    theirs = as_microsoft_writes(ours, tmp_path / "theirs.gguf")
+    foreign = as_microsoft_writes(ours, tmp_path / "foreign.gguf")
     ids = [5, 17, 101, 42]
     with Session(ours, n_ctx=64) as session:
         expected = session.logits(ids)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", BitexportWarning)
-        with Session(theirs, n_ctx=64) as session:
+        with Session(foreign, n_ctx=64) as session:
             np.testing.assert_array_equal(session.logits(ids), expected)
 
 
-def test_an_unknown_vocabulary_is_refused(gguf_of: Ggufs, tmp_path: Path) -> None:
-    theirs = as_microsoft_writes(gguf_of("packed-multiply"), tmp_path / "theirs.gguf")
+def test_an_unknown_vocabulary_is_rejected(gguf_of: Ggufs, tmp_path: Path) -> None:
+    foreign = as_microsoft_writes(gguf_of("packed-multiply"), tmp_path / "foreign.gguf")
     for opener in (Session, bitexport.load):
-        with pytest.raises(TokenizerError, match=r"theirs\.gguf does not say.*--pre-tokenizer NAME"):
-            opener(theirs)
-    bitexport.load(theirs, n_ctx=64, kv_overrides={"tokenizer.ggml.pre": "gpt-2"}).close()
-    # what the error says to do
-    convert_gguf(theirs, tmp_path / "named.gguf", pre_tokenizer="gpt-2")
+        with pytest.raises(
+            TokenizerError, match=r"foreign\.gguf does not name its pre-tokenizer.*--pre-tokenizer NAME"
+        ):
+            opener(foreign)
+    bitexport.load(foreign, n_ctx=64, kv_overrides={"tokenizer.ggml.pre": "gpt-2"}).close()
+    # the advice in the error message
+    convert_gguf(foreign, tmp_path / "named.gguf", pre_tokenizer="gpt-2")
     with Session(gguf_of("packed-multiply"), n_ctx=64) as session:
         expected = [session.tokenize(text) for text in HARD_STRINGS]
     with warnings.catch_warnings():
@@ -162,8 +166,8 @@ def test_an_unknown_vocabulary_is_refused(gguf_of: Ggufs, tmp_path: Path) -> Non
 
 
 def test_a_derived_name_is_written_when_converting(known: Callable[..., Path], tmp_path: Path) -> None:
-    theirs = as_microsoft_writes(known("llama3", "llama-bpe"), tmp_path / "theirs.gguf")
-    report = convert_gguf(theirs, tmp_path / "x.gguf", type="tq2_0")
+    foreign = as_microsoft_writes(known("llama3", "llama-bpe"), tmp_path / "foreign.gguf")
+    report = convert_gguf(foreign, tmp_path / "x.gguf", type="tq2_0")
     assert read_gguf(tmp_path / "x.gguf").metadata["tokenizer.ggml.pre"] == "llama-bpe"
     assert "tokenizer.ggml.pre missing -> llama-bpe" in report.changed
     assert any("'llama-bpe' is written" in text for text in report.warnings)
@@ -172,8 +176,8 @@ def test_a_derived_name_is_written_when_converting(known: Callable[..., Path], t
 def test_the_command_line_warns(
     tmp_path: Path, gguf_of: Ggufs, run_cli: Callable[..., CompletedProcess[str]]
 ) -> None:
-    theirs = rewritten(gguf_of("packed-multiply"), tmp_path / "old.gguf", architecture="bitnet-25")
-    done = run_cli("run", theirs, "--prompt", "def", "--max-tokens", "2", "--json", "--quiet")
+    old = rewritten(gguf_of("packed-multiply"), tmp_path / "old.gguf", architecture="bitnet-25")
+    done = run_cli("run", old, "--prompt", "def", "--max-tokens", "2", "--json", "--quiet")
     assert done.returncode == 0, done.stderr
     json.loads(done.stdout)
     assert done.stderr.startswith("warning: old.gguf: architecture 'bitnet-25' is run as 'bitnet-b1.58'")
@@ -199,7 +203,7 @@ def test_special_tokens_outside_the_vocabulary(
         Session(path, n_ctx=64).close()
         return
     for opener in (Session, bitexport.load):
-        with pytest.raises(GGUFError, match=rf"x\.gguf: {key} is {value}, and .* has ids 0 to 511"):
+        with pytest.raises(GGUFError, match=rf"x\.gguf: {key} is {value}, but .* has ids 0 to 511"):
             opener(path)
 
 
@@ -220,10 +224,10 @@ def header(path: Path, name: str, shape: tuple[int, ...]) -> Path:
         ),
         ("blk.0.ffn_down.weight", (128, 6), r"\[128, 6\]; expected rows of a multiple of 4.*--type f16"),
         ("blk.0.ffn_down.weight", (2, 4, 128), r"\[2, 4, 128\]; expected two dimensions"),
-        ("token_embd.weight", (4, 128), "an embedding is looked up"),
+        ("token_embd.weight", (4, 128), "an embedding is a lookup table"),
     ],
 )
-def test_i2_s_tensors_that_no_kernel_takes(
+def test_i2_s_tensors_that_no_kernel_supports(
     tmp_path: Path, name: str, shape: tuple[int, ...], message: str
 ) -> None:
     path = header(tmp_path / "x.gguf", name, shape)
@@ -247,7 +251,7 @@ def entry(name: str, shape: tuple[int, ...], kind: int, offset: int) -> bytes:
         (96 * 512 // 64 * 18, "blocks of 64 with a float16 scale each"),
     ],
 )
-def test_other_layouts_under_number_36_are_told_by_their_size(
+def test_other_layouts_with_number_36_are_recognised_by_size(
     tmp_path: Path, nbytes: int, layout: str
 ) -> None:
     room = nbytes + -nbytes % 32
@@ -272,11 +276,11 @@ def test_other_layouts_under_number_36_are_told_by_their_size(
     [
         (37, "type 37: it is I8_S"),
         (38, "type 38: it is TL1.*ARM"),
-        (39, "perhaps it is TL2.*x86"),
+        (39, "it may be TL2.*x86"),
         (99, "type 99"),
     ],
 )
-def test_microsoft_s_other_types(tmp_path: Path, number: int, message: str) -> None:
+def test_other_types_of_microsoft(tmp_path: Path, number: int, message: str) -> None:
     head = b"GGUF" + struct.pack("<IQQ", 3, 2, 0)
     head += entry("a", (96, 256), number, 0) + entry("b", (4,), F16.id, 5120)
     path = tmp_path / "x.gguf"
@@ -289,5 +293,5 @@ def test_blocks_of_64(tmp_path: Path) -> None:
     head = b"GGUF" + struct.pack("<IQQ", 3, 1, 0) + entry("a", (3, 64), 36, 0)
     path = tmp_path / "x.gguf"
     path.write_bytes(head + bytes(-len(head) % 32) + bytes(96))
-    with pytest.raises(GGUFError, match=r"\[3, 64\].*no multiple of its block of 128: .*on ARM"):
+    with pytest.raises(GGUFError, match=r"\[3, 64\].*not a multiple of its block of 128: .*on ARM"):
         read_gguf(path)

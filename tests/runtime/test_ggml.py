@@ -29,7 +29,7 @@ def test_bytes_are_those_of_the_gguf_package(name: str) -> None:
     [("q6_k", 0.02), ("q5_k", 0.04), ("q4_k", 0.08), ("iq4_nl", 0.09), ("iq4_xs", 0.09), ("q3_k", 0.17)],
 )
 def test_values_are_near_the_original(name: str, error: float) -> None:
-    # The gguf package reads these types and does not write them.
+    # the gguf package reads these types but does not write them
     back = gguf.quants.dequantize(quantize(WEIGHTS, name), gguf.GGMLQuantizationType[name.upper()])
     assert np.linalg.norm(back - WEIGHTS) < error * np.linalg.norm(WEIGHTS)
 
@@ -49,8 +49,8 @@ def test_unknown_type() -> None:
         quantize(WEIGHTS, "q9_0")
 
 
-def test_rows_that_do_not_fit_blocks() -> None:
-    with pytest.raises(UnsupportedError, match=r"\(2, 100\) cannot be q6_k.*multiples of 256"):
+def test_rows_that_are_not_a_multiple_of_the_block() -> None:
+    with pytest.raises(UnsupportedError, match=r"\(2, 100\) cannot be stored as q6_k.*multiple of 256"):
         quantize(np.zeros((2, 100), np.float32), "q6_k")
 
 
@@ -66,7 +66,7 @@ def test_layout_can_be_forced(layout: str) -> None:
 
 
 @pytest.mark.parametrize("variable", ["BITEXPORT_TIER", "BITEXPORT_LAYOUT"])
-def test_unknown_choice_is_an_error_and_never_another(variable: str) -> None:
+def test_an_unknown_choice_is_an_error(variable: str) -> None:
     result = _chosen_with(**{variable: "neon512"})
     assert result.stdout == ""
     assert f"{variable}=neon512" in result.stderr

@@ -1,4 +1,4 @@
-"""Numbers in a GGUF file that libllama asserts on: an error that names the key, and no abort."""
+"""Numbers in a GGUF file on which libllama asserts: an error that names the key instead of an abort."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from bitexport.gguf.checks import check_hyperparameters
 from bitexport.gguf.reader import read_gguf
 from bitexport.gguf.types import F32
 from bitexport.gguf.writer import MetadataValue, TensorSpec, write_gguf
-from bitexport.runtime.model import Session
+from bitexport.runtime.session import Session
 
 PREFIX = {"bitnet": "bitnet-b1.58", "llama": "llama"}
 
-# key, its value, what the error says after it
+# key, value, and the error message after the key
 CASES: list[tuple[str, int | float, str]] = [
     ("block_count", 100_000, "is 100000; expected 1 to 512"),
     ("block_count", 0, "is 0; expected 1 to 512"),
-    ("rope.dimension_count", 4096, "is 4096; expected an even number up to the head's 64"),
+    ("rope.dimension_count", 4096, "is 4096; expected an even number up to the head size of 64"),
     ("rope.dimension_count", 31, "is 31; expected an even number"),
     ("rope.dimension_count", 0, "is 0; expected an even number"),
     ("attention.head_count", 0, "is 0; expected at least 1"),
@@ -49,7 +49,7 @@ def patched(source: Path, target: Path, key: str, value: int | float) -> Path:
 
 @pytest.mark.parametrize("architecture", PREFIX)
 @pytest.mark.parametrize(("key", "value", "message"), CASES)
-def test_numbers_that_would_end_the_process(
+def test_numbers_that_would_crash_libllama(
     gguf_of: Callable[..., Path],
     tmp_path: Path,
     architecture: str,
@@ -66,7 +66,7 @@ def test_numbers_that_would_end_the_process(
 
 
 def header(path: Path, architecture: str, **metadata: MetadataValue) -> Path:
-    """A file with these keys, their dots written as ``__``, and one small tensor."""
+    """A file with these keys, in which ``__`` stands for a dot, and one small tensor."""
     keys = {key.replace("__", "."): value for key, value in metadata.items()}
     spec = TensorSpec("t", (4,), F32)
     write_gguf(path, architecture, keys, [spec], lambda _: [np.zeros(4, dtype=np.float32)])
@@ -81,7 +81,7 @@ def header(path: Path, architecture: str, **metadata: MetadataValue) -> Path:
         ({"x__expert_used_count": 2}, "x.expert_used_count is 2; expected 0"),
         (
             {"x__expert_count": 4, "x__expert_used_count": 5},
-            "x.expert_used_count is 5; expected at least one",
+            "x.expert_used_count is 5; expected at least one and at most 4",
         ),
         (
             {"tokenizer__ggml__tokens": ["a", "b"], "tokenizer__ggml__token_type": [1]},
@@ -89,7 +89,7 @@ def header(path: Path, architecture: str, **metadata: MetadataValue) -> Path:
         ),
     ],
 )
-def test_numbers_of_any_architecture(
+def test_numbers_that_are_checked_for_every_architecture(
     tmp_path: Path, metadata: dict[str, MetadataValue], message: str
 ) -> None:
     file = read_gguf(header(tmp_path / "x.gguf", "x", **metadata))
@@ -98,8 +98,8 @@ def test_numbers_of_any_architecture(
     assert message in str(caught.value)
 
 
-def test_what_is_not_known_is_left_to_libllama(tmp_path: Path) -> None:
-    """Other architectures have layers without heads, and RoPE over more than a head."""
+def test_unknown_architectures_are_left_to_libllama(tmp_path: Path) -> None:
+    """In other architectures, layers may have no heads, and RoPE may rotate more than a head."""
     for number, (architecture, metadata) in enumerate(
         [
             ("mamba", {"mamba__attention__head_count": 0, "mamba__embedding_length": 8}),
@@ -124,10 +124,10 @@ def _with_type(source: Path, target: Path, tensor: bytes, dimensions: int, numbe
     ("tensor", "dimensions", "number", "message"),
     [
         (b"output_norm.weight", 1, 2, "has one dimension and type q4_0; expected f32"),
-        (b"token_embd.weight", 2, 25, "has type i16; expected a type of weights"),
+        (b"token_embd.weight", 2, 25, "has type i16; expected a weight type"),
     ],
 )
-def test_types_that_would_end_the_process(
+def test_types_that_would_crash_libllama(
     gguf_of: Callable[..., Path],
     tmp_path: Path,
     architecture: str,
@@ -136,17 +136,17 @@ def test_types_that_would_end_the_process(
     number: int,
     message: str,
 ) -> None:
-    """The fuzzer found these."""
+    """Found by the fuzzer."""
     source = gguf_of("packed-divide", architecture=architecture)
     with pytest.raises(GGUFError, match=f"'{tensor.decode()}' {message}"):
         Session(_with_type(source, tmp_path / "out.gguf", tensor, dimensions, number))
 
 
-def test_two_tokens_of_one_text(gguf_of: Callable[..., Path], tmp_path: Path) -> None:
-    """The fuzzer found this one, too."""
+def test_two_tokens_with_the_same_text(gguf_of: Callable[..., Path], tmp_path: Path) -> None:
+    """Found by the fuzzer."""
     content = gguf_of("packed-divide").read_bytes()
     token = struct.pack("<Q", 1)
     assert token + b"5" in content
     (tmp_path / "out.gguf").write_bytes(content.replace(token + b"5", token + b"6", 1))
-    with pytest.raises(GGUFError, match="has '6' twice, as "):
+    with pytest.raises(GGUFError, match="has '6' twice, with ids "):
         Session(tmp_path / "out.gguf")

@@ -1,4 +1,4 @@
-"""What would kill the process is refused in one line."""
+"""Requests that would kill the process are rejected in one line."""
 
 from __future__ import annotations
 
@@ -15,14 +15,16 @@ Cli = Callable[..., "CompletedProcess[str]"]
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["run", "--prompt", "x", "--threads", "100000"], "100000 threads were asked for"),
-        (["run", "--prompt", "x", "--ctx", "99999999999"], "a context of 99999999999 tokens was asked for"),
+        (["run", "--prompt", "x", "--threads", "100000"], "100000 threads were requested"),
+        (["run", "--prompt", "x", "--ctx", "99999999999"], "a context of 99999999999 tokens was requested"),
         (["run", "--prompt", "caf\udcff"], "the prompt is not UTF-8 at character 3"),
-        (["bench", "--gen-tokens", "99999999999"], "a context of 99999999999 tokens was asked for"),
-        (["bench", "--threads", "1000"], "1000 threads were asked for"),
+        (["bench", "--gen-tokens", "99999999999"], "a context of 99999999999 tokens was requested"),
+        (["bench", "--threads", "1000"], "1000 threads were requested"),
     ],
 )
-def test_refused(gguf_of: Maker, run_cli: Cli, arguments: list[str], said: str) -> None:
+def test_impossible_requests_are_rejected(
+    gguf_of: Maker, run_cli: Cli, arguments: list[str], said: str
+) -> None:
     command, *options = arguments
     done = run_cli(command, gguf_of("packed-multiply"), *options)
     assert done.returncode == 2, done.stderr

@@ -1,4 +1,4 @@
-"""What a loaded model keeps in memory: never a weight twice."""
+"""A loaded model keeps no weight in memory twice."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bitexport.gguf.reader import read_gguf
-from bitexport.runtime.model import Session
+from bitexport.runtime.session import Session
 from tests.support.models import Shape
 
 PAGE = 4096
 
 
 def _resident_bytes_of(file: Path) -> int:
-    """How much of the mapped file this process holds."""
+    """Bytes of the mapped file that are resident in this process."""
     resident, inside = 0, False
     for line in Path("/proc/self/smaps").read_text().splitlines():
         name, _, rest = line.partition(" ")
@@ -30,5 +30,5 @@ def test_repacked_weights_leave_the_mapped_file(gguf_of: Callable[..., Path]) ->
     with Session(path) as session:
         session.advance([1, 2, 3])
         kept = _resident_bytes_of(path)
-    # Of each tensor the two pages that it shares with its neighbours may stay.
+    # the two pages that each tensor shares with its neighbours may stay
     assert 0 < kept <= path.stat().st_size - sum(ternary) + 2 * PAGE * len(ternary)

@@ -1,4 +1,4 @@
-"""How many threads compute, and the pool that they live in."""
+"""The default number of threads, and the thread pool."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 import bitexport
 from bitexport.errors import UsageError
-from bitexport.runtime.model import Session
+from bitexport.runtime.session import Session
 from bitexport.runtime.threads import cpu_quota, default_threads, physical_cores
 from tests.support.repository import REPOSITORY
 
@@ -20,11 +20,11 @@ NO_ROOM_FOR_THREADS = """
 import resource, sys
 from pathlib import Path
 from bitexport.errors import NativeLibraryError
-from bitexport.runtime.model import Session
+from bitexport.runtime.session import Session
 with Session(sys.argv[1], n_ctx=64, n_threads=2) as session:
     session.advance([1])
     pages = int(Path("/proc/self/statm").read_text().split()[0])
-    limit = pages * resource.getpagesize() + (16 << 20)  # the stacks of 15 threads take more
+    limit = pages * resource.getpagesize() + (16 << 20)  # less than the stacks of 15 threads
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     try:
         session.set_threads(16)
@@ -36,7 +36,7 @@ with Session(sys.argv[1], n_ctx=64, n_threads=2) as session:
 STILL_OPEN = """
 import sys
 import torch
-from bitexport.runtime.model import Session
+from bitexport.runtime.session import Session
 sys.kept = Session(sys.argv[1], n_ctx=64, n_threads=2)  # outlives every module
 sys.kept.advance([1])
 """
@@ -49,7 +49,7 @@ def _topology(folder: Path, siblings: dict[int, str]) -> Path:
     return folder
 
 
-def test_hardware_threads_of_one_core_count_once(tmp_path: Path) -> None:
+def test_hardware_threads_of_a_core_count_once(tmp_path: Path) -> None:
     topology = _topology(tmp_path, {0: "0,4", 1: "1,5", 4: "0,4", 5: "1,5"})
     assert physical_cores({0, 1, 4, 5}, topology) == 2
     assert physical_cores({0, 4}, topology) == 1
@@ -71,16 +71,16 @@ def test_processors_of_unknown_topology_count_one_by_one(tmp_path: Path) -> None
         ("1 0", None),
     ],
 )
-def test_a_containers_quota(tmp_path: Path, text: str, expected: int | None) -> None:
+def test_the_quota_of_a_container(tmp_path: Path, text: str, expected: int | None) -> None:
     (tmp_path / "cpu.max").write_text(text)
     assert cpu_quota(tmp_path / "cpu.max") == expected
 
 
-def test_no_container_has_no_quota(tmp_path: Path) -> None:
+def test_no_quota_without_a_container(tmp_path: Path) -> None:
     assert cpu_quota(tmp_path / "cpu.max") is None
 
 
-def test_the_default_is_within_what_the_process_may_use() -> None:
+def test_the_default_is_within_the_process_limits() -> None:
     assert 1 <= default_threads() <= len(os.sched_getaffinity(0))
 
 
@@ -112,13 +112,13 @@ def test_a_loaded_llama_keeps_its_threads_and_ends_them(gguf_of: Callable[..., P
     assert _threads_of_this_process() == before
 
 
-def test_more_threads_than_a_system_has_are_refused(gguf_of: Callable[..., Path]) -> None:
+def test_too_many_threads_are_rejected(gguf_of: Callable[..., Path]) -> None:
     gguf = gguf_of()
-    with pytest.raises(UsageError, match="threads were asked for"):
+    with pytest.raises(UsageError, match="threads were requested"):
         Session(gguf, n_threads=100_000)
 
 
-def test_threads_that_the_system_does_not_give_are_an_error(gguf_of: Callable[..., Path]) -> None:
+def test_threads_that_cannot_be_started_are_an_error(gguf_of: Callable[..., Path]) -> None:
     done = subprocess.run(
         [sys.executable, "-c", NO_ROOM_FOR_THREADS, str(gguf_of())],
         cwd=REPOSITORY,
@@ -131,21 +131,21 @@ def test_threads_that_the_system_does_not_give_are_an_error(gguf_of: Callable[..
     assert done.stdout == "16 threads could not be started; ask for fewer\n"
 
 
-def test_a_loaded_llama_takes_no_threads_for_the_default(gguf_of: Callable[..., Path]) -> None:
+def test_load_with_zero_threads_uses_the_default(gguf_of: Callable[..., Path]) -> None:
     model = bitexport.load(gguf_of(), n_threads=0, n_threads_batch=0, n_ctx=64)
     assert (model.n_threads, model.n_threads_batch) == (default_threads(), default_threads())
     model.eval([1, 2, 3])
     model.close()
 
 
-def test_a_loaded_llama_takes_no_impossible_threads(gguf_of: Callable[..., Path]) -> None:
+def test_load_rejects_impossible_thread_counts(gguf_of: Callable[..., Path]) -> None:
     for count in (-1, 100_000):
-        with pytest.raises(UsageError, match=f"{count} threads were asked for"):
+        with pytest.raises(UsageError, match=f"{count} threads were requested"):
             bitexport.load(gguf_of(), n_threads=count, n_ctx=64)
 
 
 def test_a_program_may_end_without_closing_its_model(gguf_of: Callable[..., Path]) -> None:
-    """Threads that were still there when the libraries cleaned up ended it with a segmentation fault."""
+    """Threads that were still running when the libraries cleaned up caused a segmentation fault."""
     done = subprocess.run(
         [sys.executable, "-c", STILL_OPEN, gguf_of("packed-multiply")],
         cwd=REPOSITORY,

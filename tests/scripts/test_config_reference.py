@@ -1,4 +1,4 @@
-"""docs/config.md: made from TrainConfig, and found out when it is old."""
+"""docs/config.md: generated from TrainConfig, and recognised when it is out of date."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_every_key_has_a_row_with_its_default(script: dict[str, Any]) -> None:
     assert '| `optimizer` | `"adamw"`, `"muon"` | `"adamw"` | Muon on the matrices of the layers' in page
 
 
-def test_an_old_page_is_found(
+def test_an_outdated_page_is_found(
     script: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     page = tmp_path / "config.md"

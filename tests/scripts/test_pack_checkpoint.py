@@ -19,7 +19,7 @@ def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False, timeout=300)
 
 
-def test_packs_what_a_stage_saved_and_refuses_what_is_packed(tmp_path: Path) -> None:
+def test_packs_the_model_of_a_stage_and_rejects_a_packed_one(tmp_path: Path) -> None:
     model = build_model(tiny_config(tmp_path, architecture="bitnet", ternary=True), 0)
     save(model, train_tokenizer(["some text"], 257, 64), tmp_path / "model")
     done = run(tmp_path / "model", tmp_path / "packed")

@@ -1,4 +1,4 @@
-"""README's tables of what is supported: made from the code, and found out when they are old."""
+"""The generated tables of supported models: complete, and recognised when they are out of date."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from bitexport.gguf.packers import PACKERS
 from tests.support.repository import REPOSITORY
 
 SCRIPT = REPOSITORY / "scripts" / "support_table.py"
+PAGE, TIERS = (runpy.run_path(str(SCRIPT))[name].relative_to(REPOSITORY) for name in ("PAGE", "TIERS"))
 
 
 @pytest.fixture
@@ -34,22 +35,23 @@ def run(copy: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_an_old_table_is_found_and_mended(tmp_path: Path) -> None:
-    for name in ("scripts/support_table.py", "native/kernels/ternary/tiers.inc", "README.md"):
+def test_an_outdated_table_is_found_and_rewritten(tmp_path: Path) -> None:
+    for name in (SCRIPT.relative_to(REPOSITORY), TIERS, PAGE):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(REPOSITORY / name, tmp_path / name)
     assert run(tmp_path).returncode == 0
-    good = (tmp_path / "README.md").read_text()
+    page = tmp_path / PAGE
+    good = page.read_text()
     assert run(tmp_path, "--check").returncode == 0
     for old, new in (("`q2_0`", "`q9_0`"), ("`avx2`", "`avx3`"), ("`Qwen2ForCausalLM`", "`Qwen9`")):
-        (tmp_path / "README.md").write_text(good.replace(old, new))
-        refused = run(tmp_path, "--check")
-        assert refused.returncode == 1
-        assert "out of date; run scripts/support_table.py" in refused.stderr
+        page.write_text(good.replace(old, new))
+        rejected = run(tmp_path, "--check")
+        assert rejected.returncode == 1
+        assert "out of date; run scripts/support_table.py" in rejected.stderr
     assert run(tmp_path).returncode == 0
-    assert (tmp_path / "README.md").read_text() == good
-    (tmp_path / "README.md").write_text("no marks")
-    assert "lacks one of the two marks" in run(tmp_path).stderr
+    assert page.read_text() == good
+    page.write_text("no markers")
+    assert "lacks one of the two markers" in run(tmp_path).stderr
 
 
 def test_every_entry_has_its_row(script: dict[str, Any]) -> None:
@@ -62,7 +64,7 @@ def test_every_entry_has_its_row(script: dict[str, Any]) -> None:
     assert script["tiers"]().count("\n") == len(tiers) + 1
 
 
-def test_a_new_entry_shows_up(script: dict[str, Any]) -> None:
-    new = dataclasses.replace(FAMILIES[0], name="New", particulars="its particulars")
+def test_a_new_entry_appears(script: dict[str, Any]) -> None:
+    new = dataclasses.replace(FAMILIES[0], name="New", summary="its summary")
     script["families"].__globals__["FAMILIES"] = (*FAMILIES, new)
-    assert "| New | `BitNetForCausalLM` | its particulars | `bitnet-b1.58` |" in script["region"]()
+    assert "| New | `BitNetForCausalLM` | its summary | `bitnet-b1.58` |" in script["region"]()

@@ -33,7 +33,7 @@ def resaved(source: Path, folder: Path, change: Callable[[dict[str, torch.Tensor
 
 
 def tensors(change: Callable[[dict[str, torch.Tensor]], object]) -> Callable[[Path], None]:
-    """A damage to the tensors of a folder with one shard."""
+    """A change to the tensors of a folder with one shard."""
 
     def damage(folder: Path) -> None:
         found = load_file(folder / "model.safetensors")
@@ -44,7 +44,7 @@ def tensors(change: Callable[[dict[str, torch.Tensor]], object]) -> Callable[[Pa
 
 
 def config(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]:
-    """A damage to config.json."""
+    """A change to config.json."""
 
     def damage(folder: Path) -> None:
         found = json.loads((folder / "config.json").read_text())
@@ -55,7 +55,7 @@ def config(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]
 
 
 def index(change: Callable[[dict[str, str]], object]) -> Callable[[Path], None]:
-    """A damage to the index of a sharded folder."""
+    """A change to the index of a sharded folder."""
 
     def damage(folder: Path) -> None:
         path = folder / "model.safetensors.index.json"

@@ -1,6 +1,6 @@
-"""The families' cases: a tiny random model of transformers, and a way of saving it.
+"""The test cases of the families: a tiny random model of transformers, and how it is saved.
 
-What they are for is in test_families_run.py.
+test_families_run.py runs them.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ from typing import Any
 from tests.support.models import Shape, save_checkpoint, tiny_model
 
 EVEN = Shape()
-#: q is wider than hidden, as in Qwen3-0.6B; and rows that do not begin on an I2_S block.
+#: q is wider than hidden, as in Qwen3-0.6B.
 WIDE_HEADS = Shape(hidden=128, ffn=256, heads=4, kv_heads=2)
+#: Rows that do not begin at an I2_S block.
 ODD = Shape(hidden=160, ffn=432, heads=5, kv_heads=1)
-#: 1bitLLM's 3B, an eighth as wide: heads of 100, and in = 1080, which is no multiple of 128, as 8640 is none.
+#: 1bitLLM's 3B at an eighth of its width: heads of 100, and rows of 1080, not a multiple of 128 (as 8640).
 SMALL_3B = Shape(hidden=400, ffn=1080, heads=4, kv_heads=4)
 
-#: as transformers 4 wrote it.
+#: As written by transformers 4.
 OLD_ROPE = {"rope_parameters": None, "rope_theta": 20000.0, "rope_scaling": None}
 LLAMA3 = {
     "rope_type": "llama3",
@@ -30,7 +31,7 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 32,
 }
-#: HY-MT1.5's, as its config.json has it.
+#: From HY-MT1.5's config.json.
 ALPHA = {
     "rope_parameters": None,
     "rope_theta": 10000.0,
@@ -59,7 +60,7 @@ def one_bit_llm(name: str) -> str:
 
 @dataclass(frozen=True)
 class Case:
-    """A model, how it is saved, and the graph that it has to run on."""
+    """A model, how it is saved, and the graph that must run it."""
 
     architecture: str
     graph: str = "bitnet-b1.58"
@@ -136,6 +137,6 @@ def made(case: Case, folder: Path) -> Path:
         rename=case.rename,
         quantization=case.quantization,
         config_changes=case.config,
-        # transformers gives Qwen2 this pre-tokenizer, whatever tokenizer.json says
+        # transformers always uses this pre-tokenizer for Qwen2, regardless of tokenizer.json
         tokenizer="qwen2" if case.architecture.startswith("qwen2") else "gpt2",
     )

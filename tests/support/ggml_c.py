@@ -1,4 +1,4 @@
-"""ggml's own C code for single rows, straight from our library: the peer of every packer."""
+"""Calls ggml's own C code from our library, to compare with every packer."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from bitexport.system.native_files import library_file
 
 
 def quantized(weights: np.ndarray, kind: str) -> np.ndarray:
-    """What ``ggml_quantize_chunk`` makes of float32 ``[rows, cols]``: uint8, flat."""
+    """The bytes that ``ggml_quantize_chunk`` writes for float32 ``[rows, cols]``: uint8, flat."""
     library = ctypes.CDLL(str(library_file("ggml-base")))
     quantize = library.ggml_quantize_chunk
     quantize.restype = ctypes.c_size_t
@@ -26,7 +26,7 @@ def quantized(weights: np.ndarray, kind: str) -> np.ndarray:
 
 
 def dequantized(data: np.ndarray, shape: tuple[int, int], kind: str) -> np.ndarray:
-    """What ``dequantize_row_<kind>`` reads from the bytes: float32 ``[rows, cols]``."""
+    """The values that ``dequantize_row_<kind>`` reads from the bytes: float32 ``[rows, cols]``."""
     library = ctypes.CDLL(str(library_file("ggml-base")))
     dequantize = getattr(library, f"dequantize_row_{kind}")
     dequantize.restype = None

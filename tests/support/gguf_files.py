@@ -1,4 +1,4 @@
-"""GGUF files in tests: what one holds, and copies with other keys, other tensors or one thing broken."""
+"""GGUF files in tests: reading tensors, and copies with changed keys or tensors or with one fault."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from bitexport.gguf.reader import GGUFFile, GGUFTensor, read_gguf
 from bitexport.gguf.types import TensorType
 from bitexport.gguf.writer import MetadataValue, RawValue, TensorSpec, write_gguf
 
-#: A tensor, its type and its bytes; returns what they are to be.
+#: Gets a tensor, its type and its bytes; returns the new type and bytes.
 TensorChange = Callable[[GGUFTensor, TensorType, np.ndarray], tuple[TensorType, np.ndarray]]
 
 #: Changes the file's bytes in place, given the offset and the length of a tensor.
@@ -47,7 +47,7 @@ def rewritten(
     architecture: str | None = None,
     change: TensorChange = lambda _, kind, data: (kind, data),
 ) -> Path:
-    """A copy of ``source``; with another ``architecture`` its keys change their prefix too."""
+    """A changed copy of ``source``; another ``architecture`` also changes the prefix of its keys."""
     file = read_gguf(source)
     old = file.metadata["general.architecture"]
     new = architecture or old
@@ -67,11 +67,11 @@ def rewritten(
 
 
 def as_microsoft_writes(source: Path, target: Path) -> Path:
-    """What their converter makes of it: no pre-tokenizer, the scale once, its old architecture's name."""
+    """A copy like Microsoft's files: no pre-tokenizer, a single copy of the scale, the old architecture."""
 
     def once(_: GGUFTensor, kind: TensorType, data: np.ndarray) -> tuple[TensorType, np.ndarray]:
         if kind.name == "i2_s":
-            data[-28:] = np.arange(28)  # nothing that anyone reads
+            data[-28:] = np.arange(28)  # readers ignore these bytes
         return kind, data
 
     ours = [key for key in read_gguf(source).metadata if key.startswith("bitexport.")]
@@ -79,7 +79,7 @@ def as_microsoft_writes(source: Path, target: Path) -> Path:
     return rewritten(source, target, architecture="bitnet-25", drop=drop, change=once)
 
 
-# -- one thing broken, in the bytes -------------------------------------------------------------------------
+# -- copies with one fault in the bytes ---------------------------------------------------------------------
 
 
 def changed(source: Path, target: Path, tensor_name: str, change: ByteChange) -> Path:
@@ -127,14 +127,14 @@ def double_halves(data: bytearray, offset: int, length: int) -> None:
 
 
 def negate_a_row(data: bytearray, offset: int, length: int) -> None:
-    """Turn the sign of the first 256 values of a float16 tensor."""
+    """Negate the first 256 values of a float16 tensor."""
     assert length >= 512
     values = -np.frombuffer(data, np.float16, 256, offset)
     data[offset : offset + 512] = values.tobytes()
 
 
 def invert_scale(data: bytearray, offset: int, length: int) -> None:
-    """The classic mistake: the scale's reciprocal."""
+    """Store the reciprocal of the scale, the classic mistake."""
     (scale,) = struct.unpack_from("<f", data, offset + length - 32)
     struct.pack_into("<f", data, offset + length - 32, 1 / scale)
 
@@ -147,7 +147,7 @@ def zero(data: bytearray, offset: int, length: int) -> None:
 def with_float(source: Path, target: Path, key: str, value: float) -> Path:
     """A copy with another float32 under a metadata key."""
     data = bytearray(source.read_bytes())
-    at = _after_key(data, key, 6)  # GGUF's number of float32
+    at = _after_key(data, key, 6)  # GGUF's type number of float32
     struct.pack_into("<f", data, at, value)
     target.write_bytes(data)
     return target
@@ -156,7 +156,7 @@ def with_float(source: Path, target: Path, key: str, value: float) -> Path:
 def with_text(source: Path, target: Path, key: str, value: str) -> Path:
     """A copy with another text of the same length under a metadata key."""
     data = bytearray(source.read_bytes())
-    at = _after_key(data, key, 8)  # GGUF's number of string
+    at = _after_key(data, key, 8)  # GGUF's type number of string
     (length,) = struct.unpack_from("<Q", data, at)
     assert length == len(value)
     data[at + 8 : at + 8 + length] = value.encode()
@@ -165,7 +165,7 @@ def with_text(source: Path, target: Path, key: str, value: str) -> Path:
 
 
 def _after_key(data: bytearray, key: str, kind: int) -> int:
-    """Where the value of a metadata key begins, which has to be of GGUF's type ``kind``."""
+    """The position of the value of a metadata key, whose type must be GGUF's ``kind``."""
     named = struct.pack("<Q", len(key)) + key.encode() + struct.pack("<I", kind)
     assert data.count(named) == 1
     return data.index(named) + len(named)

@@ -1,7 +1,7 @@
-"""Tiny random ternary checkpoints in every packing, made with transformers and saved as it saves them.
+"""Tiny random ternary checkpoints in every packing, created with transformers and saved in its format.
 
-The same weights can be saved as master weights, packed with autobitlinear, and packed with bitlinear, such
-that all three mean the same trits and the same scale to the last bit.
+The same weights can be saved as master weights, packed with autobitlinear, and packed with bitlinear, so that
+all three give the same trits and the same scale to the last bit.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from bitexport.tokenizer.pre_tokenizer import LLAMA3_SPLIT, QWEN2_SPLIT
 
 PACKINGS = ("master", "packed-multiply", "packed-divide")
 
-#: the class of transformers behind each ``architecture``; "-student" adds SubLN.
+#: The class of transformers for each ``architecture``; "-student" adds SubLN.
 MODEL_CLASSES = {
     "bitnet": BitNetForCausalLM,
     "llama": LlamaForCausalLM,
@@ -92,7 +92,7 @@ class Shape:
 
 @functools.cache
 def tiny_tokenizer(size: int = 400, kind: str = "gpt2") -> Tokenizer:
-    """A byte-level BPE tokenizer trained on a few lines, with bos, eos, pad and a token that is not special.
+    """A byte-level BPE tokenizer trained on a few lines, with bos, eos, pad and an added non-special token.
 
     ``kind`` is the pre-tokenizer: ``gpt2``, ``smollm`` (single digits), ``qwen2``, ``llama3`` (with
     ``ignore_merges``) or ``smaug`` (without).
@@ -133,7 +133,7 @@ def tiny_tokenizer(size: int = 400, kind: str = "gpt2") -> Tokenizer:
 
 @functools.cache
 def tiny_sentencepiece(size: int = 480) -> Tokenizer:
-    """Llama 2's kind: spaces become a mark, and characters without a token become bytes."""
+    """A tokenizer like Llama 2's: spaces become a mark, and characters without a token become bytes."""
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True))
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     tokenizer.decoder = decoders.Sequence(
@@ -150,14 +150,14 @@ def tiny_sentencepiece(size: int = 480) -> Tokenizer:
     pieces = [part for line in ascii_only for part in line.replace(" ", " ▁").split()]
     tokenizer.train_from_iterator(pieces, trainer)
     tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
-    # the trainer marks every token it was given as special; bytes are none
+    # the trainer marks all given tokens as special, but byte tokens are not
     content = json.loads(tokenizer.to_str())
     content["added_tokens"] = content["added_tokens"][: len(special)]
     return Tokenizer.from_str(json.dumps(content))
 
 
 def write_tokenizer(folder: Path, kind: str = "gpt2", size: int = 400) -> None:
-    """The tokenizer's files as transformers 5 writes them; ``kind`` also ``llama2``."""
+    """Write a tokenizer's files as transformers 5 does; ``kind`` may also be ``llama2``."""
     folder.mkdir(parents=True, exist_ok=True)
     if kind == "llama2":
         tiny_sentencepiece().save(str(folder / "tokenizer.json"))
@@ -194,11 +194,11 @@ def tiny_model(
     input_norms: bool = False,
     **config: Any,
 ) -> PreTrainedModel:
-    """A random float32 model, its norms not all one and its biases not zero, so that a lost one shows.
+    """A random float32 model. Norms are not 1 and biases not 0, so that a missing one is noticed.
 
     Args:
         architecture: one of :data:`MODEL_CLASSES`.
-        input_norms: put an ``rms_norm`` in front of each linear layer, as ``use_rms_norm`` does.
+        input_norms: add an ``rms_norm`` in front of each linear layer, as ``use_rms_norm`` does.
         config: further entries of config.json.
     """
     torch.manual_seed(seed)
@@ -238,9 +238,9 @@ def tiny_model(
 
 
 def stable_master(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.float32]:
-    """A float32 matrix whose absmean m survives ``1 / (1 / m)``, its trits and m.
+    """A float32 matrix whose absmean m equals ``1 / (1 / m)``, its trits, and m.
 
-    It is rescaled by a little until it does, so that the three packings can say the same to the last bit.
+    The matrix is rescaled slightly until it does, so that the three packings agree to the last bit.
     """
     for step in range(200):
         candidate = (weight * np.float32(1 + step / 4096)).astype(np.float32)
@@ -252,7 +252,7 @@ def stable_master(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.float3
 
 
 def pack_two_bit(trits: np.ndarray) -> np.ndarray:
-    """transformers' packed bytes, by description: row k * (out / 4) + r goes to bits 2k+1..2k of row r."""
+    """transformers' packed bytes, by description: row k * (out / 4) + r is in bits 2k+1..2k of row r."""
     quarter = trits.shape[0] // 4
     packed = np.zeros((quarter, trits.shape[1]), dtype=np.uint8)
     for k in range(4):
@@ -276,10 +276,10 @@ def save_checkpoint(
     """Save a model of :func:`tiny_model` in one of :data:`PACKINGS`, or "pre-dequantized".
 
     Args:
-        dtype: of everything but the ternary weights and scales, which stay float32 or uint8.
-        rename: another spelling of the tensors' names.
+        dtype: the dtype of everything except ternary weights and scales, which stay float32 or uint8.
+        rename: changes the spelling of tensor names.
         quantization: further entries of quantization_config.
-        config_changes: entries of config.json, None to leave one out.
+        config_changes: entries of config.json; None removes one.
     """
     folder.mkdir(parents=True, exist_ok=True)
     tensors: dict[str, torch.Tensor] = {}
@@ -289,7 +289,7 @@ def save_checkpoint(
         if name == "lm_head.weight" and model.config.tie_word_embeddings:
             continue
         if name.endswith(".rms_norm.weight") and float_layer:
-            continue  # transformers puts none in front of these
+            continue  # transformers adds no norm in front of these
         if name.endswith(TERNARY_SUFFIXES) and not float_layer:
             master, trits, mean = stable_master(value.numpy())
             if packing in ("master", "pre-dequantized"):
@@ -327,7 +327,7 @@ def _save_sharded(tensors: dict[str, torch.Tensor], folder: Path, shards: int) -
         return
     weight_map: dict[str, str] = {}
     for number in range(shards):
-        # strided, so that a weight and its scale lie in different shards
+        # strided, so that a weight and its scale are in different shards
         chosen = names[number::shards]
         file = f"model-{number + 1:05d}-of-{shards:05d}.safetensors"
         save_file({name: tensors[name] for name in chosen}, str(folder / file), metadata={"format": "pt"})

@@ -1,4 +1,4 @@
-"""Tokenizer metadata: what is read, what llama.cpp makes of it, and what is refused."""
+"""Tokenizer metadata: what is read from tokenizer.json, and the tokenizers that are rejected."""
 
 from __future__ import annotations
 
@@ -16,19 +16,9 @@ from transformers import AutoTokenizer
 
 from bitexport.convert import convert
 from bitexport.errors import TokenizerError
-from bitexport.tokenizer.pre_tokenizer import LLAMA3_SPLIT, QWEN2_SPLIT, SPLITS, Split, name_of
 from bitexport.tokenizer.vocabulary import UNMERGED_SCORE, read_vocabulary
 from tests.support.models import tiny_checkpoint, tiny_tokenizer, write_tokenizer
-
-#: a file of a checkpoint and a change to it
-Edit = tuple[str, Callable[[dict[str, Any]], object]]
-
-
-def edit(folder: Path, change: Callable[[dict[str, Any]], object], file: str = "tokenizer.json") -> Path:
-    content = json.loads((folder / file).read_text())
-    change(content)
-    (folder / file).write_text(json.dumps(content))
-    return folder
+from tests.support.tokenizer_files import BOS, EOS, NO_POST_PROCESSOR, PAD, Edit, edit, settings, template
 
 
 @pytest.fixture
@@ -37,7 +27,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_everything_that_llama_cpp_wants(folder: Path) -> None:
+def test_the_complete_metadata(folder: Path) -> None:
     found = read_vocabulary(folder, 512)
     tokenizer = tiny_tokenizer()
     size = tokenizer.get_vocab_size()
@@ -62,43 +52,17 @@ def test_everything_that_llama_cpp_wants(folder: Path) -> None:
     assert metadata["tokenizer.ggml.add_eos_token"] is False
 
 
-NO_POST: Edit = ("tokenizer.json", lambda t: t.update(post_processor=None))
-
-
-def template(*single: str) -> Edit:
-    """A post-processor that puts these around a text: ``template("<|begin_of_text|>", "$A")``."""
-
-    def change(tokenizer: dict[str, Any]) -> None:
-        parts = [
-            {"Sequence": {"id": "A", "type_id": 0}}
-            if part == "$A"
-            else {"SpecialToken": {"id": part, "type_id": 0}}
-            for part in single
-        ]
-        ids = {token["content"]: token["id"] for token in tokenizer["added_tokens"]}
-        tokens = {part: {"id": part, "ids": [ids[part]], "tokens": [part]} for part in single if part != "$A"}
-        tokenizer["post_processor"] = {
-            "type": "TemplateProcessing",
-            "single": parts,
-            "pair": [*parts, {"Sequence": {"id": "B", "type_id": 1}}],
-            "special_tokens": tokens,
-        }
-
-    return "tokenizer.json", change
-
-
-def settings(**values: Any) -> Edit:
-    return "tokenizer_config.json", lambda c: c.update(values)
-
-
-BOS, EOS, PAD = "<|begin_of_text|>", "<|end_of_text|>", "<|pad|>"
-
-# what is changed, add_bos and add_eos, the ids of bos and eos, what the warnings say
+# edits, (add_bos, add_eos), (id of bos, id of eos), patterns of the warnings
 ENDS: list[tuple[list[Edit], tuple[bool, bool], tuple[int, int], list[str]]] = [
     ([], (True, False), (0, 1), []),
-    ([NO_POST], (False, False), (0, 1), []),
+    ([NO_POST_PROCESSOR], (False, False), (0, 1), []),
     ([settings(add_bos_token=False)], (True, False), (0, 1), ["add_bos_token False, but .* adds one"]),
-    ([NO_POST, settings(add_bos_token=True)], (False, False), (0, 1), ["True, but .* does not add one"]),
+    (
+        [NO_POST_PROCESSOR, settings(add_bos_token=True)],
+        (False, False),
+        (0, 1),
+        ["True, but .* does not add one"],
+    ),
     ([settings(add_eos_token=True)], (True, False), (0, 1), ["add_eos_token True"]),
     ([template(BOS, "$A", EOS)], (True, True), (0, 1), []),
     ([template("$A", EOS), settings(add_bos_token=True)], (False, True), (0, 1), ["add_bos_token True"]),
@@ -126,26 +90,8 @@ def test_the_ends_of_a_text_are_those_of_transformers(
     assert reference("ab").input_ids == [*ids[:1] * added[0], *bare, *ids[1:] * added[1]]
     assert len(found.warnings) == len(warnings)
     assert all(re.search(*pair) for pair in zip(warnings, found.warnings, strict=True))
-    # llama-bpe's default in llama.cpp is to add bos, so that no is said too
+    # written even if false, because llama.cpp adds bos by default for llama-bpe
     assert found.metadata()["tokenizer.ggml.add_bos_token"] is added[0]
-
-
-def test_llama_cpp_adds_the_same_ends(tmp_path: Path) -> None:
-    """Through the check of every conversion, with a template and a tokenizer_config.json that disagree."""
-    folder = tiny_checkpoint(tmp_path / "c")
-    for file, change in (template("$A", EOS), settings(add_bos_token=True, add_eos_token=False)):
-        edit(folder, change, file)
-    assert len(convert(folder, tmp_path / "x.gguf", embed_type="f16").warnings) == 2
-
-
-def test_the_check_does_not_believe_the_vocabulary(
-    tmp_path: Path, checkpoint_of: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("bitexport.tokenizer.vocabulary._added_ends", lambda *_: (False, False))
-    with pytest.raises(
-        TokenizerError, match=r"puts other tokens around a text: \[(\d+)\] .* gives \[0, \1\]"
-    ):
-        convert(checkpoint_of(), tmp_path / "x.gguf", embed_type="f16")
 
 
 def test_padding_and_truncation_of_a_training_run_do_not_matter(
@@ -170,13 +116,13 @@ def test_padding_and_truncation_of_a_training_run_do_not_matter(
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("[1]", "holds a list, expected a JSON object"),
+        ("[1]", "contains a list, expected a JSON object"),
         ("[" * 100_000, "not valid JSON"),
         ('{"add_bos_token": "no"}', "add_bos_token is 'no'; expected true, false"),
         ('{"add_eos_token": 1}', "add_eos_token is 1;"),
     ],
 )
-def test_a_tokenizer_config_that_is_none(folder: Path, content: str, message: str) -> None:
+def test_an_invalid_tokenizer_config(folder: Path, content: str, message: str) -> None:
     (folder / "tokenizer_config.json").write_text(content)
     with pytest.raises(TokenizerError, match=rf"tokenizer_config\.json: .*{message}"):
         read_vocabulary(folder, 512)
@@ -191,7 +137,7 @@ def test_named_chat_templates(folder: Path) -> None:
     assert metadata["tokenizer.chat_template.tool_use"] == "B"
 
 
-def test_a_chat_template_that_is_no_text(folder: Path) -> None:
+def test_a_chat_template_with_half_a_character(folder: Path) -> None:
     edit(folder, lambda c: c.update(chat_template="\ud83d"), "tokenizer_config.json")
     with pytest.raises(TokenizerError, match="half a character"):
         read_vocabulary(folder, 512)
@@ -203,7 +149,7 @@ def test_a_chat_template_file(folder: Path) -> None:
     assert read_vocabulary(folder, 512).metadata()["tokenizer.chat_template"] == "from a file"
 
 
-def test_a_filler_never_takes_a_tokens_name(folder: Path) -> None:
+def test_padding_never_reuses_the_name_of_a_token(folder: Path) -> None:
     size = tiny_tokenizer().get_vocab_size()
     last = {"id": size, "content": "[PAD511]"}
     edit(folder, lambda t: t["added_tokens"].append({**t["added_tokens"][-1], **last}))
@@ -239,7 +185,9 @@ def test_other_kinds_of_model(tmp_path: Path) -> None:
 def test_sizes_that_do_not_fit(folder: Path) -> None:
     size = tiny_tokenizer().get_vocab_size()
     assert read_vocabulary(folder, size).padded == 0
-    with pytest.raises(TokenizerError, match=f"ids up to {size - 1}, the model {size - 1} embeddings"):
+    with pytest.raises(
+        TokenizerError, match=f"ids up to {size - 1}, but the model has {size - 1} embeddings"
+    ):
         read_vocabulary(folder, size - 1)
 
 
@@ -265,104 +213,8 @@ def test_a_template_with_more_tokens_than_llama_cpp_adds(folder: Path) -> None:
         read_vocabulary(edit(folder, change, file), 512)
 
 
-# -- the pre-tokenizer ---------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("steps", "ignore_merges", "name"),
-    [
-        ([("gpt2",)], False, "gpt-2"),
-        ([("digits",), ("gpt2",)], False, "smollm"),
-        ([("split", LLAMA3_SPLIT), ("bytes",)], True, "llama-bpe"),
-        ([("split", LLAMA3_SPLIT), ("bytes",)], False, "smaug-bpe"),
-        ([("split", QWEN2_SPLIT), ("bytes",)], False, "qwen2"),
-    ],
-)
-def test_names_by_structure(steps: list[tuple[str, ...]], ignore_merges: bool, name: str) -> None:
-    parts = {
-        "gpt2": lambda: {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True},
-        "bytes": lambda: {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False},
-        "digits": lambda: {"type": "Digits", "individual_digits": True},
-        "split": lambda regex: {
-            "type": "Split",
-            "pattern": {"Regex": regex},
-            "behavior": "Isolated",
-            "invert": False,
-        },
-    }
-    described = [parts[step[0]](*step[1:]) for step in steps]
-    description = {
-        "model": {"ignore_merges": ignore_merges},
-        "pre_tokenizer": {"type": "Sequence", "pretokenizers": described}
-        if len(described) > 1
-        else described[0],
-    }
-    assert name_of(tiny_tokenizer(), description, None) == name
-
-
-@pytest.mark.parametrize(
-    ("kind", "digits", "name"), [("llama3", "{1,3}", "llama-bpe"), ("qwen2", "", "qwen2")]
-)
-def test_another_spelling_of_a_known_split(tmp_path: Path, kind: str, digits: str, name: str) -> None:
-    """As tiktoken's tokenizers spell it, possessive; another rule under the same form is still unknown."""
-    spelling = (
-        r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}"
-        + digits
-        + r"| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
-    )
-    folder = tiny_checkpoint(tmp_path / "c", tokenizer=kind)
-
-    def respell(to: str) -> Callable[[dict[str, Any]], object]:
-        return lambda t: t["pre_tokenizer"]["pretokenizers"][0]["pattern"].update(Regex=to)
-
-    edit(folder, respell(spelling))
-    assert convert(folder, tmp_path / "x.gguf", embed_type="f16").pre_tokenizer == name
-    with pytest.raises(TokenizerError, match=r"pre-tokenizer of tokenizer\.json is unknown"):
-        read_vocabulary(edit(folder, respell(spelling.replace(r"\p{L}+", r"\p{L}"))), 512)
-
-
-def test_what_the_user_says_wins() -> None:
-    assert name_of(tiny_tokenizer(), {}, "viking") == "viking"
-
-
-def test_every_name_is_one_that_llama_cpp_knows() -> None:
-    assert len(set(SPLITS.values())) == len(SPLITS)
-    assert all(isinstance(split, Split) for split in SPLITS)
-
-
-def test_the_table_of_llama_cpp_comes_first(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The same tokenizer under a name of its own, as a known model's would be."""
-    from hashlib import sha256
-
-    ids = tiny_tokenizer().encode("check 1234").ids
-    table = {"check_text": "check 1234", "hashes": {sha256(str(ids).encode()).hexdigest(): "falcon3"}}
-    (tmp_path / "pre_tokenizers.json").write_text(json.dumps(table))
-    monkeypatch.setattr("bitexport.tokenizer.pre_tokenizer.find_library_dir", lambda: tmp_path)
-    assert name_of(tiny_tokenizer(), {}, None) == "falcon3"
-
-
-# -- the check against llama.cpp -----------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("kind", "name"),
-    [
-        ("gpt2", "gpt-2"),
-        ("smollm", "smollm"),
-        ("qwen2", "qwen2"),
-        ("llama3", "llama-bpe"),
-        ("smaug", "smaug-bpe"),
-    ],
-)
-def test_llama_cpp_tokenizes_alike(tmp_path: Path, kind: str, name: str) -> None:
-    folder = tiny_checkpoint(tmp_path / "c", tokenizer=kind)
-    report = convert(folder, tmp_path / "x.gguf", embed_type="f16")
-    assert report.warnings == []
-    assert report.pre_tokenizer == name
-
-
 def test_sentencepiece_like_bpe(tmp_path: Path) -> None:
-    """Llama 2's kind."""
+    """A tokenizer like Llama 2's."""
     folder = tiny_checkpoint(tmp_path / "c", tokenizer="llama2")
     found = read_vocabulary(folder, 512)
     assert (found.model, found.pre, found.add_bos, found.add_space_prefix) == ("llama", "default", True, True)
@@ -378,25 +230,8 @@ def test_sentencepiece_like_bpe(tmp_path: Path) -> None:
     assert report.warnings == []
 
 
-def test_a_name_that_llama_cpp_lacks(tmp_path: Path, checkpoint_of: Callable[..., Path]) -> None:
-    with pytest.raises(
-        TokenizerError,
-        match=r"refuses the vocabulary.*unknown pre-tokenizer type: 'nonsense'.*--pre-tokenizer",
-    ) as caught:
-        convert(checkpoint_of(), tmp_path / "x.gguf", embed_type="f16", pre_tokenizer="nonsense")
-    assert "\n" not in str(caught.value)
-    assert ".tmp" not in str(caught.value)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_wrong_pre_tokenizer_names_the_string(tmp_path: Path, checkpoint_of: Callable[..., Path]) -> None:
-    with pytest.raises(TokenizerError, match=r"llama.cpp tokenizes '.*' differently.*pre-tokenizer 'qwen2'"):
-        convert(checkpoint_of(), tmp_path / "x.gguf", embed_type="f16", pre_tokenizer="qwen2")
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_a_panic_of_the_library_is_an_error(checkpoint_of: Callable[..., Path], tmp_path: Path) -> None:
-    """The fuzzer found it: an exception that is no ``Exception`` went through every handler."""
+    """Found by the fuzzer: an exception that is not an ``Exception`` passed every handler."""
     folder = tmp_path / "checkpoint"
     shutil.copytree(checkpoint_of("packed-multiply"), folder)
     description = json.loads((folder / "tokenizer.json").read_text())
@@ -407,25 +242,14 @@ def test_a_panic_of_the_library_is_an_error(checkpoint_of: Callable[..., Path], 
         "special_tokens": {"<x>": {"id": "<x>", "ids": [0], "tokens": ["<x>"]}},
     }
     (folder / "tokenizer.json").write_text(json.dumps(description))
-    with pytest.raises(TokenizerError, match="broke down over it"):
+    with pytest.raises(TokenizerError, match="the tokenizers library panicked"):
         read_vocabulary(folder, 512)
 
 
-def test_a_normalizer_that_is_no_object(checkpoint_of: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_normalizer_that_is_not_an_object(checkpoint_of: Callable[..., Path], tmp_path: Path) -> None:
     folder = tmp_path / "checkpoint"
     shutil.copytree(checkpoint_of("packed-multiply"), folder)
     description = json.loads((folder / "tokenizer.json").read_text())
     (folder / "tokenizer.json").write_text(json.dumps({**description, "normalizer": [[]]}))
     with pytest.raises(TokenizerError, match="tokenizer"):
         read_vocabulary(folder, 512)
-
-
-def test_a_chat_template_that_does_not_compile(checkpoint_of: Callable[..., Path], tmp_path: Path) -> None:
-    folder = tmp_path / "checkpoint"
-    shutil.copytree(checkpoint_of("packed-multiply"), folder)
-    settings = json.loads((folder / "tokenizer_config.json").read_text())
-    settings["chat_template"] = "{% for m in messages %}{{ m.content }}{% end %}"
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
-    with pytest.raises(TokenizerError, match="chat template is damaged"):
-        convert(folder, tmp_path / "out.gguf", embed_type="f16")
-    assert not (tmp_path / "out.gguf").exists()

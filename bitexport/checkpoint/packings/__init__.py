@@ -1,8 +1,8 @@
-"""The packings that bitexport reads, and how a checkpoint says which one it has.
+"""The packings: the ways in which checkpoints store ternary tensors that bitexport reads.
 
-The choice follows from ``quantization_config``, never from magnitudes. Where there is none, the weights are
-ternary by the definition of their architecture, or they must be pre-dequantized.
-Adding a packing: one file here, one line in :data:`PACKINGS`.
+The packing of a checkpoint follows from ``quantization_config``, never from magnitudes. Without one, the
+weights are ternary by the definition of their architecture, or they must be pre-dequantized.
+Adding a packing: one new file here, one line in :data:`PACKINGS`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ __all__ = [
     "quantization_config",
 ]
 
-#: (linear_class, quantization_mode) -> packing; the last is that of a checkpoint without quantization_config.
+#: Packings by (linear_class, quantization_mode); the last one is for checkpoints without quantization_config.
 #: transformers ignores the mode for ``bitlinear``.
 PACKINGS: Mapping[tuple[str, str] | None, Packing] = MappingProxyType(
     {
@@ -42,21 +42,21 @@ PACKINGS: Mapping[tuple[str, str] | None, Packing] = MappingProxyType(
     }
 )
 
-#: what config.json would say of master weights.
+#: The quantization_config of master weights.
 ONLINE: Mapping[str, Any] = MappingProxyType(
     {"quant_method": "bitnet", "linear_class": "autobitlinear", "quantization_mode": "online"}
 )
 
-#: architectures whose linear layers are ternary by definition, so that config.json need not say it.
+#: The quantization_config of architectures that are ternary by definition, for when config.json has none.
 TERNARY_BY_DEFINITION: Mapping[str, Mapping[str, Any]] = MappingProxyType({"BitnetForCausalLM": ONLINE})
 
 
 def quantization_config(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """What config.json says about quantization; None where it says nothing.
+    """The ``quantization_config`` of config.json or of the architecture; None if there is neither.
 
     Raises:
-        CheckpointError: it is no object.
-        UnsupportedError: its quant_method is another than bitnet.
+        CheckpointError: it is not an object.
+        UnsupportedError: its quant_method is not bitnet.
     """
     found = config.get("quantization_config")
     if found is None:
@@ -76,12 +76,12 @@ def packing_of(checkpoint: Checkpoint) -> Packing:
     """The packing of a checkpoint's ternary tensors.
 
     Raises:
-        UnsupportedError: a quantization that is not one of :data:`PACKINGS`.
+        UnsupportedError: its quantization is not one of :data:`PACKINGS`.
     """
     config = quantization_config(checkpoint.config)
     if config is None:
         return PACKINGS[None]
-    # the defaults are transformers' own
+    # the defaults are those of transformers
     key = (config.get("linear_class", "bitlinear"), config.get("quantization_mode", "offline"))
     if not all(isinstance(part, str) for part in key) or key not in PACKINGS:
         known = "; ".join(" ".join(pair) for pair in PACKINGS if pair)
@@ -93,27 +93,27 @@ def packing_of(checkpoint: Checkpoint) -> Packing:
 
 
 def modules_to_not_convert(checkpoint: Checkpoint) -> Any:
-    """That entry of ``quantization_config``, whatever it is; None where there is none."""
+    """The entry ``modules_to_not_convert`` of ``quantization_config``, unchecked; None if there is none."""
     return (quantization_config(checkpoint.config) or {}).get("modules_to_not_convert")
 
 
 def keeps_float(checkpoint: Checkpoint, weight_name: str) -> bool:
-    """Whether ``modules_to_not_convert`` keeps a linear layer in float, by transformers' own matching rule.
+    """Whether ``modules_to_not_convert`` keeps a linear layer in float, matched as transformers does.
 
-    A pattern matches from the start of the module's name up to a dot, as a regular expression too, or as the
-    end of the name.
+    A pattern is a regular expression that matches from the start of the module's name up to a dot or the
+    end, or plain text that the name ends in.
 
     Raises:
-        CheckpointError: the list holds something that is not a pattern.
+        CheckpointError: the list contains something that is not a pattern.
     """
     patterns = modules_to_not_convert(checkpoint)
     if patterns is None:
         return False
-    # text would be taken letter by letter, and almost every name matches some letter
+    # a plain string would be iterated letter by letter, and almost every name matches some letter
     if not isinstance(patterns, list) or not all(isinstance(part, str) and part for part in patterns):
         raise CheckpointError(
-            f"config.json: modules_to_not_convert is {patterns!r}; expected a list of module names, none of "
-            'them empty, such as ["lm_head"]'
+            f"config.json: modules_to_not_convert is {patterns!r}; expected a list of non-empty module "
+            'names, such as ["lm_head"]'
         )
     module = weight_name.removesuffix(".weight")
     try:
@@ -123,6 +123,6 @@ def keeps_float(checkpoint: Checkpoint, weight_name: str) -> bool:
         )
     except (re.error, RecursionError) as error:
         raise CheckpointError(
-            f"modules_to_not_convert {patterns!r} holds a pattern that cannot be matched ({error}); expected "
-            "module names"
+            f"config.json: modules_to_not_convert {patterns!r} contains an invalid pattern ({error}); "
+            "expected module names"
         ) from error

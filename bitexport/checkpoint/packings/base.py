@@ -1,4 +1,4 @@
-"""What a packing is: one way in which a checkpoint stores trits and their scale."""
+"""The interface of a packing: one way in which a checkpoint stores trits and their scale."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class Packing(Protocol):
     """One way of storing ternary tensors.
 
     Attributes:
-        name: as reports show it.
-        recognised_by: what tells it, for the table of supported packings.
-        meaning: how a weight's value comes about, for the same.
+        name: the name in reports.
+        recognised_by: how it is recognised, for the table of supported packings.
+        meaning: how a weight's value is computed, for the same table.
     """
 
     name: str
@@ -25,19 +25,19 @@ class Packing(Protocol):
     meaning: str
 
     def partners(self, weight_name: str) -> tuple[str, ...]:
-        """Names of the tensors that belong to a weight, whatever shard they are in."""
+        """Names of the tensors that belong to a weight; they may be in other shards."""
         ...
 
     def stored_shape(self, shape: tuple[int, int]) -> tuple[int, int]:
-        """The shape that the checkpoint's tensor has for a weight of ``shape`` ``[out, in]``.
+        """The shape of the stored tensor for a weight of ``shape`` ``[out, in]``.
 
         Raises:
-            UnsupportedError: the packing cannot hold such a weight.
+            UnsupportedError: the packing cannot store such a weight.
         """
         ...
 
     def check(self, checkpoint: Checkpoint, weight_name: str) -> None:
-        """Check, without reading data, that dtype and partners are what this packing expects.
+        """Check that dtype and partners are what this packing expects, without reading all of the weight.
 
         Raises:
             CheckpointError: they are not.
@@ -45,10 +45,10 @@ class Packing(Protocol):
         ...
 
     def bias_factor(self, checkpoint: Checkpoint, weight_name: str) -> np.float32:
-        """What transformers multiplies the stored bias of a ternary layer with.
+        """The factor by which transformers multiplies the stored bias of a ternary layer.
 
         Raises:
-            CheckpointError: it comes from a tensor that is damaged.
+            CheckpointError: the tensor that gives the factor is damaged.
         """
         ...
 
@@ -56,7 +56,7 @@ class Packing(Protocol):
         """Read one weight, ``[out, in]``.
 
         Raises:
-            CheckpointError: a value that no ternary tensor can have.
+            CheckpointError: the tensor has a value that no ternary tensor can have.
         """
         ...
 
@@ -71,6 +71,6 @@ def checked_scale(value: float | np.float32, tensor_name: str) -> np.float32:
     if not np.isfinite(scale) or not scale > 0:
         raise ScaleError(
             f"tensor '{tensor_name}' gives a scale of {scale}; expected a positive, finite number: "
-            "the checkpoint is damaged or its training diverged"
+            "the checkpoint is damaged or its training run diverged"
         )
     return scale

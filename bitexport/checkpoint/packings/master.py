@@ -1,14 +1,14 @@
 """Master weights ("online"): float tensors that the model quantizes at every forward pass.
 
-As transformers' ``WeightQuant`` computes it, in float32 and over the whole tensor:
+The formula is that of transformers' ``WeightQuant``, in float32 and over the whole tensor:
 
     m = max(mean(|w|), 1e-5);  s = 1 / m;  trit = clamp(round_half_to_even(w * s), -1, 1)
 
 The value is ``trit * m``. (transformers divides by ``s``, which is the same number up to the last bit of
-``1 / (1 / m)``.) The mean is summed here in float64 and rounded once to float32, so that it is the best
-float32 and does not depend on the order of the sum.
+``1 / (1 / m)``.) The mean is summed here in float64 and rounded once to float32, so that it is the closest
+float32 and does not depend on the order of summation.
 
-Weights that are ternary already, {-a, 0, a}, are taken as they are: see pre_dequantized.py.
+Weights that are already ternary, {-a, 0, a}, are not quantized again: see pre_dequantized.py.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from bitexport.checkpoint.reader import FLOAT_DTYPES, Checkpoint
 from bitexport.errors import CheckpointError
 from bitexport.ternary import TernaryTensor
 
-#: transformers' lower bound of the mean.
+#: The lower bound of the mean in transformers.
 MIN_MEAN = np.float32(1e-5)
 
 
@@ -38,7 +38,7 @@ class MasterWeights:
         return ()
 
     def stored_shape(self, shape: tuple[int, int]) -> tuple[int, int]:
-        """Master weights have the weight's own shape."""
+        """The weight's own shape."""
         return shape
 
     def check(self, checkpoint: Checkpoint, weight_name: str) -> None:
@@ -46,17 +46,17 @@ class MasterWeights:
         dtype = checkpoint.info(weight_name).dtype
         if dtype not in FLOAT_DTYPES:
             raise CheckpointError(
-                f"tensor '{weight_name}' has dtype {dtype}, but quantization_config says online: expected "
-                "master weights "
-                f"in {', '.join(FLOAT_DTYPES)}; a packed checkpoint has quantization_mode offline"
+                f"tensor '{weight_name}' has dtype {dtype}, but quantization_config says online; expected "
+                f"master weights in {', '.join(FLOAT_DTYPES)}: for packed weights, set quantization_mode to "
+                "offline"
             )
 
     def bias_factor(self, checkpoint: Checkpoint, weight_name: str) -> np.float32:  # noqa: ARG002
-        """A bias is added as it is."""
+        """1: the bias is added unchanged."""
         return np.float32(1)
 
     def unpack(self, checkpoint: Checkpoint, weight_name: str) -> TernaryTensor:
-        """Quantize one weight, see the module's formula, unless it is ternary already."""
+        """Quantize one weight by the module's formula, unless it is already ternary."""
         weights = checkpoint.read(weight_name)
         if magnitude := only_magnitude(weights):
             return signs(weights, magnitude, weight_name)
@@ -64,7 +64,7 @@ class MasterWeights:
 
 
 def absmean(weights: npt.NDArray[np.float32], name: str) -> TernaryTensor:
-    """Absmean-quantize float32 ``weights`` of shape ``[out, in]``; see the module's formula.
+    """Absmean-quantize float32 ``weights`` of shape ``[out, in]`` by the module's formula.
 
     Raises:
         CheckpointError: the mean is not finite.

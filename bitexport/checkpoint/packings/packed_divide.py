@@ -1,6 +1,6 @@
 """Packed weights of linear_class ``bitlinear``, the default: its layers divide by ``weight_scale``.
 
-So the value is ``trit * (1 / weight_scale)``, the reciprocal rounded to float32.
+The value is ``trit * (1 / weight_scale)``, with the reciprocal rounded to float32.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from bitexport.checkpoint.packings.two_bit import TwoBit
 
 
 class PackedDivide(TwoBit):
-    """Two bits a weight; the value is the trit over ``weight_scale``."""
+    """Two bits per weight; the value is the trit divided by ``weight_scale``."""
 
     name = "packed-divide"
     recognised_by = "uint8 [out / 4, in]; linear_class bitlinear, or none given"
-    meaning = "the trit over weight_scale"
+    meaning = "trit / weight_scale"
 
     def scale(self, stored: np.float32) -> np.float32:
         """The reciprocal of ``weight_scale``."""

@@ -1,8 +1,8 @@
-"""Pre-dequantized weights: float tensors that hold only -a, 0 and a.
+"""Pre-dequantized weights: float tensors whose only values are -a, 0 and a.
 
-The trit is the sign and the scale is ``a``, exactly. Absmean would find the same trits, but as their scale
-``a`` times the fraction that is not zero: so this packing is recognised before master weights are quantized.
-It is told by the values being equal, bit for bit, never by how large they are.
+The trit is the sign and the scale is exactly ``a``. Absmean would give the same trits, but ``a`` times the
+nonzero fraction as their scale; therefore this packing is checked before master weights are quantized. It is
+recognised by the magnitudes being equal bit for bit, never by their size.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from bitexport.checkpoint.reader import FLOAT_DTYPES, Checkpoint
 from bitexport.errors import CheckpointError, UnsupportedError
 from bitexport.ternary import TernaryTensor
 
-#: elements looked at together: small enough to stay in the processor's caches.
+#: Elements processed at once, few enough to stay in the CPU's caches.
 CHUNK = 1 << 18
 
-#: the scale of a tensor that is all zeros, transformers' lower bound.
+#: The scale of a tensor that is all zeros: the lower bound in transformers.
 ZEROS_SCALE = np.float32(1e-5)
 
 
 class PreDequantized:
-    """Float weights that are ternary already."""
+    """Float weights that are already ternary."""
 
     name = "pre-dequantized"
-    recognised_by = "float tensors that hold only -a, 0 and a"
-    meaning = "the sign, times a"
+    recognised_by = "float tensors whose only values are -a, 0 and a"
+    meaning = "sign * a"
 
     def partners(self, weight_name: str) -> tuple[str, ...]:  # noqa: ARG002
         """None: the scale is in the weights."""
@@ -38,23 +38,23 @@ class PreDequantized:
         return shape
 
     def check(self, checkpoint: Checkpoint, weight_name: str) -> None:
-        """The weight must be a float tensor, and its first rows ternary."""
+        """The weight must be a float tensor whose first rows are ternary."""
         info = checkpoint.info(weight_name)
         if info.dtype not in FLOAT_DTYPES:
             raise CheckpointError(
-                f"tensor '{weight_name}' has dtype {info.dtype}, and config.json has no quantization_config "
-                "that says what its values are; expected one with quant_method bitnet: packed weights need "
-                'its linear_class, "bitlinear" if the model divides by weight_scale and "autobitlinear" if '
-                "it multiplies"
+                f"tensor '{weight_name}' has dtype {info.dtype}, but config.json has no quantization_config "
+                "that says how its values are stored; expected one with quant_method bitnet: for packed "
+                'weights, set its linear_class to "bitlinear" if the model divides by weight_scale or '
+                '"autobitlinear" if it multiplies'
             )
         if len(info.shape) == 2 and info.shape[1]:
-            # a look at the beginning, so that a float model fails before anything is written
+            # check the first rows, so that a float model fails before anything is written
             rows = next(checkpoint.read_rows(weight_name, max(1, CHUNK // info.shape[1])), None)
             if rows is not None and only_magnitude(rows) is None:
                 raise _not_ternary(rows, weight_name)
 
     def bias_factor(self, checkpoint: Checkpoint, weight_name: str) -> np.float32:  # noqa: ARG002
-        """A bias is added as it is."""
+        """1: the bias is added unchanged."""
         return np.float32(1)
 
     def unpack(self, checkpoint: Checkpoint, weight_name: str) -> TernaryTensor:
@@ -67,45 +67,46 @@ class PreDequantized:
 
 
 def only_magnitude(weights: npt.NDArray[np.float32]) -> np.float32 | None:
-    """The one magnitude that float32 ``weights`` have but for zeros; None where there are more.
+    """The only nonzero magnitude in float32 ``weights``; None if there are several, 0 if all are zeros.
 
-    0 where all are zeros. Ordinary weights settle it in their first chunk.
+    Ordinary weights are ruled out by their first chunk.
     """
     flat = weights.reshape(-1)
     only = np.float32(0)
     for start in range(0, flat.size, CHUNK):
         magnitudes = np.abs(flat[start : start + CHUNK])
-        top = magnitudes.max()
-        if top == 0:
+        largest = magnitudes.max()
+        if largest == 0:
             continue
-        if only not in (0, top) or np.count_nonzero(magnitudes) != np.count_nonzero(magnitudes == top):
+        if only not in (0, largest):
             return None
-        only = np.float32(top)
+        if np.count_nonzero(magnitudes) != np.count_nonzero(magnitudes == largest):
+            return None
+        only = np.float32(largest)
     return only
 
 
 def signs(weights: npt.NDArray[np.float32], magnitude: np.float32, name: str) -> TernaryTensor:
-    """``weights``, whose only magnitude is ``magnitude``, as trits and scale."""
+    """``weights`` whose only nonzero magnitude is ``magnitude``, as trits and scale."""
     scale = checked_scale(magnitude if magnitude else ZEROS_SCALE, name)
     return TernaryTensor(np.sign(weights).astype(np.int8), scale, dequantized=True)
 
 
 def _not_ternary(weights: npt.NDArray[np.float32], name: str) -> CheckpointError | UnsupportedError:
-    """Why float weights without a quantization_config are not ternary, as the error to raise."""
+    """The error to raise for float weights without a quantization_config that are not ternary."""
     magnitudes = np.abs(weights)
-    top = magnitudes.max(axis=1, keepdims=True)
-    if np.all((magnitudes == 0) | (magnitudes == top)):
-        low, high = float(top[top > 0].min()), float(top.max())
+    largest = magnitudes.max(axis=1, keepdims=True)
+    if np.all((magnitudes == 0) | (magnitudes == largest)):
+        low, high = float(largest[largest > 0].min()), float(largest.max())
         return UnsupportedError(
             f"tensor '{name}' is ternary with a scale for each row or group of rows, {low:g} to {high:g}; "
-            "a ternary tensor has one scale here, as I2_S does: TQ1_0 and TQ2_0 hold one for each 256 "
-            "weights of a row, Q2_0 one for each 64. Write one of those with llama.cpp's "
-            "convert_hf_to_gguf.py --outtype tq2_0"
+            "expected one scale per tensor, as in I2_S: TQ1_0 and TQ2_0 have one per 256 weights of a row, "
+            "Q2_0 one per 64; write one of those types with llama.cpp's convert_hf_to_gguf.py --outtype "
+            "tq2_0"
         )
     return CheckpointError(
-        f"no quantization_config in config.json, and tensor '{name}' holds more than -a, 0 and a, so its "
-        "weights are not ternary; expected "
-        'quant_method "bitnet": for master weights add linear_class "autobitlinear" and quantization_mode '
-        '"online", and list a layer that stays float in modules_to_not_convert; a teacher in float becomes a '
-        "file of float16 with --float"
+        f"no quantization_config in config.json, and tensor '{name}' holds other values than -a, 0 and a, so "
+        'its weights are not ternary; expected quant_method "bitnet": for master weights, add linear_class '
+        '"autobitlinear" and quantization_mode "online", and list layers that stay float in '
+        "modules_to_not_convert; to convert a float teacher to float16, use --float"
     )

@@ -1,8 +1,8 @@
-"""The bytes of transformers' packed ternary weights, which both packed packings share.
+"""The bytes of transformers' packed ternary weights, shared by both packed packings.
 
 A weight ``[out, in]`` is stored as uint8 ``[out / 4, in]``. Bits 2k+1 and 2k of byte (r, c) are the trit plus
-one of row ``k * (out / 4) + r``, column c. Only what ``weight_scale`` means differs: see packed_multiply.py
-and packed_divide.py, whose classes add that to :class:`TwoBit`.
+one of row ``k * (out / 4) + r``, column c. The two packings differ only in the meaning of ``weight_scale``,
+which the subclasses of :class:`TwoBit` in packed_multiply.py and packed_divide.py add.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from bitexport.ternary import TernaryTensor
 
 
 class TwoBit(ABC):
-    """What both packed packings are: all of a :class:`Packing` but its name and what the scale means."""
+    """A :class:`Packing` except for its name, its descriptions and the meaning of the scale."""
 
     def partners(self, weight_name: str) -> tuple[str, ...]:
         """The weight's ``weight_scale``."""
@@ -30,11 +30,11 @@ class TwoBit(ABC):
         return packed_shape(shape)
 
     def check(self, checkpoint: Checkpoint, weight_name: str) -> None:
-        """uint8 bytes and one scale."""
+        """The weight must be uint8 and have one scale."""
         check_packed(checkpoint, weight_name)
 
     def bias_factor(self, checkpoint: Checkpoint, weight_name: str) -> np.float32:  # noqa: ARG002
-        """A bias is added as it is."""
+        """1: the bias is added unchanged."""
         return np.float32(1)
 
     def unpack(self, checkpoint: Checkpoint, weight_name: str) -> TernaryTensor:
@@ -45,11 +45,11 @@ class TwoBit(ABC):
 
     @abstractmethod
     def scale(self, stored: np.float32) -> np.float32:
-        """What a trit is worth, from the stored ``weight_scale``."""
+        """The scale (value = trit * scale) for a stored ``weight_scale``."""
 
 
 def scale_name(weight_name: str) -> str:
-    """The name of the scale that belongs to a packed weight."""
+    """The name of the scale of a packed weight."""
     return weight_name.removesuffix(".weight") + ".weight_scale"
 
 
@@ -69,17 +69,18 @@ def packed_shape(shape: tuple[int, int]) -> tuple[int, int]:
 
 
 def check_packed(checkpoint: Checkpoint, weight_name: str) -> None:
-    """Check that a packed weight is uint8 and that its scale is there, one float.
+    """Check that a packed weight is uint8 and that its scale is a single float.
 
     Raises:
-        CheckpointError: it is not.
+        CheckpointError: a tensor is missing or has another dtype.
+        UnsupportedError: there is more than one scale.
     """
     dtype = checkpoint.info(weight_name).dtype
     if dtype != "U8":
         raise CheckpointError(
-            f"tensor '{weight_name}' has dtype {dtype}, but quantization_config says packed (offline): "
-            "expected U8; "
-            "master weights have linear_class autobitlinear and quantization_mode online"
+            f"tensor '{weight_name}' has dtype {dtype}, but quantization_config says packed (offline); "
+            "expected U8: for master weights, set linear_class to autobitlinear and quantization_mode to "
+            "online"
         )
     scale = checkpoint.info(scale_name(weight_name))
     if scale.dtype not in FLOAT_DTYPES:
@@ -89,9 +90,9 @@ def check_packed(checkpoint: Checkpoint, weight_name: str) -> None:
         )
     if scale.shape not in ((), (1,), (1, 1)):
         raise UnsupportedError(
-            f"tensor '{scale.name}' has shape {list(scale.shape)}; expected one scale a tensor: "
-            "a ternary tensor has one here, as I2_S does. TQ1_0 and TQ2_0 hold one for each 256 weights of a "
-            "row, Q2_0 one for each 64: write one of those with llama.cpp's convert_hf_to_gguf.py"
+            f"tensor '{scale.name}' has shape {list(scale.shape)}; expected one scale per tensor, as in "
+            "I2_S: TQ1_0 and TQ2_0 have one per 256 weights of a row, Q2_0 one per 64; write one of those "
+            "types with llama.cpp's convert_hf_to_gguf.py"
         )
 
 
@@ -99,7 +100,7 @@ def read_scale(checkpoint: Checkpoint, weight_name: str) -> np.float32:
     """The stored ``weight_scale`` of a packed weight.
 
     Raises:
-        CheckpointError: missing, zero, negative, NaN or infinite.
+        CheckpointError: it is missing, zero, negative, NaN or infinite.
     """
     name = scale_name(weight_name)
     return checked_scale(checkpoint.read(name).reshape(-1)[0], name)
@@ -109,14 +110,13 @@ def unpack_trits(packed: npt.NDArray[np.uint8], name: str) -> npt.NDArray[np.int
     """Packed uint8 ``[out / 4, in]`` to int8 trits ``[out, in]``.
 
     Raises:
-        CheckpointError: a two-bit value of 3, which no trit has.
+        CheckpointError: a two-bit value is 3, which is not a trit.
     """
     if np.any(packed & (packed >> np.uint8(1)) & np.uint8(0x55)):
         row, column = np.argwhere(packed & (packed >> np.uint8(1)) & np.uint8(0x55))[0]
         raise CheckpointError(
             f"tensor '{name}' holds a two-bit value of 3 (byte {row}, {column}: "
-            f"0x{packed[row, column]:02x}); "
-            "expected 0, 1 or 2: the file is damaged or packed in another way"
+            f"0x{packed[row, column]:02x}); expected 0, 1 or 2: the file is damaged or packed differently"
         )
     quarter, columns = packed.shape
     trits = np.empty((4, quarter, columns), dtype=np.int8)

@@ -1,4 +1,4 @@
-"""What the types that store a float16 scale for every block of a row share."""
+"""Block scales: shared by the types that store a float16 scale for every block of a row."""
 
 from __future__ import annotations
 
@@ -7,34 +7,37 @@ import numpy.typing as npt
 
 from bitexport.errors import GGUFError, UnsupportedError
 from bitexport.gguf.types import TensorType, alternatives
-from bitexport.ternary import AnyTernary, GroupedTernary, TernaryTensor, simplest
+from bitexport.ternary import AnyTernary, GroupedTernary, TernaryTensor, collapse_equal_scales
 
-#: blocks handled at once: their codes stay in the processor's caches.
+#: Blocks processed at once, few enough that their codes stay in the CPU's caches.
 CHUNK_BLOCKS = 2048
+
+#: :attr:`Packer.scale_text` of these types.
+SCALE_TEXT = "float16, one per block; the report gives the rounding error"
 
 
 def rounded_scale(scale: np.float32, type_name: str) -> np.float16:
-    """The scale in float16.
+    """The scale rounded to float16.
 
     Raises:
-        UnsupportedError: float16 has no such number: it would become zero or infinite.
+        UnsupportedError: it would become zero or infinite.
     """
     with np.errstate(over="ignore", under="ignore"):
         rounded = np.float16(scale)
     if not np.isfinite(rounded) or rounded == 0:
         raise UnsupportedError(
             f"scale {scale!s} becomes {rounded!s} in the float16 of {type_name}; use --type i2_s, which "
-            "keeps float32"
+            "stores float32"
         )
     return rounded
 
 
 def check_rows(tensor: AnyTernary, kind: TensorType) -> None:
-    """Raise UnsupportedError where rows are no whole number of blocks."""
+    """Raise UnsupportedError when a row is not a whole number of blocks."""
     if not kind.fits(tensor.trits.shape):
         raise UnsupportedError(
-            f"rows of {tensor.trits.shape[-1]} are no multiple of {kind.block}, which {kind.name} needs; use "
-            f"--type {alternatives(tensor.trits.shape)}"
+            f"rows of {tensor.trits.shape[-1]} are not a multiple of {kind.block}, which {kind.name} needs; "
+            f"use --type {alternatives(tensor.trits.shape)}"
         )
 
 
@@ -42,42 +45,46 @@ def block_scales(tensor: AnyTernary, kind: TensorType) -> npt.NDArray[np.float16
     """The scale of every block of ``kind``, float16 ``[blocks]``; 0 for a block of zeros, as in ggml.
 
     Raises:
-        UnsupportedError: float16 cannot hold a scale, or a block would need two.
+        UnsupportedError: float16 cannot hold a scale, or a block would need two scales.
     """
     if isinstance(tensor, TernaryTensor):
         scale = rounded_scale(tensor.scale, kind.name)
         used = np.any(tensor.trits.reshape(-1, kind.block), axis=1)
         return np.where(used, scale, np.float16(0)).astype("<f2")
-    wanted = _regrouped(tensor, kind)
-    for scale in np.unique(wanted):
+    scales = _regrouped(tensor, kind)
+    for scale in np.unique(scales):
         if scale:
             rounded_scale(scale, kind.name)
-    return wanted.astype("<f2")
+    return scales.astype("<f2")
 
 
 def _regrouped(tensor: GroupedTernary, kind: TensorType) -> npt.NDArray[np.float32]:
-    """The scales of a grouped tensor, one a block of ``kind``."""
+    """The scales of a grouped tensor, one per block of ``kind``."""
     group = tensor.group
     if group % kind.block == 0:
         return np.repeat(tensor.scales, group // kind.block, axis=1).reshape(-1)
     if kind.block % group == 0:
-        parts = tensor.scales.reshape(-1, kind.block // group)
-        top: npt.NDArray[np.float32] = parts.max(axis=1)
-        if np.all((parts == top[:, None]) | (parts == 0)):
-            return top
+        scales = tensor.scales.reshape(-1, kind.block // group)
+        largest: npt.NDArray[np.float32] = scales.max(axis=1)
+        if np.all((scales == largest[:, None]) | (scales == 0)):
+            return largest
     raise UnsupportedError(
-        f"its scale changes every {group} weights, and a block of {kind.name} holds one for {kind.block}; "
+        f"its scale changes every {group} weights, but {kind.name} has one scale per {kind.block} weights; "
         f"use --type {alternatives(tensor.trits.shape, group)}"
     )
 
 
-def joined(
+def from_blocks(
     codes: npt.NDArray[np.int8], scales: npt.NDArray[np.float16], shape: tuple[int, int], kind: TensorType
 ) -> AnyTernary:
-    """Trits ``[blocks, block]`` and the scales of the blocks as one tensor of ``shape`` ``[out, in]``.
+    """Assemble a tensor of ``shape`` ``[out, in]`` from its blocks.
+
+    Args:
+        codes: trits, int8 ``[blocks, block]``; those of blocks with scale 0 are set to 0.
+        scales: the scale of each block, float16 ``[blocks]``.
 
     Raises:
-        GGUFError: a scale that is negative, NaN or infinite.
+        GGUFError: a scale is negative, NaN or infinite.
     """
     wrong = ~np.isfinite(scales) | (scales < 0)
     if wrong.any():
@@ -85,7 +92,7 @@ def joined(
             f"block {int(np.argmax(wrong))} of {kind.name} has scale {scales[np.argmax(wrong)]}; expected a "
             "positive, finite number: the file is damaged, convert or download it again"
         )
-    codes[scales == 0] = 0  # worth nothing, whatever they say
+    codes[scales == 0] = 0  # their value is 0 whatever the trit
     used = np.any(codes, axis=1)
     exact = np.where(used, scales.astype(np.float32), np.float32(0))
-    return simplest(codes.reshape(shape), exact.reshape(shape[0], -1))
+    return collapse_equal_scales(codes.reshape(shape), exact.reshape(shape[0], -1))

@@ -1,4 +1,4 @@
-"""Ternary values in a float type: float16 written, float16, bfloat16 and float32 read.
+"""Float types that hold ternary values: writes float16, reads float16, bfloat16 and float32.
 
 Each weight is -a, 0 or a, where a is the scale: rounded to float16 when written, exact when read.
 """
@@ -9,14 +9,15 @@ import numpy as np
 import numpy.typing as npt
 
 from bitexport.errors import UnsupportedError
+from bitexport.gguf.packers.base import UPSTREAM, Packer
 from bitexport.gguf.packers.block_scale import rounded_scale
 from bitexport.gguf.types import F16, TensorType
-from bitexport.ternary import AnyTernary, TernaryTensor, simplest
+from bitexport.ternary import AnyTernary, TernaryTensor, collapse_equal_scales
 
-#: weights handled at once.
+#: Weights processed at once.
 CHUNK_WEIGHTS = 1 << 20
 
-#: the smallest group that is looked for; larger ones are made of it.
+#: The smallest group of weights with one scale that is recognised; larger groups consist of several.
 GROUP = 64
 
 
@@ -37,10 +38,10 @@ def pack(tensor: AnyTernary) -> npt.NDArray[np.uint8]:
         scales = tensor.scales.astype(np.float16)
     rows = max(1, CHUNK_WEIGHTS // trits.shape[1])
     for start in range(0, len(trits), rows):
-        part = trits[start : start + rows].astype(np.float16)
-        grouped = part.reshape(len(part), scales.shape[1], -1)
+        values = trits[start : start + rows].astype(np.float16)
+        grouped = values.reshape(len(values), scales.shape[1], -1)
         grouped *= scales[start : start + rows, :, None]
-        packed[start : start + rows] = part
+        packed[start : start + rows] = values
     return packed.view(np.uint8).reshape(-1)
 
 
@@ -48,8 +49,8 @@ def unpack(data: npt.NDArray[np.uint8], shape: tuple[int, int], kind: TensorType
     """Bytes of a float tensor of ``shape`` ``[out, in]`` whose values are ternary, to trits and scales.
 
     Raises:
-        UnsupportedError: they are not: neither the tensor, nor its rows, nor groups of 64 in them hold one
-            magnitude beside zero.
+        UnsupportedError: the values are not ternary: a row (where rows are a multiple of 64, a group of 64
+            weights) has more than one nonzero magnitude, NaN or infinity.
     """
     out, columns = shape
     group = GROUP if columns % GROUP == 0 else columns
@@ -58,15 +59,25 @@ def unpack(data: npt.NDArray[np.uint8], shape: tuple[int, int], kind: TensorType
     stored = data.reshape(out, -1)
     rows = max(1, CHUNK_WEIGHTS // columns)
     for start in range(0, out, rows):
-        part = _values(stored[start : start + rows], kind).reshape(-1, columns // group, group)
-        magnitudes = np.abs(part)
-        top = magnitudes.max(axis=2)
-        odd = (magnitudes != 0) & (magnitudes != top[:, :, None])
-        if odd.any() or not np.isfinite(top).all():
-            raise UnsupportedError(_not_ternary(magnitudes, top, odd))
-        scales[start : start + rows] = top
-        trits[start : start + rows] = np.sign(part)
-    return simplest(trits.reshape(shape), scales)
+        values = _values(stored[start : start + rows], kind).reshape(-1, columns // group, group)
+        magnitudes = np.abs(values)
+        largest = magnitudes.max(axis=2)
+        others = (magnitudes != 0) & (magnitudes != largest[:, :, None])
+        if others.any() or not np.isfinite(largest).all():
+            raise UnsupportedError(_not_ternary(magnitudes, largest, others))
+        scales[start : start + rows] = largest
+        trits[start : start + rows] = np.sign(values)
+    return collapse_equal_scales(trits.reshape(shape), scales)
+
+
+PACKER = Packer(
+    type=F16,
+    pack=pack,
+    unpack=unpack,
+    scale_type=np.float16,
+    scale_text="in the values, rounded to float16",
+    runs_in=UPSTREAM,
+)
 
 
 def _values(data: npt.NDArray[np.uint8], kind: TensorType) -> npt.NDArray[np.float32]:
@@ -78,12 +89,12 @@ def _values(data: npt.NDArray[np.uint8], kind: TensorType) -> npt.NDArray[np.flo
 
 
 def _not_ternary(
-    magnitudes: npt.NDArray[np.float32], top: npt.NDArray[np.float32], odd: npt.NDArray[np.bool_]
+    magnitudes: npt.NDArray[np.float32], largest: npt.NDArray[np.float32], others: npt.NDArray[np.bool_]
 ) -> str:
-    if not odd.any():
-        return "it holds NaN or infinity, and so is not ternary; the file is damaged, convert it again"
-    row, group, _ = np.argwhere(odd)[0]
+    if not others.any():
+        return "it contains NaN or infinity and is not ternary; the file is damaged, convert it again"
+    row, group, _ = np.argwhere(others)[0]
     return (
-        f"it is not ternary: {magnitudes[odd][0]:.6g} and {top[row, group]:.6g} stand in one group of "
-        "weights; expected -a, 0 and a only: convert the checkpoint instead"
+        f"it is not ternary: one group of weights contains both {magnitudes[others][0]:.6g} and "
+        f"{largest[row, group]:.6g}; expected only -a, 0 and a: convert the checkpoint instead"
     )

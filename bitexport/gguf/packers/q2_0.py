@@ -1,8 +1,8 @@
-"""Q2_0, upstream's type of 2.25 bits: codes of two bits, a float16 scale for every 64 weights of a row.
+"""Q2_0: upstream's type of 2.25 bits per weight, a float16 scale for every 64 weights of a row.
 
 A block is 64 elements in 18 bytes: the scale as little-endian float16, then 16 bytes, of which byte j holds
-elements 4 j + k (k of 0 to 3) in bits 2k+1..2k. A code is the trit + 1; code 3, twice the scale, is what
-makes the type more than ternary, and is refused here.
+elements 4 j + k (k of 0 to 3) in bits 2k+1..2k. A code is trit + 1. The type is more than ternary: code 3
+stands for twice the scale, and is rejected here.
 """
 
 from __future__ import annotations
@@ -11,7 +11,14 @@ import numpy as np
 import numpy.typing as npt
 
 from bitexport.errors import UnsupportedError
-from bitexport.gguf.packers.block_scale import CHUNK_BLOCKS, block_scales, check_rows, joined
+from bitexport.gguf.packers.base import UPSTREAM, Packer
+from bitexport.gguf.packers.block_scale import (
+    CHUNK_BLOCKS,
+    SCALE_TEXT,
+    block_scales,
+    check_rows,
+    from_blocks,
+)
 from bitexport.gguf.types import Q2_0
 from bitexport.ternary import AnyTernary
 
@@ -22,7 +29,7 @@ def pack(tensor: AnyTernary) -> npt.NDArray[np.uint8]:
     """The bytes of a Q2_0 tensor: uint8 ``[n / 64 * 18]``. A block of zeros has scale 0, as in ggml.
 
     Raises:
-        UnsupportedError: rows are no multiple of 64, or float16 cannot hold the scale.
+        UnsupportedError: rows are not a multiple of 64, or float16 cannot hold the scale.
     """
     check_rows(tensor, Q2_0)
     trits = np.ascontiguousarray(tensor.trits).reshape(-1, Q2_0.block // 4, 4)
@@ -41,8 +48,8 @@ def unpack(data: npt.NDArray[np.uint8], shape: tuple[int, int]) -> AnyTernary:
     """Bytes of a Q2_0 tensor of ``shape`` ``[out, in]`` to trits and scales.
 
     Raises:
-        GGUFError: a scale that is negative, NaN or infinite.
-        UnsupportedError: a code of 3, which is no trit.
+        GGUFError: a scale is negative, NaN or infinite.
+        UnsupportedError: a code is 3, which is not a trit.
     """
     blocks = data.reshape(-1, Q2_0.block_bytes)
     trits = np.empty((len(blocks), Q2_0.block // 4, 4), dtype=np.int8)
@@ -50,10 +57,20 @@ def unpack(data: npt.NDArray[np.uint8], shape: tuple[int, int]) -> AnyTernary:
         codes = blocks[start : start + CHUNK_BLOCKS, SCALE_BYTES:]
         if np.any(codes & (codes >> np.uint8(1)) & np.uint8(0x55)):
             raise UnsupportedError(
-                "it holds a code of 3, twice the scale, and so is not ternary; convert the model elsewhere"
+                "it contains a code of 3, twice the scale, so it is not ternary; convert the model elsewhere"
             )
         for k in range(4):
             trits[start : start + CHUNK_BLOCKS, :, k] = (codes >> np.uint8(2 * k)) & np.uint8(3)
     trits -= np.int8(1)
     scales = np.ascontiguousarray(blocks[:, :SCALE_BYTES]).view("<f2").reshape(-1)
-    return joined(trits.reshape(-1, Q2_0.block), scales, shape, Q2_0)
+    return from_blocks(trits.reshape(-1, Q2_0.block), scales, shape, Q2_0)
+
+
+PACKER = Packer(
+    type=Q2_0,
+    pack=pack,
+    unpack=unpack,
+    scale_type=np.float16,
+    scale_text=SCALE_TEXT,
+    runs_in=UPSTREAM,
+)

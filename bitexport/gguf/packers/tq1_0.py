@@ -1,14 +1,14 @@
-"""TQ1_0, upstream's ternary type of 1.6875 bits: five trits a byte, with the scale rounded to float16.
+"""TQ1_0: upstream's ternary type of 1.6875 bits per weight, a float16 scale for every 256 weights of a row.
 
-A block is 256 elements of a row in 54 bytes. Each of the first 52 bytes stands for up to five elements, read
-as the digits (trit + 1) of a number in base 3, most significant first:
+A block is 256 elements of a row in 54 bytes. Each of the first 52 bytes holds up to five elements, as the
+digits (trit + 1) of a number in base 3, most significant first:
 
     byte j of 0..31    elements j + 32 n               n of 0..4
     byte 32 + j        elements 160 + j + 16 n         j of 0..15, n of 0..4
     byte 48 + j        elements 240 + j + 4 n          j of 0..3, n of 0..3, and a last digit of 0
 
-What is stored is not the number v but ``ceil(v * 256 / 243)``: a fraction of 256, whose digits come out on
-top one by one when it is multiplied by three. The last two bytes are the scale as little-endian float16.
+The byte is not the number v itself but ``ceil(v * 256 / 243)``, a fraction of 256: multiplying it by three
+carries out one digit at a time. The last two bytes are the scale as little-endian float16.
 """
 
 from __future__ import annotations
@@ -18,29 +18,36 @@ from itertools import product
 import numpy as np
 import numpy.typing as npt
 
-from bitexport.gguf.packers.block_scale import CHUNK_BLOCKS, block_scales, check_rows, joined
+from bitexport.gguf.packers.base import UPSTREAM, Packer
+from bitexport.gguf.packers.block_scale import (
+    CHUNK_BLOCKS,
+    SCALE_TEXT,
+    block_scales,
+    check_rows,
+    from_blocks,
+)
 from bitexport.gguf.types import TQ1_0
 from bitexport.ternary import AnyTernary
 
 DIGITS = 5
 CODE_BYTES = 52
 
-#: where digits lie: first byte, bytes, first element, digits used.
-PARTS = ((0, 32, 0, 5), (32, 16, 160, 5), (48, 4, 240, 4))
+#: The three sections of a block: first byte, number of bytes, first element, digits per byte.
+SECTIONS = ((0, 32, 0, 5), (32, 16, 160, 5), (48, 4, 240, 4))
 
-#: the stored byte of each number below 3^5.
+#: The stored byte of each number below 3^5.
 BYTE_OF_NUMBER = np.array([(256 * v + 242) // 243 for v in range(3**DIGITS)], dtype=np.uint8)
 
 
 def _digits(byte: int) -> list[int]:
-    found = []
+    digits = []
     for _ in range(DIGITS):
-        found.append(3 * byte >> 8)
+        digits.append(3 * byte >> 8)
         byte = 3 * byte & 0xFF
-    return found
+    return digits
 
 
-#: the trits of each byte, int8 [256, 5]. ggml reads bytes that it never writes in the same way.
+#: The trits of each byte, int8 [256, 5]; for the bytes that ggml never writes, as ggml reads them.
 TRITS_OF_BYTE = np.array([_digits(byte) for byte in range(256)], dtype=np.int8) - np.int8(1)
 
 
@@ -48,12 +55,12 @@ def pack(tensor: AnyTernary) -> npt.NDArray[np.uint8]:
     """The bytes of a TQ1_0 tensor: uint8 ``[n / 256 * 54]``. A block of zeros has scale 0, as in ggml.
 
     Raises:
-        UnsupportedError: rows are no multiple of 256, or float16 cannot hold the scale.
+        UnsupportedError: rows are not a multiple of 256, or float16 cannot hold the scale.
     """
     check_rows(tensor, TQ1_0)
     trits = np.ascontiguousarray(tensor.trits).reshape(-1, TQ1_0.block)
     packed = np.empty((len(trits), TQ1_0.block_bytes), dtype=np.uint8)
-    for start, (place, count, first, used) in product(range(0, len(trits), CHUNK_BLOCKS), PARTS):
+    for start, (place, count, first, used) in product(range(0, len(trits), CHUNK_BLOCKS), SECTIONS):
         codes = trits[start : start + CHUNK_BLOCKS, first : first + count * used].view(np.uint8) + np.uint8(1)
         codes = codes.reshape(-1, used, count)
         number = codes[:, 0].copy()
@@ -69,13 +76,23 @@ def unpack(data: npt.NDArray[np.uint8], shape: tuple[int, int]) -> AnyTernary:
     """Bytes of a TQ1_0 tensor of ``shape`` ``[out, in]`` to trits and scales.
 
     Raises:
-        GGUFError: a scale that is negative, NaN or infinite.
+        GGUFError: a scale is negative, NaN or infinite.
     """
     blocks = data.reshape(-1, TQ1_0.block_bytes)
     trits = np.empty((len(blocks), TQ1_0.block), dtype=np.int8)
-    for start, (place, count, first, used) in product(range(0, len(blocks), CHUNK_BLOCKS), PARTS):
+    for start, (place, count, first, used) in product(range(0, len(blocks), CHUNK_BLOCKS), SECTIONS):
         codes = blocks[start : start + CHUNK_BLOCKS, place : place + count]
-        found = TRITS_OF_BYTE[codes].swapaxes(1, 2)[:, :used]  # [blocks, digits, bytes]
-        trits[start : start + CHUNK_BLOCKS, first : first + count * used] = found.reshape(len(codes), -1)
+        digits = TRITS_OF_BYTE[codes].swapaxes(1, 2)[:, :used]  # [blocks, digits, bytes]
+        trits[start : start + CHUNK_BLOCKS, first : first + count * used] = digits.reshape(len(codes), -1)
     scales = np.ascontiguousarray(blocks[:, CODE_BYTES:]).view("<f2").reshape(-1)
-    return joined(trits, scales, shape, TQ1_0)
+    return from_blocks(trits, scales, shape, TQ1_0)
+
+
+PACKER = Packer(
+    type=TQ1_0,
+    pack=pack,
+    unpack=unpack,
+    scale_type=np.float16,
+    scale_text=SCALE_TEXT,
+    runs_in=UPSTREAM,
+)

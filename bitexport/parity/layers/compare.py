@@ -33,8 +33,8 @@ from bitexport.reference.embeddings import ROW_ERROR, replaced_embeddings, unfai
 from bitexport.reference.float_layers import rounded_float_layers
 from bitexport.reference.steps import TENSORS, Place, places
 from bitexport.reference.visit import visited
-from bitexport.runtime.model import Session
 from bitexport.runtime.observe import Recorded, record_activations
+from bitexport.runtime.session import Session
 from bitexport.runtime.trace import Trace, Tracer
 
 #: A prompt's further tokens are not compared: all steps of a batch are held in memory.

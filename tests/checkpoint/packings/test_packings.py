@@ -1,4 +1,4 @@
-"""The packings: bytes by hand, against transformers' own functions, and what quantization_config chooses."""
+"""The packings: bytes written by hand, transformers' own functions, and the choice by quantization_config."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_absmean_by_hand() -> None:
     assert found.trits.dtype == np.int8
 
 
-def test_absmean_of_zeros_has_transformers_bound() -> None:
+def test_absmean_of_zeros_is_the_lower_bound_of_transformers() -> None:
     found = absmean(np.zeros((4, 4), dtype=np.float32), "w")
     assert found.scale == np.float32(1e-5)
     assert not found.trits.any()
@@ -90,7 +90,7 @@ def test_absmean_gives_the_values_of_transformers(seed: int, scale: float) -> No
     expected = inner(None, torch.from_numpy(weights)).numpy()
     found = absmean(weights, "w")
     np.testing.assert_array_equal(found.trits, np.sign(expected))
-    # m against 1 / (1 / m), and two ways of summing
+    # the difference of m and 1 / (1 / m), and of two orders of summation
     np.testing.assert_allclose(found.dequantize(), expected, rtol=4 * np.finfo(np.float32).eps)
 
 
@@ -103,7 +103,7 @@ def test_absmean_over_more_than_a_chunk() -> None:
 
 
 def ternary_floats(scale: float) -> np.ndarray:
-    """Float32 trits times ``scale`` over more than two chunks, the first of which begins with zeros."""
+    """Float32 trits times ``scale`` over more than two chunks, with a first row of zeros."""
     trits = np.random.default_rng(7).integers(-1, 2, size=(3, CHUNK // 2 + 5)).astype(np.float32)
     trits[0] = 0
     return trits * np.float32(scale)
@@ -111,10 +111,10 @@ def ternary_floats(scale: float) -> np.ndarray:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("online", [True, False])
-def test_weights_that_are_ternary_already_keep_their_scale(
+def test_weights_that_are_already_ternary_keep_their_scale(
     tmp_path: Path, online: bool, dtype: torch.dtype
 ) -> None:
-    """Absmean would give them another: the scale times the fraction that is not zero."""
+    """Absmean would give another one: the scale times the nonzero fraction."""
     weights = ternary_floats(0.0371)
     config = {"linear_class": "autobitlinear", "quantization_mode": "online"}
     checkpoint = folder_of(tmp_path, {"w.weight": torch.from_numpy(weights).to(dtype)}, **config)
@@ -130,7 +130,7 @@ def test_weights_that_are_ternary_already_keep_their_scale(
     assert absmean(weights, "w").scale == pytest.approx(0.0371 * np.count_nonzero(weights) / weights.size)
 
 
-def test_one_other_value_makes_them_ordinary_weights() -> None:
+def test_a_single_other_value_makes_weights_not_ternary() -> None:
     weights = ternary_floats(0.0371)
     assert only_magnitude(weights) == np.float32(0.0371)
     weights[-1, -1] = np.nextafter(np.float32(0.0371), np.float32(1))
@@ -138,16 +138,16 @@ def test_one_other_value_makes_them_ordinary_weights() -> None:
     assert only_magnitude(np.zeros((2, 8), dtype=np.float32)) == 0
 
 
-def test_float_weights_that_nothing_calls_ternary(tmp_path: Path) -> None:
+def test_float_weights_without_a_quantization_config(tmp_path: Path) -> None:
     save_file({"w.weight": torch.randn(8, 16)}, str(tmp_path / "model.safetensors"))
     (tmp_path / "config.json").write_text("{}")
     checkpoint = open_checkpoint(tmp_path)
     for step in (packing_of(checkpoint).check, packing_of(checkpoint).unpack):
-        with pytest.raises(CheckpointError, match=r"no quantization_config.*'w\.weight' holds more than"):
+        with pytest.raises(CheckpointError, match=r"no quantization_config.*'w\.weight' holds other values"):
             step(checkpoint, "w.weight")
 
 
-def test_a_scale_for_each_row_names_the_types_that_hold_it(tmp_path: Path) -> None:
+def test_a_scale_per_row_names_the_types_that_support_it(tmp_path: Path) -> None:
     weights = torch.tensor([[0.5, 0.0, -0.5, 0.5], [0.25, -0.25, 0.0, 0.25]])
     save_file({"w.weight": weights}, str(tmp_path / "model.safetensors"))
     (tmp_path / "config.json").write_text("{}")
@@ -156,7 +156,7 @@ def test_a_scale_for_each_row_names_the_types_that_hold_it(tmp_path: Path) -> No
         packing_of(checkpoint).check(checkpoint, "w.weight")
 
 
-def test_packed_weights_that_nothing_explains(tmp_path: Path) -> None:
+def test_packed_weights_without_a_quantization_config(tmp_path: Path) -> None:
     save_file({"w.weight": torch.zeros(1, 4, dtype=torch.uint8)}, str(tmp_path / "model.safetensors"))
     (tmp_path / "config.json").write_text("{}")
     checkpoint = open_checkpoint(tmp_path)
@@ -215,7 +215,7 @@ def test_a_bfloat16_scale_without_dimensions(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("linear", ["autobitlinear", "bitlinear"])
 @pytest.mark.parametrize("scale", [0.0, -0.5, math.nan, math.inf])
-def test_a_scale_that_is_none_names_its_tensor(tmp_path: Path, linear: str, scale: float) -> None:
+def test_an_invalid_scale_names_its_tensor(tmp_path: Path, linear: str, scale: float) -> None:
     tensors = {
         "w.weight": torch.full((1, 4), 0b01010101, dtype=torch.uint8),
         "w.weight_scale": torch.tensor([scale]),
@@ -225,7 +225,7 @@ def test_a_scale_that_is_none_names_its_tensor(tmp_path: Path, linear: str, scal
         packing_of(checkpoint).unpack(checkpoint, "w.weight")
 
 
-def test_a_scale_whose_reciprocal_is_none(tmp_path: Path) -> None:
+def test_a_scale_with_an_infinite_reciprocal(tmp_path: Path) -> None:
     tensors = {
         "w.weight": torch.full((1, 4), 0b01010101, dtype=torch.uint8),
         "w.weight_scale": torch.tensor([1e-45]),
@@ -243,7 +243,7 @@ def test_a_scale_whose_reciprocal_is_none(tmp_path: Path) -> None:
         (
             {"w.weight": torch.zeros(1, 4, dtype=torch.uint8), "w.weight_scale": torch.ones(4)},
             UnsupportedError,
-            "expected one scale a tensor",
+            "expected one scale per tensor",
         ),
         (
             {
@@ -255,7 +255,7 @@ def test_a_scale_whose_reciprocal_is_none(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_packed_tensors_that_are_none(
+def test_invalid_packed_tensors(
     tmp_path: Path, tensors: dict[str, torch.Tensor], error: type[Exception], message: str
 ) -> None:
     checkpoint = folder_of(tmp_path, tensors)
@@ -263,7 +263,7 @@ def test_packed_tensors_that_are_none(
         packing_of(checkpoint).check(checkpoint, "w.weight")
 
 
-def test_master_weights_that_are_bytes(tmp_path: Path) -> None:
+def test_master_weights_with_dtype_uint8(tmp_path: Path) -> None:
     tensors = {"w.weight": torch.zeros(1, 4, dtype=torch.uint8)}
     checkpoint = folder_of(tmp_path, tensors, linear_class="autobitlinear", quantization_mode="online")
     with pytest.raises(CheckpointError, match=r"has dtype U8.*says online"):
@@ -320,6 +320,6 @@ def test_modules_to_not_convert_as_transformers_matches_them(
 
 
 @pytest.mark.parametrize("patterns", [["("], [3], 7, "q_proj", {"q_proj": True}, [""], ["lm_head", ""]])
-def test_patterns_that_are_none(patterns: Any) -> None:
+def test_invalid_patterns(patterns: Any) -> None:
     with pytest.raises(CheckpointError, match="modules_to_not_convert"):
         keeps_float(config_of(modules_to_not_convert=patterns), "a.weight")

@@ -1,4 +1,4 @@
-"""I2_S bytes: by hand, against a packer written from the format's description, and there and back."""
+"""I2_S bytes: by hand, against a packer written from the format's description, and round trips."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from bitexport.ternary import TernaryTensor
 
 
 def described_bytes(trits: list[list[int]], scale: float) -> bytes:
-    """The format as it is described, one element at a time, without a look at our code."""
+    """The format as described, one element at a time, written independently of our code."""
     flat = [trit for row in trits for trit in row]
     assert len(flat) % 128 == 0
     result = bytearray()
@@ -46,7 +46,7 @@ def test_one_block_by_hand() -> None:
     assert i2_s.pack(tensor(trits, 2.5)).tobytes() == expected
 
 
-def test_elements_of_a_row_count_on_into_the_next_row() -> None:
+def test_a_block_continues_in_the_next_row() -> None:
     trits = np.zeros((2, 64), dtype=np.int8)
     trits[1, 0] = 1  # element 64 of the block: bits 3-2 of byte 0
     assert i2_s.pack(tensor(trits))[0] == 0b01011001
@@ -58,7 +58,7 @@ def test_elements_of_a_row_count_on_into_the_next_row() -> None:
     shape=st.sampled_from([(1, 128), (2, 64), (4, 96), (3, 128), (2, 576), (32, 4), (5, 256)]),
     scale=st.floats(2**-120, 2**120, width=32),
 )
-def test_agrees_with_the_description_and_comes_back(
+def test_agrees_with_the_description_and_round_trips(
     data: st.DataObject, shape: tuple[int, int], scale: float
 ) -> None:
     trits = data.draw(hnp.arrays(np.int8, shape, elements=st.integers(-1, 1)))
@@ -81,7 +81,7 @@ def test_more_blocks_than_a_chunk() -> None:
     assert packed[start // 2 * 64 : stop // 2 * 64].tobytes() == expected
 
 
-def test_trits_that_are_a_view() -> None:
+def test_trits_that_are_not_contiguous() -> None:
     trits = np.zeros((128, 2), dtype=np.int8)
     trits[0] = [1, -1]
     np.testing.assert_array_equal(i2_s.pack(tensor(trits.T)), i2_s.pack(tensor(trits.T.copy())))
@@ -93,8 +93,8 @@ def test_only_the_first_scale_counts() -> None:
     assert i2_s.unpack(packed, (1, 128)).scale == np.float32(0.5)
 
 
-def test_what_cannot_be_packed() -> None:
-    with pytest.raises(UnsupportedError, match=r"96 elements.*no multiple of 128"):
+def test_tensors_that_cannot_be_packed() -> None:
+    with pytest.raises(UnsupportedError, match=r"96 elements.*not a multiple of 128"):
         i2_s.pack(tensor(np.zeros((1, 96))))
     with pytest.raises(ValueError, match="trit"):
         i2_s.pack(tensor(np.full((1, 128), 2)))
@@ -103,7 +103,7 @@ def test_what_cannot_be_packed() -> None:
 
 
 @pytest.mark.parametrize("byte", [0b11010101, 0b01110101, 0b01011101, 0b01010111])
-def test_a_code_of_three_is_an_error_wherever_it_stands(byte: int) -> None:
+def test_a_code_of_three_is_an_error_at_every_position(byte: int) -> None:
     packed = i2_s.pack(tensor(np.zeros((2, 128))))
     packed[40] = byte
     with pytest.raises(GGUFError, match="code of 3"):
@@ -111,7 +111,7 @@ def test_a_code_of_three_is_an_error_wherever_it_stands(byte: int) -> None:
 
 
 @pytest.mark.parametrize("scale", [0.0, -1.0, float("nan"), float("inf")])
-def test_a_scale_that_is_none(scale: float) -> None:
+def test_an_invalid_scale(scale: float) -> None:
     packed = i2_s.pack(tensor(np.zeros((1, 128))))
     packed[32:36] = np.frombuffer(struct.pack("<f", scale), np.uint8)
     with pytest.raises(GGUFError, match="scale"):

@@ -32,7 +32,7 @@ def test_the_example() -> None:
     assert back.scale == np.float32(scale)
 
 
-def test_its_numbers() -> None:
+def test_the_numbers_on_the_page() -> None:
     assert f"tensor type **{I2_S.id}**" in PAGE
     assert f"at most {MAX_I2_S_ROW:,} weights" in PAGE
     assert I2_S.nbytes((2, 128)) == 2 * 128 // 4 + 32

@@ -1,4 +1,4 @@
-"""Every type of ternary tensors: bytes by hand, ggml's C in both directions, there and back."""
+"""Every type for ternary tensors: bytes by hand, ggml's C code in both directions, and round trips."""
 
 from __future__ import annotations
 
@@ -86,12 +86,12 @@ def test_every_byte_of_tq1_0_is_read_as_ggml_reads_it() -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
-def test_there_and_back(data: st.DataObject) -> None:
+def test_round_trip(data: st.DataObject) -> None:
     packer = PACKERS[data.draw(st.sampled_from(sorted(PACKERS)))]
     out = data.draw(st.integers(1, 7))
     odd = packer.type.name == "f16"
     columns = data.draw(st.integers(1, 300)) if odd else packer.type.block * data.draw(st.integers(1, 5))
-    if packer.type.name == "i2_s":  # rows need no whole block, the tensor does
+    if packer.type.name == "i2_s":  # the tensor is a multiple of the block, rows need not be
         out, columns = data.draw(st.sampled_from([(2, 64), (32, 4), (3, 128), (2, 576), (128, 5)]))
     trits = data.draw(hnp.arrays(np.int8, (out, columns), elements=st.integers(-1, 1)))
     scale = np.float32(data.draw(st.floats(2**-24, 65504, width=16)))
@@ -99,7 +99,7 @@ def test_there_and_back(data: st.DataObject) -> None:
     assert packed.dtype == np.uint8
     assert packed.size == packer.type.nbytes((out, columns))
     back = packer.unpack(packed, (out, columns))
-    # nothing but zeros has no scale to be found, except in I2_S
+    # the scale of a tensor that is all zeros is lost, except in I2_S
     np.testing.assert_array_equal(back.dequantize(), trits * scale)
     np.testing.assert_array_equal(back.trits, trits)
     np.testing.assert_array_equal(packer.pack(back), packed)
@@ -107,15 +107,15 @@ def test_there_and_back(data: st.DataObject) -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
-def test_groups_with_scales_of_their_own(data: st.DataObject) -> None:
+def test_groups_with_different_scales(data: st.DataObject) -> None:
     group = data.draw(st.sampled_from([64, 128, 256, 512]))
     trits = data.draw(hnp.arrays(np.int8, (3, 512), elements=st.integers(-1, 1)))
     scales = data.draw(hnp.arrays(np.float16, (3, 512 // group), elements=st.sampled_from([0.5, 1, 3])))
     tensor = GroupedTernary(trits, scales.astype(np.float32))
     for kind in ("q2_0", "tq2_0", "tq1_0", "f16"):
         packer = PACKERS[kind]
-        held = np.repeat(scales, group // 64, axis=1).reshape(-1, max(1, packer.type.block // 64))
-        if np.any(held != held[:, :1]):
+        by_block = np.repeat(scales, group // 64, axis=1).reshape(-1, max(1, packer.type.block // 64))
+        if np.any(by_block != by_block[:, :1]):
             with pytest.raises(UnsupportedError, match=r"changes every .* use --type") as caught:
                 packer.pack(tensor)
             assert kind not in str(caught.value).partition("use --type")[2]
@@ -125,7 +125,7 @@ def test_groups_with_scales_of_their_own(data: st.DataObject) -> None:
         assert packer.rounding(tensor) == 0
 
 
-def test_i2_s_holds_one_scale_and_names_the_types_that_hold_more() -> None:
+def test_i2_s_has_one_scale_and_names_the_types_that_have_more() -> None:
     rows = GroupedTernary(random_trits(2, 256), np.array([[1.0], [2.0]], np.float32))
     with pytest.raises(UnsupportedError, match=r"every 256 weights.*--type tq2_0 or tq1_0 or q2_0 or f16"):
         PACKERS["i2_s"].pack(rows)
@@ -165,7 +165,7 @@ def test_scales_that_float16_lacks(kind: str, scale: float) -> None:
             PACKERS[kind].pack(tensor)
 
 
-def test_by_how_much_a_scale_was_rounded() -> None:
+def test_the_rounding_error_of_a_scale() -> None:
     tensor = TernaryTensor(random_trits(1, 256), np.float32(1 + 2**-11 + 2**-20))
     assert PACKERS["i2_s"].rounding(tensor) == 0
     for kind in (*BLOCK_TYPES, "f16"):
@@ -174,14 +174,15 @@ def test_by_how_much_a_scale_was_rounded() -> None:
 
 
 @pytest.mark.parametrize("kind", BLOCK_TYPES)
-def test_rows_that_fill_no_block(kind: str) -> None:
-    with pytest.raises(UnsupportedError, match=rf"rows of 96 are no multiple.*{kind} needs; use --type i2_s"):
+def test_rows_shorter_than_a_block(kind: str) -> None:
+    expected = rf"rows of 96 are not a multiple.*{kind} needs; use --type i2_s"
+    with pytest.raises(UnsupportedError, match=expected):
         PACKERS[kind].pack(TernaryTensor(np.zeros((4, 96), dtype=np.int8), np.float32(1)))
 
 
 @pytest.mark.parametrize("kind", BLOCK_TYPES)
 @pytest.mark.parametrize("scale", [-1.0, float("nan"), float("inf")])
-def test_bad_scales_are_refused_when_read(kind: str, scale: float) -> None:
+def test_bad_scales_are_rejected_when_read(kind: str, scale: float) -> None:
     packed = PACKERS[kind].pack(TernaryTensor(random_trits(1, 512), np.float32(1)))
     at = 0 if kind == "q2_0" else -2
     packed.reshape(-1, TYPES[kind].block_bytes)[1, at or None : 2 if at == 0 else None].view("<f2")[:] = scale
@@ -210,7 +211,7 @@ def test_a_code_of_three_is_not_ternary(module: object) -> None:
 
 @pytest.mark.parametrize(
     ("values", "message"),
-    [([1, -1, 0, 2] * 64, "1 and 2 stand in one group"), ([1, np.nan, 0, 1] * 64, "NaN|nan")],
+    [([1, -1, 0, 2] * 64, "one group of weights contains both 1 and 2"), ([1, np.nan, 0, 1] * 64, "NaN|nan")],
 )
 def test_floats_that_are_not_ternary(values: list[float], message: str) -> None:
     data = np.array([values], dtype="<f2").view(np.uint8).reshape(-1)
@@ -219,7 +220,7 @@ def test_floats_that_are_not_ternary(values: list[float], message: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["f32", "bf16", "f16"])
-def test_float_types_that_hold_trits(kind: str) -> None:
+def test_float_types_that_contain_ternary_values(kind: str) -> None:
     tensor = TernaryTensor(random_trits(4, 100), np.float32(0.5))
     values = tensor.dequantize()
     data = {

@@ -1,4 +1,4 @@
-"""TQ2_0 bytes, against the gguf package's NumPy version and ggml's C."""
+"""TQ2_0 bytes, compared with the gguf package's NumPy version and ggml's C code."""
 
 from __future__ import annotations
 
@@ -33,7 +33,9 @@ def test_one_block_by_hand() -> None:
     shape=st.sampled_from([(1, 256), (3, 512), (2, 768)]),
     scale=st.floats(2**-14, 1000, width=32),
 )
-def test_the_peer_reads_the_same_values(data: st.DataObject, shape: tuple[int, int], scale: float) -> None:
+def test_the_gguf_package_reads_the_same_values(
+    data: st.DataObject, shape: tuple[int, int], scale: float
+) -> None:
     trits = data.draw(hnp.arrays(np.int8, shape, elements=st.integers(-1, 1)))
     packed = tq2_0.pack(TernaryTensor(trits, np.float32(scale)))
     values = gguf.quants.dequantize(packed.reshape(shape[0], -1), PEER)
@@ -59,8 +61,8 @@ def test_more_blocks_than_a_chunk() -> None:
     np.testing.assert_array_equal(gguf.quants.dequantize(packed.reshape(len(trits), -1), PEER), trits)
 
 
-def test_what_it_cannot_hold() -> None:
-    with pytest.raises(UnsupportedError, match="no multiple of 256"):
+def test_tensors_that_cannot_be_packed() -> None:
+    with pytest.raises(UnsupportedError, match="not a multiple of 256"):
         tq2_0.pack(TernaryTensor(np.zeros((2, 128), dtype=np.int8), np.float32(1)))
     for scale in (1e-9, 1e6):
         with pytest.raises(UnsupportedError, match="float16"):

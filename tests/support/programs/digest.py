@@ -1,9 +1,9 @@
-"""Print what libllama computes, to compare builds and settings bit by bit; run as a process of its own.
+"""Print digests of libllama's logits, to compare builds and settings bit for bit; run as a separate process.
 
 Usage: digest.py MODEL.gguf THREADS
 prints {"tier": ..., "prefill": ..., "decode": ...}, sha256 of the logits
 
-A process chooses its kernel tier once (BITEXPORT_TIER), so that each tier needs one of its own.
+A process selects its kernel tier only once (BITEXPORT_TIER), so each tier needs a separate process.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import sys
 
 import numpy as np
 
-from bitexport.runtime.model import Session
+from bitexport.runtime.session import Session
 
 TOKENS = 70
 

@@ -1,8 +1,8 @@
-"""Continue a prompt greedily with whichever libllama LLAMA_CPP_LIB_PATH names; run as a process of its own.
+"""Continue a prompt greedily with the libllama in LLAMA_CPP_LIB_PATH; run as a separate process.
 
 Usage: greedy.py MODEL.gguf TOKENS ID [ID ...]     prints the new ids as a JSON list
 
-It uses llama-cpp-python alone, so that the same lines drive our build and an unpatched one.
+It only uses llama-cpp-python, so that the same code runs our build and an unpatched one.
 """
 
 from __future__ import annotations

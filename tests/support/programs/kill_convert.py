@@ -1,9 +1,9 @@
-"""Converts again and again, and is killed each time at another moment. For test_killed.py.
+"""Converts repeatedly and kills each conversion at a random moment. For test_killed.py.
 
     python kill_convert.py CHECKPOINT OUT.gguf ROUNDS SEED
 
-The conversion runs in a fork, so that no time is lost on imports. Prints one JSON document: how many rounds
-found no file, the old file, and the new one; anything else ends it with an error.
+Each conversion runs in a fork, to save the time of imports. Prints one JSON document: how many rounds found
+no file, the old file, and the new one; any other result is an error.
 """
 
 from __future__ import annotations

@@ -1,80 +1,43 @@
-"""A GGUF model on our llama.cpp: an ordinary ``llama_cpp.Llama``, or a :class:`Session` that gives logits."""
+"""One model and one context on our libllama, driven token by token: :class:`Session` returns logits."""
 
 from __future__ import annotations
 
 import ctypes
 import os
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-from types import MappingProxyType, TracebackType
-from typing import TYPE_CHECKING, Any
+from types import TracebackType
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from bitexport.errors import BitexportWarning, GGUFError, UsageError
-from bitexport.gguf.checks import check_hyperparameters
-from bitexport.gguf.reader import read_gguf
+from bitexport.errors import GGUFError, UsageError
 from bitexport.runtime import ggml, log
-from bitexport.runtime.assumptions import assumptions
 from bitexport.runtime.library import bind
 from bitexport.runtime.limits import check_context, check_threads
+from bitexport.runtime.loading import checked_file, load_error
 from bitexport.runtime.threads import ThreadPool, default_threads
 from bitexport.runtime.trace import Tracer
-from bitexport.tokenizer.missing_pre_tokenizer import PRE_KEY
 
-if TYPE_CHECKING:
-    from llama_cpp import Llama
-
-_MAGIC = b"GGUF"
-_F32 = 0  # ggml's number of the type
+_F32 = 0  # ggml's type number
 _MAX_BATCH = 512
 
 
-def load(path: str | os.PathLike[str], **kwargs: Any) -> Llama:
-    """Open a GGUF file as a ``llama_cpp.Llama`` on our libraries. See :func:`bitexport.load`."""
-    given = kwargs.pop("kv_overrides", None) or {}
-    file, overrides = _checked(path, given)
-    if overrides:
-        kwargs["kv_overrides"] = overrides
-    llama_cpp = bind()
-    ggml.cpu_tier()
-    kwargs.setdefault("verbose", False)
-    for threads in ("n_threads", "n_threads_batch"):
-        kwargs[threads] = kwargs.get(threads) or default_threads()
-        check_threads(kwargs[threads])
-    log.clear()
-    try:
-        model = llama_cpp.Llama(str(file), **kwargs)
-    except ValueError as error:  # what llama-cpp-python raises when libllama returns nothing
-        raise _load_error(file, str(error)) from error
-    except Exception as error:
-        if type(error).__module__ != "jinja2.exceptions":  # it compiles the chat template
-            raise
-        raise GGUFError(
-            f"{file}: its chat template is damaged ({error}); mend tokenizer_config.json or "
-            "chat_template.jinja and convert the checkpoint again"
-        ) from error
-    pool = ThreadPool(model.ctx, max(kwargs["n_threads"], kwargs["n_threads_batch"]))
-    model._stack.callback(pool.close)  # before the context is freed: the last in is the first out
-    return model
-
-
 class Session:
-    """One model and one context, driven position by position.
+    """One model and one context, evaluated position by position.
 
     Args:
         path: the GGUF file.
-        n_ctx: tokens that fit; 0 takes what the model was trained with.
-        n_threads: 0 takes one a core.
-        exact: float32 key-value cache and plain attention, the arithmetic that is closest to PyTorch's;
-            otherwise llama.cpp's defaults, which are what a user runs.
-        memory_map: map the file instead of reading it (weights that are repacked are read either way).
-        tracer: sees every tensor that is computed; a little slower even while it does not record.
+        n_ctx: the context in tokens; 0 for what the model was trained with.
+        n_threads: the number of threads; 0 for one per core.
+        exact: use a float32 key-value cache and plain attention, the arithmetic that is closest to PyTorch's;
+            otherwise llama.cpp's defaults, as users run it.
+        memory_map: map the file instead of reading it (weights that are repacked are read in any case).
+        tracer: called for every tensor that is computed; costs a little time even while it does not record.
 
     Raises:
         GGUFError: the file is missing, damaged, or cannot be run.
+        UsageError: ``n_ctx`` or ``n_threads`` is out of range.
         NativeLibraryError: see :func:`bitexport.runtime.library.bind`.
     """
 
@@ -90,9 +53,9 @@ class Session:
     ) -> None:
         self._model: Any = None
         self._context: Any = None
-        self._pools: list[ThreadPool] = []  # the last one computes
+        self._pools: list[ThreadPool] = []  # the last one is in use
         self._tracer = tracer
-        self.path, overrides = _checked(path)
+        self.path, overrides = checked_file(path)
         self._api = bind().llama_cpp
         self.tier = ggml.cpu_tier()
         log.clear()
@@ -109,7 +72,7 @@ class Session:
 
     def _load_model(self, memory_map: bool, overrides: Mapping[str, str]) -> None:
         params = self._api.llama_model_default_params()
-        # its last entry is empty, which ends the list
+        # an empty entry ends the list
         entries = (self._api.llama_model_kv_override * (len(overrides) + 1))()
         for entry, (key, value) in zip(entries, overrides.items(), strict=False):
             entry.tag, entry.key = self._api.LLAMA_KV_OVERRIDE_TYPE_STR, key.encode("utf-8")
@@ -118,7 +81,7 @@ class Session:
         params.load_mode = self._api.LLAMA_LOAD_MODE_MMAP if memory_map else self._api.LLAMA_LOAD_MODE_NONE
         self._model = self._api.llama_model_load_from_file(os.fsencode(self.path), params)
         if not self._model:
-            raise _load_error(self.path, "libllama gave no reason")
+            raise load_error(self.path, "libllama gave no reason")
 
     def _open_context(self, n_ctx: int, n_threads: int, exact: bool, sequences: int = 1) -> None:
         params = self._api.llama_context_default_params()
@@ -133,23 +96,25 @@ class Session:
             params.cb_eval = self._tracer.callback
         self._context = self._api.llama_init_from_model(self._model, params)
         if not self._context:
-            why = log.reason("libllama gave no reason")
+            reason = log.reason("libllama gave no reason")
             self.close()
-            raise GGUFError(f"{self.path}: no context of {n_ctx} tokens: {why}; try a shorter one")
+            raise GGUFError(
+                f"{self.path}: cannot create a context of {n_ctx} tokens: {reason}; try a shorter one"
+            )
         self.sequences = sequences
         self._start_threads(n_threads)
 
     def reopen(self, n_ctx: int, n_threads: int, sequences: int) -> None:
-        """Replace the context by an empty one that holds several sequences, with llama.cpp's defaults.
+        """Replace the context by an empty one for several sequences, with llama.cpp's defaults.
 
         Args:
-            n_ctx: tokens that fit each of them.
-            n_threads: how many compute.
-            sequences: how many there are, for :meth:`advance_together`.
+            n_ctx: the context of each sequence in tokens.
+            n_threads: the number of threads.
+            sequences: the number of sequences, for :meth:`advance_together`.
 
         Raises:
             UsageError: n_ctx or n_threads is out of range.
-            GGUFError: there is no such context.
+            GGUFError: such a context cannot be created.
         """
         check_threads(n_threads)
         check_context(self.path, n_ctx)
@@ -159,7 +124,7 @@ class Session:
         self._used = 0
 
     def _start_threads(self, n_threads: int) -> None:
-        # The earlier one stays until the first use of this one; see ThreadPool.end.
+        # the previous pool is needed until this one is used for the first time; see ThreadPool.end
         self._pools.append(ThreadPool(self._context, n_threads))
 
     def __enter__(self) -> Session:
@@ -195,24 +160,24 @@ class Session:
 
     @property
     def parameters(self) -> int:
-        """How many weights the model has."""
+        """The number of weights."""
         return int(self._api.llama_model_n_params(self._model))
 
     @property
     def description(self) -> str:
-        """What llama.cpp calls the model: architecture, size class, file type."""
+        """llama.cpp's description of the model: architecture, size class, file type."""
         buffer = ctypes.create_string_buffer(256)
         self._api.llama_model_desc(self._model, buffer, len(buffer))
         return buffer.value.decode("utf-8", errors="replace")
 
     def set_threads(self, n_threads: int) -> None:
-        """Use this many threads from now on."""
+        """Change the number of threads."""
         check_threads(n_threads)
         self._start_threads(n_threads)
         self._api.llama_set_n_threads(self._context, n_threads, n_threads)
 
     def tokenize(self, text: str, add_special: bool = True) -> list[int]:
-        """Token ids of ``text``, with the special tokens that the model wants around it, or without them."""
+        """Token ids of ``text``, with or without the special tokens that the model adds around it."""
         data = text.encode("utf-8")
         room = len(data) + 16
         ids = (self._api.llama_token * room)()
@@ -223,26 +188,26 @@ class Session:
         return list(ids[:count])
 
     def piece(self, token: int, special: bool = True) -> bytes:
-        """The bytes of one token, maybe part of a character; special tokens by name, or as nothing."""
+        """The bytes of one token; see :func:`piece`."""
         return piece(self._vocab, token, special)
 
     @property
     def end_of_text(self) -> int | None:
-        """The token that the file names as the end of a text; None: it names none."""
+        """The file's end-of-text token; None if it has none."""
         token = int(self._api.llama_vocab_eos(self._vocab))
         return token if token >= 0 else None
 
     def end_tokens(self) -> list[int]:
-        """All tokens at which llama.cpp ends a text."""
+        """All tokens at which llama.cpp ends generation."""
         return [token for token in range(self.n_vocab) if self._api.llama_vocab_is_eog(self._vocab, token)]
 
     def clear(self) -> None:
-        """Forget every position, so that the next token is the first."""
+        """Empty the context, so that the next token is the first."""
         self._api.llama_memory_clear(self._api.llama_get_memory(self._context), True)
         self._used = 0
 
     def logits(self, ids: Sequence[int]) -> npt.NDArray[np.float32]:
-        """Logits after every position of ``ids``, from an empty context.
+        """Logits after every position of ``ids``, starting from an empty context.
 
         Args:
             ids: T token ids.
@@ -257,15 +222,15 @@ class Session:
         return np.concatenate(list(self.logits_in_parts(ids)))
 
     def logits_in_parts(self, ids: Sequence[int]) -> Iterator[npt.NDArray[np.float32]]:
-        """Like :meth:`logits`, continuing the context, in arrays of at most 512 positions."""
+        """Like :meth:`logits`, but continuing the context, in arrays of at most 512 positions."""
         self._check_room(ids)
         for begin in range(0, len(ids), _MAX_BATCH):
-            part = ids[begin : begin + _MAX_BATCH]
-            self._decode(part, every_position=True)
+            batch = ids[begin : begin + _MAX_BATCH]
+            self._decode(batch, every_position=True)
             flat = np.ctypeslib.as_array(
-                self._api.llama_get_logits(self._context), shape=(len(part) * self.n_vocab,)
+                self._api.llama_get_logits(self._context), shape=(len(batch) * self.n_vocab,)
             )
-            yield flat.reshape(len(part), self.n_vocab).copy()
+            yield flat.reshape(len(batch), self.n_vocab).copy()
 
     def feed(self, ids: Sequence[int]) -> npt.NDArray[np.float32]:
         """Continue the context with ``ids`` and return the logits after the last of them, float32 ``[V]``."""
@@ -281,9 +246,12 @@ class Session:
         self._api.llama_synchronize(self._context)
 
     def advance_together(self, ids: Sequence[int]) -> None:
-        """Continue as many sequences as there are ``ids`` by one token each, all in one evaluation.
+        """Continue ``len(ids)`` sequences by one token each, in one evaluation.
 
-        They must be equally long so far. Wants a context of :meth:`reopen` with as many sequences.
+        All sequences must have the same length, and :meth:`reopen` must have made room for them.
+
+        Raises:
+            UsageError: there are more sequences than in the context, or the context is full.
         """
         if len(ids) > self.sequences:
             raise UsageError(
@@ -294,7 +262,7 @@ class Session:
         self._api.llama_synchronize(self._context)
 
     def greedy(self, ids: Sequence[int], count: int) -> list[int]:
-        """The ``count`` most likely tokens after ``ids``, one by one; it does not stop at an end of text."""
+        """``count`` tokens after ``ids``, each the most likely one; end-of-text tokens do not end it."""
         self.clear()
         continuation: list[int] = []
         following: Sequence[int] = ids
@@ -305,17 +273,17 @@ class Session:
 
     def _check_room(self, ids: Sequence[int], together: bool = False) -> None:
         if not ids:
-            raise UsageError("there are no tokens to run; give a text that is not empty")
+            raise UsageError("there are no tokens to run; give a non-empty text")
         positions = self._used + (1 if together else len(ids))
         if positions > self.n_ctx:
             raise UsageError(f"{positions} tokens do not fit a context of {self.n_ctx}; shorten the text")
         if min(ids) < 0 or max(ids) >= self.n_vocab:
             raise UsageError(
-                f"a token id is outside 0..{self.n_vocab - 1}; was it made by another tokenizer?"
+                f"a token id is outside 0..{self.n_vocab - 1}; expected ids of the file's own tokenizer"
             )
 
     def _decode(self, ids: Sequence[int], *, every_position: bool, together: bool = False) -> None:
-        """Evaluate ``ids``: one after another, or ``together`` as the next token of one sequence each."""
+        """Evaluate ``ids``: as consecutive tokens, or ``together`` as the next token of one sequence each."""
         count = len(ids)
         batch = self._api.llama_batch_init(count, 0, 1)
         try:
@@ -332,7 +300,7 @@ class Session:
             self._api.llama_batch_free(batch)
         if code != 0:
             raise GGUFError(
-                f"{self.path}: libllama's decode failed with code {code}: {log.reason('no reason given')}"
+                f"{self.path}: llama_decode failed with code {code}: {log.reason('no reason given')}"
             )
         self._used += 1 if together else count
         while len(self._pools) > 1:
@@ -340,10 +308,12 @@ class Session:
 
 
 def piece(vocab: Any, token: int, special: bool = True) -> bytes:
-    """The bytes of one token of a ``llama_vocab``, maybe part of a character.
+    """The bytes of one token of a ``llama_vocab``; they may be only part of a character.
 
     Args:
-        special: special tokens by name, otherwise as nothing.
+        vocab: the ``llama_vocab`` pointer.
+        token: its id.
+        special: return the text of special tokens; otherwise they are empty.
     """
     api = bind().llama_cpp
     room = 64
@@ -353,45 +323,3 @@ def piece(vocab: Any, token: int, special: bool = True) -> bytes:
         if count >= 0:
             return buffer.raw[:count]
         room = -count
-
-
-def _checked(
-    path: str | os.PathLike[str], given: Mapping[str, Any] = MappingProxyType({})
-) -> tuple[Path, dict[str, Any]]:
-    """The path, when it is a GGUF file whose numbers libllama would not end the process over.
-
-    Returns:
-        The path, and the metadata to be told beside the file: ``given``, and what had to be assumed.
-    """
-    file = Path(path)
-    try:
-        with file.open("rb") as stream:
-            magic = stream.read(len(_MAGIC))
-    except OSError as error:
-        reason = (error.strerror or "cannot be read").lower()
-        raise GGUFError(f"{file}: {reason}; give the path of a GGUF file") from error
-    if magic != _MAGIC:
-        raise GGUFError(
-            f"{file} starts with {magic!r}, not {_MAGIC!r}, so it is not GGUF; "
-            "make one with `bitexport convert`"
-        )
-    header = read_gguf(file)
-    check_hyperparameters(header)
-    if PRE_KEY in given:
-        return file, dict(given)
-    told, assumed = assumptions(header)
-    for text in assumed:
-        warnings.warn(text, BitexportWarning, stacklevel=3)
-    return file, {**given, **told}
-
-
-def _load_error(file: Path, default: str) -> GGUFError:
-    """Why libllama refused: damage that our own reader names, or else libllama's own words."""
-    reason = log.reason(default)
-    try:
-        read_gguf(file)
-    except GGUFError as error:
-        return error
-    # Our own messages end with advice.
-    advice = "" if "again" in reason else "; convert the checkpoint again, or see `bitexport inspect`"
-    return GGUFError(f"{file} cannot be loaded: {reason}{advice}")

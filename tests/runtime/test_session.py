@@ -1,4 +1,4 @@
-"""Sessions give the logits of every position, and say clearly what is wrong with a file."""
+"""Sessions give the logits of every position, and errors name what is wrong with a file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 import bitexport
 from bitexport.errors import GGUFError, UsageError
 from bitexport.gguf.reader import read_gguf
-from bitexport.runtime.model import Session
+from bitexport.runtime.session import Session
 
 TEXT = "def add(left, right):\n    return left + right\n"
 
@@ -41,7 +41,7 @@ def test_a_prefix_has_the_same_logits(session: Session) -> None:
     np.testing.assert_allclose(session.logits(ids[:5]), session.logits(ids)[:5], rtol=0, atol=0.05)
 
 
-def test_feeding_in_pieces_is_feeding_at_once(session: Session) -> None:
+def test_feeding_in_chunks_equals_feeding_at_once(session: Session) -> None:
     ids = session.tokenize(TEXT)
     whole = session.logits(ids)
     session.clear()
@@ -58,7 +58,7 @@ def test_greedy_takes_the_largest_logit(session: Session) -> None:
 
 
 @pytest.mark.parametrize("text", [TEXT, "", " ", "naïve 👩‍👩‍👧 ひらがな\n\n\t", "<|end_of_text|>x"])
-def test_pieces_put_together_are_the_text(session: Session, text: str) -> None:
+def test_joined_pieces_are_the_text(session: Session, text: str) -> None:
     begin, *ids = session.tokenize(text)
     assert session.piece(begin) == b"<|begin_of_text|>"
     assert b"".join(map(session.piece, ids)).decode() == text
@@ -83,7 +83,7 @@ def test_load_gives_an_ordinary_llama(model: Path, session: Session) -> None:
     ids = session.tokenize(TEXT)[:20]
     llama.eval(ids)
     chosen = next(llama.generate(ids, temp=0.0, reset=True))
-    # A half-precision cache against a full one: the same token unless two are about equal.
+    # half- and full-precision caches choose the same token unless two logits are nearly equal
     logits = session.logits(ids)[-1]
     assert logits[chosen] > logits.max() - 0.5
 
@@ -103,7 +103,7 @@ def test_verbose_shows_the_log(model: Path, capfd: pytest.CaptureFixture[str]) -
 
 
 def _damaged(model: Path, target: Path, change: Callable[[bytearray, int, int], None]) -> Path:
-    """A copy whose first I2_S tensor's bytes, at (offset, length), went through ``change``."""
+    """A copy after ``change``, which gets the offset and length of the first I2_S tensor."""
     tensor = next(tensor for tensor in read_gguf(model).tensors if tensor.type.name == "i2_s")
     data = bytearray(model.read_bytes())
     change(data, tensor.offset, tensor.nbytes)
@@ -131,7 +131,7 @@ def _other_architecture(data: bytearray, _offset: int, _length: int) -> None:
 
 
 def _type_number(data: bytearray, _offset: int, _length: int) -> None:
-    """Another length for the same bytes: the number of rows in the tensor's entry of the header."""
+    """Change the number of rows in the tensor's header entry, so that the size does not match."""
     name = b"blk.0.attn_q.weight"
     at = data.index(name) + len(name) + 4 + 8
     data[at : at + 8] = struct.pack("<Q", struct.unpack("<Q", data[at : at + 8])[0] + 3)
