@@ -54,7 +54,7 @@ test-native: native
 test-python: native stock
 	$(BIN)/python -m pytest
 
-check: $(VENV)/.installed ## Lint, type-check, hold the layers, compare tables in README and docs with the code
+check: $(VENV)/.installed ## Lint, type-check, hold the layers, compare generated tables with the code
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

@@ -20,7 +20,7 @@ from bitexport.gguf.packers import PACKERS, Packer
 
 ROOT = Path(__file__).resolve().parent.parent
 #: The page that contains the tables, between the two markers.
-PAGE = ROOT / "README.md"
+PAGE = ROOT / "docs" / "support.md"
 TIERS = ROOT / "native" / "kernels" / "ternary" / "tiers.inc"
 
 BEGIN = "<!-- made by scripts/support_table.py: change the code's tables instead -->"

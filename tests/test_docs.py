@@ -1,4 +1,4 @@
-"""The pages: what they link to exists."""
+"""The pages: links and paths in them lead somewhere."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ PAGES = sorted(
     [
         REPOSITORY / "README.md",
         *(REPOSITORY / "docs").glob("*.md"),
+        *(REPOSITORY / "benchmarks").glob("*.md"),
         *(REPOSITORY / "examples").glob("*/README.md"),
     ]
 )
@@ -32,3 +33,17 @@ def test_links_lead_somewhere(page: Path) -> None:
             target = (page.parent / name) if name else page
             assert target.exists(), link
             assert not anchor or anchor in anchors(target), link
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPOSITORY)))
+def test_paths_of_this_repository_exist(page: Path) -> None:
+    """``bitexport/gguf/types.py`` in a code span, braces and asterisks expanded by nobody."""
+    folders = "benchmarks|bitexport|docs|examples|native|scripts|tests|train"
+    for path in re.findall(rf"`((?:{folders})/[\w./-]*)`", page.read_text(encoding="utf-8")):
+        assert (REPOSITORY / path).exists(), path
+
+
+def test_readme_is_one_page() -> None:
+    """About three minutes at 250 words per minute."""
+    words = re.findall(r"\w+", (REPOSITORY / "README.md").read_text(encoding="utf-8"))
+    assert len(words) < 1100
