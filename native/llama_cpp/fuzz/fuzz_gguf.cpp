@@ -6,7 +6,7 @@
 // hundred per fork; the child reports its progress through shared memory, so that its end has a culprit. An end is
 //   a refusal     libllama returned an error: what should happen
 //   an assertion  llama.cpp ended the process with a message (GGML_ASSERT): noted by place, with one file each, because
-//                 the Python side must refuse such a file before libllama sees it (bitexport/gguf/sanity.py)
+//                 the Python side must refuse such a file before libllama sees it (bitexport/gguf/checks.py)
 //   a failure     anything else: a sanitizer's report, a signal, a hang, an allocation beyond reason
 // Exit status: 0 without failures, 3 with some, 2 for wrong usage. Prints one JSON document.
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import REPOSITORY
+from tests.support.repository import REPOSITORY
 
 KERNELS = REPOSITORY / "native" / "kernels"
 SOURCES = sorted(path for path in KERNELS.rglob("*") if path.suffix in {".cpp", ".h", ".inc"})
