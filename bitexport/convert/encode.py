@@ -17,14 +17,12 @@ from bitexport.checkpoint.packings import keeps_float
 from bitexport.convert.plan import Plan, PlannedTensor
 from bitexport.errors import UnsupportedError
 from bitexport.families import Claim, Role
+from bitexport.gguf.dequantize import rows_per_chunk
 from bitexport.gguf.packers import PACKERS
 from bitexport.gguf.types import F16, F32
 from bitexport.gguf.writer import TensorSpec
 from bitexport.health import Health
 from bitexport.ternary import TernaryTensor
-
-#: about how many weights of a float tensor are in memory at once.
-CHUNK_WEIGHTS = 8 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +87,7 @@ def encode(
         values = values * bias_factor(plan, tensor.claim) if tensor.claim.role is Role.BIAS else values
         yield encode_float(tensor.spec, values if order is None else values[order], facts)
     else:
-        rows = max(1, CHUNK_WEIGHTS // max(1, int(np.prod(tensor.spec.shape[1:]))))
+        rows = rows_per_chunk(tensor.spec.shape)
         for piece in plan.checkpoint.read_rows(tensor.claim.source, rows):
             health.floats(tensor.claim.source, piece)
             yield encode_float(tensor.spec, piece, facts)

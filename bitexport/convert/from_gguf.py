@@ -25,13 +25,13 @@ from bitexport.convert.encode import FloatFacts, encode_float
 from bitexport.convert.plan import EMBED_TYPES, KEPT_FLOAT_KEY, TERNARY_TYPES, needs, straddling_warnings
 from bitexport.convert.tokenizer_check import check_loads
 from bitexport.errors import BitexportError, GGUFError, OutputError, UnsupportedError
-from bitexport.gguf.embeddings import OUTPUT_HEAD, TOKEN_EMBEDDING
+from bitexport.gguf.dequantize import can_dequantize, dequantize_rows
+from bitexport.gguf.names import OUTPUT_HEAD, TOKEN_EMBEDDING
 from bitexport.gguf.packers import PACKERS, f16
 from bitexport.gguf.reader import Array, GGUFFile, GGUFTensor, read_gguf
 from bitexport.gguf.types import FILE_TYPES, I2_S, TYPES, TensorType, alternatives, runs
 from bitexport.gguf.writer import ALIGNMENT, MetadataValue, RawValue, TensorSpec, check_output, write_gguf
 from bitexport.health import Finding, Health, refuse
-from bitexport.health.scan import dequantized
 from bitexport.progress import ProgressEvent
 from bitexport.system.machine import peak_rss_bytes
 from bitexport.ternary import AnyTernary, TernaryTensor
@@ -343,14 +343,12 @@ class _Work:
                 f"'{source.name}' was rounded to {source.type.name} before, and is rounded once more, to "
                 f"{step.spec.type.name}; converting the checkpoint itself loses less"
             )
-        found = False
-        for values in dequantized(self.file, source):
-            found = True
-            yield encode_float(step.spec, values, FloatFacts())
-        if not found:
+        if not can_dequantize(source.type):
             raise UnsupportedError(
                 f"'{source.name}' is {source.type.name}, which cannot be read back; leave out --embed-type"
             )
+        for values in dequantize_rows(self.file, source):
+            yield encode_float(step.spec, values, FloatFacts())
 
     def _row(self, step: Step) -> TypeRow:
         row = self._rows.setdefault((step.spec.type.name, step.ternary), TypeRow(step.spec.type.name))

@@ -17,6 +17,8 @@ from bitexport.checkpoint.packings import (
 from bitexport.checkpoint.reader import FLOAT_DTYPES, Checkpoint
 from bitexport.errors import CheckpointError, UnsupportedError
 from bitexport.families import Claim, Family, Hyperparameters, Part, Role, family_of
+from bitexport.gguf.dequantize import rows_per_chunk
+from bitexport.gguf.names import TOKEN_EMBEDDING
 from bitexport.gguf.types import (
     F16,
     F32,
@@ -201,7 +203,7 @@ def _float_type(checkpoint: Checkpoint, claim: Claim, warnings: list[str]) -> Te
     do no harm. Reads the tensor, for the type stands in the header.
     """
     total, count, top = 0.0, 0, 0.0
-    for piece in checkpoint.read_rows(claim.source, max(1, SCANNED_WEIGHTS // max(1, claim.shape[-1]))):
+    for piece in checkpoint.read_rows(claim.source, rows_per_chunk(claim.shape, SCANNED_WEIGHTS)):
         magnitudes = np.abs(piece)
         total += float(magnitudes.sum(dtype=np.float64))
         count += magnitudes.size
@@ -266,7 +268,7 @@ def _head_beside_tied(
     if "lm_head.weight" not in checkpoint.tensors:
         return []
     heads = [rule for rule in family.rules if rule.source == "lm_head.weight"]
-    (embedding,) = [rule for rule in family.rules if rule.target == "token_embd.weight"]
+    (embedding,) = [rule for rule in family.rules if rule.target == TOKEN_EMBEDDING]
     if checkpoint.same_bytes("lm_head.weight", embedding.source):
         return []
     if not heads:

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from bitexport.convert.encode import CHUNK_WEIGHTS, bias_factor
+from bitexport.convert.encode import bias_factor
 from bitexport.convert.plan import Plan, PlannedTensor
 from bitexport.doctor.metadata import metadata_differences
 from bitexport.families import Role
+from bitexport.gguf.dequantize import dequantize, rows_per_chunk
 from bitexport.gguf.packers import i2_s
 from bitexport.gguf.reader import GGUFFile, GGUFTensor
 from bitexport.gguf.types import I2_S
-from bitexport.health.scan import dequantized
 from bitexport.reference.embeddings import ROW_ERROR
 from bitexport.ternary import TernaryTensor
 
@@ -103,9 +103,7 @@ def examine(plan: Plan, file: GGUFFile | None) -> Examination:
     ]
     if file is not None:
         for name, values in extra.items():
-            if name not in theirs or not np.allclose(
-                next(dequantized(file, theirs[name])), values, FLOAT32_ERROR
-            ):
+            if name not in theirs or not np.allclose(dequantize(file, theirs[name]), values, FLOAT32_ERROR):
                 differences.append(f"{name} is missing or differs")
     return Examination(norms, differences, metadata_differences(plan, file) if file else [])
 
@@ -134,7 +132,7 @@ def _examine(
         if tensor.claim.role is Role.BIAS:
             values = values * bias_factor(plan, tensor.claim)
         return _float_difference(iter([values if order is None else values[order]]), file, found)
-    rows = max(1, CHUNK_WEIGHTS // max(1, int(np.prod(tensor.claim.shape[1:]))))
+    rows = rows_per_chunk(tensor.claim.shape)
     return _float_difference(plan.checkpoint.read_rows(name, rows), file, found)
 
 
@@ -145,7 +143,7 @@ def _ternary_difference(ours: TernaryTensor, file: GGUFFile | None, found: GGUFT
         theirs = i2_s.unpack(file.data(found), (found.shape[0], found.shape[1]))
         trits, scale, allowed = theirs.trits, float(theirs.scale), FLOAT32_ERROR
     else:
-        values = np.concatenate(list(dequantized(file, found)))
+        values = dequantize(file, found)
         scale, allowed = float(np.abs(values).max(initial=0)), FLOAT16_ERROR
         trits = np.sign(values).astype(np.int8)
     wrong = int(np.count_nonzero(trits != ours.trits))
@@ -163,7 +161,7 @@ def _float_difference(
 ) -> str | None:
     if file is None or found is None:
         return None
-    theirs = np.concatenate([piece.reshape(-1) for piece in dequantized(file, found)]).reshape(found.shape)
+    theirs = dequantize(file, found).reshape(found.shape)
     start = 0
     for piece in ours:
         rows = len(piece)

@@ -86,7 +86,7 @@ def test_embeddings_are_the_same_in_pieces(
     tmp_path: Path, checkpoint_of: Checkpoints, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     convert(checkpoint_of(), tmp_path / "whole.gguf")
-    monkeypatch.setattr("bitexport.convert.encode.CHUNK_WEIGHTS", 256 * 7)
+    monkeypatch.setattr("bitexport.gguf.dequantize.CHUNK_WEIGHTS", 256 * 7)
     convert(checkpoint_of(), tmp_path / "pieces.gguf")
     assert (tmp_path / "whole.gguf").read_bytes() == (tmp_path / "pieces.gguf").read_bytes()
 
