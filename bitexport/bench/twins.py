@@ -14,15 +14,12 @@ import numpy as np
 import numpy.typing as npt
 
 from bitexport.errors import UnsupportedError, UsageError
-from bitexport.gguf.packers import f16, i2_s, tq2_0
-from bitexport.gguf.packers.block_scale import check_rows, rounded_scale
+from bitexport.gguf.packers import f16, i2_s, q4_0, tq2_0
 from bitexport.gguf.reader import GGUFFile, GGUFTensor, read_gguf
 from bitexport.gguf.types import I2_S, TYPES, TensorType
 from bitexport.gguf.writer import ALIGNMENT, MetadataValue, RawValue, TensorSpec, write_gguf
 from bitexport.progress import Progress, ProgressEvent, ignore
 from bitexport.ternary import TernaryTensor
-
-Q4_0 = TYPES["q4_0"]
 
 #: llama.cpp's file type numbers of the twins.
 _FILE_TYPES = {"f16": 1, "q4_0": 2, "tq2_0": 37}
@@ -30,34 +27,8 @@ _FILE_TYPES = {"f16": 1, "q4_0": 2, "tq2_0": 37}
 #: bytes of a copied tensor in memory at once.
 _CHUNK_BYTES = 8 << 20
 
-#: weights that are packed to Q4_0 at once.
-_CHUNK_ROWS_WEIGHTS = 4 << 20
-
-
-def pack_q4_0(tensor: TernaryTensor) -> npt.NDArray[np.uint8]:
-    """The bytes of a Q4_0 tensor: blocks of 32 weights, a float16 scale and 4 bits a weight.
-
-    Exact but for the scale, which is rounded to float16 (by at most 1 part in 2,048): a weight is
-    ``(code - 8) * scale`` with codes 7, 8 and 9. ggml's own quantizer, which takes an eighth of the largest
-    weight as scale, would make one of the signs 1/8 too small.
-
-    Raises:
-        UnsupportedError: rows are no multiple of 32, or float16 cannot hold the scale.
-    """
-    check_rows(tensor, Q4_0)
-    scale = rounded_scale(tensor.scale, Q4_0.name)
-    halves = tensor.trits.reshape(-1, 2, 16)  # the first 16 weights of a block lie in the low bits
-    packed = np.empty((len(halves), Q4_0.block_bytes), dtype=np.uint8)
-    packed[:, :2] = np.frombuffer(np.array([scale], dtype="<f2").tobytes(), dtype=np.uint8)
-    step = _CHUNK_ROWS_WEIGHTS // Q4_0.block
-    for start in range(0, len(halves), step):
-        codes = (halves[start : start + step] + np.int8(8)).view(np.uint8)
-        packed[start : start + step, 2:] = codes[:, 0] | codes[:, 1] << np.uint8(4)
-    return packed.reshape(-1)
-
-
 _PACK: Mapping[str, Callable[[TernaryTensor], npt.NDArray[np.uint8]]] = MappingProxyType(
-    {"f16": f16.pack, "tq2_0": tq2_0.pack, "q4_0": pack_q4_0}
+    {"f16": f16.pack, "tq2_0": tq2_0.pack, "q4_0": q4_0.pack}
 )
 
 #: the types that a twin can have.

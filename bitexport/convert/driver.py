@@ -17,6 +17,7 @@ from bitexport.convert.plan import EMBED_TYPES, KEPT_FLOAT_KEY, TERNARY_TYPES, P
 from bitexport.convert.tokenizer_check import check_tokenizer
 from bitexport.errors import OutputError, UsageError
 from bitexport.families import Role
+from bitexport.gguf.reader import is_gguf_path
 from bitexport.gguf.types import F16, F32, FILE_TYPES
 from bitexport.gguf.writer import MetadataValue, TensorSpec, check_output, write_gguf
 from bitexport.health import Finding, Health, look_at_trainer_state, look_at_vocabulary, refuse
@@ -127,7 +128,7 @@ def convert(
     Raises:
         BitexportError: see the classes in :mod:`bitexport.errors`; no output is left behind.
     """
-    if Path(checkpoint).is_file() or (Path(checkpoint).suffix == ".gguf" and not Path(checkpoint).is_dir()):
+    if is_gguf_path(checkpoint):
         from bitexport.convert.from_gguf import convert_gguf
 
         if all_float:

@@ -17,13 +17,13 @@ from tokenizers import Tokenizer
 
 import bitexport
 from bitexport.convert.from_gguf import convert_gguf
-from bitexport.convert.tokenizer_check import HARD_STRINGS
 from bitexport.errors import BitexportWarning, GGUFError, TokenizerError
 from bitexport.gguf.reader import read_gguf
 from bitexport.gguf.types import F16, F32, I2_S
 from bitexport.gguf.writer import MetadataValue, TensorSpec, write_gguf
 from bitexport.runtime.model import Session
 from bitexport.tokenizer import pre_tokenizer
+from bitexport.tokenizer.hard_strings import HARD_STRINGS
 from bitexport.tokenizer.missing_pre_tokenizer import derived_pre, lacks_pre
 from tests.support.gguf_files import as_microsoft_writes, rewritten
 from tests.support.repository import REPOSITORY

@@ -9,8 +9,8 @@ from types import MappingProxyType
 import numpy as np
 import numpy.typing as npt
 
-from bitexport.gguf.packers import f16, i2_s, q2_0, tq1_0, tq2_0
-from bitexport.gguf.types import F16, I2_S, Q2_0, TQ1_0, TQ2_0, TensorType
+from bitexport.gguf.packers import f16, i2_s, q2_0, q4_0, tq1_0, tq2_0
+from bitexport.gguf.types import F16, I2_S, Q2_0, Q4_0, TQ1_0, TQ2_0, TensorType
 from bitexport.ternary import AnyTernary, TernaryTensor
 
 
@@ -60,4 +60,9 @@ PACKERS: Mapping[str, Packer] = MappingProxyType(
             Packer(F16, f16.pack, f16.unpack, np.float16, "in the values, rounded to float16", UPSTREAM),
         )
     }
+)
+
+#: the same and Q4_0, which ``--type`` does not offer: bench's twins are written in it.
+ALL_PACKERS: Mapping[str, Packer] = MappingProxyType(
+    {**PACKERS, Q4_0.name: Packer(Q4_0, q4_0.pack, q4_0.unpack, np.float16, HALF, UPSTREAM)}
 )
