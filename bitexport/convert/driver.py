@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from bitexport.checkpoint import Checkpoint, open_checkpoint
 from bitexport.checkpoint.packings.master import MasterWeights
-from bitexport.convert.encode import FloatFacts, TernaryFacts, encode
+from bitexport.convert.encoding import FloatFacts, TernaryFacts, encode
 from bitexport.convert.plan import EMBED_TYPES, KEPT_FLOAT_KEY, TERNARY_TYPES, Plan, PlannedTensor, make_plan
 from bitexport.convert.tokenizer_check import check_tokenizer
 from bitexport.errors import OutputError, UsageError

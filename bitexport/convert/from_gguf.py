@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from bitexport.convert import ConvertReport, TypeRow
 from bitexport.convert.driver import check_choice
-from bitexport.convert.encode import FloatFacts, encode_float
+from bitexport.convert.encoding import FloatFacts, encode_float
 from bitexport.convert.plan import EMBED_TYPES, KEPT_FLOAT_KEY, TERNARY_TYPES, needs, straddling_warnings
 from bitexport.convert.tokenizer_check import check_loads
 from bitexport.errors import BitexportError, GGUFError, OutputError, UnsupportedError

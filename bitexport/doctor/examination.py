@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from bitexport.convert.encode import bias_factor
+from bitexport.convert.encoding import bias_factor
 from bitexport.convert.plan import Plan, PlannedTensor
 from bitexport.doctor.metadata import metadata_differences
 from bitexport.families import Role
