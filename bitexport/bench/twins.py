@@ -1,48 +1,34 @@
-"""The same model in another type: what an I2_S file is compared with.
+"""The same model in another type, which an I2_S file is compared with.
 
 Everything but the ternary tensors is copied byte for byte, so that graph, embedding and head are the same.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
+from bitexport.convert.driver import convert_source
+from bitexport.convert.from_gguf import GGUFSource
+from bitexport.convert.source import PlannedTensor
 from bitexport.errors import UnsupportedError, UsageError
-from bitexport.gguf.packers import f16, i2_s, q4_0, tq2_0
 from bitexport.gguf.reader import GGUFFile, GGUFTensor, read_gguf
-from bitexport.gguf.types import I2_S, TYPES, TensorType
-from bitexport.gguf.writer import ALIGNMENT, MetadataValue, RawValue, TensorSpec, write_gguf
-from bitexport.progress import Progress, ProgressEvent, ignore
-from bitexport.ternary import TernaryTensor
+from bitexport.gguf.types import F16, FILE_TYPES, I2_S, Q4_0, TQ2_0, TYPES
+from bitexport.gguf.writer import TensorSpec
+from bitexport.progress import Progress, ignore
 
-#: llama.cpp's file type numbers of the twins.
-_FILE_TYPES = {"f16": 1, "q4_0": 2, "tq2_0": 37}
-
-#: bytes of a copied tensor in memory at once.
-_CHUNK_BYTES = 8 << 20
-
-_PACK: Mapping[str, Callable[[TernaryTensor], npt.NDArray[np.uint8]]] = MappingProxyType(
-    {"f16": f16.pack, "tq2_0": tq2_0.pack, "q4_0": q4_0.pack}
-)
-
-#: the types that a twin can have.
-TWIN_TYPES = tuple(_PACK)
+#: the types that a twin can have. ``convert`` does not offer Q4_0, which holds trits but is not ternary.
+TWIN_TYPES = (F16.name, TQ2_0.name, Q4_0.name)
 
 
 def check_twin(file: GGUFFile, type_name: str) -> None:
-    """Refuse what cannot be built, before anything is.
+    """Refuse a twin that cannot be built, before anything is written.
 
     Raises:
         UsageError: ``type_name`` is unknown, or the file has no I2_S tensors.
         UnsupportedError: a tensor's rows do not fit the type.
     """
-    if type_name not in _PACK:
+    if type_name not in TWIN_TYPES:
         raise UsageError(f"a twin cannot be '{type_name}'; expected some of {','.join(TWIN_TYPES)}")
     ternary = [tensor for tensor in file.tensors if tensor.type is I2_S]
     if not ternary:
@@ -52,65 +38,44 @@ def check_twin(file: GGUFFile, type_name: str) -> None:
     for tensor in ternary:
         if not TYPES[type_name].fits(tensor.shape):
             raise UnsupportedError(
-                f"tensor '{tensor.name}' has rows of {tensor.shape[-1]}, no multiple of "
-                f"{TYPES[type_name].block}, which {type_name} needs; leave that type out of --compare"
+                f"tensor '{tensor.name}' has rows of {tensor.shape[-1]}, which is not a multiple of "
+                f"{TYPES[type_name].block}, as {type_name} needs; leave that type out of --compare"
             )
 
 
 def twin_bytes(file: GGUFFile, type_name: str) -> int:
     """Bytes of a twin's tensors, about the size of its file."""
-    return sum(_type_in_twin(tensor, TYPES[type_name]).nbytes(tensor.shape) for tensor in file.tensors)
+    return sum(tensor.spec.nbytes for tensor in _planned(file, type_name))
 
 
 def build_twin(source: Path, output: Path, type_name: str, progress: Progress = ignore) -> None:
-    """Write the twin of an I2_S file, one tensor after another.
+    """Write the twin of an I2_S file.
 
     Args:
         type_name: one of :data:`TWIN_TYPES`.
-        progress: told of every tensor, in bytes written.
+        progress: called for every piece of a tensor, in bytes of the source.
 
     Raises:
         UsageError, UnsupportedError: see :func:`check_twin`; or float16 cannot hold a scale.
+        GGUFError: a ternary tensor is damaged.
         OutputError: it cannot be written. Nothing is left behind.
     """
     file = read_gguf(source)
     check_twin(file, type_name)
-    kind = TYPES[type_name]
-    tensors = {tensor.name: tensor for tensor in file.tensors}
-    specs = [TensorSpec(t.name, t.shape, _type_in_twin(t, kind)) for t in file.tensors]
-    total = sum(spec.nbytes for spec in specs)
-    written = 0
-
-    def data(spec: TensorSpec) -> Iterator[npt.NDArray[Any]]:
-        nonlocal written
-        for piece in _pieces(file, tensors[spec.name], type_name):
-            yield piece
-            written += piece.nbytes
-            progress(ProgressEvent(written, total, "B", f"making the {type_name} twin"))
-
-    architecture = str(file.metadata.get("general.architecture", ""))
-    write_gguf(output, architecture, _metadata(file, type_name), specs, data)
+    file_type = {"general.file_type": FILE_TYPES[type_name]}
+    twin = GGUFSource(file, _planned(file, type_name), file_type, type=type_name)
+    label = f"making the {type_name} twin"
+    convert_source(twin, output, progress=lambda event: progress(replace(event, label=label)))
 
 
-def _type_in_twin(tensor: GGUFTensor, kind: TensorType) -> TensorType:
-    return kind if tensor.type is I2_S else tensor.type
-
-
-def _metadata(file: GGUFFile, type_name: str) -> dict[str, MetadataValue]:
-    found: dict[str, MetadataValue] = {
-        key: RawValue(file.raw(key)) for key in file.metadata if key != "general.architecture"
-    }
-    found["general.file_type"] = _FILE_TYPES[type_name]
-    if file.metadata.get("general.alignment", ALIGNMENT) != ALIGNMENT:
-        del found["general.alignment"]
-    return found
-
-
-def _pieces(file: GGUFFile, tensor: GGUFTensor, type_name: str) -> Iterator[npt.NDArray[np.uint8]]:
-    data = file.data(tensor)
-    if tensor.type is I2_S:
-        rows, columns = tensor.shape
-        yield _PACK[type_name](i2_s.unpack(data, (rows, columns)))
-    else:
-        for start in range(0, len(data), _CHUNK_BYTES):
-            yield data[start : start + _CHUNK_BYTES]
+def _planned(file: GGUFFile, type_name: str) -> list[PlannedTensor[GGUFTensor]]:
+    """The twin's tensors: only those of type I2_S get another type."""
+    return [
+        PlannedTensor(
+            tensor,
+            TensorSpec(tensor.name, tensor.shape, TYPES[type_name] if tensor.type is I2_S else tensor.type),
+            ternary=tensor.type is I2_S,
+            source_bytes=tensor.nbytes,
+        )
+        for tensor in file.tensors
+    ]

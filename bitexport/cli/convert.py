@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from bitexport.convert import ConvertReport
 
 
-# As in ``bitexport.convert.plan``, which is not imported here so that --help is fast; a test compares them.
+# As in ``bitexport.convert.choices``, which is not imported here so that --help is fast; a test compares the
+# two.
 TernaryType = Literal["i2_s", "tq2_0", "tq1_0", "q2_0", "f16"]
 EmbedType = Literal["q6_k", "q5_k", "q4_k", "q8_0", "f16"]
 

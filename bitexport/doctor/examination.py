@@ -9,11 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from bitexport.convert.encoding import bias_factor
-from bitexport.convert.plan import Plan, PlannedTensor
+from bitexport.convert.from_checkpoint import float_rows
+from bitexport.convert.plan import Plan
+from bitexport.convert.source import PlannedTensor
 from bitexport.doctor.metadata import metadata_differences
-from bitexport.families import Role
-from bitexport.gguf.dequantize import dequantize, rows_per_chunk
+from bitexport.families import Claim
+from bitexport.gguf.dequantize import dequantize
 from bitexport.gguf.packers import i2_s
 from bitexport.gguf.reader import GGUFFile, GGUFTensor
 from bitexport.gguf.types import I2_S
@@ -110,14 +111,13 @@ def examine(plan: Plan, file: GGUFFile | None) -> Examination:
 
 def _examine(
     plan: Plan,
-    tensor: PlannedTensor,
+    tensor: PlannedTensor[Claim],
     file: GGUFFile | None,
     found: GGUFTensor | None,
     norms: list[Norm],
 ) -> str | None:
     """Note a ternary tensor's norms; how the file's differs, as a clause, or None."""
-    name = tensor.claim.source
-    order = plan.family.row_order(tensor.claim, plan.numbers)
+    name = tensor.origin.source
     if tensor.ternary:
         weights = plan.packing.unpack(plan.checkpoint, name)
         after = float(weights.scale) * np.sqrt(np.count_nonzero(weights.trits))
@@ -125,15 +125,10 @@ def _examine(
         if plan.packing.name == "master" and not weights.dequantized:
             before = float(np.sqrt(np.square(plan.checkpoint.read(name), dtype=np.float64).sum()))
         norms.append(Norm(name, before, float(after)))
+        order = plan.family.row_order(tensor.origin, plan.numbers)
         trits = weights.trits if order is None else weights.trits[order]
         return _ternary_difference(TernaryTensor(trits, weights.scale), file, found)
-    if order is not None or tensor.claim.role is Role.BIAS:
-        values = plan.checkpoint.read(name)
-        if tensor.claim.role is Role.BIAS:
-            values = values * bias_factor(plan, tensor.claim)
-        return _float_difference(iter([values if order is None else values[order]]), file, found)
-    rows = rows_per_chunk(tensor.claim.shape)
-    return _float_difference(plan.checkpoint.read_rows(name, rows), file, found)
+    return _float_difference(float_rows(plan, tensor), file, found)
 
 
 def _ternary_difference(ours: TernaryTensor, file: GGUFFile | None, found: GGUFTensor | None) -> str | None:

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from bitexport.checkpoint import open_checkpoint
 from bitexport.convert import convert
-from bitexport.convert.plan import EMBED_TYPES, TERNARY_TYPES
+from bitexport.convert.choices import EMBED_TYPES, TERNARY_TYPES
 from bitexport.errors import CheckpointError, UsageError
 from bitexport.gguf.reader import read_gguf
 from bitexport.progress import ProgressEvent

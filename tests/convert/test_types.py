@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from bitexport.checkpoint import open_checkpoint
 from bitexport.checkpoint.packings import packing_of
 from bitexport.convert import convert
-from bitexport.convert.plan import TERNARY_TYPES
+from bitexport.convert.choices import TERNARY_TYPES
 from bitexport.errors import UnsupportedError
 from bitexport.gguf.reader import read_gguf
 from bitexport.gguf.types import MAX_I2_S_ROW

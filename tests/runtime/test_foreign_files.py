@@ -16,7 +16,7 @@ import pytest
 from tokenizers import Tokenizer
 
 import bitexport
-from bitexport.convert.from_gguf import convert_gguf
+from bitexport.convert import convert
 from bitexport.errors import BitexportWarning, GGUFError, TokenizerError
 from bitexport.gguf.reader import read_gguf
 from bitexport.gguf.types import F16, F32, I2_S
@@ -152,7 +152,7 @@ def test_an_unknown_vocabulary_is_refused(gguf_of: Ggufs, tmp_path: Path) -> Non
             opener(theirs)
     bitexport.load(theirs, n_ctx=64, kv_overrides={"tokenizer.ggml.pre": "gpt-2"}).close()
     # what the error says to do
-    convert_gguf(theirs, tmp_path / "named.gguf", pre_tokenizer="gpt-2")
+    convert(theirs, tmp_path / "named.gguf", pre_tokenizer="gpt-2")
     with Session(gguf_of("packed-multiply"), n_ctx=64) as session:
         expected = [session.tokenize(text) for text in HARD_STRINGS]
     with warnings.catch_warnings():
@@ -163,7 +163,7 @@ def test_an_unknown_vocabulary_is_refused(gguf_of: Ggufs, tmp_path: Path) -> Non
 
 def test_a_derived_name_is_written_when_converting(known: Callable[..., Path], tmp_path: Path) -> None:
     theirs = as_microsoft_writes(known("llama3", "llama-bpe"), tmp_path / "theirs.gguf")
-    report = convert_gguf(theirs, tmp_path / "x.gguf", type="tq2_0")
+    report = convert(theirs, tmp_path / "x.gguf", type="tq2_0")
     assert read_gguf(tmp_path / "x.gguf").metadata["tokenizer.ggml.pre"] == "llama-bpe"
     assert "tokenizer.ggml.pre missing -> llama-bpe" in report.changed
     assert any("'llama-bpe' is written" in text for text in report.warnings)

@@ -40,7 +40,7 @@ def test_what_it_does_not_hold() -> None:
     packed[5] = 0x5F
     with pytest.raises(UnsupportedError, match="codes other than 7, 8 and 9"):
         q4_0.unpack(packed, (1, 32))
-    with pytest.raises(UnsupportedError, match=r"rows of 48 are no multiple of 32, which q4_0 needs"):
+    with pytest.raises(UnsupportedError, match=r"rows of 48 are .* multiple of 32, which q4_0 needs"):
         q4_0.pack(TernaryTensor(random_trits(2, 48), np.float32(1)))
     groups = GroupedTernary(random_trits(2, 64), np.array([[1.0], [2.0]], np.float32))
     with pytest.raises(UnsupportedError, match="scale changes every 64 weights"):
