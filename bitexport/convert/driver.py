@@ -1,4 +1,4 @@
-"""The one conversion: open a source, check the output's path, encode each tensor, write, check, report."""
+"""The conversion: open a source, check the output's path, encode each tensor, write, check, report."""
 
 from __future__ import annotations
 
@@ -71,13 +71,7 @@ def convert(
             check_another_file(file, target, check_output(target, force))
         source = plan_gguf(file, type, embed_type, pre_tokenizer)
     else:
-        if all_float and type not in (None, F16.name):
-            raise UsageError(
-                f"--float with --type {type}; expected no --type: the matrices become {F16.name}"
-            )
-        type = F16.name if all_float else type or TERNARY_TYPES[0]
-        embed_type = embed_type or (F16.name if all_float else EMBED_TYPES[0])
-        _check_types(type, embed_type)
+        type, embed_type = _checkpoint_types(type, embed_type, all_float)
         opened = open_checkpoint(checkpoint)
         if not dry_run:
             check_outside(opened, target, check_output(target, force))
@@ -91,6 +85,16 @@ def convert(
         progress=progress or ignore,
         started=started,
     )
+
+
+def _checkpoint_types(type: str | None, embed_type: str | None, all_float: bool) -> tuple[str, str]:
+    """The types of a checkpoint's ternary tensors and embeddings, with the defaults."""
+    if all_float and type not in (None, F16.name):
+        raise UsageError(f"--float with --type {type}; expected no --type: the matrices become {F16.name}")
+    type = F16.name if all_float else type or TERNARY_TYPES[0]
+    embed_type = embed_type or (F16.name if all_float else EMBED_TYPES[0])
+    _check_types(type, embed_type)
+    return type, embed_type
 
 
 def _check_types(type: str, embed_type: str | None) -> None:
@@ -109,7 +113,7 @@ def convert_source(
     progress: Progress = ignore,
     started: float | None = None,
 ) -> ConvertReport:
-    """Encode and write every tensor of a source; arguments as in :func:`convert`.
+    """Encode and write every tensor of a source; arguments and errors as in :func:`convert`.
 
     Args:
         started: the ``time.monotonic()`` from which the report counts seconds; now when None.

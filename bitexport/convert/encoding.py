@@ -18,7 +18,7 @@ from bitexport.ternary import AnyTernary, TernaryTensor
 
 @dataclass(slots=True)
 class TensorStatistics:
-    """Collected while one tensor is encoded; a tensor that is only copied has none.
+    """Collected while one tensor is encoded; all zero for a tensor that is only copied.
 
     Attributes:
         weights: how many were encoded.

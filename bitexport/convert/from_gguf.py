@@ -96,12 +96,13 @@ class GGUFSource:
         pre_tokenizer: str | None = None,
         warnings: Sequence[str] = (),
     ) -> None:
-        """Take a planned conversion.
+        """Prepare the conversion of ``tensors``.
 
         Args:
-            wanted: metadata of the output; the other keys stay.
-            type: of the ternary tensors.
-            pre_tokenizer: the user's, which has to be checked.
+            wanted: the metadata to write; all other keys stay as they are in the file.
+            type: of the ternary tensors, for the report.
+            pre_tokenizer: one that the user gave, which is checked against llama.cpp.
+            warnings: of the plan.
         """
         self.file = file
         self.pre_tokenizer = pre_tokenizer
@@ -113,6 +114,7 @@ class GGUFSource:
         self.metadata: Mapping[str, MetadataValue]
         self.metadata, changed = _metadata(file, wanted)
         self.summary = _summary(file, tensors, wanted, type, changed)
+        #: how many weights are +1 and -1 so far.
         self._plus = 0
         self._minus = 0
 

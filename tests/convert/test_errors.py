@@ -68,7 +68,7 @@ CASES: dict[str, tuple[str, dict[str, Any], Callable[[Path], object], str]] = {
         "master",
         {},
         config(lambda c: c.update(num_hidden_layers=1)),
-        r"'model.layers.1.*is nothing",
+        r"'model.layers.1.*does not belong to BitNet b1.58 and would be dropped",
     ),
     "a layer too few": (
         "master",

@@ -1,4 +1,4 @@
-"""``convert`` of GGUF files: from any ternary type to any other, and everything else as it was."""
+"""``convert`` of GGUF files: from any ternary type to any other, and everything else unchanged."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_a_layer_that_was_kept_float_stays(tmp_path: Path, checkpoint_of: Checkp
     assert after["blk.1.ffn_down.weight"] == before["blk.1.ffn_down.weight"]
     assert after["blk.0.ffn_down.weight"][0] == "tq2_0"
     assert (report.ternary_tensors, report.warnings) == (13, [])
-    # without the list: a file of floats has to be ternary throughout, one of trits tells by its types
+    # without the list: a file of floats has to be ternary throughout, and one of trits shows it by its types
     rewritten(tmp_path / "f16.gguf", tmp_path / "bare.gguf", drop=["bitexport.kept_float"])
     with pytest.raises(UnsupportedError, match=r"bare.gguf: tensor 'blk.1.ffn_down.weight': it is not"):
         convert(tmp_path / "bare.gguf", tmp_path / "y.gguf")
@@ -85,8 +85,8 @@ def test_a_layer_that_was_kept_float_stays(tmp_path: Path, checkpoint_of: Checkp
     )
 
 
-def test_microsoft_s_files(tmp_path: Path, gguf_of: Ggufs) -> None:
-    """Their metadata, every type of it, byte by byte; their one scale; and no guess about the tokenizer."""
+def test_files_of_microsoft(tmp_path: Path, gguf_of: Ggufs) -> None:
+    """Metadata of every type stays byte for byte, one scale is read, and the tokenizer is not guessed."""
     odd = {
         "general.author": RawValue(b"\x08\0\0\0\x03\0\0\0\0\0\0\0\xff\xfe!"),  # text that is no UTF-8
         "x.u64": RawValue(b"\x0a\0\0\0\x01\x02\x03\x04\x05\x06\x07\x08"),
@@ -138,6 +138,7 @@ def test_the_report_is_that_of_the_checkpoint(tmp_path: Path, exact: Path) -> No
     assert report.output_bytes == direct.output_bytes == (tmp_path / "x.gguf").stat().st_size
     assert report.changed == []
     assert [event.total for event in events] == [report.input_bytes] * len(events)
+    assert (events[0].done, events[-1].done) == (0, report.input_bytes)
 
 
 def test_embeddings_stay_unless_asked(tmp_path: Path, checkpoint_of: Checkpoints) -> None:
@@ -178,8 +179,8 @@ def test_rows_of_576(tmp_path: Path, checkpoint_of: Checkpoints) -> None:
     assert not (tmp_path / "y.gguf").exists()
 
 
-def test_blocks_with_scales_of_their_own(tmp_path: Path, gguf_of: Ggufs) -> None:
-    """As in Bonsai's Q2_0 files: only the types that can hold them, named where another was asked for."""
+def test_blocks_with_different_scales(tmp_path: Path, gguf_of: Ggufs) -> None:
+    """As in Bonsai's Q2_0 files: only some types can hold them, which an error for the others names."""
 
     def grouped(tensor: GGUFTensor, kind: TensorType, data: np.ndarray) -> tuple[TensorType, np.ndarray]:
         if tensor.name != "blk.0.attn_k.weight":
@@ -222,7 +223,7 @@ def _float(tensor: GGUFTensor, kind: TensorType, data: np.ndarray) -> tuple[Tens
         (_float, "'blk.1.ffn_up.weight': it is not ternary: "),
     ],
 )
-def test_what_is_not_ternary_is_named(
+def test_a_tensor_that_is_not_ternary_is_named(
     tmp_path: Path,
     exact: Path,
     change: Callable[[GGUFTensor, TensorType, np.ndarray], tuple[TensorType, np.ndarray]],
@@ -237,7 +238,7 @@ def test_what_is_not_ternary_is_named(
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_files_that_are_no_ternary_model(tmp_path: Path, gguf_of: Ggufs) -> None:
+def test_files_that_are_not_ternary_models(tmp_path: Path, gguf_of: Ggufs) -> None:
     parts = rewritten(
         gguf_of("master"), tmp_path / "parts.gguf", metadata={"split.count": RawValue(b"\x02\0\0\0\x03\0")}
     )
@@ -300,7 +301,7 @@ def test_another_alignment_and_a_missing_version(tmp_path: Path, gguf_of: Ggufs)
     assert tensors_of(tmp_path / "y.gguf") == tensors_of(source)
 
 
-def test_a_layout_with_odd_statistics_is_hinted_at(tmp_path: Path, checkpoint_of: Checkpoints) -> None:
+def test_a_layout_with_unusual_statistics_gets_a_warning(tmp_path: Path, checkpoint_of: Checkpoints) -> None:
     def change(_: GGUFTensor, kind: TensorType, data: np.ndarray) -> tuple[TensorType, np.ndarray]:
         if kind.name == "i2_s":
             data[:-32][: len(data) // 4] = 0b10101010
@@ -362,6 +363,6 @@ def test_a_pre_tokenizer_that_llama_cpp_lacks_is_refused(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_file_that_is_not_there_is_not_taken_for_a_folder(tmp_path: Path) -> None:
+def test_a_missing_gguf_file_is_not_opened_as_a_folder(tmp_path: Path) -> None:
     with pytest.raises(GGUFError, match=r"x\.gguf: cannot be read"):
         convert(tmp_path / "x.gguf", tmp_path / "y.gguf")

@@ -30,7 +30,7 @@ def test_an_existing_output(tmp_path: Path, checkpoint_of: Checkpoints, run_cli:
     assert list(tmp_path.iterdir()) == [tmp_path / "x.gguf"]
 
 
-def test_a_forced_output_that_fails_stays_as_it_was(
+def test_a_failed_forced_conversion_keeps_the_old_output(
     tmp_path: Path, checkpoint_of: Checkpoints, run_cli: RunCli
 ) -> None:
     shutil.copytree(checkpoint_of("packed-divide"), tmp_path / "c")
@@ -85,7 +85,7 @@ def test_a_shard_elsewhere_is_not_the_output_either(
     assert blob.read_bytes() == before
 
 
-def test_an_output_beside_the_weights(tmp_path: Path, checkpoint_of: Checkpoints, run_cli: RunCli) -> None:
+def test_an_output_next_to_the_weights(tmp_path: Path, checkpoint_of: Checkpoints, run_cli: RunCli) -> None:
     source = shutil.copytree(checkpoint_of(), tmp_path / "c")
     done = run_cli("convert", source, source / "model.gguf", "--embed-type", "f16")
     assert done.returncode == 0, done.stderr

@@ -60,7 +60,7 @@ def test_embedding_types(tmp_path: Path, checkpoint_of: Checkpoints, kind: str, 
 
 
 @pytest.mark.parametrize("kind", TERNARY_TYPES)
-def test_the_same_bytes_whatever_the_thread_count(
+def test_the_same_bytes_at_every_thread_count(
     tmp_path: Path, checkpoint_of: Checkpoints, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     found = set()
@@ -109,7 +109,7 @@ def test_rows_of_576(tmp_path: Path, checkpoint_of: Checkpoints) -> None:
     )
 
 
-def test_elements_that_fill_no_block(tmp_path: Path, checkpoint_of: Checkpoints) -> None:
+def test_elements_that_are_not_whole_blocks(tmp_path: Path, checkpoint_of: Checkpoints) -> None:
     # q has 24 x 24 = 576 elements
     shape = Shape(hidden=24, ffn=128, layers=1, heads=4, kv_heads=1, vocab=416)
     source = checkpoint_of("master", shape=shape)
@@ -118,7 +118,7 @@ def test_elements_that_fill_no_block(tmp_path: Path, checkpoint_of: Checkpoints)
     convert(source, tmp_path / "x.gguf", embed_type="f16", type="f16")
 
 
-def test_rows_longer_than_the_kernels_take(tmp_path: Path, checkpoint_of: Checkpoints) -> None:
+def test_rows_longer_than_the_kernels_accept(tmp_path: Path, checkpoint_of: Checkpoints) -> None:
     assert f"max_cols = {MAX_I2_S_ROW};" in (REPOSITORY / "native" / "ternary" / "ternary.h").read_text()
     shape = Shape(hidden=16, ffn=65536 + 256, layers=1, heads=2, kv_heads=2, vocab=416)
     source = checkpoint_of("packed-multiply", shape=shape)
