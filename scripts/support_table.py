@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from bitexport.checkpoint.packings import PACKINGS
-from bitexport.convert.plan import EMBED_TYPES
+from bitexport.convert.choices import EMBED_TYPES
 from bitexport.families import FAMILIES
 from bitexport.gguf.packers import PACKERS, Packer
 

@@ -111,7 +111,7 @@ def compare(
         rounds: how often each test runs on each file.
         keep: folder for the twins; one that is there already is used again if it is newer than the file. A
             temporary one, removed at the end, when None.
-        progress: told of the bytes of twins written, then of the tests.
+        progress: called with the bytes that each twin is made from, then with the tests.
 
     Raises:
         UsageError: nothing to measure, an unknown type, or the file is not I2_S.

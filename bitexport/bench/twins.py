@@ -1,77 +1,34 @@
-"""The same model in another type: what an I2_S file is compared with.
+"""The same model in another type, which an I2_S file is compared with.
 
 Everything but the ternary tensors is copied byte for byte, so that graph, embedding and head are the same.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
+from bitexport.convert.driver import convert_source
+from bitexport.convert.from_gguf import GGUFSource
+from bitexport.convert.source import PlannedTensor
 from bitexport.errors import UnsupportedError, UsageError
-from bitexport.gguf.packers import f16, i2_s, tq2_0
-from bitexport.gguf.packers.block_scale import check_rows, rounded_scale
 from bitexport.gguf.reader import GGUFFile, GGUFTensor, read_gguf
-from bitexport.gguf.types import I2_S, TYPES, TensorType
-from bitexport.gguf.writer import ALIGNMENT, MetadataValue, RawValue, TensorSpec, write_gguf
-from bitexport.progress import Progress, ProgressEvent, ignore
-from bitexport.ternary import TernaryTensor
+from bitexport.gguf.types import F16, FILE_TYPES, I2_S, Q4_0, TQ2_0, TYPES
+from bitexport.gguf.writer import TensorSpec
+from bitexport.progress import Progress, ignore
 
-Q4_0 = TYPES["q4_0"]
-
-#: llama.cpp's file type numbers of the twins.
-_FILE_TYPES = {"f16": 1, "q4_0": 2, "tq2_0": 37}
-
-#: bytes of a copied tensor in memory at once.
-_CHUNK_BYTES = 8 << 20
-
-#: weights that are packed to Q4_0 at once.
-_CHUNK_ROWS_WEIGHTS = 4 << 20
-
-
-def pack_q4_0(tensor: TernaryTensor) -> npt.NDArray[np.uint8]:
-    """The bytes of a Q4_0 tensor: blocks of 32 weights, a float16 scale and 4 bits a weight.
-
-    Exact but for the scale, which is rounded to float16 (by at most 1 part in 2,048): a weight is
-    ``(code - 8) * scale`` with codes 7, 8 and 9. ggml's own quantizer, which takes an eighth of the largest
-    weight as scale, would make one of the signs 1/8 too small.
-
-    Raises:
-        UnsupportedError: rows are no multiple of 32, or float16 cannot hold the scale.
-    """
-    check_rows(tensor, Q4_0)
-    scale = rounded_scale(tensor.scale, Q4_0.name)
-    halves = tensor.trits.reshape(-1, 2, 16)  # the first 16 weights of a block lie in the low bits
-    packed = np.empty((len(halves), Q4_0.block_bytes), dtype=np.uint8)
-    packed[:, :2] = np.frombuffer(np.array([scale], dtype="<f2").tobytes(), dtype=np.uint8)
-    step = _CHUNK_ROWS_WEIGHTS // Q4_0.block
-    for start in range(0, len(halves), step):
-        codes = (halves[start : start + step] + np.int8(8)).view(np.uint8)
-        packed[start : start + step, 2:] = codes[:, 0] | codes[:, 1] << np.uint8(4)
-    return packed.reshape(-1)
-
-
-_PACK: Mapping[str, Callable[[TernaryTensor], npt.NDArray[np.uint8]]] = MappingProxyType(
-    {"f16": f16.pack, "tq2_0": tq2_0.pack, "q4_0": pack_q4_0}
-)
-
-#: the types that a twin can have.
-TWIN_TYPES = tuple(_PACK)
+#: the types that a twin can have. ``convert`` does not offer Q4_0, which holds trits but is not ternary.
+TWIN_TYPES = (F16.name, TQ2_0.name, Q4_0.name)
 
 
 def check_twin(file: GGUFFile, type_name: str) -> None:
-    """Refuse what cannot be built, before anything is.
+    """Refuse a twin that cannot be built, before anything is written.
 
     Raises:
         UsageError: ``type_name`` is unknown, or the file has no I2_S tensors.
         UnsupportedError: a tensor's rows do not fit the type.
     """
-    if type_name not in _PACK:
+    if type_name not in TWIN_TYPES:
         raise UsageError(f"a twin cannot be '{type_name}'; expected some of {','.join(TWIN_TYPES)}")
     ternary = [tensor for tensor in file.tensors if tensor.type is I2_S]
     if not ternary:
@@ -81,65 +38,44 @@ def check_twin(file: GGUFFile, type_name: str) -> None:
     for tensor in ternary:
         if not TYPES[type_name].fits(tensor.shape):
             raise UnsupportedError(
-                f"tensor '{tensor.name}' has rows of {tensor.shape[-1]}, no multiple of "
-                f"{TYPES[type_name].block}, which {type_name} needs; leave that type out of --compare"
+                f"tensor '{tensor.name}' has rows of {tensor.shape[-1]}, which is not a multiple of "
+                f"{TYPES[type_name].block}, as {type_name} needs; leave that type out of --compare"
             )
 
 
 def twin_bytes(file: GGUFFile, type_name: str) -> int:
     """Bytes of a twin's tensors, about the size of its file."""
-    return sum(_type_in_twin(tensor, TYPES[type_name]).nbytes(tensor.shape) for tensor in file.tensors)
+    return sum(tensor.spec.nbytes for tensor in _planned(file, type_name))
 
 
 def build_twin(source: Path, output: Path, type_name: str, progress: Progress = ignore) -> None:
-    """Write the twin of an I2_S file, one tensor after another.
+    """Write the twin of an I2_S file.
 
     Args:
         type_name: one of :data:`TWIN_TYPES`.
-        progress: told of every tensor, in bytes written.
+        progress: called for every piece of a tensor, in bytes of the source.
 
     Raises:
         UsageError, UnsupportedError: see :func:`check_twin`; or float16 cannot hold a scale.
+        GGUFError: a ternary tensor is damaged.
         OutputError: it cannot be written. Nothing is left behind.
     """
     file = read_gguf(source)
     check_twin(file, type_name)
-    kind = TYPES[type_name]
-    tensors = {tensor.name: tensor for tensor in file.tensors}
-    specs = [TensorSpec(t.name, t.shape, _type_in_twin(t, kind)) for t in file.tensors]
-    total = sum(spec.nbytes for spec in specs)
-    written = 0
-
-    def data(spec: TensorSpec) -> Iterator[npt.NDArray[Any]]:
-        nonlocal written
-        for piece in _pieces(file, tensors[spec.name], type_name):
-            yield piece
-            written += piece.nbytes
-            progress(ProgressEvent(written, total, "B", f"making the {type_name} twin"))
-
-    architecture = str(file.metadata.get("general.architecture", ""))
-    write_gguf(output, architecture, _metadata(file, type_name), specs, data)
+    file_type = {"general.file_type": FILE_TYPES[type_name]}
+    twin = GGUFSource(file, _planned(file, type_name), file_type, type=type_name)
+    label = f"making the {type_name} twin"
+    convert_source(twin, output, progress=lambda event: progress(replace(event, label=label)))
 
 
-def _type_in_twin(tensor: GGUFTensor, kind: TensorType) -> TensorType:
-    return kind if tensor.type is I2_S else tensor.type
-
-
-def _metadata(file: GGUFFile, type_name: str) -> dict[str, MetadataValue]:
-    found: dict[str, MetadataValue] = {
-        key: RawValue(file.raw(key)) for key in file.metadata if key != "general.architecture"
-    }
-    found["general.file_type"] = _FILE_TYPES[type_name]
-    if file.metadata.get("general.alignment", ALIGNMENT) != ALIGNMENT:
-        del found["general.alignment"]
-    return found
-
-
-def _pieces(file: GGUFFile, tensor: GGUFTensor, type_name: str) -> Iterator[npt.NDArray[np.uint8]]:
-    data = file.data(tensor)
-    if tensor.type is I2_S:
-        rows, columns = tensor.shape
-        yield _PACK[type_name](i2_s.unpack(data, (rows, columns)))
-    else:
-        for start in range(0, len(data), _CHUNK_BYTES):
-            yield data[start : start + _CHUNK_BYTES]
+def _planned(file: GGUFFile, type_name: str) -> list[PlannedTensor[GGUFTensor]]:
+    """The twin's tensors: only those of type I2_S get another type."""
+    return [
+        PlannedTensor(
+            tensor,
+            TensorSpec(tensor.name, tensor.shape, TYPES[type_name] if tensor.type is I2_S else tensor.type),
+            ternary=tensor.type is I2_S,
+            source_bytes=tensor.nbytes,
+        )
+        for tensor in file.tensors
+    ]

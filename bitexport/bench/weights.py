@@ -7,7 +7,7 @@ import os
 import re
 from dataclasses import dataclass
 
-from bitexport.gguf.embeddings import OUTPUT_HEAD, TOKEN_EMBEDDING
+from bitexport.gguf.names import OUTPUT_HEAD, TOKEN_EMBEDDING
 from bitexport.gguf.reader import GGUFTensor, read_gguf
 from bitexport.runtime.ggml import cpu_library
 

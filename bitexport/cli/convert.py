@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from bitexport.convert import ConvertReport
 
 
-# As in ``bitexport.convert.plan``, which is not imported here so that --help is fast; a test compares them.
+# As in ``bitexport.convert.choices``, which is not imported here so that --help is fast; a test compares the
+# two.
 TernaryType = Literal["i2_s", "tq2_0", "tq1_0", "q2_0", "f16"]
 EmbedType = Literal["q6_k", "q5_k", "q4_k", "q8_0", "f16"]
 
@@ -32,26 +33,26 @@ def convert(
     ],
     ternary_type: Annotated[
         TernaryType | None,
-        typer.Option("--type", help="GGUF type of the ternary tensors; left out: i2_s.", show_default=False),
+        typer.Option("--type", help="GGUF type of the ternary tensors; default i2_s.", show_default=False),
     ] = None,
     embed_type: Annotated[
         EmbedType | None,
         typer.Option(
             "--embed-type",
-            help="GGUF type of the embeddings and the output head; left out: q6_k, or a GGUF file's own.",
+            help="GGUF type of the embeddings and the output head; default q6_k, or what a GGUF file has.",
             show_default=False,
         ),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace OUT.gguf if it exists.")] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Read and convert everything, write nothing.")
+        bool, typer.Option("--dry-run", help="Read and encode everything, write nothing.")
     ] = False,
     pre_tokenizer: Annotated[
         str | None,
         typer.Option(
             "--pre-tokenizer",
             metavar="NAME",
-            help="llama.cpp's name of the pre-tokenizer, where it cannot be found out.",
+            help="llama.cpp's name of the pre-tokenizer, where it cannot be derived.",
             show_default=False,
         ),
     ] = None,
@@ -62,8 +63,8 @@ def convert(
         bool,
         typer.Option(
             "--float",
-            help="The checkpoint is no ternary model but a float one, to compare with: matrices and "
-            "embeddings become f16.",
+            help="The checkpoint is a float model, to compare a ternary one with: matrices and embeddings "
+            "become f16.",
         ),
     ] = False,
     json: options.Json = False,
@@ -107,19 +108,18 @@ def _show(out: Output, report: ConvertReport) -> None:
                 f"{row.scale_rounding:.2g}" if ternary else "",
             )
         )
-    columns = ("type", "tensors", "before", "after", "bits/weight", "zeros", "scale", "scale rounded by")
+    columns = ("type", "tensors", "before", "after", "bits/weight", "zeros", "scale", "scale rounding")
     out.table(columns, rows, right=columns[1:6])
     padding = f", {report.padded_tokens} of them padding" if report.padded_tokens else ""
     out.line(
-        f"tokenizer {report.tokenizer}, split as {report.pre_tokenizer}, {report.tokens} tokens{padding}"
+        f"tokenizer {report.tokenizer}, pre-tokenizer {report.pre_tokenizer}, {report.tokens} tokens{padding}"
     )
     if report.changed:
-        out.line(f"metadata: {'; '.join(report.changed)}; all else as it was")
-    what = "would write" if report.dry_run else "wrote"
+        out.line(f"metadata: {'; '.join(report.changed)}; the rest is unchanged")
+    verb = "would write" if report.dry_run else "wrote"
     out.line(
-        f"{what} {report.output}: {report.architecture} from {report.packing} weights, {report.tensors} "
-        "tensors "
-        f"({report.ternary_tensors} ternary), {format_bytes(report.input_bytes)} -> "
-        f"{format_bytes(report.output_bytes)} in {report.seconds:.1f} s, "
-        f"at most {format_bytes(report.peak_rss_bytes)} of memory"
+        f"{verb} {report.output}: {report.architecture} from {report.packing} weights, "
+        f"{report.tensors} tensors ({report.ternary_tensors} ternary), "
+        f"{format_bytes(report.input_bytes)} -> {format_bytes(report.output_bytes)} "
+        f"in {report.seconds:.1f} s, peak memory {format_bytes(report.peak_rss_bytes)}"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-from bitexport.convert.driver import ConvertReport, TypeRow, convert
+from bitexport.convert.driver import convert
+from bitexport.convert.report import ConvertReport, TypeRow
 
 __all__ = ["ConvertReport", "TypeRow", "convert"]

@@ -1,4 +1,4 @@
-"""What a conversion will write: every tensor's source, target and type, checked before a byte is written."""
+"""Plans the conversion of a checkpoint: each tensor's source, target and type, checked before writing."""
 
 from __future__ import annotations
 
@@ -15,56 +15,36 @@ from bitexport.checkpoint.packings import (
     quantization_config,
 )
 from bitexport.checkpoint.reader import FLOAT_DTYPES, Checkpoint
+from bitexport.convert.choices import check_fits, straddling_warnings
+from bitexport.convert.source import PlannedTensor
 from bitexport.errors import CheckpointError, UnsupportedError
 from bitexport.families import Claim, Family, Hyperparameters, Part, Role, family_of
-from bitexport.gguf.types import (
-    F16,
-    F32,
-    I2_S,
-    MAX_I2_S_ROW,
-    TERNARY_KINDS,
-    TYPES,
-    TensorType,
-    alternatives,
-    runs,
-)
+from bitexport.gguf.dequantize import rows_per_chunk
+from bitexport.gguf.names import TOKEN_EMBEDDING
+from bitexport.gguf.types import F16, F32, TYPES, TensorType
 from bitexport.gguf.writer import TensorSpec
 
-#: types of ternary tensors and of embeddings that ``convert`` writes, the default first.
-TERNARY_TYPES = tuple(kind.name for kind in TERNARY_KINDS)
-EMBED_TYPES = ("q6_k", "q5_k", "q4_k", "q8_0", "f16")
-
-#: the metadata key that lists linear layers which are not ternary, where there are any.
-KEPT_FLOAT_KEY = "bitexport.kept_float"
+HEAD = "lm_head.weight"
 
 #: float16's largest number, and the mean magnitude below which its rounding grows.
 MAX_F16 = 65504.0
 MIN_F16_MEAN = 2.0**-13
 
-#: weights of a linear layer that are looked at together.
+#: weights of a linear layer that are in memory at once while its float type is chosen.
 SCANNED_WEIGHTS = 1 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class PlannedTensor:
-    """One tensor of the output.
-
-    Attributes:
-        claim: where it comes from.
-        spec: what is written.
-        ternary: whether it goes through a ``TernaryTensor``.
-        source_bytes: bytes that it and its partners take in the checkpoint.
-    """
-
-    claim: Claim
-    spec: TensorSpec
-    ternary: bool
-    source_bytes: int
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A whole conversion; see :func:`make_plan`. ``all_float``: the model is not ternary, no tensor of it."""
+    """The conversion of a checkpoint, as :func:`make_plan` decides it.
+
+    Attributes:
+        numbers: the model's hyper-parameters.
+        ternary_type, embed_type: the output types of ternary tensors, and of the embeddings and the head.
+        tensors: in the order of the output.
+        warnings: what a user should know.
+        all_float: the model is not ternary, so that no tensor is.
+    """
 
     checkpoint: Checkpoint
     family: Family
@@ -72,25 +52,25 @@ class Plan:
     packing: Packing
     ternary_type: TensorType
     embed_type: TensorType
-    tensors: tuple[PlannedTensor, ...]
+    tensors: tuple[PlannedTensor[Claim], ...]
     warnings: tuple[str, ...]
     all_float: bool = False
 
     @property
     def packing_name(self) -> str:
-        """What the weights are, for a report."""
+        """The packing of the weights as reports name it."""
         return "float" if self.all_float else self.packing.name
 
 
 def make_plan(checkpoint: Checkpoint, ternary_type: str, embed_type: str, *, all_float: bool = False) -> Plan:
-    """Decide what is written, and check that the checkpoint holds it, all of it, and nothing else.
+    """Decide what is written, and check that the checkpoint has all of that and nothing else.
 
     Args:
-        all_float: of a model that is not ternary; its linear layers are written as they are, in F16.
+        all_float: the model is not ternary; its linear layers are written as F16.
 
     Raises:
-        CheckpointError: a tensor is missing, is claimed by nobody, or has a wrong shape or dtype; or a model
-            is to be float and calls itself ternary.
+        CheckpointError: a tensor is missing, is claimed by nobody, or has a wrong shape or dtype; or
+            ``all_float`` is set for a model that calls itself ternary.
         UnsupportedError: an unknown architecture or packing, or a type that cannot hold a tensor.
     """
     if all_float and quantization_config(checkpoint.config) is not None:
@@ -102,29 +82,19 @@ def make_plan(checkpoint: Checkpoint, ternary_type: str, embed_type: str, *, all
     family = family_of(checkpoint.config, checkpoint.tensors)
     numbers = family.hyperparameters(checkpoint.config, checkpoint.tensors)
     packing = packing_of(checkpoint)
-    if numbers.layers > len(checkpoint.tensors):
-        raise CheckpointError(
-            f"config.json: num_hidden_layers is {numbers.layers}, but there are only "
-            f"{len(checkpoint.tensors)} tensors; "
-            "config and weights are from different models"
-        )
+    _check_number_of_layers(checkpoint, numbers)
     claims = [claim for claim in family.claims(numbers) if not absent(checkpoint, claim)]
     if numbers.tied:
-        claims += _head_beside_tied(checkpoint, family, numbers, warnings)
+        claims += _separate_head(checkpoint, family, numbers, warnings)
     _warn_of_head(checkpoint, numbers, warnings)
     tensors = tuple(
         _planned(checkpoint, packing, claim, TYPES[ternary_type], TYPES[embed_type], all_float, warnings)
         for claim in claims
     )
-    if not all_float and not any(tensor.ternary for tensor in tensors):
-        listed = modules_to_not_convert(checkpoint)
-        raise CheckpointError(
-            f"config.json: modules_to_not_convert {listed!r} keeps every linear layer in float, so no tensor "
-            "is ternary; expected only those that are not, such as lm_head: correct it, or convert the model "
-            "elsewhere"
-        )
+    if not all_float:
+        _check_some_ternary(checkpoint, tensors)
     _check_all_claimed(checkpoint, family, packing, tensors, numbers)
-    warnings.extend(straddling_warnings([tensor.spec for tensor in tensors]))
+    warnings.extend(straddling_warnings(tensor.spec for tensor in tensors))
     return Plan(
         checkpoint,
         family,
@@ -138,23 +108,28 @@ def make_plan(checkpoint: Checkpoint, ternary_type: str, embed_type: str, *, all
     )
 
 
+def _check_number_of_layers(checkpoint: Checkpoint, numbers: Hyperparameters) -> None:
+    if numbers.layers > len(checkpoint.tensors):
+        raise CheckpointError(
+            f"config.json: num_hidden_layers is {numbers.layers}, but there are only "
+            f"{len(checkpoint.tensors)} tensors; config and weights are from different models"
+        )
+
+
+def _check_some_ternary(checkpoint: Checkpoint, tensors: Sequence[PlannedTensor[Claim]]) -> None:
+    if not any(tensor.ternary for tensor in tensors):
+        raise CheckpointError(
+            f"config.json: modules_to_not_convert {modules_to_not_convert(checkpoint)!r} keeps every linear "
+            "layer in float, so no tensor is ternary; expected only layers that are not ternary, such as "
+            "lm_head: correct it, or convert the model elsewhere"
+        )
+
+
 def absent(checkpoint: Checkpoint, claim: Claim) -> bool:
     """Whether a claim is for the norm in front of a layer that is not quantized, which then has none."""
     return (
         claim.part is Part.INPUT_NORMS and claim.linear is not None and keeps_float(checkpoint, claim.linear)
     )
-
-
-def straddling_warnings(specs: Sequence[TensorSpec]) -> list[str]:
-    """A warning where I2_S tensors have rows that fill no whole number of blocks."""
-    straddling = [spec for spec in specs if spec.type is I2_S and spec.shape[-1] % I2_S.block]
-    if not straddling:
-        return []
-    sizes = ", ".join(map(str, sorted({spec.shape[-1] for spec in straddling})))
-    return [
-        f"{len(straddling)} I2_S tensors have rows of {sizes} weights, no multiple of {I2_S.block}: blocks "
-        "straddle rows, which bitexport's runtime reads right and other I2_S runtimes do not"
-    ]
 
 
 def _planned(
@@ -165,7 +140,8 @@ def _planned(
     embed_type: TensorType,
     all_float: bool,
     warnings: list[str],
-) -> PlannedTensor:
+) -> PlannedTensor[Claim]:
+    """One tensor of the output, once its dtype and its shape are those that its claim expects."""
     ternary = claim.role is Role.TERNARY and not all_float and not keeps_float(checkpoint, claim.source)
     info = checkpoint.info(claim.source)
     stored = claim.shape
@@ -187,21 +163,21 @@ def _planned(
     ]
     if claim.role is Role.TERNARY and not ternary:
         kind = _float_type(checkpoint, claim, warnings)
-    _check_fits(claim, kind)
+    check_fits(claim.source, claim.shape, kind, embedding=claim.role is Role.EMBEDDING)
     partners = packing.partners(claim.source) if ternary else ()
     source_bytes = info.nbytes + sum(checkpoint.info(name).nbytes for name in partners)
     return PlannedTensor(claim, TensorSpec(claim.target, claim.shape, kind), ternary, source_bytes)
 
 
 def _float_type(checkpoint: Checkpoint, claim: Claim, warnings: list[str]) -> TensorType:
-    """F16 for a linear layer that stays float, or F32 where float16 is no good for it.
+    """F16 for a linear layer that stays float, or F32 where float16 would change it too much.
 
-    That is where a value is too large, or where most are so small that their rounding is that of float16's
-    subnormal numbers, 2^-25, and no longer the usual 2^-12 of the value. A few small values among larger ones
-    do no harm. Reads the tensor, for the type stands in the header.
+    That is the case where a value is too large, or where most are so small that they are rounded as float16's
+    subnormal numbers are, by 2^-25, and no longer by the usual 2^-12 of the value. A few small values among
+    larger ones do no harm. Reads the tensor, because the type is written before the data.
     """
     total, count, top = 0.0, 0, 0.0
-    for piece in checkpoint.read_rows(claim.source, max(1, SCANNED_WEIGHTS // max(1, claim.shape[-1]))):
+    for piece in checkpoint.read_rows(claim.source, rows_per_chunk(claim.shape, SCANNED_WEIGHTS)):
         magnitudes = np.abs(piece)
         total += float(magnitudes.sum(dtype=np.float64))
         count += magnitudes.size
@@ -216,63 +192,44 @@ def _float_type(checkpoint: Checkpoint, claim: Claim, warnings: list[str]) -> Te
     return F32
 
 
-def _check_fits(claim: Claim, kind: TensorType) -> None:
-    if runs(kind, claim.shape):
-        return
-    embedding = claim.role is Role.EMBEDDING
-    if embedding:
-        names = [name for name in EMBED_TYPES if TYPES[name] is not kind and TYPES[name].fits(claim.shape)]
-        fitting = f"--embed-type {' or '.join(names)}"
-    else:
-        fitting = f"--type {alternatives(claim.shape)}"
-    raise UnsupportedError(
-        f"tensor '{claim.source}' of shape {list(claim.shape)} cannot be {kind.name}, which needs "
-        f"{needs(kind)}; use {fitting}"
-    )
-
-
-def needs(kind: TensorType) -> str:
-    """What a layer must be like to be stored as ``kind``, for an error."""
-    if kind is I2_S:
-        return f"a multiple of {I2_S.block} weights in all, of 4 in a row, and rows of at most {MAX_I2_S_ROW}"
-    return f"rows of a multiple of {kind.block} weights"
-
-
 def _check_all_claimed(
     checkpoint: Checkpoint,
     family: Family,
     packing: Packing,
-    tensors: tuple[PlannedTensor, ...],
+    tensors: Sequence[PlannedTensor[Claim]],
     numbers: Hyperparameters,
 ) -> None:
-    claimed = {tensor.claim.source for tensor in tensors}
+    claimed = {tensor.origin.source for tensor in tensors}
     for tensor in tensors:
         if tensor.ternary:
-            claimed.update(packing.partners(tensor.claim.source))
+            claimed.update(packing.partners(tensor.origin.source))
     if numbers.tied:
-        claimed.add("lm_head.weight")
+        claimed.add(HEAD)
     for name in checkpoint.tensors:
         if name not in claimed and not family.is_derived(name):
             raise CheckpointError(
-                f"tensor '{name}' {list(checkpoint.tensors[name].shape)} is nothing that {family.name} has; "
-                "it would be lost: is the architecture in config.json right?"
+                f"tensor '{name}' {list(checkpoint.tensors[name].shape)} does not belong to {family.name} "
+                "and would be dropped; is the architecture in config.json right?"
             )
 
 
-def _head_beside_tied(
+def _separate_head(
     checkpoint: Checkpoint, family: Family, numbers: Hyperparameters, warnings: list[str]
 ) -> list[Claim]:
-    """The head beside a tied embedding: kept where the two differ, as transformers does."""
-    if "lm_head.weight" not in checkpoint.tensors:
+    """The head of a tied model that has one all the same, where it differs from the embedding.
+
+    transformers keeps such a head as well.
+    """
+    if HEAD not in checkpoint.tensors:
         return []
-    heads = [rule for rule in family.rules if rule.source == "lm_head.weight"]
-    (embedding,) = [rule for rule in family.rules if rule.target == "token_embd.weight"]
-    if checkpoint.same_bytes("lm_head.weight", embedding.source):
+    heads = [rule for rule in family.rules if rule.source == HEAD]
+    (embedding,) = [rule for rule in family.rules if rule.target == TOKEN_EMBEDDING]
+    if checkpoint.same_bytes(HEAD, embedding.source):
         return []
     if not heads:
         raise UnsupportedError(
             "tie_word_embeddings is true, but lm_head.weight is there and differs from the embeddings, and "
-            f"the {family.gguf_architecture} graph has no output matrix of its own; expected a tied head"
+            f"the {family.gguf_architecture} graph has no separate output matrix; expected a tied head"
         )
     (head,) = heads
     warnings.append(
@@ -285,7 +242,7 @@ def _head_beside_tied(
 
 def _warn_of_head(checkpoint: Checkpoint, numbers: Hyperparameters, warnings: list[str]) -> None:
     listed = modules_to_not_convert(checkpoint)
-    if listed is not None and not numbers.tied and not keeps_float(checkpoint, "lm_head.weight"):
+    if listed is not None and not numbers.tied and not keeps_float(checkpoint, HEAD):
         warnings.append(
             "modules_to_not_convert does not list lm_head: transformers would quantize the head as well; it "
             "stays float here"

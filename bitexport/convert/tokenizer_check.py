@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tokenizers import Tokenizer
 
 from bitexport.errors import GGUFError, NativeLibraryError, TokenizerError
+from bitexport.tokenizer.compare import encode, first_difference
 from bitexport.tokenizer.hard_strings import HARD_STRINGS
 from bitexport.tokenizer.panic import panics_named
 from bitexport.tokenizer.vocabulary import Vocabulary
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 
 def check_tokenizer(gguf_path: Path, folder: Path, vocabulary: Vocabulary) -> list[str]:
-    """Compare both sides where our libllama is built.
+    """Compare the file's tokenizer with the checkpoint's, where our libllama is built.
 
     Returns:
-        Warnings: that the check could not be made.
+        A warning where the check could not be made.
 
     Raises:
         TokenizerError: see :func:`verify_tokenizer`.
@@ -35,12 +35,12 @@ def check_tokenizer(gguf_path: Path, folder: Path, vocabulary: Vocabulary) -> li
 
 @panics_named()
 def verify_tokenizer(gguf_path: Path, folder: Path, vocabulary: Vocabulary) -> None:
-    """Encode hard strings, and every special token, with libllama and with tokenizer.json.
+    """Encode hard strings and special tokens with libllama and with tokenizer.json.
 
     Raises:
-        TokenizerError: libllama cannot load the vocabulary, or a string's ids differ; names the first such
-            string.
-        NativeLibraryError: there is no libllama of ours.
+        TokenizerError: libllama cannot load the vocabulary, or a string's ids differ; the message names
+            the first such string.
+        NativeLibraryError: our libllama is missing.
     """
     reference = Tokenizer.from_file(str(folder / "tokenizer.json"))
     reference.no_truncation()
@@ -49,8 +49,8 @@ def verify_tokenizer(gguf_path: Path, folder: Path, vocabulary: Vocabulary) -> N
     try:
         for text in (*HARD_STRINGS, *_special_strings(reference)):
             expected = reference.encode(text, add_special_tokens=False).ids
-            _compare(text, expected, encode(model, text, False), vocabulary)
-        _compare_ends(reference, model)
+            _check_ids(text, expected, encode(model, text, False), vocabulary)
+        _check_special_ids(reference, model)
     finally:
         model.close()
 
@@ -59,7 +59,7 @@ def check_loads(gguf_path: Path, pre: str) -> list[str]:
     """Load a file's vocabulary where our libllama is built.
 
     Returns:
-        Warnings: that the check could not be made.
+        A warning where the check could not be made.
 
     Raises:
         TokenizerError: libllama cannot load it; ``pre`` is the pre-tokenizer that it names.
@@ -77,15 +77,15 @@ def _vocabulary_model(gguf_path: Path, pre: str) -> Llama:
     try:
         return load(gguf_path, vocab_only=True)
     except GGUFError as error:
-        # the message names the temporary file, of which the user knows nothing
+        # the message names the temporary file, which means nothing to the user
         why = str(error).replace(str(gguf_path), "it").removeprefix("it cannot be loaded: ")
         raise TokenizerError(
             f"llama.cpp refuses the vocabulary (pre-tokenizer '{pre}'): {why}; check --pre-tokenizer"
         ) from error
 
 
-def _compare_ends(reference: Tokenizer, model: Llama) -> None:
-    """What goes around a text, by what tokenizer.json does and not by what was written."""
+def _check_special_ids(reference: Tokenizer, model: Llama) -> None:
+    """The special tokens around a text: tokenizer.json decides, not the keys that were written."""
     text = HARD_STRINGS[0]
     expected = reference.encode(text, add_special_tokens=True).ids
     got = encode(model, text, True)
@@ -101,18 +101,7 @@ def _special_strings(reference: Tokenizer) -> list[str]:
     return [f"text {added[number].content} and text" for number in sorted(added)[:64]]
 
 
-def encode(model: Llama, text: str, add_special: bool) -> list[int]:
-    """llama.cpp's ids of ``text``, special tokens in it recognised; ``add_special``: and put around it."""
-    return list(model.tokenize(text.encode("utf-8"), add_bos=add_special, special=True))
-
-
-def first_difference(expected: Sequence[int], got: Sequence[int]) -> int:
-    """The first place where two lists of ids differ; the length of the shorter one where it only ends."""
-    pairs = zip(expected, got, strict=False)
-    return next((at for at, (a, b) in enumerate(pairs) if a != b), min(len(expected), len(got)))
-
-
-def _compare(text: str, expected: list[int], got: list[int], vocabulary: Vocabulary) -> None:
+def _check_ids(text: str, expected: list[int], got: list[int], vocabulary: Vocabulary) -> None:
     if expected == got:
         return
     at = first_difference(expected, got)

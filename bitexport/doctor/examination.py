@@ -9,14 +9,15 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from bitexport.convert.encode import CHUNK_WEIGHTS, bias_factor
-from bitexport.convert.plan import Plan, PlannedTensor
+from bitexport.convert.from_checkpoint import float_rows
+from bitexport.convert.plan import Plan
+from bitexport.convert.source import PlannedTensor
 from bitexport.doctor.metadata import metadata_differences
-from bitexport.families import Role
+from bitexport.families import Claim
+from bitexport.gguf.dequantize import dequantize
 from bitexport.gguf.packers import i2_s
 from bitexport.gguf.reader import GGUFFile, GGUFTensor
 from bitexport.gguf.types import I2_S
-from bitexport.health.scan import dequantized
 from bitexport.reference.embeddings import ROW_ERROR
 from bitexport.ternary import TernaryTensor
 
@@ -103,23 +104,20 @@ def examine(plan: Plan, file: GGUFFile | None) -> Examination:
     ]
     if file is not None:
         for name, values in extra.items():
-            if name not in theirs or not np.allclose(
-                next(dequantized(file, theirs[name])), values, FLOAT32_ERROR
-            ):
+            if name not in theirs or not np.allclose(dequantize(file, theirs[name]), values, FLOAT32_ERROR):
                 differences.append(f"{name} is missing or differs")
     return Examination(norms, differences, metadata_differences(plan, file) if file else [])
 
 
 def _examine(
     plan: Plan,
-    tensor: PlannedTensor,
+    tensor: PlannedTensor[Claim],
     file: GGUFFile | None,
     found: GGUFTensor | None,
     norms: list[Norm],
 ) -> str | None:
     """Note a ternary tensor's norms; how the file's differs, as a clause, or None."""
-    name = tensor.claim.source
-    order = plan.family.row_order(tensor.claim, plan.numbers)
+    name = tensor.origin.source
     if tensor.ternary:
         weights = plan.packing.unpack(plan.checkpoint, name)
         after = float(weights.scale) * np.sqrt(np.count_nonzero(weights.trits))
@@ -127,15 +125,10 @@ def _examine(
         if plan.packing.name == "master" and not weights.dequantized:
             before = float(np.sqrt(np.square(plan.checkpoint.read(name), dtype=np.float64).sum()))
         norms.append(Norm(name, before, float(after)))
+        order = plan.family.row_order(tensor.origin, plan.numbers)
         trits = weights.trits if order is None else weights.trits[order]
         return _ternary_difference(TernaryTensor(trits, weights.scale), file, found)
-    if order is not None or tensor.claim.role is Role.BIAS:
-        values = plan.checkpoint.read(name)
-        if tensor.claim.role is Role.BIAS:
-            values = values * bias_factor(plan, tensor.claim)
-        return _float_difference(iter([values if order is None else values[order]]), file, found)
-    rows = max(1, CHUNK_WEIGHTS // max(1, int(np.prod(tensor.claim.shape[1:]))))
-    return _float_difference(plan.checkpoint.read_rows(name, rows), file, found)
+    return _float_difference(float_rows(plan, tensor), file, found)
 
 
 def _ternary_difference(ours: TernaryTensor, file: GGUFFile | None, found: GGUFTensor | None) -> str | None:
@@ -145,7 +138,7 @@ def _ternary_difference(ours: TernaryTensor, file: GGUFFile | None, found: GGUFT
         theirs = i2_s.unpack(file.data(found), (found.shape[0], found.shape[1]))
         trits, scale, allowed = theirs.trits, float(theirs.scale), FLOAT32_ERROR
     else:
-        values = np.concatenate(list(dequantized(file, found)))
+        values = dequantize(file, found)
         scale, allowed = float(np.abs(values).max(initial=0)), FLOAT16_ERROR
         trits = np.sign(values).astype(np.int8)
     wrong = int(np.count_nonzero(trits != ours.trits))
@@ -163,7 +156,7 @@ def _float_difference(
 ) -> str | None:
     if file is None or found is None:
         return None
-    theirs = np.concatenate([piece.reshape(-1) for piece in dequantized(file, found)]).reshape(found.shape)
+    theirs = dequantize(file, found).reshape(found.shape)
     start = 0
     for piece in ours:
         rows = len(piece)

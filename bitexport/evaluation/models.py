@@ -10,6 +10,7 @@ from pathlib import Path
 
 from bitexport.errors import UnsupportedError, UsageError
 from bitexport.evaluation.side import Role, Side
+from bitexport.gguf.reader import is_gguf_path
 from bitexport.progress import Progress
 
 #: of a file for the occasion. Its embeddings are float16, so that C++ differs from Python in nothing else.
@@ -35,18 +36,18 @@ class Models:
             (self.student, self.student_gguf, "--student-gguf"),
             (self.teacher, self.teacher_gguf, "--teacher-gguf"),
         ):
-            if file is not None and folder is not None and _is_file(folder):
+            if file is not None and folder is not None and is_gguf_path(folder):
                 raise UsageError(
                     f"{option} {file} beside {folder}, which is a file as well; expected a checkpoint folder "
                     "there, or no second file"
                 )
-            if file is not None and not _is_file(file):
+            if file is not None and not is_gguf_path(file):
                 raise UsageError(f"{option} {file}: not a file; give the path of a GGUF file")
 
     @property
     def need_pytorch(self) -> bool:
         """Whether one of them is a folder."""
-        return not all(_is_file(each) for each in (self.student, self.teacher) if each is not None)
+        return not all(is_gguf_path(each) for each in (self.student, self.teacher) if each is not None)
 
 
 def require(*modules: str) -> None:
@@ -78,7 +79,7 @@ def open_sides(
     for role, source, beside in roles:
         if source is None:
             continue
-        file = source if _is_file(source) else beside
+        file = source if is_gguf_path(source) else beside
         if file is not source:
             sides.append(stack.enter_context(closing(_python_side(role, source, threads))))
             if file is None and role == "student":
@@ -91,10 +92,6 @@ def open_sides(
         if file is not None:
             sides.append(stack.enter_context(closing(_cpp_side(role, file, threads))))
     return sides, converted
-
-
-def _is_file(path: Source) -> bool:
-    return Path(path).is_file() or (Path(path).suffix == ".gguf" and not Path(path).is_dir())
 
 
 # Imported where they are needed: a GGUF file alone needs no PyTorch, and a float folder alone no libllama.

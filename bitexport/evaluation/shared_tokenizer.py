@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from bitexport.errors import UsageError
 from bitexport.evaluation.items import Encode
 from bitexport.evaluation.side import Side
+from bitexport.tokenizer.compare import first_difference
 
 
 def agreed(sides: Sequence[Side]) -> Encode:
@@ -48,8 +49,7 @@ def agreed_end(sides: Sequence[Side]) -> int:
 
 
 def _different(one: Side, other: Side, text: str, ids: list[int], found: list[int]) -> UsageError:
-    at = next((n for n, (a, b) in enumerate(zip(ids, found, strict=False)) if a != b), None)
-    at = min(len(ids), len(found)) if at is None else at
+    at = first_difference(ids, found)
     advice = (
         "see `bitexport parity --tokenizer-only`"
         if one.role == other.role

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from bitexport.errors import GGUFError
+from bitexport.gguf.names import TOKEN_EMBEDDING
 from bitexport.gguf.reader import Array, GGUFFile, GGUFTensor
 from bitexport.gguf.types import F32, I2_S, MAX_I2_S_ROW, alternatives
 
@@ -21,8 +22,6 @@ MAX_EXPERTS = 1024
 
 #: Architectures with ordinary attention and RoPE, for which more can be checked.
 PLAIN = ("bitnet-b1.58", "bitnet-25", "bitnet", "llama")
-
-TOKEN_EMBEDDING = "token_embd.weight"
 
 #: Keys of special tokens. -1, as int32 or uint32, means that there is none, except for the two tokens for
 #: which libllama would then use its own defaults.

@@ -5,17 +5,10 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-import gguf
-import numpy as np
-import numpy.typing as npt
-
 from bitexport.errors import GGUFError
+from bitexport.gguf.dequantize import READ_WHOLE, Matrix, can_dequantize, dequantize
+from bitexport.gguf.names import OUTPUT_HEAD, TOKEN_EMBEDDING
 from bitexport.gguf.reader import GGUFFile, GGUFTensor, read_gguf
-
-Matrix = npt.NDArray[np.float32]
-
-TOKEN_EMBEDDING = "token_embd.weight"
-OUTPUT_HEAD = "output.weight"
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,9 +17,9 @@ class Embeddings:
 
     Attributes:
         embedding: float32 ``[vocab, hidden]``.
-        head: the same; None when the file has none of its own, because it is the embedding.
-        embedding_type, head_type: their GGUF types, ``"q6_k"`` say. The head's decides how ggml rounds what
-            enters it.
+        head: float32 ``[vocab, hidden]``; None where the embedding is the head as well.
+        embedding_type, head_type: their GGUF types, for example ``"q6_k"``. The head's decides how ggml
+            rounds what enters it.
     """
 
     embedding: Matrix
@@ -36,10 +29,10 @@ class Embeddings:
 
 
 def read_embeddings(path: str | os.PathLike[str]) -> Embeddings:
-    """Read both.
+    """Read the token embedding and the output head of a file.
 
     Raises:
-        GGUFError: the file is damaged, or has no embedding, or one of a type that cannot be dequantized.
+        GGUFError: the file is damaged, has no embedding, or has one of a type that cannot be dequantized.
     """
     file = read_gguf(os.fspath(path))
     tensors = {tensor.name: tensor for tensor in file.tensors}
@@ -47,29 +40,18 @@ def read_embeddings(path: str | os.PathLike[str]) -> Embeddings:
         raise GGUFError(f"{file.path} has no tensor {TOKEN_EMBEDDING}; is it a language model?")
     head = tensors.get(OUTPUT_HEAD)
     return Embeddings(
-        embedding=_dequantized(file, tensors[TOKEN_EMBEDDING]),
-        head=None if head is None else _dequantized(file, head),
+        embedding=_values(file, tensors[TOKEN_EMBEDDING]),
+        head=None if head is None else _values(file, head),
         embedding_type=tensors[TOKEN_EMBEDDING].type.name,
         head_type=(head or tensors[TOKEN_EMBEDDING]).type.name,
     )
 
 
-def _dequantized(file: GGUFFile, tensor: GGUFTensor) -> Matrix:
-    try:
-        kind = gguf.GGMLQuantizationType(tensor.type.id)
-        rows = file.data(tensor).reshape(tensor.shape[0], -1)
-        return np.asarray(gguf.quants.dequantize(rows.view(_storage(kind)), kind), dtype=np.float32)
-    except (ValueError, NotImplementedError) as error:
+def _values(file: GGUFFile, tensor: GGUFTensor) -> Matrix:
+    # parity does not know how ggml rounds what enters a head of I2_S or Q2_0
+    if tensor.type in READ_WHOLE or not can_dequantize(tensor.type):
         raise GGUFError(
-            f"{file.path}: {tensor.name} is {tensor.type.name}, which cannot be read back ({error}); "
-            "expected f16, q8_0, q6_k, q5_k or q4_k: convert the checkpoint again"
-        ) from error
-
-
-def _storage(kind: gguf.GGMLQuantizationType) -> type[np.generic]:
-    """What the gguf package wants the bytes viewed as."""
-    plain: dict[gguf.GGMLQuantizationType, type[np.generic]] = {
-        gguf.GGMLQuantizationType.F32: np.float32,
-        gguf.GGMLQuantizationType.F16: np.float16,
-    }
-    return plain.get(kind, np.uint8)
+            f"{file.path}: {tensor.name} is {tensor.type.name}, which cannot be read back; expected f16, "
+            "q8_0, q6_k, q5_k or q4_k: convert the checkpoint again"
+        )
+    return dequantize(file, tensor)

@@ -119,6 +119,11 @@ class GGUFFile:
         return np.memmap(self.path, dtype=np.uint8, mode="r", offset=tensor.offset, shape=(tensor.nbytes,))
 
 
+def is_gguf_path(path: str | Path) -> bool:
+    """Whether a path that may also be a checkpoint folder is to be read as a GGUF file."""
+    return Path(path).is_file() or (Path(path).suffix == ".gguf" and not Path(path).is_dir())
+
+
 def read_gguf(path: str | Path) -> GGUFFile:
     """Read and validate the header of a file.
 

@@ -68,6 +68,7 @@ F32 = TYPES["f32"]
 F16 = TYPES["f16"]
 TQ1_0 = TYPES["tq1_0"]
 TQ2_0 = TYPES["tq2_0"]
+Q4_0 = TYPES["q4_0"]
 
 #: The types that ternary tensors are stored in, the default first.
 TERNARY_KINDS = (I2_S, TQ2_0, TQ1_0, Q2_0, F16)
@@ -100,7 +101,9 @@ def alternatives(shape: Sequence[int], group: int | None = None) -> str:
 
 #: ``general.file_type`` by the type of the ternary tensors. 40 is Microsoft's number, which upstream uses for
 #: Q1_0.
-FILE_TYPES: Mapping[str, int] = MappingProxyType({"i2_s": 40, "f16": 1, "tq1_0": 36, "tq2_0": 37, "q2_0": 41})
+FILE_TYPES: Mapping[str, int] = MappingProxyType(
+    {"i2_s": 40, "f16": 1, "tq1_0": 36, "tq2_0": 37, "q2_0": 41, "q4_0": 2}
+)
 
 
 def file_type_name(number: int, tensor_types: Sequence[str]) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-import gguf
 import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
@@ -15,22 +14,22 @@ from bitexport.checkpoint.packings import Packing, keeps_float, packing_of
 from bitexport.checkpoint.reader import FLOAT_DTYPES
 from bitexport.errors import BitexportError, CheckpointError, GGUFError
 from bitexport.families import Claim, Role, family_of
-from bitexport.gguf.packers import PACKERS, i2_s
+from bitexport.gguf.dequantize import (
+    BLOCK_TERNARY_TYPES,
+    can_dequantize,
+    dequantize,
+    dequantize_rows,
+    rows_per_chunk,
+)
+from bitexport.gguf.names import TOKEN_EMBEDDING
+from bitexport.gguf.packers import i2_s
 from bitexport.gguf.reader import Array, GGUFFile, GGUFTensor
-from bitexport.gguf.types import I2_S, Q2_0
+from bitexport.gguf.types import I2_S
 from bitexport.health.sidecars import look_at_trainer_state, look_at_vocabulary
 from bitexport.health.signs import Finding
 from bitexport.health.tensors import Health
 from bitexport.progress import Progress, ProgressEvent, ignore
 from bitexport.ternary import TernaryTensor
-
-#: about how many weights of a float tensor are in memory at once.
-CHUNK_WEIGHTS = 8 * 1024 * 1024
-
-#: GGUF types that hold trits, but for I2_S.
-TERNARY_TYPES = ("tq1_0", "tq2_0", "q2_0")
-
-EMBEDDING = "token_embd.weight"
 
 
 def scan_checkpoint(checkpoint: Checkpoint, progress: Progress = ignore) -> list[Finding]:
@@ -86,11 +85,7 @@ def _pieces(checkpoint: Checkpoint, name: str) -> Iterator[npt.NDArray[np.float3
     if not shape:
         yield checkpoint.read(name)
     else:
-        yield from checkpoint.read_rows(name, _rows(shape))
-
-
-def _rows(shape: tuple[int, ...]) -> int:
-    return max(1, CHUNK_WEIGHTS // max(1, int(np.prod(shape[1:]))))
+        yield from checkpoint.read_rows(name, rows_per_chunk(shape))
 
 
 def _embedding(checkpoint: Checkpoint) -> str | None:
@@ -123,7 +118,7 @@ def scan_gguf(file: GGUFFile, progress: Progress = ignore) -> list[Finding]:
             health.add(sign, tensor.name, str(error))
     tokens = file.metadata.get("tokenizer.ggml.tokens")
     ids = file.metadata.get(f"{file.metadata.get('general.architecture')}.vocab_size")
-    embedding = next((tensor.shape[0] for tensor in file.tensors if tensor.name == EMBEDDING), None)
+    embedding = next((tensor.shape[0] for tensor in file.tensors if tensor.name == TOKEN_EMBEDDING), None)
     look_at_vocabulary(
         health,
         ids=ids if isinstance(ids, int) else None,
@@ -138,41 +133,18 @@ def _look_at(health: Health, file: GGUFFile, tensor: GGUFTensor) -> None:
     if tensor.type is I2_S and len(tensor.shape) == 2:
         health.ternary(tensor.name, i2_s.unpack(file.data(tensor), (tensor.shape[0], tensor.shape[1])))
         return
-    for values in dequantized(file, tensor):
+    if not can_dequantize(tensor.type):
+        return
+    ternary = tensor.type.name in BLOCK_TERNARY_TYPES
+    for values in [dequantize(file, tensor)] if ternary else dequantize_rows(file, tensor):
         if not np.isfinite(values.sum(dtype=np.float64)):
             bad = values[~np.isfinite(values)][0]
             health.add("not-finite", tensor.name, f"holds {bad}")
             return
-        if tensor.type.name in TERNARY_TYPES:
+        if ternary:
             health.ternary(tensor.name, _as_ternary(values))
         else:
             health.floats(tensor.name, values)
-
-
-def dequantized(file: GGUFFile, tensor: GGUFTensor) -> Iterator[npt.NDArray[np.float32]]:
-    """The values of a tensor in pieces of rows; a ternary one whole. Nothing for a type that cannot be read.
-
-    Raises:
-        GGUFError: its bytes are not what the type says.
-    """
-    if tensor.type in (I2_S, Q2_0):  # which the gguf package lacks
-        unpack = PACKERS[tensor.type.name].unpack
-        yield unpack(file.data(tensor), (tensor.shape[0], tensor.shape[1])).dequantize()
-        return
-    kind = gguf.GGMLQuantizationType(tensor.type.id)
-    rows = tensor.shape[0] if len(tensor.shape) > 1 else 1
-    data = file.data(tensor).reshape(rows, -1)
-    step = rows if tensor.type.name in TERNARY_TYPES else _rows(tensor.shape)
-    for start in range(0, rows, step):
-        piece = np.ascontiguousarray(data[start : start + step])
-        try:
-            if tensor.type.name in ("f32", "f16"):
-                values = piece.view("<f4" if tensor.type.name == "f32" else "<f2")
-            else:
-                values = gguf.quants.dequantize(piece, kind)
-        except NotImplementedError:
-            return
-        yield np.asarray(values, dtype=np.float32)
 
 
 def _as_ternary(values: npt.NDArray[np.float32]) -> TernaryTensor:

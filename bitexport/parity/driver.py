@@ -25,6 +25,7 @@ from bitexport.runtime.limits import check_text
 from bitexport.runtime.session import Session
 from bitexport.runtime.trace import Tracer
 from bitexport.text.prompts import built_in_prompts
+from bitexport.tokenizer.compare import first_difference
 
 __all__ = ["MIN_COSINE", "ParityReport", "PromptResult", "check_same_tokens", "parity", "verdict"]
 
@@ -147,8 +148,7 @@ def check_same_tokens(
     cpp_ids = session.tokenize(text)
     if list(python_ids) == cpp_ids:
         return
-    pairs = zip(python_ids, cpp_ids, strict=False)
-    at = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(python_ids), len(cpp_ids)))
+    at = first_difference(python_ids, cpp_ids)
 
     def name(ids: Sequence[int]) -> str:
         return f"{ids[at]} ({reference.text([ids[at]])!r})" if at < len(ids) else "absent"

@@ -11,12 +11,12 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from bitexport.convert.tokenizer_check import encode, first_difference
 from bitexport.progress import Progress, ProgressEvent, ignore
 from bitexport.reference.model import load_tokenizer
 from bitexport.runtime.limits import check_text
 from bitexport.runtime.loading import load
 from bitexport.runtime.session import piece
+from bitexport.tokenizer.compare import encode, first_difference
 from bitexport.tokenizer.hard_strings import strings
 
 #: Tokens shown before and after the place where two lists part.

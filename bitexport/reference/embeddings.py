@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from bitexport.errors import GGUFError
-from bitexport.gguf.embeddings import Embeddings, Matrix
+from bitexport.gguf.dequantize import Matrix
+from bitexport.gguf.embeddings import Embeddings
 
 #: By how much a row may differ from the checkpoint's, as a fraction of its length: what each type's own
 #: rounding amounts to, with room for another quantizer than ggml's.

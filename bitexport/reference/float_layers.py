@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from bitexport.gguf.embeddings import OUTPUT_HEAD
+from bitexport.gguf.names import OUTPUT_HEAD
 from bitexport.gguf.reader import read_gguf
 from bitexport.reference.embeddings import rounded_for_head
 

@@ -25,7 +25,7 @@ from bitexport.checkpoint.packings import ONLINE, quantization_config
 from bitexport.checkpoint.packings.pre_dequantized import only_magnitude
 from bitexport.errors import CheckpointError, TokenizerError, UsageError
 from bitexport.families import Family, Part, family_of
-from bitexport.gguf.embeddings import OUTPUT_HEAD
+from bitexport.gguf.names import OUTPUT_HEAD
 from bitexport.reference.loading import check_tensors
 from bitexport.reference.norms import connect_norms, mark_heads_first, with_sub_norms
 

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
 
-import gguf
 import numpy as np
 import pytest
 
@@ -20,22 +19,14 @@ from bitexport.bench import compare
 from bitexport.bench import compare as compare_module
 from bitexport.bench.compare import _rows
 from bitexport.bench.measure import BenchTest
-from bitexport.bench.twins import build_twin, pack_q4_0
+from bitexport.bench.twins import build_twin
 from bitexport.errors import GGUFError, OutputError, UnsupportedError, UsageError
 from bitexport.gguf.reader import read_gguf
-from bitexport.ternary import TernaryTensor
 from tests.support.gguf_files import tensors_of, values
 from tests.support.repository import REPOSITORY
 
 Maker = Callable[..., Path]
 Cli = Callable[..., "CompletedProcess[str]"]
-
-
-def test_q4_0_holds_trits_and_a_float16_scale_exactly() -> None:
-    trits = np.random.default_rng(0).integers(-1, 2, (6, 96), dtype=np.int8)
-    packed = pack_q4_0(TernaryTensor(trits, np.float32(0.0371)))
-    read = gguf.quants.dequantize(packed.reshape(6, -1), gguf.GGMLQuantizationType.Q4_0)
-    np.testing.assert_array_equal(read, trits * np.float32(np.float16(0.0371)))
 
 
 @pytest.mark.parametrize("kind", ["f16", "tq2_0", "q4_0"])

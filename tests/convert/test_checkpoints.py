@@ -103,7 +103,7 @@ def test_a_head_that_transformers_would_quantize(tmp_path: Path, checkpoint_of: 
     assert any("lm_head" in warning for warning in report.warnings)
 
 
-def test_a_head_beside_tied_embeddings(tmp_path: Path, checkpoint_of: Checkpoints) -> None:
+def test_a_separate_head_of_a_tied_model(tmp_path: Path, checkpoint_of: Checkpoints) -> None:
     def same(tensors: dict[str, torch.Tensor]) -> None:
         tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
 
@@ -130,7 +130,7 @@ def test_buffers_of_old_checkpoints_are_left_out(tmp_path: Path, checkpoint_of: 
     assert report.tensors == 24
 
 
-def test_zeros_are_told(tmp_path: Path, checkpoint_of: Checkpoints) -> None:
+def test_zeros_are_reported(tmp_path: Path, checkpoint_of: Checkpoints) -> None:
     name = "model.layers.0.mlp.up_proj.weight"
     folder = resaved(checkpoint_of(), tmp_path / "c", lambda tensors: tensors[name].zero_())
     report = convert(folder, tmp_path / "x.gguf", embed_type="f16")

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from bitexport.checkpoint import open_checkpoint
 from bitexport.convert import convert
-from bitexport.convert.plan import EMBED_TYPES, TERNARY_TYPES
+from bitexport.convert.choices import EMBED_TYPES, TERNARY_TYPES
 from bitexport.errors import CheckpointError, UsageError
 from bitexport.gguf.reader import read_gguf
 from bitexport.progress import ProgressEvent
@@ -177,7 +177,7 @@ def test_no_tensor_is_read_twice(
         assert read == {name: info.nbytes for name, info in tensors.items()}
 
 
-def test_options_that_are_none(tmp_path: Path, checkpoint_of: Checkpoints) -> None:
+def test_unknown_types(tmp_path: Path, checkpoint_of: Checkpoints) -> None:
     with pytest.raises(UsageError, match="'q4_0' is unknown; expected one of i2_s"):
         convert(checkpoint_of(), tmp_path / "x.gguf", type="q4_0")
     with pytest.raises(UsageError, match="embed_type 'i2_s'"):
@@ -215,7 +215,7 @@ def test_the_command_line(
     human = run_cli("convert", checkpoint_of(), tmp_path / "x.gguf", "--force", "--type", "tq2_0")
     assert human.returncode == 0
     assert "tq2_0" in human.stdout
-    assert "tokenizer gpt2, split as gpt-2, 512 tokens, 112 of them padding" in human.stdout
+    assert "tokenizer gpt2, pre-tokenizer gpt-2, 512 tokens, 112 of them padding" in human.stdout
     assert (
         f"wrote {tmp_path / 'x.gguf'}: bitnet-b1.58 from master weights, 24 tensors (14 ternary)"
         in human.stdout

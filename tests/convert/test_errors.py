@@ -62,13 +62,13 @@ CASES: dict[str, tuple[str, dict[str, Any], Callable[[Path], object], str]] = {
         "master",
         {},
         tensors(lambda t: t.update({"model.layers.0.mlp.extra.weight": torch.ones(4)})),
-        r"'model.layers.0.mlp.extra.weight' \[4\] is nothing that BitNet b1.58 has",
+        r"'model.layers.0.mlp.extra.weight' \[4\] does not belong to BitNet b1.58 and would be dropped",
     ),
     "a layer too many": (
         "master",
         {},
         config(lambda c: c.update(num_hidden_layers=1)),
-        r"'model.layers.1.*is nothing",
+        r"'model.layers.1.*does not belong to BitNet b1.58 and would be dropped",
     ),
     "a layer too few": (
         "master",

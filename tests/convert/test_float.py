@@ -50,7 +50,7 @@ def test_cpp_computes_what_transformers_does(tmp_path: Path, architecture: str, 
         assert cosine > 0.99999
 
 
-def test_only_where_it_is_asked_for(tmp_path: Path, run_cli: Cli) -> None:
+def test_only_with_the_option(tmp_path: Path, run_cli: Cli) -> None:
     folder = save_float(tmp_path / "c")
     refused = run_cli("convert", folder, tmp_path / "x.gguf", "--type", "f16", "--embed-type", "f16")
     assert refused.returncode == 1
@@ -65,7 +65,7 @@ def test_a_ternary_checkpoint_is_not_float(tmp_path: Path, checkpoint_of: Checkp
         convert(checkpoint_of("master"), tmp_path / "x.gguf", all_float=True)
 
 
-def test_options_that_it_excludes(tmp_path: Path, gguf_of: Checkpoints) -> None:
+def test_options_that_exclude_it(tmp_path: Path, gguf_of: Checkpoints) -> None:
     folder = save_float(tmp_path / "c")
     for kind in ("tq2_0", "i2_s"):
         with pytest.raises(UsageError, match=f"--float with --type {kind}; expected no --type"):

@@ -1,9 +1,10 @@
-"""``convert`` of GGUF files: from any ternary type to any other, and everything else as it was."""
+"""``convert`` of GGUF files: from any ternary type to any other, and everything else unchanged."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from subprocess import CompletedProcess
 
@@ -13,8 +14,7 @@ import pytest
 import torch
 
 from bitexport.convert import ConvertReport, convert
-from bitexport.convert.from_gguf import convert_gguf
-from bitexport.convert.plan import TERNARY_TYPES
+from bitexport.convert.choices import TERNARY_TYPES
 from bitexport.errors import GGUFError, OutputError, TokenizerError, UnsupportedError, UsageError
 from bitexport.gguf.packers import PACKERS
 from bitexport.gguf.reader import GGUFTensor, read_gguf
@@ -49,7 +49,7 @@ def exact(checkpoint_of: Checkpoints, tmp_path_factory: pytest.TempPathFactory) 
 def test_the_same_file_as_from_the_checkpoint(tmp_path: Path, exact: Path, source: str, target: str) -> None:
     convert(exact, tmp_path / "source.gguf", type=source)
     convert(exact, tmp_path / "direct.gguf", type=target)
-    report = convert_gguf(tmp_path / "source.gguf", tmp_path / "x.gguf", type=target)
+    report = convert(tmp_path / "source.gguf", tmp_path / "x.gguf", type=target)
     assert (tmp_path / "x.gguf").read_bytes() == (tmp_path / "direct.gguf").read_bytes()
     assert report.warnings == []
     assert (report.packing, report.type, report.ternary_tensors) == (source, target, 14)
@@ -68,25 +68,25 @@ def test_a_layer_that_was_kept_float_stays(tmp_path: Path, checkpoint_of: Checkp
             "blk.1.ffn_down.weight"
         ]
     before = tensors_of(tmp_path / "f16.gguf")
-    report = convert_gguf(tmp_path / "f16.gguf", tmp_path / "x.gguf", type="tq2_0")
+    report = convert(tmp_path / "f16.gguf", tmp_path / "x.gguf", type="tq2_0")
     after = tensors_of(tmp_path / "x.gguf")
     assert after["blk.1.ffn_down.weight"] == before["blk.1.ffn_down.weight"]
     assert after["blk.0.ffn_down.weight"][0] == "tq2_0"
     assert (report.ternary_tensors, report.warnings) == (13, [])
-    # without the list: a file of floats has to be ternary throughout, one of trits tells by its types
+    # without the list: a file of floats has to be ternary throughout, and one of trits shows it by its types
     rewritten(tmp_path / "f16.gguf", tmp_path / "bare.gguf", drop=["bitexport.kept_float"])
     with pytest.raises(UnsupportedError, match=r"bare.gguf: tensor 'blk.1.ffn_down.weight': it is not"):
-        convert_gguf(tmp_path / "bare.gguf", tmp_path / "y.gguf")
+        convert(tmp_path / "bare.gguf", tmp_path / "y.gguf")
     rewritten(tmp_path / "i2_s.gguf", tmp_path / "bare.gguf", drop=["bitexport.kept_float"])
-    report = convert_gguf(tmp_path / "bare.gguf", tmp_path / "y.gguf", type="tq1_0")
+    report = convert(tmp_path / "bare.gguf", tmp_path / "y.gguf", type="tq1_0")
     assert (
-        "1 linear layers are of no ternary type and stay as they are: blk.1.ffn_down.weight"
+        "1 linear layers are not of a ternary type and stay unchanged: blk.1.ffn_down.weight"
         in (report.warnings[0])
     )
 
 
-def test_microsoft_s_files(tmp_path: Path, gguf_of: Ggufs) -> None:
-    """Their metadata, every type of it, byte by byte; their one scale; and no guess about the tokenizer."""
+def test_files_of_microsoft(tmp_path: Path, gguf_of: Ggufs) -> None:
+    """Metadata of every type stays byte for byte, one scale is read, and the tokenizer is not guessed."""
     odd = {
         "general.author": RawValue(b"\x08\0\0\0\x03\0\0\0\0\0\0\0\xff\xfe!"),  # text that is no UTF-8
         "x.u64": RawValue(b"\x0a\0\0\0\x01\x02\x03\x04\x05\x06\x07\x08"),
@@ -96,7 +96,7 @@ def test_microsoft_s_files(tmp_path: Path, gguf_of: Ggufs) -> None:
     }
     theirs = as_microsoft_writes(gguf_of("packed-multiply"), tmp_path / "theirs.gguf")
     theirs = rewritten(theirs, tmp_path / "theirs.gguf", metadata=odd)
-    report = convert_gguf(theirs, tmp_path / "x.gguf", type="tq2_0")
+    report = convert(theirs, tmp_path / "x.gguf", type="tq2_0")
     before, after = read_gguf(theirs), read_gguf(tmp_path / "x.gguf")
     assert list(before.metadata) == list(after.metadata)
     assert {key for key in before.metadata if before.raw(key) != after.raw(key)} == {"general.file_type"}
@@ -108,7 +108,7 @@ def test_microsoft_s_files(tmp_path: Path, gguf_of: Ggufs) -> None:
         if tensor.type.name == "i2_s":
             rounded = np.sign(rounded) * np.float32(np.float16(np.abs(rounded).max()))
         np.testing.assert_array_equal(values(after, tensor.name), rounded)
-    convert_gguf(theirs, tmp_path / "y.gguf", type="i2_s", pre_tokenizer="gpt-2")
+    convert(theirs, tmp_path / "y.gguf", type="i2_s", pre_tokenizer="gpt-2")
     assert read_gguf(tmp_path / "y.gguf").metadata["tokenizer.ggml.pre"] == "gpt-2"
     ours, copied = tensors_of(gguf_of("packed-multiply")), tensors_of(tmp_path / "y.gguf")
     assert copied == ours  # the scale eight times again
@@ -117,11 +117,11 @@ def test_microsoft_s_files(tmp_path: Path, gguf_of: Ggufs) -> None:
 def test_rounded_scales_are_reported(tmp_path: Path, gguf_of: Ggufs) -> None:
     source = gguf_of("master")
     for kind in ("tq2_0", "tq1_0", "q2_0", "f16"):
-        report = convert_gguf(source, tmp_path / f"{kind}.gguf", type=kind)
+        report = convert(source, tmp_path / f"{kind}.gguf", type=kind)
         (row,) = [row for row in report.types if row.zero_fraction is not None]
         assert 0 < (row.scale_rounding or 0) <= 2**-11
         assert f"rounded to float16, by up to {row.scale_rounding:.2g}" in report.warnings[0]
-        back = convert_gguf(tmp_path / f"{kind}.gguf", tmp_path / f"{kind}-back.gguf", type="i2_s")
+        back = convert(tmp_path / f"{kind}.gguf", tmp_path / f"{kind}-back.gguf", type="i2_s")
         assert back.warnings == []
         found, expected = tensors_of(tmp_path / f"{kind}-back.gguf"), tensors_of(source)
         for name, (_, _, data) in expected.items():
@@ -132,29 +132,29 @@ def test_rounded_scales_are_reported(tmp_path: Path, gguf_of: Ggufs) -> None:
 def test_the_report_is_that_of_the_checkpoint(tmp_path: Path, exact: Path) -> None:
     direct = convert(exact, tmp_path / "i2_s.gguf")
     events: list[ProgressEvent] = []
-    report = convert_gguf(tmp_path / "i2_s.gguf", tmp_path / "x.gguf", progress=events.append)
+    report = convert(tmp_path / "i2_s.gguf", tmp_path / "x.gguf", progress=events.append)
     for row, expected in zip(report.types, direct.types, strict=True):
-        expected.bytes_before = row.bytes_before
-        assert row == expected
+        assert row == replace(expected, bytes_before=row.bytes_before)
     assert report.output_bytes == direct.output_bytes == (tmp_path / "x.gguf").stat().st_size
     assert report.changed == []
     assert [event.total for event in events] == [report.input_bytes] * len(events)
+    assert (events[0].done, events[-1].done) == (0, report.input_bytes)
 
 
 def test_embeddings_stay_unless_asked(tmp_path: Path, checkpoint_of: Checkpoints) -> None:
     source = checkpoint_of(tied=False)
     for kind in ("f16", "q6_k"):
         convert(source, tmp_path / f"{kind}.gguf", embed_type=kind)
-        kept = convert_gguf(tmp_path / f"{kind}.gguf", tmp_path / "x.gguf", type="tq2_0", force=True)
+        kept = convert(tmp_path / f"{kind}.gguf", tmp_path / "x.gguf", type="tq2_0", force=True)
         assert kept.embed_type == kind
         names = ("token_embd.weight", "output.weight")
         before, after = tensors_of(tmp_path / f"{kind}.gguf"), tensors_of(tmp_path / "x.gguf")
         assert [after[name] for name in names] == [before[name] for name in names]
-    asked = convert_gguf(tmp_path / "f16.gguf", tmp_path / "y.gguf", embed_type="q6_k")
+    asked = convert(tmp_path / "f16.gguf", tmp_path / "y.gguf", embed_type="q6_k")
     assert (tmp_path / "y.gguf").read_bytes() == (tmp_path / "q6_k.gguf").read_bytes()
     assert asked.changed == ["bitexport.embedding_type f16 -> q6_k"]
     assert asked.warnings == []
-    again = convert_gguf(tmp_path / "q6_k.gguf", tmp_path / "z.gguf", embed_type="q8_0")
+    again = convert(tmp_path / "q6_k.gguf", tmp_path / "z.gguf", embed_type="q8_0")
     assert [text for text in again.warnings if "rounded to q6_k before" in text] == again.warnings
     assert len(again.warnings) == 2
     np.testing.assert_allclose(
@@ -168,19 +168,19 @@ def test_rows_of_576(tmp_path: Path, checkpoint_of: Checkpoints) -> None:
     shape = Shape(hidden=576, ffn=1536, layers=1, heads=9, kv_heads=3, vocab=416)
     source = checkpoint_of("packed-multiply", shape=shape)
     convert(source, tmp_path / "q2_0.gguf", embed_type="f16", type="q2_0")
-    report = convert_gguf(tmp_path / "q2_0.gguf", tmp_path / "x.gguf")
+    report = convert(tmp_path / "q2_0.gguf", tmp_path / "x.gguf")
     assert any("rows of 576 weights" in text and "other I2_S runtimes" in text for text in report.warnings)
     with pytest.raises(
         UnsupportedError, match=r"'blk.0.attn_q.weight'.*cannot be tq1_0.*--type i2_s or q2_0 or f16"
     ):
-        convert_gguf(tmp_path / "x.gguf", tmp_path / "y.gguf", type="tq1_0")
+        convert(tmp_path / "x.gguf", tmp_path / "y.gguf", type="tq1_0")
     with pytest.raises(UnsupportedError, match=r"'token_embd.weight'.*cannot be q6_k.*--embed-type .*q8_0"):
-        convert_gguf(tmp_path / "x.gguf", tmp_path / "y.gguf", embed_type="q6_k")
+        convert(tmp_path / "x.gguf", tmp_path / "y.gguf", embed_type="q6_k")
     assert not (tmp_path / "y.gguf").exists()
 
 
-def test_blocks_with_scales_of_their_own(tmp_path: Path, gguf_of: Ggufs) -> None:
-    """As in Bonsai's Q2_0 files: only the types that can hold them, named where another was asked for."""
+def test_blocks_with_different_scales(tmp_path: Path, gguf_of: Ggufs) -> None:
+    """As in Bonsai's Q2_0 files: only some types can hold them, which an error for the others names."""
 
     def grouped(tensor: GGUFTensor, kind: TensorType, data: np.ndarray) -> tuple[TensorType, np.ndarray]:
         if tensor.name != "blk.0.attn_k.weight":
@@ -193,9 +193,9 @@ def test_blocks_with_scales_of_their_own(tmp_path: Path, gguf_of: Ggufs) -> None
     source = rewritten(gguf_of("packed-multiply"), tmp_path / "q2_0.gguf", change=grouped)
     for kind in ("i2_s", "tq2_0"):
         with pytest.raises(UnsupportedError, match=r"'blk.0.attn_k.weight': .*every 64.*--type q2_0 or f16"):
-            convert_gguf(source, tmp_path / "x.gguf", type=kind)
-    convert_gguf(source, tmp_path / "f16.gguf", type="f16")
-    convert_gguf(tmp_path / "f16.gguf", tmp_path / "x.gguf", type="q2_0")
+            convert(source, tmp_path / "x.gguf", type=kind)
+    convert(source, tmp_path / "f16.gguf", type="f16")
+    convert(tmp_path / "f16.gguf", tmp_path / "x.gguf", type="q2_0")
     name = "blk.0.attn_k.weight"
     assert tensors_of(tmp_path / "x.gguf")[name] == tensors_of(source)[name]
     np.testing.assert_array_equal(
@@ -223,7 +223,7 @@ def _float(tensor: GGUFTensor, kind: TensorType, data: np.ndarray) -> tuple[Tens
         (_float, "'blk.1.ffn_up.weight': it is not ternary: "),
     ],
 )
-def test_what_is_not_ternary_is_named(
+def test_a_tensor_that_is_not_ternary_is_named(
     tmp_path: Path,
     exact: Path,
     change: Callable[[GGUFTensor, TensorType, np.ndarray], tuple[TensorType, np.ndarray]],
@@ -233,22 +233,22 @@ def test_what_is_not_ternary_is_named(
     source = rewritten(tmp_path / "f16.gguf", tmp_path / "bad.gguf", change=change)
     (tmp_path / "out").mkdir()
     with pytest.raises(UnsupportedError) as caught:
-        convert_gguf(source, tmp_path / "out" / "x.gguf")
+        convert(source, tmp_path / "out" / "x.gguf")
     assert message in str(caught.value)
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_files_that_are_no_ternary_model(tmp_path: Path, gguf_of: Ggufs) -> None:
+def test_files_that_are_not_ternary_models(tmp_path: Path, gguf_of: Ggufs) -> None:
     parts = rewritten(
         gguf_of("master"), tmp_path / "parts.gguf", metadata={"split.count": RawValue(b"\x02\0\0\0\x03\0")}
     )
     with pytest.raises(UnsupportedError, match="one of 3 parts"):
-        convert_gguf(parts, tmp_path / "x.gguf")
+        convert(parts, tmp_path / "x.gguf")
     (tmp_path / "text.gguf").write_text("hello")
     with pytest.raises(GGUFError, match="not a GGUF file"):
         convert(tmp_path / "text.gguf", tmp_path / "x.gguf")
     with pytest.raises(UsageError, match="'q4_0' is unknown"):
-        convert_gguf(gguf_of("master"), tmp_path / "x.gguf", type="q4_0")
+        convert(gguf_of("master"), tmp_path / "x.gguf", type="q4_0")
 
 
 def test_a_damaged_tensor_is_named(tmp_path: Path, gguf_of: Ggufs) -> None:
@@ -259,7 +259,7 @@ def test_a_damaged_tensor_is_named(tmp_path: Path, gguf_of: Ggufs) -> None:
 
     source = rewritten(gguf_of("master"), tmp_path / "bad.gguf", change=change)
     with pytest.raises(GGUFError, match=r"bad.gguf: tensor 'blk.1.attn_q.weight': .*code of 3"):
-        convert_gguf(source, tmp_path / "x.gguf", type="tq2_0")
+        convert(source, tmp_path / "x.gguf", type="tq2_0")
     assert not (tmp_path / "x.gguf").exists()
 
 
@@ -270,16 +270,16 @@ def test_outputs_that_are_refused(tmp_path: Path, gguf_of: Ggufs) -> None:
     before = source.read_bytes()
     for target in (source, tmp_path / "link.gguf"):
         with pytest.raises(OutputError, match="is the file that is converted"):
-            convert_gguf(source, target, force=True)
+            convert(source, target, force=True)
         with pytest.raises(OutputError, match="already exists"):
-            convert_gguf(source, target)
+            convert(source, target)
     assert source.read_bytes() == before
     (tmp_path / "old.gguf").write_text("mine")
     with pytest.raises(OutputError, match="--force"):
-        convert_gguf(source, tmp_path / "old.gguf")
-    convert_gguf(source, tmp_path / "old.gguf", force=True)
+        convert(source, tmp_path / "old.gguf")
+    convert(source, tmp_path / "old.gguf", force=True)
     assert tensors_of(tmp_path / "old.gguf") == tensors_of(source)
-    report = convert_gguf(source, tmp_path / "none" / "x.gguf", dry_run=True, type="tq1_0")
+    report = convert(source, tmp_path / "none" / "x.gguf", dry_run=True, type="tq1_0")
     assert report.dry_run
     assert not (tmp_path / "none").exists()
 
@@ -292,7 +292,7 @@ def test_another_alignment_and_a_missing_version(tmp_path: Path, gguf_of: Ggufs)
         metadata={"general.alignment": 16},
         drop=["general.quantization_version", "general.file_type"],
     )
-    report = convert_gguf(content, tmp_path / "y.gguf")
+    report = convert(content, tmp_path / "y.gguf")
     assert report.changed == [
         "general.file_type missing -> 40",
         "general.quantization_version missing -> 2",
@@ -301,7 +301,7 @@ def test_another_alignment_and_a_missing_version(tmp_path: Path, gguf_of: Ggufs)
     assert tensors_of(tmp_path / "y.gguf") == tensors_of(source)
 
 
-def test_a_layout_with_odd_statistics_is_hinted_at(tmp_path: Path, checkpoint_of: Checkpoints) -> None:
+def test_a_layout_with_unusual_statistics_gets_a_warning(tmp_path: Path, checkpoint_of: Checkpoints) -> None:
     def change(_: GGUFTensor, kind: TensorType, data: np.ndarray) -> tuple[TensorType, np.ndarray]:
         if kind.name == "i2_s":
             data[:-32][: len(data) // 4] = 0b10101010
@@ -309,9 +309,9 @@ def test_a_layout_with_odd_statistics_is_hinted_at(tmp_path: Path, checkpoint_of
 
     shape = Shape(hidden=512, ffn=1024, layers=1, heads=4, kv_heads=4)
     convert(checkpoint_of("packed-multiply", shape=shape), tmp_path / "good.gguf")
-    assert convert_gguf(tmp_path / "good.gguf", tmp_path / "x.gguf", type="tq2_0").warnings[1:] == []
+    assert convert(tmp_path / "good.gguf", tmp_path / "x.gguf", type="tq2_0").warnings[1:] == []
     source = rewritten(tmp_path / "good.gguf", tmp_path / "odd.gguf", change=change)
-    report = convert_gguf(source, tmp_path / "y.gguf", type="tq2_0")
+    report = convert(source, tmp_path / "y.gguf", type="tq2_0")
     assert any("another layout that shares type number 36" in text for text in report.warnings)
 
 
@@ -319,7 +319,7 @@ def test_large_tensors_are_copied_in_pieces(
     tmp_path: Path, gguf_of: Ggufs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("bitexport.convert.from_gguf.CHUNK_BYTES", 100)
-    convert_gguf(gguf_of("master"), tmp_path / "x.gguf")
+    convert(gguf_of("master"), tmp_path / "x.gguf")
     assert (tmp_path / "x.gguf").read_bytes() == gguf_of("master").read_bytes()
 
 
@@ -345,9 +345,9 @@ def test_the_shipped_example_there_and_back(tmp_path: Path) -> None:
     convert(REPOSITORY / "examples" / "tiny-python", tmp_path / "a.gguf")
     source = tmp_path / "a.gguf"
     for kind in TERNARY_TYPES[1:]:
-        convert_gguf(source, tmp_path / f"{kind}.gguf", type=kind)
+        convert(source, tmp_path / f"{kind}.gguf", type=kind)
         source = tmp_path / f"{kind}.gguf"
-    convert_gguf(source, tmp_path / "b.gguf")
+    convert(source, tmp_path / "b.gguf")
     before, after = tensors_of(tmp_path / "a.gguf"), tensors_of(tmp_path / "b.gguf")
     assert {name: (kind, shape) for name, (kind, shape, _) in before.items()} == {
         name: (kind, shape) for name, (kind, shape, _) in after.items()
@@ -359,10 +359,10 @@ def test_a_pre_tokenizer_that_llama_cpp_lacks_is_refused(
     gguf_of: Callable[..., Path], tmp_path: Path
 ) -> None:
     with pytest.raises(TokenizerError, match="pre-tokenizer 'zzz'"):
-        convert_gguf(gguf_of(), tmp_path / "y.gguf", pre_tokenizer="zzz")
+        convert(gguf_of(), tmp_path / "y.gguf", pre_tokenizer="zzz")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_file_that_is_not_there_is_not_taken_for_a_folder(tmp_path: Path) -> None:
+def test_a_missing_gguf_file_is_not_opened_as_a_folder(tmp_path: Path) -> None:
     with pytest.raises(GGUFError, match=r"x\.gguf: cannot be read"):
         convert(tmp_path / "x.gguf", tmp_path / "y.gguf")

@@ -30,7 +30,7 @@ def test_an_existing_output(tmp_path: Path, checkpoint_of: Checkpoints, run_cli:
     assert list(tmp_path.iterdir()) == [tmp_path / "x.gguf"]
 
 
-def test_a_forced_output_that_fails_stays_as_it_was(
+def test_a_failed_forced_conversion_keeps_the_old_output(
     tmp_path: Path, checkpoint_of: Checkpoints, run_cli: RunCli
 ) -> None:
     shutil.copytree(checkpoint_of("packed-divide"), tmp_path / "c")
@@ -67,7 +67,7 @@ def test_the_checkpoint_is_never_the_output(
         # another name of the same bytes: the name is replaced, the bytes stay
         assert done.returncode == 0, done.stderr
     else:
-        assert "lies in the checkpoint that is converted" in one_line(done, 1)
+        assert "is in the checkpoint that is converted" in one_line(done, 1)
     assert {path.name: path.read_bytes() for path in source.iterdir()} == before
 
 
@@ -81,11 +81,11 @@ def test_a_shard_elsewhere_is_not_the_output_either(
     (source / "model.safetensors").unlink()
     (source / "model.safetensors").symlink_to(blob)
     before = blob.read_bytes()
-    assert "would be lost" in one_line(run_cli("convert", source, blob, "--force"), 1)
+    assert "could destroy the checkpoint" in one_line(run_cli("convert", source, blob, "--force"), 1)
     assert blob.read_bytes() == before
 
 
-def test_an_output_beside_the_weights(tmp_path: Path, checkpoint_of: Checkpoints, run_cli: RunCli) -> None:
+def test_an_output_next_to_the_weights(tmp_path: Path, checkpoint_of: Checkpoints, run_cli: RunCli) -> None:
     source = shutil.copytree(checkpoint_of(), tmp_path / "c")
     done = run_cli("convert", source, source / "model.gguf", "--embed-type", "f16")
     assert done.returncode == 0, done.stderr
@@ -163,13 +163,13 @@ def test_a_folder_that_may_not_be_written(
 
 SLOW = """
 import sys, time
-import bitexport.convert.driver as module
-original = module.encode
+from bitexport.convert.from_checkpoint import CheckpointSource
+original = CheckpointSource.encode
 def slow(*arguments):
     print("started", flush=True)
     time.sleep(0.2)
     yield from original(*arguments)
-module.encode = slow
+CheckpointSource.encode = slow
 from bitexport.cli import main
 main()
 """

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from bitexport.checkpoint import open_checkpoint
 from bitexport.checkpoint.packings import packing_of
 from bitexport.convert import convert
-from bitexport.convert.plan import TERNARY_TYPES
+from bitexport.convert.choices import TERNARY_TYPES
 from bitexport.errors import UnsupportedError
 from bitexport.gguf.reader import read_gguf
 from bitexport.gguf.types import MAX_I2_S_ROW
@@ -60,7 +60,7 @@ def test_embedding_types(tmp_path: Path, checkpoint_of: Checkpoints, kind: str, 
 
 
 @pytest.mark.parametrize("kind", TERNARY_TYPES)
-def test_the_same_bytes_whatever_the_thread_count(
+def test_the_same_bytes_at_every_thread_count(
     tmp_path: Path, checkpoint_of: Checkpoints, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     found = set()
@@ -86,7 +86,7 @@ def test_embeddings_are_the_same_in_pieces(
     tmp_path: Path, checkpoint_of: Checkpoints, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     convert(checkpoint_of(), tmp_path / "whole.gguf")
-    monkeypatch.setattr("bitexport.convert.encode.CHUNK_WEIGHTS", 256 * 7)
+    monkeypatch.setattr("bitexport.gguf.dequantize.CHUNK_WEIGHTS", 256 * 7)
     convert(checkpoint_of(), tmp_path / "pieces.gguf")
     assert (tmp_path / "whole.gguf").read_bytes() == (tmp_path / "pieces.gguf").read_bytes()
 
@@ -109,7 +109,7 @@ def test_rows_of_576(tmp_path: Path, checkpoint_of: Checkpoints) -> None:
     )
 
 
-def test_elements_that_fill_no_block(tmp_path: Path, checkpoint_of: Checkpoints) -> None:
+def test_elements_that_are_not_whole_blocks(tmp_path: Path, checkpoint_of: Checkpoints) -> None:
     # q has 24 x 24 = 576 elements
     shape = Shape(hidden=24, ffn=128, layers=1, heads=4, kv_heads=1, vocab=416)
     source = checkpoint_of("master", shape=shape)

@@ -79,7 +79,9 @@ def test_a_swapped_pre_tokenizer(
     other: str,
     text: str | None,
 ) -> None:
-    monkeypatch.setattr("bitexport.convert.check_tokenizer", lambda *_: [])  # convert itself would refuse
+    monkeypatch.setattr(
+        "bitexport.convert.from_checkpoint.check_tokenizer", lambda *_: []
+    )  # convert itself would refuse
     convert(checkpoint_of(tokenizer=kind), tmp_path / "x.gguf", embed_type="f16", pre_tokenizer=other)
     report = tokenizer_parity(checkpoint_of(tokenizer=kind), tmp_path / "x.gguf")
     assert not report.passed

@@ -16,14 +16,14 @@ import pytest
 from tokenizers import Tokenizer
 
 import bitexport
-from bitexport.convert.from_gguf import convert_gguf
-from bitexport.convert.tokenizer_check import HARD_STRINGS
+from bitexport.convert import convert
 from bitexport.errors import BitexportWarning, GGUFError, TokenizerError
 from bitexport.gguf.reader import read_gguf
 from bitexport.gguf.types import F16, F32, I2_S
 from bitexport.gguf.writer import MetadataValue, TensorSpec, write_gguf
 from bitexport.runtime.session import Session
 from bitexport.tokenizer import pre_tokenizer
+from bitexport.tokenizer.hard_strings import HARD_STRINGS
 from bitexport.tokenizer.missing_pre_tokenizer import derived_pre, lacks_pre
 from tests.support.gguf_files import as_microsoft_writes, rewritten
 from tests.support.repository import REPOSITORY
@@ -156,7 +156,7 @@ def test_an_unknown_vocabulary_is_rejected(gguf_of: Ggufs, tmp_path: Path) -> No
             opener(foreign)
     bitexport.load(foreign, n_ctx=64, kv_overrides={"tokenizer.ggml.pre": "gpt-2"}).close()
     # the advice in the error message
-    convert_gguf(foreign, tmp_path / "named.gguf", pre_tokenizer="gpt-2")
+    convert(foreign, tmp_path / "named.gguf", pre_tokenizer="gpt-2")
     with Session(gguf_of("packed-multiply"), n_ctx=64) as session:
         expected = [session.tokenize(text) for text in HARD_STRINGS]
     with warnings.catch_warnings():
@@ -167,7 +167,7 @@ def test_an_unknown_vocabulary_is_rejected(gguf_of: Ggufs, tmp_path: Path) -> No
 
 def test_a_derived_name_is_written_when_converting(known: Callable[..., Path], tmp_path: Path) -> None:
     foreign = as_microsoft_writes(known("llama3", "llama-bpe"), tmp_path / "foreign.gguf")
-    report = convert_gguf(foreign, tmp_path / "x.gguf", type="tq2_0")
+    report = convert(foreign, tmp_path / "x.gguf", type="tq2_0")
     assert read_gguf(tmp_path / "x.gguf").metadata["tokenizer.ggml.pre"] == "llama-bpe"
     assert "tokenizer.ggml.pre missing -> llama-bpe" in report.changed
     assert any("'llama-bpe' is written" in text for text in report.warnings)

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from bitexport.gguf.packers import f16, i2_s, q2_0, tq1_0, tq2_0
+from bitexport.gguf.packers import f16, i2_s, q2_0, q4_0, tq1_0, tq2_0
 from bitexport.gguf.packers.base import Packer
 
-__all__ = ["PACKERS", "Packer"]
+__all__ = ["ALL_PACKERS", "PACKERS", "Packer"]
 
 #: Packers by the name that ``--type`` accepts, the default first.
 PACKERS: Mapping[str, Packer] = MappingProxyType(
@@ -21,3 +21,6 @@ PACKERS: Mapping[str, Packer] = MappingProxyType(
         for packer in (i2_s.PACKER, tq2_0.PACKER, tq1_0.PACKER, q2_0.PACKER, f16.PACKER)
     }
 )
+
+#: The same and Q4_0, which ``--type`` does not offer: bench's twins are written in it.
+ALL_PACKERS: Mapping[str, Packer] = MappingProxyType({**PACKERS, q4_0.PACKER.type.name: q4_0.PACKER})

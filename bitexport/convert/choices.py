@@ -1,0 +1,63 @@
+"""The types that ``convert`` offers, and which tensors fit them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from bitexport.errors import UnsupportedError, UsageError
+from bitexport.gguf.types import I2_S, MAX_I2_S_ROW, TERNARY_KINDS, TYPES, TensorType, alternatives, runs
+from bitexport.gguf.writer import TensorSpec
+
+#: what ``--type`` offers for ternary tensors, the default first.
+TERNARY_TYPES = tuple(kind.name for kind in TERNARY_KINDS)
+
+#: what ``--embed-type`` offers for the token embedding and the output head, the default first.
+EMBED_TYPES = ("q6_k", "q5_k", "q4_k", "q8_0", "f16")
+
+
+def check_choice(option: str, value: str, known: tuple[str, ...]) -> None:
+    """Raise UsageError where an option's value is not one of those that it offers."""
+    if value not in known:
+        raise UsageError(f"{option} {value!r} is unknown; expected one of {', '.join(known)}")
+
+
+def check_fits(name: str, shape: Sequence[int], kind: TensorType, *, embedding: bool) -> None:
+    """Raise UnsupportedError, with the types that do fit, unless ``kind`` can store a tensor.
+
+    Args:
+        name: of the tensor, as the source has it.
+        embedding: whether ``--embed-type`` decides its type, and not ``--type``.
+    """
+    if runs(kind, shape):
+        return
+    if embedding:
+        fitting = [choice for choice in EMBED_TYPES if TYPES[choice].fits(shape)]
+        advice = f"--embed-type {' or '.join(fitting)}"
+    else:
+        advice = f"--type {alternatives(shape)}"
+    raise UnsupportedError(
+        f"tensor '{name}' of shape {list(shape)} cannot be {kind.name}, which needs {_needs(kind)}; use "
+        f"{advice}"
+    )
+
+
+def _needs(kind: TensorType) -> str:
+    if kind is I2_S:
+        return (
+            f"a multiple of {I2_S.block} weights in all, rows of a multiple of 4 weights, and rows of at "
+            f"most {MAX_I2_S_ROW}"
+        )
+    return f"rows of a multiple of {kind.block} weights"
+
+
+def straddling_warnings(specs: Iterable[TensorSpec]) -> list[str]:
+    """A warning where rows of I2_S tensors are not a whole number of blocks."""
+    straddling = [spec for spec in specs if spec.type is I2_S and spec.shape[-1] % I2_S.block]
+    if not straddling:
+        return []
+    sizes = ", ".join(map(str, sorted({spec.shape[-1] for spec in straddling})))
+    return [
+        f"{len(straddling)} I2_S tensors have rows of {sizes} weights, which is not a multiple of "
+        f"{I2_S.block}: blocks straddle rows, which bitexport's runtime reads correctly and other I2_S "
+        "runtimes do not"
+    ]

@@ -1,0 +1,204 @@
+"""A checkpoint folder as the source of a conversion."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bitexport.checkpoint import Checkpoint
+from bitexport.checkpoint.packings import keeps_float
+from bitexport.checkpoint.packings.master import MasterWeights
+from bitexport.convert.encoding import TensorStatistics, encode_float, encode_ternary
+from bitexport.convert.plan import Plan, make_plan
+from bitexport.convert.source import KEPT_FLOAT_KEY, PlannedTensor, SourceSummary
+from bitexport.convert.tokenizer_check import check_tokenizer
+from bitexport.errors import OutputError, UnsupportedError
+from bitexport.families import Claim, Role
+from bitexport.gguf.dequantize import rows_per_chunk
+from bitexport.gguf.types import FILE_TYPES
+from bitexport.gguf.writer import MetadataValue
+from bitexport.health import Health, look_at_trainer_state, look_at_vocabulary
+from bitexport.tokenizer.vocabulary import Vocabulary, read_vocabulary
+
+#: the fraction of a float tensor's values that may become zero in float16 without a warning: a few that are
+#: next to nothing are in every large tensor.
+MAX_FLUSHED = 1e-3
+
+
+def check_outside(checkpoint: Checkpoint, output: Path, target: Path) -> None:
+    """Raise OutputError where the output would destroy the weights, or another file of the checkpoint.
+
+    Args:
+        output: as the user gave it.
+        target: the file that would be written, links followed.
+    """
+    # the shards of a checkpoint in Hugging Face's cache are links to files elsewhere
+    shards = {info.shard.resolve() for info in checkpoint.tensors.values()}
+    inside = target.is_relative_to(checkpoint.path.resolve()) and target.suffix != ".gguf"
+    if target in shards or inside:
+        raise OutputError(
+            f"{output} is in the checkpoint that is converted and is not a .gguf file, so writing it could "
+            "destroy the checkpoint; expected another folder, or a name that ends in .gguf"
+        )
+
+
+def plan_checkpoint(
+    checkpoint: Checkpoint, type: str, embed_type: str, pre_tokenizer: str | None, *, all_float: bool
+) -> CheckpointSource:
+    """Plan the conversion of a checkpoint; arguments as in :func:`bitexport.convert.convert`.
+
+    Raises:
+        CheckpointError, UnsupportedError: see :func:`~bitexport.convert.plan.make_plan`.
+        TokenizerError: see :func:`~bitexport.tokenizer.vocabulary.read_vocabulary`.
+    """
+    plan = make_plan(checkpoint, type, embed_type, all_float=all_float)
+    return CheckpointSource(plan, read_vocabulary(checkpoint.path, plan.numbers.vocab_size, pre_tokenizer))
+
+
+class CheckpointSource:
+    """A :class:`~bitexport.convert.source.Source`: one tensor of the checkpoint after another is read."""
+
+    def __init__(self, plan: Plan, vocabulary: Vocabulary) -> None:
+        self.plan = plan
+        self.vocabulary = vocabulary
+        self.architecture = plan.family.gguf_architecture
+        self.metadata: Mapping[str, MetadataValue] = _metadata(plan, vocabulary)
+        self.tensors: Sequence[PlannedTensor[Claim]] = plan.tensors
+        self.extra_tensors: Mapping[str, npt.NDArray[np.float32]] = plan.family.extra_tensors(plan.numbers)
+        self.warnings: Sequence[str] = (*plan.warnings, *vocabulary.warnings)
+        self.summary = SourceSummary(
+            input_bytes=plan.checkpoint.nbytes,
+            packing=plan.packing_name,
+            type=plan.ternary_type.name,
+            embed_type=plan.embed_type.name,
+            tokenizer=vocabulary.model,
+            pre_tokenizer=vocabulary.pre,
+            tokens=len(vocabulary.tokens),
+            padded_tokens=vocabulary.padded,
+        )
+        self.health = Health()
+        look_at_trainer_state(self.health, plan.checkpoint.path)
+        look_at_vocabulary(
+            self.health,
+            ids=plan.numbers.vocab_size,
+            tokens=len(vocabulary.tokens) - vocabulary.padded,
+            embeddings=None,
+        )
+
+    def encode(
+        self, tensor: PlannedTensor[Claim], statistics: TensorStatistics
+    ) -> Iterator[npt.NDArray[Any]]:
+        """The bytes of one tensor, in pieces.
+
+        Embeddings, which are the largest, are never whole in memory. A ternary tensor is, because its scale
+        follows from all of it, and so is a float one whose rows are reordered.
+
+        Raises:
+            CheckpointError: a value that cannot be.
+            UnsupportedError: a value that the output type cannot hold.
+        """
+        if tensor.ternary:
+            yield self._encode_ternary(tensor, statistics)
+            return
+        for values in float_rows(self.plan, tensor):
+            self.health.floats(tensor.origin.source, values)
+            yield encode_float(tensor.spec, values, statistics)
+
+    def _encode_ternary(
+        self, tensor: PlannedTensor[Claim], statistics: TensorStatistics
+    ) -> npt.NDArray[np.uint8]:
+        plan, claim = self.plan, tensor.origin
+        weights = plan.packing.unpack(plan.checkpoint, claim.source)
+        self.health.ternary(claim.source, weights)
+        order = plan.family.row_order(claim, plan.numbers)
+        if order is not None:
+            weights = replace(weights, trits=weights.trits[order])
+        try:
+            return encode_ternary(tensor.spec, weights, statistics)
+        except UnsupportedError as error:
+            raise UnsupportedError(f"tensor '{tensor.spec.name}': {error}") from error
+
+    def check_written(self, path: Path) -> list[str]:
+        """Compare the file's tokenizer with the checkpoint's."""
+        return check_tokenizer(path, self.plan.checkpoint.path, self.vocabulary)
+
+    def conclusions(self, statistics: Mapping[str, TensorStatistics]) -> list[str]:
+        """Warnings of values that float16 does not hold, and of weights that are ternary already."""
+        found = []
+        for tensor in self.tensors:
+            seen = statistics[tensor.spec.name]
+            if seen.flushed > seen.weights * MAX_FLUSHED:
+                found.append(
+                    f"tensor '{tensor.origin.source}': {seen.flushed} of {seen.weights} values are too small "
+                    "for float16 and became zero; is its scale right?"
+                )
+        if self.plan.packing.name == MasterWeights.name:
+            ternary = {t.spec.name: statistics[t.spec.name] for t in self.tensors if t.ternary}
+            found += already_ternary_warning(ternary)
+        return found
+
+
+def float_rows(plan: Plan, tensor: PlannedTensor[Claim]) -> Iterator[npt.NDArray[np.float32]]:
+    """A float tensor of a checkpoint as it is written, some rows at a time.
+
+    Raises:
+        CheckpointError: a value that is NaN or infinite.
+    """
+    claim = tensor.origin
+    order = plan.family.row_order(claim, plan.numbers)
+    if order is None and claim.role is not Role.BIAS:
+        yield from plan.checkpoint.read_rows(claim.source, rows_per_chunk(claim.shape))
+        return
+    values = plan.checkpoint.read(claim.source)
+    if claim.role is Role.BIAS:
+        values = values * _bias_factor(plan, claim)
+    yield values if order is None else values[order]
+
+
+def _bias_factor(plan: Plan, bias: Claim) -> np.float32:
+    """The factor of a bias in the file, see ``Packing.bias_factor``."""
+    if bias.linear is None or keeps_float(plan.checkpoint, bias.linear):
+        return np.float32(1)
+    return plan.packing.bias_factor(plan.checkpoint, bias.linear)
+
+
+def already_ternary_warning(statistics: Mapping[str, TensorStatistics]) -> list[str]:
+    """A warning where master weights are ternary already, which quantization_mode online would shrink.
+
+    Args:
+        statistics: of the ternary tensors.
+    """
+    found = {name: seen for name, seen in statistics.items() if seen.dequantized}
+    if not found:
+        return []
+    name, first = next(iter(found.items()))
+    share = 1 - first.zeros / first.weights
+    return [
+        f"{len(found)} of {len(statistics)} ternary tensors hold only -a, 0 and a and are written unchanged: "
+        f"'{name}' has a = {first.scale_max:.6g}. Quantized again, as transformers does with "
+        f"quantization_mode online, its scale would shrink to {share:.1%} of that"
+    ]
+
+
+def _metadata(plan: Plan, vocabulary: Vocabulary) -> dict[str, MetadataValue]:
+    found: dict[str, MetadataValue] = {
+        "general.type": "model",
+        # a folder's name may contain bytes that are not UTF-8
+        "general.name": plan.checkpoint.path.resolve().name.encode("utf-8", "replace").decode(),
+        "general.file_type": FILE_TYPES[plan.ternary_type.name],
+        "general.quantization_version": 2,
+        "bitexport.packing": plan.packing_name,
+        "bitexport.ternary_type": plan.ternary_type.name,
+        "bitexport.embedding_type": plan.embed_type.name,
+    }
+    kept = [t.spec.name for t in plan.tensors if t.origin.role is Role.TERNARY and not t.ternary]
+    if kept:
+        found[KEPT_FLOAT_KEY] = kept
+    found.update(plan.family.metadata(plan.numbers))
+    found.update(vocabulary.metadata())
+    return found

@@ -1,0 +1,89 @@
+"""What a conversion reads: a source plans its tensors, and encodes them one after another."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from bitexport.convert.encoding import TensorStatistics
+from bitexport.gguf.writer import MetadataValue, TensorSpec
+from bitexport.health import Health
+
+#: the metadata key that lists linear layers which are not ternary, where there are any.
+KEPT_FLOAT_KEY = "bitexport.kept_float"
+
+Origin = TypeVar("Origin")
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedTensor(Generic[Origin]):
+    """One tensor of the output.
+
+    Attributes:
+        origin: where it comes from: a :class:`~bitexport.families.Claim` on a checkpoint, or a
+            :class:`~bitexport.gguf.reader.GGUFTensor`.
+        spec: its name, shape and type in the output.
+        ternary: whether it is encoded from trits.
+        source_bytes: its bytes in the source, with those of the tensors that its packing needs.
+    """
+
+    origin: Origin
+    spec: TensorSpec
+    ternary: bool
+    source_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class SourceSummary:
+    """The report's facts about the source, see :class:`~bitexport.convert.report.ConvertReport`."""
+
+    input_bytes: int
+    packing: str
+    type: str
+    embed_type: str
+    tokenizer: str
+    pre_tokenizer: str
+    tokens: int
+    padded_tokens: int
+    changed: list[str] = field(default_factory=list)
+
+
+class Source(Protocol[Origin]):
+    """A checkpoint or a GGUF file, opened and planned.
+
+    Attributes:
+        architecture: the GGUF architecture of the output.
+        metadata: its other keys.
+        tensors: its tensors, in order.
+        extra_tensors: small float32 tensors that are not in the source, by name; written first.
+        warnings: what the plan warns of.
+        summary: for the report.
+        health: is given every tensor that is read.
+    """
+
+    architecture: str
+    metadata: Mapping[str, MetadataValue]
+    tensors: Sequence[PlannedTensor[Origin]]
+    extra_tensors: Mapping[str, npt.NDArray[np.float32]]
+    warnings: Sequence[str]
+    summary: SourceSummary
+    health: Health
+
+    def encode(
+        self, tensor: PlannedTensor[Origin], statistics: TensorStatistics
+    ) -> Iterator[npt.NDArray[Any]]:
+        """The bytes of one tensor, in pieces; ``statistics`` is complete after the last one."""
+        ...
+
+    def check_written(self, path: Path) -> list[str]:
+        """Check the finished file before it gets its name; returns warnings."""
+        ...
+
+    def conclusions(self, statistics: Mapping[str, TensorStatistics]) -> list[str]:
+        """Warnings that follow from the statistics of all tensors, by their names in the output."""
+        ...

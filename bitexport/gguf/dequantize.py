@@ -1,0 +1,115 @@
+"""A GGUF tensor's values as float32: one table from type to function.
+
+``gguf.quants`` has most of the functions; I2_S and Q2_0, which it lacks, are read by their packers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from types import MappingProxyType
+
+import gguf
+import numpy as np
+import numpy.typing as npt
+
+from bitexport.errors import GGUFError
+from bitexport.gguf.packers import PACKERS
+from bitexport.gguf.reader import GGUFFile, GGUFTensor
+from bitexport.gguf.types import I2_S, Q2_0, TYPES_BY_ID, TensorType
+
+Bytes = npt.NDArray[np.uint8]
+Matrix = npt.NDArray[np.float32]
+
+#: about how many weights of a float tensor are in memory at once.
+CHUNK_WEIGHTS = 8 * 1024 * 1024
+
+#: ternary types with a scale for every block of a row.
+BLOCK_TERNARY_TYPES = ("tq1_0", "tq2_0", "q2_0")
+
+
+def rows_per_chunk(shape: Sequence[int], weights: int | None = None) -> int:
+    """How many rows of a tensor of ``shape`` hold about ``weights`` weights, at least 1.
+
+    Args:
+        weights: :data:`CHUNK_WEIGHTS` when None.
+    """
+    return max(1, (CHUNK_WEIGHTS if weights is None else weights) // max(1, math.prod(shape[1:])))
+
+
+def _by_gguf(rows: Bytes, kind: gguf.GGMLQuantizationType) -> Matrix:
+    return np.asarray(gguf.quants.dequantize(rows, kind), dtype=np.float32)
+
+
+def _implemented(kind: gguf.GGMLQuantizationType) -> bool:
+    """Whether the gguf package can dequantize a type: it only says so when it is asked to."""
+    try:
+        gguf.quants.dequantize(np.zeros((1, TYPES_BY_ID[int(kind)].block_bytes), dtype=np.uint8), kind)
+    except NotImplementedError:
+        return False
+    return True
+
+
+#: by type number: the bytes of some rows, uint8 ``[rows, bytes]``, to their values, ``[rows, columns]``.
+DEQUANTIZERS: Mapping[int, Callable[[Bytes], Matrix]] = MappingProxyType(
+    {
+        int(kind): partial(_by_gguf, kind=kind)
+        for kind in gguf.GGMLQuantizationType
+        if int(kind) in TYPES_BY_ID and _implemented(kind)
+    }
+)
+
+#: types that are read whole, by their packers: blocks of I2_S straddle rows, and an error in Q2_0 names the
+#: block of the tensor.
+READ_WHOLE = (I2_S, Q2_0)
+
+
+def can_dequantize(kind: TensorType) -> bool:
+    """Whether tensors of a type can be read as floats."""
+    return kind in READ_WHOLE or kind.id in DEQUANTIZERS
+
+
+def dequantize(file: GGUFFile, tensor: GGUFTensor) -> Matrix:
+    """All values of a tensor: float32 ``[rows, columns]``; otherwise as :func:`dequantize_rows`."""
+    values = np.empty(_matrix_shape(tensor), dtype=np.float32)
+    start = 0
+    for piece in dequantize_rows(file, tensor):
+        values[start : start + len(piece)] = piece
+        start += len(piece)
+    return values
+
+
+def dequantize_rows(file: GGUFFile, tensor: GGUFTensor) -> Iterator[Matrix]:
+    """The values of a tensor, some rows at a time; those of :data:`READ_WHOLE` at once.
+
+    Yields:
+        float32 ``[rows, columns]``: a row is an element of the first dimension; a vector is one row.
+
+    Raises:
+        GGUFError: the type cannot be dequantized, or the bytes are not what the type says.
+        UnsupportedError: a Q2_0 tensor that is not ternary.
+    """
+    kind = tensor.type
+    if not can_dequantize(kind):
+        raise GGUFError(
+            f"{file.path.name}: tensor '{tensor.name}' is {kind.name}, which cannot be read back; expected "
+            "a type of weights, such as f16 or q6_k: convert the checkpoint again"
+        )
+    rows, columns = _matrix_shape(tensor)
+    if not rows * columns:
+        return
+    if kind in READ_WHOLE:
+        matrix = (math.prod(tensor.shape[:-1]), tensor.shape[-1])
+        yield PACKERS[kind.name].unpack(file.data(tensor), matrix).dequantize().reshape(rows, columns)
+        return
+    data = file.data(tensor).reshape(rows, -1)
+    step = rows_per_chunk(tensor.shape)
+    for start in range(0, rows, step):
+        yield DEQUANTIZERS[kind.id](np.ascontiguousarray(data[start : start + step]))
+
+
+def _matrix_shape(tensor: GGUFTensor) -> tuple[int, int]:
+    """Its shape with all dimensions but the first as one."""
+    shape = tensor.shape if len(tensor.shape) > 1 else (1, *tensor.shape)
+    return shape[0], math.prod(shape[1:])
