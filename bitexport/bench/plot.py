@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bitexport.bench.measure import BenchReport, BenchRow
+from bitexport.bench.report import BenchReport, BenchRow
 from bitexport.errors import UsageError
 from bitexport.system import picture
 from bitexport.system.files import write_atomically

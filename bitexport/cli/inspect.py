@@ -11,7 +11,7 @@ from bitexport.cli import options
 from bitexport.cli.output import Output, format_bytes
 
 if TYPE_CHECKING:
-    from bitexport.inspect.driver import InspectReport
+    from bitexport.inspect import InspectReport
 
 MAX_TEXT = 72
 

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import math
 import tempfile
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from bitexport.checkpoint import Checkpoint, open_checkpoint
 from bitexport.convert import convert
 from bitexport.convert.plan import make_plan
 from bitexport.doctor.agreement import logit_difference, tokenizer_difference
-from bitexport.doctor.examination import Examination, examine
+from bitexport.doctor.examination import examine
 from bitexport.doctor.free_sampling import listen
-from bitexport.doctor.samples import Sample, make_samples
-from bitexport.doctor.stages import STAGES, Stage, end_tokens, has_master_weights, measure, running_as
-from bitexport.doctor.verdicts import Facts, Verdict, decide
+from bitexport.doctor.report import DoctorReport
+from bitexport.doctor.samples import make_samples
+from bitexport.doctor.stages import STAGES, end_tokens, has_master_weights, measure, running_as
+from bitexport.doctor.verdicts import Facts, decide
 from bitexport.errors import BitexportError, TokenizerError
 from bitexport.gguf.reader import read_gguf
 from bitexport.health.scan import scan_checkpoint
@@ -28,56 +26,6 @@ from bitexport.runtime.model import Session
 UNUSABLE = ("not-finite", "bad-scale", "unreadable")
 
 STEPS = 9
-
-
-@dataclass(frozen=True)
-class DoctorReport:
-    """What :func:`doctor` found.
-
-    Attributes:
-        checkpoint: its folder.
-        gguf: the file; None when one was made for the occasion, which is gone.
-        facts: everything that the verdict rests on.
-        verdict: the answer.
-        skipped: stages that did not run, and why.
-    """
-
-    checkpoint: str
-    gguf: str | None
-    facts: Facts
-    verdict: Verdict
-    skipped: dict[str, str]
-
-    @property
-    def sample(self) -> Sample | None:
-        """The kind of text that the model is judged by."""
-        if not self.facts.stages:
-            return None
-        return next(s for s in self.facts.samples if s.kind == self.facts.kind)
-
-    @property
-    def healthy(self) -> bool:
-        """Whether nothing is wrong."""
-        return self.verdict.name == "healthy"
-
-    def to_json(self) -> dict[str, Any]:
-        """The report as one JSON object, without ``schema``."""
-        sample, examination = self.sample, self.facts.examination or Examination([], [], [])
-        return {
-            "checkpoint": self.checkpoint,
-            "gguf": self.gguf,
-            "verdict": asdict(self.verdict),
-            "text": None if sample is None else _text_json(sample),
-            "stages": [_stage_json(stage, sample, self.facts) for stage in self.facts.stages.values()],
-            "skipped": self.skipped,
-            "norms": [{**asdict(norm), "ratio": norm.ratio} for norm in examination.norms],
-            "tensor_differences": examination.differences,
-            "metadata_differences": examination.metadata,
-            "tokenizer_difference": self.facts.tokenizer,
-            "logit_difference": self.facts.mistake,
-            "own_words": asdict(self.facts.own_words) if self.facts.own_words else None,
-            "health": [asdict(finding) for finding in self.facts.findings],
-        }
 
 
 def doctor(
@@ -210,27 +158,3 @@ class _Steps:
 
 def _name(gguf: str | Path | None) -> str | None:
     return None if gguf is None else str(gguf)
-
-
-def _text_json(sample: Sample) -> dict[str, Any]:
-    return {
-        "kind": sample.kind,
-        "prompt": sample.prompt,
-        "tokens": sample.tokens,
-        "unigram_perplexity": math.exp(sample.baseline),
-    }
-
-
-def _stage_json(stage: Stage, sample: Sample | None, facts: Facts) -> dict[str, Any]:
-    assert sample is not None
-    kind = sample.kind
-    return {
-        "stage": stage.name,
-        "does": STAGES[stage.name],
-        "perplexity": stage.perplexity(kind),
-        "perplexities": {each: stage.perplexity(each) for each in stage.losses},
-        "skill": facts.skill(stage.name),
-        "entropy": stage.entropies[kind],
-        "end_of_text": stage.end[kind],
-        "top": [asdict(token) for token in stage.top[kind]],
-    }

@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from bitexport.inspect.driver import inspect
+from bitexport.inspect.report import InspectReport, TensorRow
 
-__all__ = ["inspect"]
+__all__ = ["InspectReport", "TensorRow", "inspect"]

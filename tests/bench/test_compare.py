@@ -18,7 +18,7 @@ import pytest
 
 from bitexport.bench import compare
 from bitexport.bench import compare as compare_module
-from bitexport.bench.compare import _rows
+from bitexport.bench.comparison import _rows
 from bitexport.bench.measure import BenchTest
 from bitexport.bench.twins import build_twin, pack_q4_0
 from bitexport.errors import GGUFError, OutputError, UnsupportedError, UsageError

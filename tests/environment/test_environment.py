@@ -95,7 +95,7 @@ def test_a_model_or_the_machine(run_cli: RunCli, arguments: tuple[str, ...], wor
 
 def test_needs_neither_torch_nor_gguf_to_say_that_they_are_missing() -> None:
     program = (
-        "import sys; import bitexport.doctor.environment\n"
+        "import sys; import bitexport.environment\n"
         "print([name for name in ('torch', 'gguf', 'numpy', 'transformers') if name in sys.modules])"
     )
     done = subprocess.run(

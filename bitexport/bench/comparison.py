@@ -12,12 +12,11 @@ import statistics
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from bitexport.bench.limits import MAX_CHANGE, LimitMeter
 from bitexport.bench.measure import BenchTest, check_numbers, tests_of
+from bitexport.bench.report import CompareReport, CompareRow
 from bitexport.bench.twins import TWIN_TYPES, build_twin, check_twin, twin_bytes
 from bitexport.bench.worker import Worker
 from bitexport.errors import OutputError, UnsupportedError
@@ -33,62 +32,6 @@ _PEERS = {"BITEXPORT_HEAD": "stock"}
 
 #: What a process takes beside its weights, about: Python, context, work buffers.
 _PROCESS_BYTES = 400 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class CompareRow:
-    """One type in one test at one thread count.
-
-    Attributes:
-        type: ``"i2_s"``, or the twin's.
-        test, threads: as in :class:`~bitexport.bench.measure.BenchRow`.
-        tokens_per_second: the median of the rounds.
-        ratio, ratio_min, ratio_max: how many times as fast the I2_S file is: the median of the rounds' own
-            ratios, and their range. None for the I2_S file itself.
-        rounds: how many counted.
-        disturbed_rounds: how many were thrown away because the machine's limits moved during them. When
-            that is all of them, all count, and the row means little.
-        disturbed: whether that is so.
-    """
-
-    type: str
-    test: str
-    threads: int
-    tokens_per_second: float
-    ratio: float | None
-    ratio_min: float | None
-    ratio_max: float | None
-    rounds: int
-    disturbed_rounds: int
-    disturbed: bool
-
-
-@dataclass(frozen=True, slots=True)
-class CompareReport:
-    """What :func:`compare` measured.
-
-    Attributes:
-        path: the I2_S file.
-        model: what llama.cpp calls it.
-        tier: the ternary kernels that ran. Only the I2_S file uses them: its twins run on what ggml itself
-            was built for.
-        tier_forced: whether ``BITEXPORT_TIER`` chose it; the twins are not held to it.
-        bytes: of each file's tensors, by type.
-        rows: in the order of measurement.
-        kept: the twins' files, where they were to be kept.
-    """
-
-    path: str
-    model: str
-    tier: str
-    tier_forced: bool
-    bytes: dict[str, int]
-    rows: list[CompareRow]
-    kept: list[str]
-
-    def to_json(self) -> dict[str, Any]:
-        """The report as one JSON object, without ``schema``."""
-        return {"comparison": True, **asdict(self)}
 
 
 def compare(
