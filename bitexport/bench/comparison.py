@@ -15,7 +15,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from bitexport.bench.limits import MAX_CHANGE, LimitMeter
-from bitexport.bench.measure import BenchTest, check_numbers, tests_of
+from bitexport.bench.measure import BenchTest, check_numbers, make_tests
 from bitexport.bench.report import CompareReport, CompareRow
 from bitexport.bench.twins import TWIN_TYPES, build_twin, check_twin, twin_bytes
 from bitexport.bench.worker import Worker
@@ -65,7 +65,7 @@ def compare(
     path = Path(gguf)
     file = read_gguf(path)
     counts = list(threads) or [default_threads()]
-    tests = tests_of(prompt_tokens, generated_tokens, (1,))
+    tests = make_tests(prompt_tokens, generated_tokens, (1,))
     check_numbers(tests, counts, rounds)
     for count in counts:
         check_threads(count)

@@ -69,7 +69,7 @@ def bench(
         GGUFError, NativeLibraryError: the file cannot be loaded.
     """
     counts = list(threads) or [default_threads()]
-    tests = tests_of(prompt_tokens, generated_tokens, batches)
+    tests = make_tests(prompt_tokens, generated_tokens, batches)
     check_numbers(tests, counts, repetitions)
     rss_before = resident_bytes()
     path = Path(gguf)
@@ -109,7 +109,7 @@ def bench(
         )
 
 
-def tests_of(
+def make_tests(
     prompt_tokens: Sequence[int], generated_tokens: Sequence[int], batches: Sequence[int]
 ) -> list[BenchTest]:
     """Prefill, then decode in every batch."""

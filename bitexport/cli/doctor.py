@@ -87,7 +87,7 @@ def _environment(out: Output) -> None:
 
     report = environment()
     out.result(report.to_json(), human=lambda: _show_environment(out, report))
-    if problems := report.named("problem"):
+    if problems := report.with_status("problem"):
         raise CheckFailed(f"this machine lacks what bitexport needs: {', '.join(problems)}")
 
 
@@ -98,7 +98,7 @@ def _show_environment(out: Output, report: EnvironmentReport) -> None:
         out.wrapped(margin + check.meaning, indent=_STATUS_WIDTH)
         if check.advice:
             out.wrapped(f"{margin}What to do: {check.advice}", indent=_STATUS_WIDTH)
-    counts = [len(report.named(status)) for status in ("ok", "warning", "problem")]
+    counts = [len(report.with_status(status)) for status in ("ok", "warning", "problem")]
     out.line("{} ok, {} to know about, {} to mend".format(*counts))
 
 

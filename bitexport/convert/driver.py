@@ -19,7 +19,7 @@ from bitexport.errors import OutputError, UsageError
 from bitexport.families import Role
 from bitexport.gguf.types import F16, F32, FILE_TYPES
 from bitexport.gguf.writer import MetadataValue, TensorSpec, check_output, write_gguf
-from bitexport.health import Finding, Health, look_at_trainer_state, look_at_vocabulary, refuse
+from bitexport.health import Finding, Health, check_trainer_state, check_vocabulary, refuse
 from bitexport.progress import ProgressEvent
 from bitexport.system.machine import peak_rss_bytes
 from bitexport.tokenizer.vocabulary import Vocabulary, read_vocabulary
@@ -160,8 +160,8 @@ def convert(
     plan = make_plan(source, type, embed_type, all_float=all_float)
     vocabulary = read_vocabulary(source.path, plan.numbers.vocab_size, pre_tokenizer)
     work = _Work(plan, [*plan.warnings, *vocabulary.warnings], progress)
-    look_at_trainer_state(work.health, source.path)
-    look_at_vocabulary(
+    check_trainer_state(work.health, source.path)
+    check_vocabulary(
         work.health,
         ids=plan.numbers.vocab_size,
         tokens=len(vocabulary.tokens) - vocabulary.padded,

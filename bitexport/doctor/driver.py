@@ -10,7 +10,7 @@ from bitexport.convert import convert
 from bitexport.convert.plan import make_plan
 from bitexport.doctor.agreement import logit_difference, tokenizer_difference
 from bitexport.doctor.examination import examine
-from bitexport.doctor.free_sampling import listen
+from bitexport.doctor.free_sampling import sample_freely
 from bitexport.doctor.report import DoctorReport
 from bitexport.doctor.samples import make_samples
 from bitexport.doctor.stages import STAGES, end_tokens, has_master_weights, measure, running_as
@@ -85,10 +85,10 @@ def _converted(folder: Path, target: Path, facts: Facts, say: _Steps) -> Path | 
         # float16 embeddings cost next to nothing, so that C++ can be held to PyTorch
         convert(folder, target / "model.gguf", embed_type="f16")
     except TokenizerError as error:
-        facts.tokenizer = f"convert refuses: {error}"
+        facts.tokenizer_difference = f"convert refuses: {error}"
         return None
     except BitexportError as error:
-        facts.refused = f"convert refuses: {error}"
+        facts.conversion_error = f"convert refuses: {error}"
         return None
     return target / "model.gguf"
 
@@ -98,7 +98,7 @@ def _examine(source: Checkpoint, path: Path | None, facts: Facts, say: _Steps) -
     try:
         plan = make_plan(source, "f16", "f16")
     except BitexportError as error:
-        facts.refused = facts.refused or f"convert refuses: {error}"
+        facts.conversion_error = facts.conversion_error or f"convert refuses: {error}"
         return
     facts.examination = examine(plan, read_gguf(path) if path is not None else None)
 
@@ -111,7 +111,9 @@ def _fits(reference: Reference, facts: Facts) -> bool:
     )
     if largest < reference.n_vocab:
         return True
-    facts.tokenizer = f"the tokenizer gives id {largest}, the model has {reference.n_vocab} embeddings"
+    facts.tokenizer_difference = (
+        f"the tokenizer gives id {largest}, the model has {reference.n_vocab} embeddings"
+    )
     return False
 
 
@@ -126,8 +128,8 @@ def _run_python(reference: Reference, facts: Facts, skipped: dict[str, str], say
             facts.stages[name] = measure(name, reference, facts.samples, reference, ends)
     if not facts.predicts and facts.never_predicts:
         say("listening to what it makes up")
-        with running_as(reference, facts.unquantized):
-            facts.own_words = listen(reference, ends)
+        with running_as(reference, facts.least_quantized):
+            facts.free_sampling = sample_freely(reference, ends)
 
 
 def _run_cpp(reference: Reference, path: Path, facts: Facts, threads: int, say: _Steps) -> None:
@@ -135,13 +137,15 @@ def _run_cpp(reference: Reference, path: Path, facts: Facts, threads: int, say: 
     longest = max(len(window) for sample in facts.samples for window in sample.windows)
     prompts = max(len(sample.prompt_ids) for sample in facts.samples)
     with Session(path, n_ctx=max(longest, prompts), n_threads=threads) as session:
-        facts.tokenizer = facts.tokenizer or tokenizer_difference(reference, session, facts.samples)
+        facts.tokenizer_difference = facts.tokenizer_difference or tokenizer_difference(
+            reference, session, facts.samples
+        )
         if session.n_vocab != reference.n_vocab:
-            facts.mistake = f"the file has {session.n_vocab} tokens, the model {reference.n_vocab}"
+            facts.logit_difference = f"the file has {session.n_vocab} tokens, the model {reference.n_vocab}"
             return
         facts.stages["c++"] = measure("c++", session, facts.samples, reference, end_tokens(reference))
         say("comparing the logits")
-        facts.mistake = logit_difference(reference, session, facts.samples)
+        facts.logit_difference = logit_difference(reference, session, facts.samples)
 
 
 class _Steps:

@@ -26,7 +26,7 @@ LENGTH = 48
 
 
 @dataclass(frozen=True, slots=True)
-class OwnWords:
+class FreeSampling:
     """What free sampling at temperature 1 shows.
 
     Attributes:
@@ -53,7 +53,7 @@ class OwnWords:
         return self.information / total if total > 0 else 0.0
 
 
-def listen(reference: Reference, starts: Sequence[int]) -> OwnWords:
+def sample_freely(reference: Reference, starts: Sequence[int]) -> FreeSampling:
     """Let the model talk: :data:`SEQUENCES` texts of :data:`LENGTH` tokens, from ``starts`` in turn."""
     rng = np.random.default_rng(0)
     columns = [np.resize(np.asarray(starts, dtype=np.int64), SEQUENCES)]
@@ -76,7 +76,7 @@ def listen(reference: Reference, starts: Sequence[int]) -> OwnWords:
         mixed = entropy(np.log(mean))
     sampled = np.stack(columns[1:], axis=1)
     shuffled = rng.permutation(sampled.reshape(-1)).reshape(sampled.shape)
-    return OwnWords(
+    return FreeSampling(
         information=mixed - float(np.mean(entropies)),
         entropy=float(np.mean(entropies)),
         distinct=len(np.unique(sampled)),

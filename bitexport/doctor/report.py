@@ -55,9 +55,9 @@ class DoctorReport:
             "norms": [{**asdict(norm), "ratio": norm.ratio} for norm in examination.norms],
             "tensor_differences": examination.differences,
             "metadata_differences": examination.metadata,
-            "tokenizer_difference": self.facts.tokenizer,
-            "logit_difference": self.facts.mistake,
-            "own_words": asdict(self.facts.own_words) if self.facts.own_words else None,
+            "tokenizer_difference": self.facts.tokenizer_difference,
+            "logit_difference": self.facts.logit_difference,
+            "own_words": asdict(self.facts.free_sampling) if self.facts.free_sampling else None,
             "health": [asdict(finding) for finding in self.facts.findings],
         }
 

@@ -16,7 +16,7 @@ from bitexport.metrics.likelihood import WINDOW, windows
 from bitexport.text.prompts import built_in_prompts
 
 #: which of the built-in prompts are read, by their kind.
-CHOSEN: Mapping[str, Sequence[int]] = {"code": (0, 1, 5), "prose": (13, 15, 16)}
+BUILT_IN: Mapping[str, Sequence[int]] = {"code": (0, 1, 5), "prose": (13, 15, 16)}
 
 #: what the next token is asked for after, where the user gives no prompt.
 PROMPTS: Mapping[str, str] = {
@@ -67,7 +67,7 @@ def make_samples(
         kinds = {"text": [text]}
     else:
         built_in = built_in_prompts()
-        kinds = {kind: [built_in[index] for index in chosen] for kind, chosen in CHOSEN.items()}
+        kinds = {kind: [built_in[index] for index in chosen] for kind, chosen in BUILT_IN.items()}
     samples = []
     for kind, documents in kinds.items():
         words = prompt if prompt is not None else PROMPTS[kind] or _beginning(documents[0])

@@ -36,7 +36,7 @@ TOP = 5
 
 
 @dataclass(frozen=True, slots=True)
-class Token:
+class Candidate:
     """A token that may follow, and its probability."""
 
     id: int
@@ -60,7 +60,7 @@ class Stage:
     losses: dict[str, float]
     entropies: dict[str, float]
     end: dict[str, float | None]
-    top: dict[str, list[Token]]
+    top: dict[str, list[Candidate]]
 
     def perplexity(self, kind: str) -> float:
         """exp of the loss; infinite where that is too large or not a number."""
@@ -81,7 +81,9 @@ def measure(
         stage.entropies[sample.kind] = entropy(logs)
         stage.end[sample.kind] = float(chances[list(ends)].sum()) if ends else None
         best = np.argsort(-logs, kind="stable")[:TOP]
-        stage.top[sample.kind] = [Token(int(i), reference.text([int(i)]), float(chances[i])) for i in best]
+        stage.top[sample.kind] = [
+            Candidate(int(i), reference.text([int(i)]), float(chances[i])) for i in best
+        ]
     return stage
 
 

@@ -35,7 +35,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from bitexport.doctor.examination import Examination
-from bitexport.doctor.free_sampling import OwnWords
+from bitexport.doctor.free_sampling import FreeSampling
 from bitexport.doctor.samples import Sample
 from bitexport.doctor.stages import Stage
 from bitexport.health import Finding
@@ -48,7 +48,7 @@ MIN_SKILL_LEFT = 0.75
 
 #: the same in what the model makes up itself, for that to be a language: twice as much, for there it is at
 #: home.
-MIN_OWN_SKILL = 0.4
+MIN_SAMPLED_SKILL = 0.4
 
 #: of a language, at most this fraction of the tokens are the one before.
 MAX_REPEATED = 0.5
@@ -102,21 +102,21 @@ class Facts:
         findings: signs in the checkpoint.
         samples, stages: by kind of text, and by name.
         examination: of the tensors.
-        tokenizer: how the file tokenizes otherwise, as a clause.
-        mistake: how C++ differs from PyTorch beyond rounding, as a clause.
+        tokenizer_difference: how the file tokenizes otherwise, as a clause.
+        logit_difference: how C++ differs from PyTorch beyond rounding, as a clause.
         no_file: why there is no GGUF file to look at, as a clause.
-        own_words: what the model says when left to itself; asked only where that decides.
-        refused: why convert would not make a file.
+        free_sampling: what the model says when left to itself; asked only where that decides.
+        conversion_error: why convert would not make a file.
     """
 
     findings: list[Finding] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)
     stages: dict[str, Stage] = field(default_factory=dict)
     examination: Examination | None = None
-    tokenizer: str | None = None
-    mistake: str | None = None
-    refused: str | None = None
-    own_words: OwnWords | None = None
+    tokenizer_difference: str | None = None
+    logit_difference: str | None = None
+    conversion_error: str | None = None
+    free_sampling: FreeSampling | None = None
 
     def skill(self, stage: str, kind: str | None = None) -> float:
         """The part of the entropy of single tokens that context takes away; -inf where that is not known."""
@@ -134,7 +134,7 @@ class Facts:
         return best.kind
 
     @property
-    def unquantized(self) -> str:
+    def least_quantized(self) -> str:
         """The stage with the least quantization that could run."""
         return next(name for name in ("float", "weights", "both") if name in self.stages)
 
@@ -161,30 +161,33 @@ def decide(facts: Facts) -> Verdict:
         return _verdict(
             facts, "bad-tensors", f"The checkpoint has {tensors} that no training gives.", [*damage, *others]
         )
-    if facts.tokenizer is not None:
+    if facts.tokenizer_difference is not None:
         return _verdict(
             facts,
             "tokenizer-mismatch",
             "The GGUF file splits text into other tokens than the checkpoint does.",
-            [facts.tokenizer, *others],
+            [facts.tokenizer_difference, *others],
         )
     if not facts.predicts:
-        return _bad_in_python(facts, warnings)
-    if facts.refused is not None:
+        return _fault_in_python(facts, warnings)
+    if facts.conversion_error is not None:
         return _verdict(
-            facts, "conversion", "The model is sound, but cannot be converted.", [facts.refused, *others]
+            facts,
+            "conversion",
+            "The model is sound, but cannot be converted.",
+            [facts.conversion_error, *others],
         )
-    if facts.mistake is None:
+    if facts.logit_difference is None:
         return _verdict(
             facts, "healthy", "The model predicts text, and C++ computes what PyTorch computes.", others
         )
-    return _bad_in_cpp(facts, others)
+    return _fault_in_cpp(facts, others)
 
 
-def _bad_in_python(facts: Facts, warnings: list[Finding]) -> Verdict:
+def _fault_in_python(facts: Facts, warnings: list[Finding]) -> Verdict:
     messages = [finding.message for finding in warnings]
     if not facts.never_predicts:
-        base = "in float" if facts.unquantized == "float" else "with only its weights quantized"
+        base = "in float" if facts.least_quantized == "float" else "with only its weights quantized"
         best = max(facts.skill("float"), facts.skill("weights"))
         lost = min(1.0, 1 - facts.skill("both") / best)
         return _verdict(
@@ -213,15 +216,15 @@ def _bad_in_python(facts: Facts, warnings: list[Finding]) -> Verdict:
             "The model does not predict text at any stage, and its vocabulary is not the tokenizer's.",
             messages,
         )
-    if facts.own_words is not None and speaks(facts.own_words):
-        evidence = [_own_words(facts.own_words), *messages]
-        if foreign(facts.own_words, vouched=facts.kind == "text"):
+    if facts.free_sampling is not None and is_language(facts.free_sampling):
+        evidence = [_sampling_evidence(facts.free_sampling), *messages]
+        if is_foreign(facts.free_sampling, vouched=facts.kind == "text"):
             sentence = "The model has learned a language, but not that of this tokenizer."
             return _verdict(facts, "tokenizer-mismatch", sentence, evidence)
         sentence = "The model has learned a language, but not that of the text."
         return _verdict(facts, "unfamiliar-text", sentence, evidence)
-    spoken = [] if facts.own_words is None else [_own_words(facts.own_words)]
-    if facts.unquantized == "float":
+    spoken = [] if facts.free_sampling is None else [_sampling_evidence(facts.free_sampling)]
+    if facts.least_quantized == "float":
         sentence = "The model does not predict text even in float: it has not learned enough."
     else:
         sentence = (
@@ -231,12 +234,12 @@ def _bad_in_python(facts: Facts, warnings: list[Finding]) -> Verdict:
     return _verdict(facts, "undertrained", sentence, [*spoken, *messages])
 
 
-def speaks(words: OwnWords) -> bool:
+def is_language(words: FreeSampling) -> bool:
     """Whether what the model makes up is a language."""
-    return words.skill >= MIN_OWN_SKILL and words.repeated <= MAX_REPEATED
+    return words.skill >= MIN_SAMPLED_SKILL and words.repeated <= MAX_REPEATED
 
 
-def foreign(words: OwnWords, *, vouched: bool) -> bool:
+def is_foreign(words: FreeSampling, *, vouched: bool) -> bool:
     """Whether that language is not written in the tokenizer's tokens.
 
     Args:
@@ -248,8 +251,8 @@ def foreign(words: OwnWords, *, vouched: bool) -> bool:
     return words.kept < words.kept_shuffled + MIN_KEPT * (1 - words.kept_shuffled)
 
 
-def _bad_in_cpp(facts: Facts, others: list[str]) -> Verdict:
-    assert facts.mistake is not None
+def _fault_in_cpp(facts: Facts, others: list[str]) -> Verdict:
+    assert facts.logit_difference is not None
     examination = facts.examination
     differences = examination.differences if examination else []
     metadata = examination.metadata if examination else []
@@ -260,22 +263,22 @@ def _bad_in_cpp(facts: Facts, others: list[str]) -> Verdict:
             facts,
             "conversion",
             f"The model is sound, but the file is not the checkpoint's: {count} of its {what} differ.",
-            [*_few(differences), *_few(metadata), facts.mistake, *others],
+            [*_first(differences), *_first(metadata), facts.logit_difference, *others],
         )
     return _verdict(
         facts,
         "kernel",
         "The file holds the checkpoint's tensors and hyper-parameters, but C++ computes something else.",
-        [facts.mistake, *others],
+        [facts.logit_difference, *others],
     )
 
 
 def _verdict(facts: Facts, name: str, sentence: str, evidence: list[str]) -> Verdict:
-    measured = [_measured(facts)] if facts.stages else []
+    measured = [_perplexities(facts)] if facts.stages else []
     return Verdict(name, sentence, [*measured, *evidence], VERDICTS[name], f"{GUIDE}#{name}")
 
 
-def _measured(facts: Facts) -> str:
+def _perplexities(facts: Facts) -> str:
     kind = facts.kind
     sample = next(s for s in facts.samples if s.kind == kind)
     figures = ", ".join(f"{stage.perplexity(kind):,.4g} ({name})" for name, stage in facts.stages.items())
@@ -295,14 +298,14 @@ def _norm_evidence(facts: Facts) -> list[str]:
     ]
 
 
-def _own_words(words: OwnWords) -> str:
+def _sampling_evidence(words: FreeSampling) -> str:
     return (
-        f"left to itself, it has a skill of {words.skill:.2f} (a language: at least {MIN_OWN_SKILL:g}) and "
-        f"repeats {words.repeated:.0%} of its tokens; encoding its words again keeps {words.kept:.0%} of "
+        f"left to itself, it has a skill of {words.skill:.2f} (a language: at least {MIN_SAMPLED_SKILL:g}) "
+        f"and repeats {words.repeated:.0%} of its tokens; encoding its words again keeps {words.kept:.0%} of "
         f"their tokens, and {words.kept_shuffled:.0%} when they are shuffled"
     )
 
 
-def _few(clauses: list[str], limit: int = 3) -> list[str]:
+def _first(clauses: list[str], limit: int = 3) -> list[str]:
     more = [f"and {len(clauses) - limit} more"] if len(clauses) > limit else []
     return clauses[:limit] + more

@@ -38,14 +38,14 @@ class EnvironmentReport:
 
     checks: tuple[Check, ...]
 
-    def named(self, status: str) -> list[str]:
+    def with_status(self, status: str) -> list[str]:
         """The names of the checks that came out as ``"ok"``, ``"warning"`` or ``"problem"``."""
         return [check.name for check in self.checks if check.status == status]
 
     def to_json(self) -> dict[str, Any]:
         return {
-            "problems": self.named("problem"),
-            "warnings": self.named("warning"),
+            "problems": self.with_status("problem"),
+            "warnings": self.with_status("warning"),
             "checks": [asdict(check) for check in self.checks],
         }
 

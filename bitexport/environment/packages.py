@@ -30,7 +30,7 @@ PURPOSES = {
     "train": "`train` reads data and writes its curves with these.",
 }
 #: Used where installed, asked for by nothing.
-WELCOME = {"wandb": "Training logs to Weights & Biases if its configuration asks for that."}
+OPTIONAL = {"wandb": "Training logs to Weights & Biases if its configuration asks for that."}
 
 _PROJECT = Path(__file__).resolve().parents[2] / "pyproject.toml"
 _REQUIREMENT = re.compile(r"([\w.-]+)\s*(?:\[[^]]*\])?\s*\(?([^;)]*)\)?\s*(?:;(.*))?")
@@ -76,7 +76,7 @@ def check_packages(requirements: Iterable[str] | None = None) -> list[Check]:
         return [Check("packages", "bitexport is not installed", "warning", meaning, "pip install bitexport")]
     parsed = [found for text in requirements if (found := parse(text)) is not None]
     checks = [_check_group(extra, [item for item in parsed if item.extra == extra]) for extra in PURPOSES]
-    for name, meaning in WELCOME.items():
+    for name, meaning in OPTIONAL.items():
         checks.append(_found(f"package {name}", _version(name) or "not installed", meaning))
     return [check for check in checks if check is not None]
 

@@ -6,18 +6,18 @@ The same numbers for every side: a float teacher and a ternary student in PyTorc
 from __future__ import annotations
 
 from bitexport.evaluation.driver import evaluate
-from bitexport.evaluation.held_out import held_out_pairs, rendered
-from bitexport.evaluation.items import Pair, read_pairs, write_pairs
+from bitexport.evaluation.held_out import held_out_pairs, render_pairs
+from bitexport.evaluation.items import PromptAnswer, read_pairs, write_pairs
 from bitexport.evaluation.report import Column, EvaluationReport, Kept
 
 __all__ = [
     "Column",
     "EvaluationReport",
     "Kept",
-    "Pair",
+    "PromptAnswer",
     "evaluate",
     "held_out_pairs",
     "read_pairs",
-    "rendered",
+    "render_pairs",
     "write_pairs",
 ]

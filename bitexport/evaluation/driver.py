@@ -12,10 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from bitexport.errors import UsageError
-from bitexport.evaluation.items import Item, Pair, pair_items, text_items
-from bitexport.evaluation.models import Models, open_sides, require
+from bitexport.evaluation.items import Item, PromptAnswer, pair_items, text_items
+from bitexport.evaluation.models import Models, open_sides, require_modules
 from bitexport.evaluation.report import Column, EvaluationReport
-from bitexport.evaluation.shared_tokenizer import agreed, agreed_end
+from bitexport.evaluation.shared_tokenizer import shared_encode, shared_end_token
 from bitexport.evaluation.side import Runner, Side
 from bitexport.evaluation.translation import translation
 from bitexport.progress import Progress, ProgressEvent, ignore
@@ -31,7 +31,7 @@ def evaluate(
     student_gguf: str | Path | None = None,
     teacher_gguf: str | Path | None = None,
     text: str | None = None,
-    pairs: Sequence[Pair] | None = None,
+    pairs: Sequence[PromptAnswer] | None = None,
     limit: int | None = None,
     max_tokens: int = 128,
     threads: int = 0,
@@ -63,30 +63,30 @@ def evaluate(
     models = Models(model, teacher, student_gguf, teacher_gguf)
     models.check()
     _check_numbers(pairs, limit, max_tokens)
-    require(*(["torch", "transformers"] if models.need_pytorch else []))
-    require(*(["sacrebleu"] if pairs and max_tokens else []))
+    require_modules(*(["torch", "transformers"] if models.needs_pytorch else []))
+    require_modules(*(["sacrebleu"] if pairs and max_tokens else []))
     if text is None and pairs is None:
         text = "\n\n".join(built_in_prompts())
     skipped: dict[str, str] = {}
     with ExitStack() as stack:
         sides, converted = open_sides(stack, models, threads, skipped, progress)
         n_ctx = min(side.n_ctx for side in sides)
-        work = _Work(sides, n_ctx, text, (pairs or [])[:limit], limit, max_tokens)
-        columns = [work.measure(side, progress) for side in sides]
-    work.compare_hidden_states(columns, skipped)
+        evaluation = _Evaluation(sides, n_ctx, text, (pairs or [])[:limit], limit, max_tokens)
+        columns = [evaluation.measure(side, progress) for side in sides]
+    evaluation.compare_hidden_states(columns, skipped)
     return EvaluationReport(
         columns=columns,
-        pairs=len(work.pairs),
-        windows=len(work.text_items),
+        pairs=len(evaluation.pairs),
+        windows=len(evaluation.text_items),
         max_tokens=max_tokens,
         n_ctx=n_ctx,
         converted=converted,
         skipped=skipped,
-        samples=_samples(work.pairs, columns),
+        samples=_samples(evaluation.pairs, columns),
     )
 
 
-def _check_numbers(pairs: Sequence[Pair] | None, limit: int | None, max_tokens: int) -> None:
+def _check_numbers(pairs: Sequence[PromptAnswer] | None, limit: int | None, max_tokens: int) -> None:
     if limit is not None and limit < 1:
         raise UsageError(f"limit is {limit}; expected 1 or more")
     if max_tokens < 0:
@@ -95,7 +95,7 @@ def _check_numbers(pairs: Sequence[Pair] | None, limit: int | None, max_tokens: 
         raise UsageError("there are no pairs; give at least one, or a text")
 
 
-class _Work:
+class _Evaluation:
     """The material in tokens, the same for every side, and what the sides made of it."""
 
     def __init__(
@@ -103,16 +103,16 @@ class _Work:
         sides: Sequence[Side],
         n_ctx: int,
         text: str | None,
-        pairs: Sequence[Pair],
+        pairs: Sequence[PromptAnswer],
         limit: int | None,
         max_tokens: int,
     ) -> None:
         self.pairs = pairs
         self._max_tokens = max_tokens
         first = sides[0]
-        encode = agreed(sides)
+        encode = shared_encode(sides)
         self.text_items = [] if text is None else text_items(text, encode, n_ctx, limit)
-        self.pair_items = [] if not pairs else pair_items(pairs, encode, agreed_end(sides), n_ctx)
+        self.pair_items = [] if not pairs else pair_items(pairs, encode, shared_end_token(sides), n_ctx)
         self.ends = next((side.ends for side in sides if side.kind != "gguf"), first.ends)
         if first.end is not None:
             self.ends |= {first.end}
@@ -184,7 +184,7 @@ def mean_cosine(first: npt.NDArray[np.float32], second: npt.NDArray[np.float32])
     return float(((a * b).sum(axis=1) / norms).mean())
 
 
-def _samples(pairs: Sequence[Pair], columns: Sequence[Column]) -> list[dict[str, Any]]:
+def _samples(pairs: Sequence[PromptAnswer], columns: Sequence[Column]) -> list[dict[str, Any]]:
     return [
         {
             "source": pair.source,

@@ -8,8 +8,8 @@ from typing import Any
 
 from bitexport import text
 from bitexport.errors import UsageError
-from bitexport.evaluation.items import Pair
-from bitexport.text.templates import ASKED_BY_CHAT
+from bitexport.evaluation.items import PromptAnswer
+from bitexport.text.templates import NEEDS_CHAT_TEMPLATE
 
 
 def held_out_pairs(
@@ -17,7 +17,7 @@ def held_out_pairs(
     template: text.Template,
     held_out_percent: int,
     folders: Sequence[str | Path | None] = (),
-) -> list[Pair]:
+) -> list[PromptAnswer]:
     """What training with these sources, this template and this percentage judged itself by, in its order.
 
     Those longer than training's sequence_length are among them; the run's held_out.jsonl has them not.
@@ -36,7 +36,7 @@ def held_out_pairs(
     if not 0 < held_out_percent < 100:
         raise UsageError(f"--held-out-percent is {held_out_percent}; expected 1 to 99, as training had it")
     tokenizer: Any = None
-    if template.name in ASKED_BY_CHAT:
+    if template.name in NEEDS_CHAT_TEMPLATE:
         folder = next((Path(each) for each in folders if each is not None and Path(each).is_dir()), None)
         if folder is None:
             expected = "a checkpoint folder among the models, whose tokenizer has the chat template"
@@ -47,12 +47,14 @@ def held_out_pairs(
 
         tokenizer = load_tokenizer(folder)
     held_out = text.split(text.read_sources(specs), held_out_percent).held_out
-    return rendered(held_out, template, tokenizer)
+    return render_pairs(held_out, template, tokenizer)
 
 
-def rendered(held_out: Iterable[text.Record], template: text.Template, tokenizer: Any) -> list[Pair]:
+def render_pairs(
+    held_out: Iterable[text.Record], template: text.Template, tokenizer: Any
+) -> list[PromptAnswer]:
     """Each record as prompt and answer."""
     return [
-        Pair(*text.render(record, template, tokenizer), getattr(record, "source", None))
+        PromptAnswer(*text.render(record, template, tokenizer), getattr(record, "source", None))
         for record in held_out
     ]

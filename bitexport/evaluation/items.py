@@ -15,7 +15,7 @@ Encode = Callable[[str, bool], list[int]]
 
 
 @dataclass(frozen=True, slots=True)
-class Pair:
+class PromptAnswer:
     """One line of a file of pairs.
 
     Attributes:
@@ -44,7 +44,7 @@ class Item:
     first: int = 1
 
 
-def read_pairs(path: Path, limit: int | None = None) -> list[Pair]:
+def read_pairs(path: Path, limit: int | None = None) -> list[PromptAnswer]:
     """The pairs of a file of JSON lines: ``{"prompt": ..., "answer": ..., "source": ...}``.
 
     Blank lines are ignored, and so is everything else that a line tells.
@@ -60,7 +60,7 @@ def read_pairs(path: Path, limit: int | None = None) -> list[Pair]:
     except (OSError, UnicodeDecodeError) as error:
         why = (error.strerror if isinstance(error, OSError) else None) or str(error)
         raise UsageError(f"--pairs {path}: {why}; give a UTF-8 file, one JSON object a line") from error
-    pairs: list[Pair] = []
+    pairs: list[PromptAnswer] = []
     # not splitlines(): it also breaks at characters that JSON allows inside a string
     for number, line in enumerate(text.split("\n"), start=1):
         if len(pairs) == limit:
@@ -72,7 +72,7 @@ def read_pairs(path: Path, limit: int | None = None) -> list[Pair]:
     return pairs
 
 
-def write_pairs(pairs: Iterable[Pair], path: Path) -> None:
+def write_pairs(pairs: Iterable[PromptAnswer], path: Path) -> None:
     """The file that :func:`read_pairs` reads."""
     with path.open("w", encoding="utf-8") as file:
         for pair in pairs:
@@ -81,7 +81,7 @@ def write_pairs(pairs: Iterable[Pair], path: Path) -> None:
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 
-def _pair(line: str, where: str, number: int) -> Pair:
+def _pair(line: str, where: str, number: int) -> PromptAnswer:
     try:
         value = json.loads(line)
     except (json.JSONDecodeError, RecursionError) as error:
@@ -95,7 +95,7 @@ def _pair(line: str, where: str, number: int) -> Pair:
     source = value.get("source")
     if source is not None and not isinstance(source, str):
         raise UsageError(f"{where}: source is {source!r}; expected text, or none at all")
-    return Pair(value["prompt"], value["answer"], source, number)
+    return PromptAnswer(value["prompt"], value["answer"], source, number)
 
 
 def text_items(text: str, encode: Encode, context: int, limit: int | None = None) -> list[Item]:
@@ -110,7 +110,7 @@ def text_items(text: str, encode: Encode, context: int, limit: int | None = None
     return [Item(list(piece)) for piece in pieces[:limit]]
 
 
-def pair_items(pairs: Sequence[Pair], encode: Encode, end: int, context: int) -> list[Item]:
+def pair_items(pairs: Sequence[PromptAnswer], encode: Encode, end: int, context: int) -> list[Item]:
     """Pairs as tokens: the prompt with what the tokenizer puts around it, the answer without, and ``end``.
 
     The tokens of the answer count, ``end`` among them.
@@ -121,7 +121,7 @@ def pair_items(pairs: Sequence[Pair], encode: Encode, end: int, context: int) ->
     return [_pair_item(pair, encode, end, context) for pair in pairs]
 
 
-def _pair_item(pair: Pair, encode: Encode, end: int, context: int) -> Item:
+def _pair_item(pair: PromptAnswer, encode: Encode, end: int, context: int) -> Item:
     where, remedy = f"--pairs, line {pair.line}", "shorten it, or leave that pair out"
     if not pair.line:
         where = f"--data, the pair {pair.prompt[:40]!r}"

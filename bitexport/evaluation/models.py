@@ -13,19 +13,19 @@ from bitexport.evaluation.side import Role, Side
 from bitexport.progress import Progress
 
 #: of a file for the occasion. Its embeddings are float16, so that C++ differs from Python in nothing else.
-TERNARY, FLOAT, EMBEDDINGS = "i2_s", "f16", "f16"
+TERNARY_TYPE, FLOAT_TYPE, EMBEDDING_TYPE = "i2_s", "f16", "f16"
 
-Source = str | Path
+ModelPath = str | Path
 
 
 @dataclass(frozen=True, slots=True)
 class Models:
     """What to evaluate: a folder or a file each for student and teacher, and files beside the folders."""
 
-    student: Source
-    teacher: Source | None = None
-    student_gguf: Source | None = None
-    teacher_gguf: Source | None = None
+    student: ModelPath
+    teacher: ModelPath | None = None
+    student_gguf: ModelPath | None = None
+    teacher_gguf: ModelPath | None = None
 
     def check(self) -> None:
         """Raise UsageError where they exclude each other."""
@@ -44,12 +44,12 @@ class Models:
                 raise UsageError(f"{option} {file}: not a file; give the path of a GGUF file")
 
     @property
-    def need_pytorch(self) -> bool:
+    def needs_pytorch(self) -> bool:
         """Whether one of them is a folder."""
         return not all(_is_file(each) for each in (self.student, self.teacher) if each is not None)
 
 
-def require(*modules: str) -> None:
+def require_modules(*modules: str) -> None:
     """Raise UnsupportedError now for a package that would be missing later."""
     for module in modules:
         try:
@@ -71,7 +71,7 @@ def open_sides(
     """
     sides: list[Side] = []
     converted = None
-    roles: tuple[tuple[Role, Source | None, Source | None], ...] = (
+    roles: tuple[tuple[Role, ModelPath | None, ModelPath | None], ...] = (
         ("teacher", models.teacher, models.teacher_gguf),
         ("student", models.student, models.student_gguf),
     )
@@ -83,9 +83,9 @@ def open_sides(
             sides.append(stack.enter_context(closing(_python_side(role, source, threads))))
             if file is None and role == "student":
                 try:
-                    file = _converted(stack, source, sides[-1].kind == "float", progress)
-                    kind = FLOAT if sides[-1].kind == "float" else TERNARY
-                    converted = {"type": kind, "embed_type": EMBEDDINGS}
+                    file = _convert_student(stack, source, sides[-1].kind == "float", progress)
+                    kind = FLOAT_TYPE if sides[-1].kind == "float" else TERNARY_TYPE
+                    converted = {"type": kind, "embed_type": EMBEDDING_TYPE}
                 except UnsupportedError as error:
                     skipped["student-c++"] = f"convert refuses: {error}"
         if file is not None:
@@ -93,27 +93,27 @@ def open_sides(
     return sides, converted
 
 
-def _is_file(path: Source) -> bool:
+def _is_file(path: ModelPath) -> bool:
     return Path(path).is_file() or (Path(path).suffix == ".gguf" and not Path(path).is_dir())
 
 
 # Imported where they are needed: a GGUF file alone needs no PyTorch, and a float folder alone no libllama.
-def _python_side(role: Role, path: Source, threads: int) -> Side:
+def _python_side(role: Role, path: ModelPath, threads: int) -> Side:
     from bitexport.evaluation.python_side import PythonSide
 
     return PythonSide(role, path, threads)
 
 
-def _cpp_side(role: Role, path: Source, threads: int) -> Side:
+def _cpp_side(role: Role, path: ModelPath, threads: int) -> Side:
     from bitexport.evaluation.cpp_side import CppSide
 
     return CppSide(role, path, threads)
 
 
-def _converted(stack: ExitStack, folder: Source, all_float: bool, progress: Progress) -> Path:
+def _convert_student(stack: ExitStack, folder: ModelPath, all_float: bool, progress: Progress) -> Path:
     from bitexport.convert import convert
 
     target = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "student.gguf"
-    kind = FLOAT if all_float else TERNARY
-    convert(folder, target, type=kind, embed_type=EMBEDDINGS, all_float=all_float, progress=progress)
+    kind = FLOAT_TYPE if all_float else TERNARY_TYPE
+    convert(folder, target, type=kind, embed_type=EMBEDDING_TYPE, all_float=all_float, progress=progress)
     return target

@@ -9,7 +9,7 @@ from bitexport.evaluation.items import Encode
 from bitexport.evaluation.side import Side
 
 
-def agreed(sides: Sequence[Side]) -> Encode:
+def shared_encode(sides: Sequence[Side]) -> Encode:
     """How all sides tokenize; raises UsageError where they differ, or an id is not in a vocabulary."""
 
     def encode(text: str, special: bool) -> list[int]:
@@ -29,7 +29,7 @@ def agreed(sides: Sequence[Side]) -> Encode:
     return encode
 
 
-def agreed_end(sides: Sequence[Side]) -> int:
+def shared_end_token(sides: Sequence[Side]) -> int:
     """The token that ends an answer."""
     first = sides[0]
     for side in sides:

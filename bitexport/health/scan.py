@@ -18,7 +18,7 @@ from bitexport.families import Claim, Role, family_of
 from bitexport.gguf.packers import PACKERS, i2_s
 from bitexport.gguf.reader import Array, GGUFFile, GGUFTensor
 from bitexport.gguf.types import I2_S, Q2_0
-from bitexport.health.sidecars import look_at_trainer_state, look_at_vocabulary
+from bitexport.health.sidecars import check_trainer_state, check_vocabulary
 from bitexport.health.signs import Finding
 from bitexport.health.tensors import Health
 from bitexport.progress import Progress, ProgressEvent, ignore
@@ -54,10 +54,10 @@ def scan_checkpoint(checkpoint: Checkpoint, progress: Progress = ignore) -> list
                     health.floats(name, piece)
         except CheckpointError as error:
             health.failed(name, error)
-    look_at_trainer_state(health, checkpoint.path)
+    check_trainer_state(health, checkpoint.path)
     ids = checkpoint.config.get("vocab_size")
     embedding = _embedding(checkpoint)
-    look_at_vocabulary(
+    check_vocabulary(
         health,
         ids=ids if isinstance(ids, int) else None,
         tokens=_tokens(checkpoint.path / "tokenizer.json"),
@@ -117,14 +117,14 @@ def scan_gguf(file: GGUFFile, progress: Progress = ignore) -> list[Finding]:
         progress(ProgressEvent(done, total, "B", tensor.name))
         done += tensor.nbytes
         try:
-            _look_at(health, file, tensor)
+            _check_tensor(health, file, tensor)
         except GGUFError as error:
             sign = "bad-scale" if " has scale " in str(error) else "unreadable"
             health.add(sign, tensor.name, str(error))
     tokens = file.metadata.get("tokenizer.ggml.tokens")
     ids = file.metadata.get(f"{file.metadata.get('general.architecture')}.vocab_size")
     embedding = next((tensor.shape[0] for tensor in file.tensors if tensor.name == EMBEDDING), None)
-    look_at_vocabulary(
+    check_vocabulary(
         health,
         ids=ids if isinstance(ids, int) else None,
         tokens=tokens.length if isinstance(tokens, Array) else None,
@@ -134,7 +134,7 @@ def scan_gguf(file: GGUFFile, progress: Progress = ignore) -> list[Finding]:
     return health.findings()
 
 
-def _look_at(health: Health, file: GGUFFile, tensor: GGUFTensor) -> None:
+def _check_tensor(health: Health, file: GGUFFile, tensor: GGUFTensor) -> None:
     if tensor.type is I2_S and len(tensor.shape) == 2:
         health.ternary(tensor.name, i2_s.unpack(file.data(tensor), (tensor.shape[0], tensor.shape[1])))
         return

@@ -17,7 +17,7 @@ TRAINER_STATE = "trainer_state.json"
 BEST_KEYS = ("best_metric", "best_loss", "best_eval_loss", "best_val_loss")
 
 
-def look_at_trainer_state(health: Health, folder: Path) -> None:
+def check_trainer_state(health: Health, folder: Path) -> None:
     """Look at trainer_state.json, where there is one; a damaged one is nobody's loss."""
     path = folder / TRAINER_STATE
     if not path.is_file():
@@ -41,7 +41,7 @@ def look_at_trainer_state(health: Health, folder: Path) -> None:
         health.add("loss-not-finite", TRAINER_STATE, f"the last loss is {losses[-1]}")
 
 
-def look_at_vocabulary(
+def check_vocabulary(
     health: Health,
     *,
     ids: int | None,

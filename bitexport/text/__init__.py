@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bitexport.text.sources import Chat, Document, Pair, Record, read_source, read_sources, texts_of
 from bitexport.text.split import Split, side_of, split
-from bitexport.text.templates import Template, encode, render, special_tokens_of
+from bitexport.text.templates import Template, encode_record, render, special_tokens_of
 
 __all__ = [
     "Chat",
@@ -17,7 +17,7 @@ __all__ = [
     "Record",
     "Split",
     "Template",
-    "encode",
+    "encode_record",
     "read_source",
     "read_sources",
     "render",

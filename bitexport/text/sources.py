@@ -77,14 +77,14 @@ def read_source(spec: str) -> Iterator[Record]:
     if kind not in KINDS or bool(where) == (kind == "stdlib"):
         near = difflib.get_close_matches(kind, KINDS, n=1)
         advice = f"; did you mean {near[0]}?" if near else ""
-        raise _wrong(spec, f"kind {kind!r} and {where!r}", f"stdlib, or {'|'.join(KINDS)}:place{advice}")
+        raise _bad_source(spec, f"kind {kind!r} and {where!r}", f"stdlib, or {'|'.join(KINDS)}:place{advice}")
     try:
         yield from (record for record in KINDS[kind](spec, where) if all(map(str.strip, texts_of(record))))
     except OSError as error:
         reason = f"{error.strerror or error} ({error.filename or where})"
-        raise _wrong(spec, reason, "the path of a file that can be read") from error
+        raise _bad_source(spec, reason, "the path of a file that can be read") from error
     except UnicodeDecodeError as error:
-        raise _wrong(spec, str(error), "UTF-8; convert the file") from error
+        raise _bad_source(spec, str(error), "UTF-8; convert the file") from error
 
 
 def texts_of(record: Record) -> tuple[str, ...]:
@@ -97,7 +97,7 @@ def texts_of(record: Record) -> tuple[str, ...]:
     return asked, record.messages[-1][1]
 
 
-def _wrong(spec: str, found: str, expected: str) -> UsageError:
+def _bad_source(spec: str, found: str, expected: str) -> UsageError:
     return UsageError(f"source {spec!r}: {found}; expected {expected}")
 
 
@@ -111,7 +111,7 @@ def _gettext(spec: str, where: str) -> Iterator[Record]:
     if not paths:
         languages = ", ".join(sorted({place.parent.name for place in places})) or "none"
         found = f"no {language}/LC_MESSAGES/*.mo below {', '.join(roots)}"
-        raise _wrong(spec, found, f"one of the languages there: {languages}; install a language pack")
+        raise _bad_source(spec, found, f"one of the languages there: {languages}; install a language pack")
     yield from _read_all(spec, paths, _catalog)
 
 
@@ -133,7 +133,7 @@ def _text(spec: str, where: str) -> Iterator[Record]:
     paths = sorted(Path(where).rglob("*")) if Path(where).is_dir() else [Path(where)]
     chosen = [path for path in paths if path.suffix in DOCUMENT_SUFFIXES and not path.is_dir()]
     if not chosen:
-        raise _wrong(spec, f"none of {len(paths)} files is a document", ", ".join(DOCUMENT_SUFFIXES))
+        raise _bad_source(spec, f"none of {len(paths)} files is a document", ", ".join(DOCUMENT_SUFFIXES))
     yield from _read_all(spec, chosen, _document)
 
 
@@ -147,9 +147,9 @@ def _stdlib(spec: str, _: str) -> Iterator[Record]:
     root = stdlib.standard_library()
     # The name keeps the split of stdlib.held_out_text: it goes by path.
     texts = {path.relative_to(root).as_posix(): stdlib.text_of(path) for path in stdlib.source_files(root)}
-    if (size := sum(map(len, texts.values()))) < stdlib.LEAST_CHARACTERS:
-        expected = f"{stdlib.LEAST_CHARACTERS:,} or more; use a Python with its full standard library"
-        raise _wrong(spec, f"{size:,} characters below {root}", expected)
+    if (size := sum(map(len, texts.values()))) < stdlib.MIN_CHARACTERS:
+        expected = f"{stdlib.MIN_CHARACTERS:,} or more; use a Python with its full standard library"
+        raise _bad_source(spec, f"{size:,} characters below {root}", expected)
     yield from (Document(text, name) for name, text in texts.items())
 
 
@@ -171,12 +171,12 @@ def _read_all(spec: str, paths: list[Path], read: Callable[[Path], Iterable[Reco
 def _parallel(spec: str, where: str) -> Iterator[Record]:
     paths = [Path(name) for name in where.split(",")]
     if len(paths) != 2:
-        raise _wrong(spec, f"{len(paths)} files", "two: parallel:file.en,file.fr")
+        raise _bad_source(spec, f"{len(paths)} files", "two: parallel:file.en,file.fr")
     # Lines end at \n alone, as other programs count them: U+2028 stands inside sentences.
     sides = [path.read_bytes().decode().removesuffix("\n").split("\n") for path in paths]
     if len(sides[0]) != len(sides[1]):
         counts = (f"{len(side):,} lines in {path}" for side, path in zip(sides, paths, strict=True))
-        raise _wrong(spec, " and ".join(counts), "as many: line n of one translates line n of the other")
+        raise _bad_source(spec, " and ".join(counts), "as many: line n of one translates line n of the other")
     yield from (Pair(source.strip(), target.strip()) for source, target in zip(*sides, strict=True))
 
 
@@ -186,7 +186,9 @@ def _jsonl(spec: str, where: str) -> Iterator[Record]:
             try:
                 row = json.loads(line) if line.strip() else None
             except json.JSONDecodeError as error:
-                raise _wrong(spec, f"line {number} is not JSON ({error})", "one object a line") from error
+                raise _bad_source(
+                    spec, f"line {number} is not JSON ({error})", "one object a line"
+                ) from error
             if line.strip():
                 yield _record(row, spec, f"line {number}: ")
 
@@ -215,7 +217,7 @@ def _rows(spec: str, sets: tuple[tuple[str, ...], ...], **dataset: Any) -> Itera
     except Exception as error:  # whatever datasets, its readers and its transport raise
         found = f"dataset {dataset['path']} cannot be read ({type(error).__name__}: {error})"
         expected = "a dataset of the hub, reachable or in the cache, or files of this machine"
-        raise _wrong(
+        raise _bad_source(
             spec, found, f"{expected}; without a network use hub:/folder, parquet: or jsonl:"
         ) from error
 
@@ -224,24 +226,26 @@ def _record(row: Any, spec: str, where: str, sets: tuple[tuple[str, ...], ...] =
     """One row as a record: the first of ``sets`` that it has, of one column (document) or two (pair)."""
     columns = row if isinstance(row, Mapping) else {}
     for names in sets:
-        values = [_reach(columns, name) for name in names]
+        values = [_column(columns, name) for name in names]
         if names == ("messages",) and isinstance(values[0], list):
             return _conversation(values[0], spec, where)
         if all(isinstance(value, str) for value in values) and len(values) in (1, 2):
             return Document(*values) if len(values) == 1 else Pair(*values)
     found = ", ".join(f"{name} ({type(value).__name__})" for name, value in columns.items())
     expected = ", or ".join(" and ".join(names) for names in sets)
-    raise _wrong(spec, f"{where}columns {found or 'none'}", f"{expected}, as text; rename or convert them")
+    raise _bad_source(
+        spec, f"{where}columns {found or 'none'}", f"{expected}, as text; rename or convert them"
+    )
 
 
 def _conversation(messages: list[Any], spec: str, where: str) -> Chat:
-    said = [(_reach(message, "role"), _reach(message, "content")) for message in messages]
+    said = [(_column(message, "role"), _column(message, "content")) for message in messages]
     if not said or said[-1][0] != "assistant" or not all(isinstance(text, str) for _, text in said):
-        raise _wrong(spec, f"{where}messages", "a list of role and content, an assistant's the last")
+        raise _bad_source(spec, f"{where}messages", "a list of role and content, an assistant's the last")
     return Chat(tuple(said))
 
 
-def _reach(row: Any, name: str) -> Any:
+def _column(row: Any, name: str) -> Any:
     """Column ``name``, or with dots a value inside it; None where there is none."""
     for part in name.split("."):
         row = row.get(part) if isinstance(row, Mapping) else None

@@ -37,7 +37,7 @@ def split(records: Iterable[Record], held_out_percent: int) -> Split:
     every = list(records)
     keys = {record: keys_of(record) for record in every}
     ordered = sorted(keys, key=lambda record: hashlib.sha256(repr(record).encode()).digest())
-    chosen = {record for record in ordered if _deciding(record, held_out_percent)[0]}
+    chosen = {record for record in ordered if _key_sides(record, held_out_percent)[0]}
     train = [record for record in ordered if record not in chosen]
     seen = {key for record in train for key in keys[record]}
     held_out = [record for record in ordered if record in chosen and seen.isdisjoint(keys[record])]
@@ -55,11 +55,11 @@ def side_of(record: Record, held_out_percent: int) -> Literal["train", "held_out
     All keys of a record must agree. No document is lost; of pairs it holds out only percent^2 / 100 in 100,
     and leaves out about twice the percentage.
     """
-    sides = set(_deciding(record, held_out_percent))
+    sides = set(_key_sides(record, held_out_percent))
     return None if len(sides) == 2 else "held_out" if True in sides else "train"
 
 
-def _deciding(record: Record, percent: int) -> tuple[bool, ...]:
+def _key_sides(record: Record, percent: int) -> tuple[bool, ...]:
     """Whether each key of a record would hold it out; a document with a name goes by that."""
     if isinstance(record, Document) and record.name:
         return (stdlib.is_held_out(PurePosixPath(record.name), percent),)

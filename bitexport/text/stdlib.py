@@ -31,7 +31,7 @@ SKIPPED_FOLDERS = frozenset(
 # The same for single files. _sysconfigdata_*.py is a list of the paths of the machine that built Python.
 SKIPPED_FILES = ("html/entities.py", "locale.py", "stringprep.py", "_sysconfigdata*.py", "LICENSE*")
 # Less text than this, and the machine has a trimmed Python: a model would only learn it by heart.
-LEAST_CHARACTERS = 2_000_000
+MIN_CHARACTERS = 2_000_000
 
 
 def standard_library() -> Path:
@@ -76,7 +76,7 @@ def held_out_text(held_out_percent: int = 5, text_dir: str = "", max_bytes: int 
             " ".join(text.split()), (is_held_out(path.relative_to(root), held_out_percent), text)
         )
     firsts.pop("", None)
-    size, least = sum(len(text) for _, text in firsts.values()), 1 if text_dir else LEAST_CHARACTERS
+    size, least = sum(len(text) for _, text in firsts.values()), 1 if text_dir else MIN_CHARACTERS
     held_out = [text for held, text in firsts.values() if held]
     if size < least or not 0 < len(held_out) < len(firsts):
         found = f"{size:,} characters in {len(firsts)} files, {len(held_out)} of them held out"

@@ -20,13 +20,13 @@ cs Czech 捷克语, nl Dutch 荷兰语, km Khmer 高棉语, my Burmese 缅甸语
 gu Gujarati 古吉拉特语, ur Urdu 乌尔都语, te Telugu 泰卢固语, mr Marathi 马拉地语, he Hebrew 希伯来语,
 bn Bengali 孟加拉语, ta Tamil 泰米尔语, uk Ukrainian 乌克兰语, bo Tibetan 藏语, kk Kazakh 哈萨克语,
 mn Mongolian 蒙古语, ug Uyghur 维吾尔语, yue Cantonese 粤语"""
-NAMES = {
+LANGUAGE_NAMES = {
     code: (english.replace("_", " "), chinese)
     for code, english, chinese in map(str.split, LANGUAGES.split(","))
 }
 _ANSWER = "\x00answer\x00"
 #: The templates that a tokenizer's chat template finishes.
-ASKED_BY_CHAT = ("chat", "hy-mt1.5")
+NEEDS_CHAT_TEMPLATE = ("chat", "hy-mt1.5")
 
 
 @dataclass(frozen=True)
@@ -53,9 +53,9 @@ class Template:
             advice = f"; did you mean {near[0]}?" if near else ""
             raise UsageError(f"template {self.name!r}; expected one of {', '.join(TEMPLATES)}{advice}")
         for code in (self.source_language, self.target_language):
-            if self.name == "hy-mt1.5" and code not in NAMES:
+            if self.name == "hy-mt1.5" and code not in LANGUAGE_NAMES:
                 raise UsageError(
-                    f"template {self.name}: language {code!r}; expected one of {', '.join(NAMES)}"
+                    f"template {self.name}: language {code!r}; expected one of {', '.join(LANGUAGE_NAMES)}"
                 )
 
 
@@ -87,7 +87,7 @@ def render(record: Record, template: Template, tokenizer: Any = None) -> tuple[s
     return function(record, template, tokenizer)
 
 
-def encode(record: Record, tokenizer: Any, template: Template, max_length: int) -> Encoded | None:
+def encode_record(record: Record, tokenizer: Any, template: Template, max_length: int) -> Encoded | None:
     """Ids of the prompt, of the answer and the end token; None if they are more than ``max_length``.
 
     Prompt and answer are tokenized apart, as at inference, where the prompt stands alone.
@@ -130,7 +130,7 @@ def _chat(record: Any, template: Template, tokenizer: Any) -> tuple[str, str]:
 
 def _hy_mt(pair: Any, template: Template, tokenizer: Any) -> tuple[str, str]:
     """HY-MT1.5's documented prompts: in Chinese where either language is Chinese, else in English."""
-    english, chinese = NAMES[template.target_language]
+    english, chinese = LANGUAGE_NAMES[template.target_language]
     asked = (
         f"Translate the following segment into {english}, without additional explanation.\n\n{pair.source}"
     )

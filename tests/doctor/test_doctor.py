@@ -43,7 +43,7 @@ def test_a_good_model(good: Path, good_gguf: Path, text: Path) -> None:
         assert list(report.facts.stages) == ["float", "weights", "both", "c++"]
         assert report.facts.skill("both") > 0.5
         assert report.facts.skill("c++") == pytest.approx(report.facts.skill("both"), abs=0.01)
-        assert report.facts.mistake is None
+        assert report.facts.logit_difference is None
 
 
 def test_the_shipped_model() -> None:
@@ -114,8 +114,8 @@ def test_the_tokenizer_of_another_model(good: Path, text: Path, tmp_path: Path) 
     trained.tokenizer(other=True).save(str(tmp_path / "c" / "tokenizer.json"))
     report = diagnose(tmp_path / "c", text)
     assert report.verdict.name == "tokenizer-mismatch"
-    assert report.facts.own_words is not None
-    assert report.facts.own_words.skill > 0.5
+    assert report.facts.free_sampling is not None
+    assert report.facts.free_sampling.skill > 0.5
     assert "has learned a language, but not that of this tokenizer" in report.verdict.sentence
 
 
@@ -236,7 +236,7 @@ def test_a_tokenizer_that_convert_refuses(good: Path, text: Path, tmp_path: Path
 
 def test_a_sound_model_that_convert_refuses(good: Path, good_gguf: Path, text: Path) -> None:
     facts = diagnose(good, text, good_gguf).facts
-    facts.refused = "convert refuses: the reason"
+    facts.conversion_error = "convert refuses: the reason"
     verdict = decide(facts)
     assert (verdict.name, verdict.evidence[1]) == ("conversion", "convert refuses: the reason")
 

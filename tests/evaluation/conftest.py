@@ -10,17 +10,17 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from bitexport.evaluation import Pair
+from bitexport.evaluation import PromptAnswer
 from tests.support.models import Shape, save_checkpoint, tiny_model
 
 SHAPE = Shape(hidden=128, ffn=256, context=128)
 
 PAIRS = [
-    Pair("<|pad|>for index in range(10):", " print(index)", "index", 1),
-    Pair("The quick brown fox<|pad|>", "jumps over the lazy dog", None, 2),
-    Pair("x", "def add(left, right):\n    return left + right", None, 4),
-    Pair("class Example:\n    '''A docstring.'''\n", "def __init__(self)", None, 5),
-    Pair("Съешь ещё этих мягких французских булок", "敏捷的棕色狐狸", None, 6),
+    PromptAnswer("<|pad|>for index in range(10):", " print(index)", "index", 1),
+    PromptAnswer("The quick brown fox<|pad|>", "jumps over the lazy dog", None, 2),
+    PromptAnswer("x", "def add(left, right):\n    return left + right", None, 4),
+    PromptAnswer("class Example:\n    '''A docstring.'''\n", "def __init__(self)", None, 5),
+    PromptAnswer("Съешь ещё этих мягких французских булок", "敏捷的棕色狐狸", None, 6),
 ]
 
 

@@ -17,7 +17,7 @@ import sacrebleu
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from bitexport.errors import GGUFError, UsageError
-from bitexport.evaluation import Pair, evaluate
+from bitexport.evaluation import PromptAnswer, evaluate
 from bitexport.progress import ProgressEvent
 from tests.evaluation.conftest import PAIRS, SHAPE
 from tests.support.models import TEXT, Shape, save_checkpoint, tiny_model, write_tokenizer
@@ -65,7 +65,7 @@ def test_four_columns_side_by_side(teacher: Path, student: Path, student_gguf: P
 
 
 def test_a_teacher_keeps_all_of_itself(teacher: Path) -> None:
-    pairs = [Pair("for index in", "range(10)"), Pair("The quick", "brown fox")]
+    pairs = [PromptAnswer("for index in", "range(10)"), PromptAnswer("The quick", "brown fox")]
     report = evaluate(teacher, teacher=teacher, pairs=pairs, max_tokens=4)
     _, again, _ = report.columns
     kept = report.kept(again)

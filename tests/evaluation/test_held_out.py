@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from bitexport.errors import UsageError
-from bitexport.evaluation import held_out_pairs, read_pairs, rendered, write_pairs
+from bitexport.evaluation import held_out_pairs, read_pairs, render_pairs, write_pairs
 from bitexport.evaluation.items import pair_items
 from bitexport.text import Template, read_source, split
 
@@ -28,7 +28,7 @@ def source(tmp_path: Path) -> str:
 
 def test_they_are_those_that_training_wrote_down(source: str, tmp_path: Path) -> None:
     held_out = split(read_source(source), 20).held_out
-    write_pairs(rendered(held_out, TAGS, None), tmp_path / "held_out.jsonl")
+    write_pairs(render_pairs(held_out, TAGS, None), tmp_path / "held_out.jsonl")
     expected = [(p.prompt, p.answer, p.source) for p in read_pairs(tmp_path / "held_out.jsonl")]
     found = [(p.prompt, p.answer, p.source) for p in held_out_pairs([source], TAGS, 20)]
     assert found == expected

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from bitexport.errors import UsageError
-from bitexport.evaluation import Pair, read_pairs
+from bitexport.evaluation import PromptAnswer, read_pairs
 from bitexport.evaluation.items import Item, pair_items, text_items
 from tests.evaluation.conftest import PAIRS
 
@@ -29,7 +29,7 @@ def test_reads_pairs(write_pairs: Write) -> None:
 
 def test_blank_lines_and_limit(write_pairs: Write) -> None:
     path = write_pairs({"prompt": "a", "answer": "b"}, "", '{"prompt": "c\u2028", "answer": "d"}', "no JSON")
-    assert read_pairs(path, 2) == [Pair("a", "b", None, 1), Pair("c\u2028", "d", None, 3)]
+    assert read_pairs(path, 2) == [PromptAnswer("a", "b", None, 1), PromptAnswer("c\u2028", "d", None, 3)]
     with pytest.raises(UsageError, match="line 4: not JSON"):
         read_pairs(path)
 
@@ -58,13 +58,13 @@ def test_empty_or_missing_file(write_pairs: Write, tmp_path: Path) -> None:
 
 
 def test_only_the_answer_and_its_end_count() -> None:
-    (item,) = pair_items([Pair("ab", "c")], encode, end=9, context=5)
+    (item,) = pair_items([PromptAnswer("ab", "c")], encode, end=9, context=5)
     assert item == Item([1, ord("a"), ord("b"), ord("c"), 9], first=3)
 
 
 @pytest.mark.parametrize(("prompt", "what"), [("abcde", "the prompt has 6"), ("abc", "answer have 7")])
 def test_too_long_for_the_context(prompt: str, what: str) -> None:
-    pairs = [Pair("a", "b", None, 1), Pair(prompt, "de", None, 7)]
+    pairs = [PromptAnswer("a", "b", None, 1), PromptAnswer(prompt, "de", None, 7)]
     with pytest.raises(UsageError, match=f"line 7: .*{what} tokens and the model a context of 6"):
         pair_items(pairs, encode, end=9, context=6)
 

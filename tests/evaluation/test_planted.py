@@ -11,17 +11,17 @@ import numpy.typing as npt
 import pytest
 import sacrebleu
 
-from bitexport.evaluation import EvaluationReport, Pair, evaluate
+from bitexport.evaluation import EvaluationReport, PromptAnswer, evaluate
 from bitexport.evaluation.items import Item
 from bitexport.evaluation.side import Role
 from bitexport.metrics.tally import Tally
 
 END = 0
 PAIRS = [
-    Pair("one", "the cat sat on the mat", "1"),
-    Pair("two", "a dog ran in the old park"),
-    Pair("three", "it rained all day long"),
-    Pair("four", "nobody was at home then"),
+    PromptAnswer("one", "the cat sat on the mat", "1"),
+    PromptAnswer("two", "a dog ran in the old park"),
+    PromptAnswer("three", "it rained all day long"),
+    PromptAnswer("four", "nobody was at home then"),
 ]
 RIGHT = {pair.prompt: pair.answer for pair in PAIRS}
 # Two right, one of them with a blank in front; one of other words; one that comes to no end.

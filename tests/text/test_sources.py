@@ -199,7 +199,7 @@ def test_standard_library_comes_with_the_names_that_its_split_goes_by() -> None:
     names = {document.name for document in documents}
     assert {"ast.py", "json/decoder.py"} <= names
     assert len(documents) == len(names)
-    assert sum(len(document.text) for document in documents) >= corpus.LEAST_CHARACTERS
+    assert sum(len(document.text) for document in documents) >= corpus.MIN_CHARACTERS
 
 
 def write_dataset(folder: Path) -> Path:

@@ -9,7 +9,14 @@ from transformers import PreTrainedTokenizerFast
 
 from bitexport.errors import UsageError
 from bitexport.text.sources import Chat, Document, Pair
-from bitexport.text.templates import NAMES, Encoded, Template, encode, render, special_tokens_of
+from bitexport.text.templates import (
+    LANGUAGE_NAMES,
+    Encoded,
+    Template,
+    encode_record,
+    render,
+    special_tokens_of,
+)
 from bitexport.train.data.bpe import END_OF_TEXT, train_tokenizer
 
 PAIR = Pair("Open {0} files", "Ouvrir {0} fichiers")
@@ -36,7 +43,7 @@ def test_plain_counts_everything(tokenizer: PreTrainedTokenizerFast) -> None:
     assert render(Document("def f():\n"), template) == ("", "def f():\n")
     assert render(PAIR, template) == ("", "Open {0} files\nOuvrir {0} fichiers")
     assert render(Chat((("user", "a"), ("assistant", "b"))), template) == ("", "a\nb")
-    found = encode(Document("Open files"), tokenizer, template, 64)
+    found = encode_record(Document("Open files"), tokenizer, template, 64)
     assert found is not None
     assert found.labels == found.input_ids
     assert tokenizer.decode(found.input_ids) == f"Open files{END_OF_TEXT}"
@@ -80,9 +87,9 @@ def test_hy_mt_prompts_are_the_documented_ones(tokenizer: PreTrainedTokenizerFas
 
 
 def test_hy_mt_knows_its_languages_by_full_names() -> None:
-    assert len(NAMES) == 38  # 33 languages and 5 ethnic languages and dialects
-    assert NAMES["zh-Hant"] == ("Traditional Chinese", "繁体中文")
-    assert NAMES["de"] == ("German", "德语")
+    assert len(LANGUAGE_NAMES) == 38  # 33 languages and 5 ethnic languages and dialects
+    assert LANGUAGE_NAMES["zh-Hant"] == ("Traditional Chinese", "繁体中文")
+    assert LANGUAGE_NAMES["de"] == ("German", "德语")
     with pytest.raises(UsageError, match=r"template hy-mt1\.5: language 'sv'; expected one of zh, en, fr"):
         Template("hy-mt1.5", "en", "sv")
 
@@ -91,7 +98,7 @@ def test_hy_mt_knows_its_languages_by_full_names() -> None:
 def test_labels_cover_exactly_answer_and_end(tokenizer: PreTrainedTokenizerFast, name: str) -> None:
     template = Template(name)
     prompt, answer = render(PAIR, template, tokenizer)
-    found = encode(PAIR, tokenizer, template, 512)
+    found = encode_record(PAIR, tokenizer, template, 512)
     assert found is not None
     assert tokenizer.decode(found.input_ids) == prompt + answer + END_OF_TEXT
     alone = tokenizer.encode(prompt, add_special_tokens=False)  # what inference starts from
@@ -103,11 +110,11 @@ def test_labels_cover_exactly_answer_and_end(tokenizer: PreTrainedTokenizerFast,
 
 def test_too_long_is_left_out_whole(tokenizer: PreTrainedTokenizerFast) -> None:
     template = Template("tags")
-    found = encode(PAIR, tokenizer, template, 512)
+    found = encode_record(PAIR, tokenizer, template, 512)
     assert isinstance(found, Encoded)
     length = len(found.input_ids)
-    assert encode(PAIR, tokenizer, template, length) == found
-    assert encode(PAIR, tokenizer, template, length - 1) is None
+    assert encode_record(PAIR, tokenizer, template, length) == found
+    assert encode_record(PAIR, tokenizer, template, length - 1) is None
 
 
 def test_no_start_token_is_put_in_front(tokenizer: PreTrainedTokenizerFast) -> None:
@@ -122,7 +129,7 @@ def test_no_start_token_is_put_in_front(tokenizer: PreTrainedTokenizerFast) -> N
             ids = tokenizer(text, add_special_tokens=False, **options)["input_ids"]
             return {"input_ids": [9, *ids] if add_special_tokens else ids}
 
-    assert encode(PAIR, AddsSpecial(), Template("tags"), 512) == encode(
+    assert encode_record(PAIR, AddsSpecial(), Template("tags"), 512) == encode_record(
         PAIR, tokenizer, Template("tags"), 512
     )
 
@@ -141,7 +148,7 @@ def test_a_record_without_a_place_in_the_template_is_refused(tokenizer: PreTrain
 
 def test_what_the_tokenizer_lacks_is_named(tokenizer: PreTrainedTokenizerFast) -> None:
     with pytest.raises(UsageError, match=r"no token <\|sv\|>; template tags expects it"):
-        encode(PAIR, tokenizer, Template("tags", "en", "sv"), 64)
+        encode_record(PAIR, tokenizer, Template("tags", "en", "sv"), 64)
     tokenizer.chat_template = "{% for m in messages %}{{ m.role }}{% endfor %}"
     with pytest.raises(UsageError, match="its chat template leaves out the answer"):
         render(PAIR, Template("chat"), tokenizer)
@@ -150,7 +157,7 @@ def test_what_the_tokenizer_lacks_is_named(tokenizer: PreTrainedTokenizerFast) -
         render(PAIR, Template("chat"), tokenizer)
     tokenizer.eos_token = None
     with pytest.raises(UsageError, match="no end token"):
-        encode(PAIR, tokenizer, Template("plain"), 64)
+        encode_record(PAIR, tokenizer, Template("plain"), 64)
 
 
 def test_unknown_template_suggests_the_near_one() -> None:
