@@ -18,10 +18,10 @@ class DoctorReport:
 
     Attributes:
         checkpoint: its folder.
-        gguf: the file; None when one was made for the occasion, which is gone.
-        facts: everything that the verdict rests on.
+        gguf: the file that was given; None if a temporary one was made, which no longer exists.
+        facts: everything that the verdict is based on.
         verdict: the answer.
-        skipped: stages that did not run, and why.
+        skipped: stages that did not run, with the reason.
     """
 
     checkpoint: str
@@ -32,7 +32,7 @@ class DoctorReport:
 
     @property
     def sample(self) -> Sample | None:
-        """The kind of text that the model is judged by."""
+        """The text that the model is judged by; None if nothing ran."""
         if not self.facts.stages:
             return None
         return next(s for s in self.facts.samples if s.kind == self.facts.kind)

@@ -1,4 +1,4 @@
-"""Is this checkpoint sound? Signs of damage and of training that went wrong, each under a stable name."""
+"""Is this checkpoint sound? Signs of damage and of failed training, each under a stable name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The signs of a whole checkpoint or GGUF file, without converting it."""
+"""Looks for signs in a complete checkpoint or GGUF file, without converting it."""
 
 from __future__ import annotations
 
@@ -34,9 +34,10 @@ EMBEDDING = "token_embd.weight"
 
 
 def scan_checkpoint(checkpoint: Checkpoint, progress: Progress = ignore) -> list[Finding]:
-    """Look at every tensor of a checkpoint, and at the files beside it.
+    """Check every tensor of a checkpoint, and the files next to the weights.
 
-    What cannot be read is a finding. A checkpoint that no family or packing claims is looked at as floats.
+    A tensor that cannot be read is a finding. If no family or packing claims the checkpoint, all its tensors
+    are checked as floats.
     """
     health = Health()
     packing, claims = _ternary_claims(checkpoint)
@@ -67,7 +68,7 @@ def scan_checkpoint(checkpoint: Checkpoint, progress: Progress = ignore) -> list
 
 
 def _ternary_claims(checkpoint: Checkpoint) -> tuple[Packing | None, dict[str, Claim]]:
-    """The packing, and the tensors that it holds; none where config.json does not tell."""
+    """The packing, and the tensors that are stored in it; (None, {}) if config.json does not say."""
     try:
         family = family_of(checkpoint.config, checkpoint.tensors)
         packing = packing_of(checkpoint)
@@ -100,16 +101,16 @@ def _embedding(checkpoint: Checkpoint) -> str | None:
 
 
 def _tokens(path: Path) -> int | None:
-    """The largest id of a tokenizer and one; None without a tokenizer that can be read."""
+    """A tokenizer's largest id plus one; None if there is no readable tokenizer."""
     try:
         vocabulary = Tokenizer.from_file(str(path)).get_vocab(with_added_tokens=True)
-    except Exception:  # tokenizers raises nothing else; convert says what is wrong with it
+    except Exception:  # tokenizers raises nothing more specific; convert reports what is wrong
         return None
     return max(vocabulary.values(), default=-1) + 1
 
 
 def scan_gguf(file: GGUFFile, progress: Progress = ignore) -> list[Finding]:
-    """Look at every tensor of a GGUF file, and at the size of its vocabulary."""
+    """Check every tensor of a GGUF file, and the size of its vocabulary."""
     health = Health()
     total = sum(tensor.nbytes for tensor in file.tensors)
     done = 0
@@ -176,5 +177,5 @@ def dequantized(file: GGUFFile, tensor: GGUFTensor) -> Iterator[npt.NDArray[np.f
 
 
 def _as_ternary(values: npt.NDArray[np.float32]) -> TernaryTensor:
-    """Values of a type that keeps a scale with every block, all of them the tensor's."""
+    """A tensor from its values; the type stores a scale with every block, but all are the tensor's scale."""
     return TernaryTensor(np.sign(values).astype(np.int8), np.float32(np.abs(values).max(initial=0)))

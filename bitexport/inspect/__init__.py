@@ -1,4 +1,4 @@
-"""``bitexport inspect``: what a checkpoint or a GGUF file holds."""
+"""``bitexport inspect``: the contents of a checkpoint or a GGUF file."""
 
 from __future__ import annotations
 

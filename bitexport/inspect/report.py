@@ -10,7 +10,7 @@ from bitexport.health import Finding
 
 @dataclass(frozen=True, slots=True)
 class TensorRow:
-    """A tensor: its shape outermost first, its bytes without padding, and the scale of an I2_S tensor."""
+    """A tensor: its shape, outermost first; its bytes, without padding; for I2_S, its scale."""
 
     name: str
     type: str
@@ -24,15 +24,16 @@ class InspectReport:
     """What was found.
 
     Attributes:
-        path: what was looked at.
+        path: the file or folder.
         kind: ``gguf`` or ``checkpoint``.
-        architecture: the GGUF's, or the class in config.json.
-        file_type: by name; for a checkpoint, its packing.
+        architecture: the GGUF file's, or the class in config.json.
+        file_type: its name; for a checkpoint, its packing.
         tensors: in the order of the file.
-        metadata: GGUF keys, long arrays shortened; for a checkpoint, config.json.
-        types: how many tensors of each type there are.
-        problems: why a checkpoint could not be converted, as far as its headers tell.
-        health: signs of a bad checkpoint; None when they were not looked for.
+        metadata: GGUF keys, with long arrays shortened; for a checkpoint, config.json.
+        total_bytes: of all tensors.
+        types: number of tensors of each type.
+        problems: why a checkpoint cannot be converted, as far as its headers show.
+        health: signs of a bad checkpoint; None if they were not requested.
     """
 
     path: str
