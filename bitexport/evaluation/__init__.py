@@ -1,6 +1,6 @@
-"""How good a model is on held-out material, and how much of its teacher it keeps: ``bitexport eval``.
+"""``bitexport eval``: how good a model is on held-out data, and how much of its teacher's quality it keeps.
 
-The same numbers for every side: a float teacher and a ternary student in PyTorch, and GGUF files in C++.
+Every side gives the same figures: a float teacher or a ternary student in PyTorch, or a GGUF file in C++.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""From paths to sides: what was given, what is missing, what is converted for the occasion."""
+"""From paths to sides: checks what was given, and converts the student if it has no GGUF file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from bitexport.errors import UnsupportedError, UsageError
 from bitexport.evaluation.side import Role, Side
 from bitexport.progress import Progress
 
-#: of a file for the occasion. Its embeddings are float16, so that C++ differs from Python in nothing else.
+#: types in a temporary file. With float16 embeddings, C++ and Python use practically the same weights.
 TERNARY_TYPE, FLOAT_TYPE, EMBEDDING_TYPE = "i2_s", "f16", "f16"
 
 ModelPath = str | Path
@@ -20,7 +20,7 @@ ModelPath = str | Path
 
 @dataclass(frozen=True, slots=True)
 class Models:
-    """What to evaluate: a folder or a file each for student and teacher, and files beside the folders."""
+    """What to evaluate: student and teacher, each a folder or a file, and GGUF files made from folders."""
 
     student: ModelPath
     teacher: ModelPath | None = None
@@ -28,29 +28,29 @@ class Models:
     teacher_gguf: ModelPath | None = None
 
     def check(self) -> None:
-        """Raise UsageError where they exclude each other."""
+        """Raise UsageError for paths that do not go together."""
         if self.teacher_gguf is not None and self.teacher is None:
-            raise UsageError("--teacher-gguf is the file of a teacher that is not there; give --teacher")
+            raise UsageError("--teacher-gguf needs its teacher; give --teacher")
         for folder, file, option in (
             (self.student, self.student_gguf, "--student-gguf"),
             (self.teacher, self.teacher_gguf, "--teacher-gguf"),
         ):
             if file is not None and folder is not None and _is_file(folder):
                 raise UsageError(
-                    f"{option} {file} beside {folder}, which is a file as well; expected a checkpoint folder "
-                    "there, or no second file"
+                    f"{option} {file} was given with {folder}, which is a file as well; expected a "
+                    "checkpoint folder there, or no second file"
                 )
             if file is not None and not _is_file(file):
                 raise UsageError(f"{option} {file}: not a file; give the path of a GGUF file")
 
     @property
     def needs_pytorch(self) -> bool:
-        """Whether one of them is a folder."""
+        """Whether any of them is a folder."""
         return not all(_is_file(each) for each in (self.student, self.teacher) if each is not None)
 
 
 def require_modules(*modules: str) -> None:
-    """Raise UnsupportedError now for a package that would be missing later."""
+    """Raise UnsupportedError for a missing package now, rather than after minutes of work."""
     for module in modules:
         try:
             importlib.import_module(module)
@@ -64,10 +64,10 @@ def require_modules(*modules: str) -> None:
 def open_sides(
     stack: ExitStack, models: Models, threads: int, skipped: dict[str, str], progress: Progress
 ) -> tuple[list[Side], dict[str, str] | None]:
-    """All sides with their tokenizers, closed with ``stack``, and how the student was converted if it was.
+    """All sides with their tokenizers, closed by ``stack``; and how the student was converted, if it was.
 
     Args:
-        skipped: gets a line for a side that there is not.
+        skipped: gets an entry if the student cannot be converted.
     """
     sides: list[Side] = []
     converted = None
@@ -75,10 +75,10 @@ def open_sides(
         ("teacher", models.teacher, models.teacher_gguf),
         ("student", models.student, models.student_gguf),
     )
-    for role, source, beside in roles:
+    for role, source, gguf in roles:
         if source is None:
             continue
-        file = source if _is_file(source) else beside
+        file = source if _is_file(source) else gguf
         if file is not source:
             sides.append(stack.enter_context(closing(_python_side(role, source, threads))))
             if file is None and role == "student":
@@ -97,7 +97,7 @@ def _is_file(path: ModelPath) -> bool:
     return Path(path).is_file() or (Path(path).suffix == ".gguf" and not Path(path).is_dir())
 
 
-# Imported where they are needed: a GGUF file alone needs no PyTorch, and a float folder alone no libllama.
+# Imported when needed: a GGUF file alone needs no PyTorch, and a float folder alone needs no libllama.
 def _python_side(role: Role, path: ModelPath, threads: int) -> Side:
     from bitexport.evaluation.python_side import PythonSide
 

@@ -1,7 +1,7 @@
-"""Text as records: where it comes from, how it is split, and what a model sees of it.
+"""Text as records: where it comes from, how it is split, and how it is presented to a model.
 
-Training and ``bitexport eval`` read the same sources through the same split and the same templates, so that
-what one holds out the other judges by.
+Training and ``bitexport eval`` read the same sources with the same split and the same templates, so that
+``eval`` measures on exactly what training held out.
 """
 
 from __future__ import annotations
