@@ -1,4 +1,4 @@
-"""Tokens a second: against the machine's own limits, and against other types of the same model."""
+"""``bitexport bench``: tokens per second, compared with the machine's limits or with other types."""
 
 from bitexport.bench.comparison import compare
 from bitexport.bench.measure import bench

@@ -1,7 +1,7 @@
-"""An I2_S file against twins of other types, in turns: ``bitexport bench --compare``.
+"""``bitexport bench --compare``: an I2_S file against twins of itself in other types, in alternation.
 
-Every file runs in a process of its own, read into memory; each round times all of them one after another,
-with the machine's limits measured before and after. What counts is the ratio within a round.
+Every file runs in its own process, read into memory; each round times all of them one after another, with the
+machine's limits measured before and after. What counts is the ratio within a round.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from bitexport.runtime.limits import check_threads
 from bitexport.runtime.threads import default_threads
 from bitexport.system.machine import available_bytes
 
-#: The peers' environment: the output head on ggml's own kernels, as llama.cpp would run it.
-_PEERS = {"BITEXPORT_HEAD": "stock"}
+#: The twins' environment: the output head on ggml's own kernels, as llama.cpp would run it.
+_TWIN_ENVIRONMENT = {"BITEXPORT_HEAD": "stock"}
 
-#: What a process takes beside its weights, about: Python, context, work buffers.
+#: Roughly what a process needs in addition to its weights: Python, context, work buffers.
 _PROCESS_BYTES = 400 << 20
 
 
@@ -52,14 +52,14 @@ def compare(
         types: of the twins, some of :data:`~bitexport.bench.twins.TWIN_TYPES`.
         threads, prompt_tokens, generated_tokens: as in :func:`~bitexport.bench.measure.bench`.
         rounds: how often each test runs on each file.
-        keep: folder for the twins; one that is there already is used again if it is newer than the file. A
-            temporary one, removed at the end, when None.
-        progress: told of the bytes of twins written, then of the tests.
+        keep: folder for the twins; an existing twin is reused if it is newer than the file. If None, a
+            temporary folder, removed at the end.
+        progress: called for the bytes of twins written, then for the tests.
 
     Raises:
-        UsageError: nothing to measure, an unknown type, or the file is not I2_S.
-        UnsupportedError: a twin's type cannot hold the model, or memory for all of them is missing.
-        OutputError: there is no room for the twins.
+        UsageError: there is nothing to measure, a type is unknown, or the file is not I2_S.
+        UnsupportedError: a twin's type cannot store the model, or memory for all files is missing.
+        OutputError: there is no disk space for the twins.
         GGUFError, NativeLibraryError: a file cannot be loaded.
     """
     path = Path(gguf)
@@ -74,13 +74,15 @@ def compare(
         check_twin(file, name)
     sizes = {"i2_s": sum(t.nbytes for t in file.tensors), **{name: twin_bytes(file, name) for name in types}}
     _check_memory(sizes)
-    with _folder(keep) as folder, ExitStack() as stack:
+    with _twin_folder(keep) as folder, ExitStack() as stack:
         files = {"i2_s": path, **_twins(file, types, folder, progress)}
         length = max(test.tokens for test in tests)
         workers = {}
         for name, twin in files.items():
             progress(ProgressEvent(0, 0, "tests", f"loading {name}"))
-            workers[name] = stack.enter_context(Worker(twin, length, {} if name == "i2_s" else _PEERS))
+            workers[name] = stack.enter_context(
+                Worker(twin, length, {} if name == "i2_s" else _TWIN_ENVIRONMENT)
+            )
         rows = _measure(workers, tests, counts, rounds, progress)
         return CompareReport(
             path=str(path),
@@ -112,7 +114,7 @@ def _measure(
                 progress(ProgressEvent(done, total, "rounds", f"{test.name}, {count} threads"))
                 before = meter.measure(count)
                 found = {name: worker.seconds(test, count) for name, worker in workers.items()}
-                if number:  # the first one warms up
+                if number:  # the first round is a warm-up
                     seconds.append(found)
                     changes.append(before.change(meter.measure(count)))
                 done += 1
@@ -154,7 +156,7 @@ def _twins(file: GGUFFile, types: Sequence[str], folder: Path, progress: Progres
     if need > have:
         raise OutputError(
             f"the {', '.join(missing)} twins need {_gib(need)} in {folder}, which has {_gib(have)}; "
-            "name a folder on another disk with --keep, or fewer types with --compare"
+            "name a folder on another disk with --keep, or compare fewer types with --compare"
         )
     for name, twin in missing.items():
         twin.unlink(missing_ok=True)
@@ -167,14 +169,14 @@ def _is_current(twin: Path, source: Path) -> bool:
 
 
 @contextmanager
-def _folder(keep: str | os.PathLike[str] | None) -> Iterator[Path]:
+def _twin_folder(keep: str | os.PathLike[str] | None) -> Iterator[Path]:
     if keep is None:
         with tempfile.TemporaryDirectory(prefix="bitexport-twins-") as temporary:
             yield Path(temporary)
     else:
         folder = Path(keep)
         if not folder.is_dir():
-            raise OutputError(f"{folder} is no folder; create it first, or leave out --keep")
+            raise OutputError(f"{folder} is not a folder; create it first, or leave out --keep")
         yield folder
 
 
@@ -183,9 +185,8 @@ def _check_memory(sizes: dict[str, int]) -> None:
     have = available_bytes()
     if have is not None and need > have:
         raise UnsupportedError(
-            f"{', '.join(sizes)} loaded at once need about {_gib(need)} of memory, and {_gib(have)} are "
-            "free; "
-            f"compare with fewer types: --compare {min(list(sizes)[1:], key=lambda name: sizes[name])}"
+            f"{', '.join(sizes)} loaded together need about {_gib(need)} of memory, and {_gib(have)} are "
+            f"free; compare fewer types: --compare {min(list(sizes)[1:], key=lambda name: sizes[name])}"
         )
 
 

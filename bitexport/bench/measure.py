@@ -1,4 +1,4 @@
-"""Tokens a second, and how near that is to what the machine allows."""
+"""Tokens per second, and how close they come to the machine's limits."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from bitexport.runtime.model import Session
 from bitexport.runtime.threads import default_threads
 from bitexport.system.machine import resident_bytes, warm_page_cache
 
-#: What llama.cpp can hold.
+#: llama.cpp's limit of sequences.
 _MAX_BATCH = 256
 
 
@@ -28,9 +28,9 @@ class BenchTest:
     """What is timed.
 
     Attributes:
-        kind: ``"pp"``: a prompt at once; ``"tg"``: tokens one by one.
-        tokens: how many, of each sequence.
-        batch: sequences decoded together; 1 for a prompt.
+        kind: ``"pp"``: prefill, a prompt at once; ``"tg"``: decode, tokens one by one.
+        tokens: number of tokens in each sequence.
+        batch: number of sequences decoded together; 1 for a prompt.
     """
 
     kind: str
@@ -53,16 +53,16 @@ def bench(
     repetitions: int = 5,
     progress: Progress = ignore,
 ) -> BenchReport:
-    """Measure prefill and decode as llama-bench does: random tokens, an empty context, one run to warm up.
+    """Measure prefill and decode as llama-bench does: random tokens, an empty context, one warm-up run.
 
     Args:
         gguf: the file.
-        threads: thread counts; one a core when empty.
+        threads: thread counts; one per core if empty.
         prompt_tokens: sizes of the prefill tests.
         generated_tokens: sizes of the decode tests.
-        batches: how many sequences each decode test runs together.
+        batches: numbers of sequences that each decode test runs together.
         repetitions: timed runs of each test.
-        progress: told of every test.
+        progress: called for every test.
 
     Raises:
         UsageError: there is nothing to measure, or a size is not positive.
@@ -83,7 +83,7 @@ def bench(
         rss = resident_bytes()
         meter = LimitMeter()
         rows = []
-        # Those of one sequence first: a context for more takes more memory.
+        # Single sequences first: a context for several takes more memory.
         runs = sorted(((count, test) for count in counts for test in tests), key=lambda run: run[1].batch > 1)
         for done, (count, test) in enumerate(runs):
             label = test.name if test.batch == 1 else f"{test.name} x {test.batch}"
@@ -112,21 +112,21 @@ def bench(
 def make_tests(
     prompt_tokens: Sequence[int], generated_tokens: Sequence[int], batches: Sequence[int]
 ) -> list[BenchTest]:
-    """Prefill, then decode in every batch."""
+    """The prefill tests, then the decode tests in every batch size."""
     return [BenchTest("pp", size) for size in prompt_tokens] + [
         BenchTest("tg", size, batch) for size in generated_tokens for batch in batches
     ]
 
 
 def check_numbers(tests: Sequence[BenchTest], threads: Sequence[int], repetitions: int) -> None:
-    """Raise UsageError when there is nothing to measure, or a number is out of range."""
+    """Raise UsageError if there is nothing to measure, or a number is out of range."""
     if not tests or min(repetitions, *threads, *(min(test.tokens, test.batch) for test in tests)) < 1:
         raise UsageError(
-            "threads, sizes, batches and repetitions must be 1 or more, and there must be a test"
+            "threads, sizes, batches and repetitions must be 1 or more, and at least one test is needed"
         )
     largest = max(test.batch for test in tests)
     if largest > _MAX_BATCH:
-        raise UsageError(f"a batch of {largest} was asked for; llama.cpp decodes up to {_MAX_BATCH} together")
+        raise UsageError(f"batch {largest} is too large; llama.cpp decodes up to {_MAX_BATCH} together")
 
 
 def _measure(
@@ -156,7 +156,7 @@ def _measure(
 
 
 def time_test(session: Session, test: BenchTest) -> float:
-    """Seconds of one run of a test, from an empty context, with the same tokens every time."""
+    """Seconds for one run of a test, from an empty context, with the same tokens every time."""
     draw = random.Random(0)
     ids = draw.choices(range(session.n_vocab), k=test.tokens * test.batch)
     run: Callable[[Session, list[int], int], None]

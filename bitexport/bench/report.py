@@ -7,7 +7,7 @@ from typing import Any
 
 from bitexport.bench.limits import MAX_CHANGE
 
-#: More than the last-level cache that a few threads can call their own.
+#: More than the share of the last-level cache that a few threads have.
 _CACHE_BYTES = 64 << 20
 
 
@@ -17,17 +17,18 @@ class BenchRow:
 
     Attributes:
         test: ``pp128`` for a prompt of 128 tokens at once, ``tg32`` for 32 tokens one by one.
-        batch: how many sequences were decoded together (``B`` of llama-batched-bench).
-        threads: how many computed.
-        tokens_per_second, stddev: mean and sample standard deviation over the repetitions; of all sequences
-            of a batch together.
-        memory_read_gbps: how fast as many threads read memory in the same run, 1e9 bytes/s; decode only.
-        percent_of_bandwidth: how much of that the weights read for each step amount to; decode only.
-        multiply_add_gps: how many 1e9 multiply-adds a second as many threads do in the kernels' own
-            instruction, in the same run; prefill, and decode in batches. None where the kernels have no such
-            instruction.
-        percent_of_multiply_adds: how much of that the multiply-adds of the layers' matrices amount to.
-        limit_change: how far the machine's limits before and after the test are apart, as a fraction.
+        batch: number of sequences decoded together (``B`` in llama-batched-bench).
+        threads: number of threads.
+        tokens_per_second, stddev: mean and sample standard deviation over the repetitions; for a batch, of
+            all sequences together.
+        memory_read_gbps: how fast the same number of threads reads memory, measured in the same run, in 1e9
+            bytes/s; decode only.
+        percent_of_bandwidth: the speed of reading the weights at every step, in percent of that; decode only.
+        multiply_add_gps: how many multiply-adds the same number of threads does with the kernels' own
+            instruction, measured in the same run, in 1e9 per second; for prefill, and decode in batches. None
+            if the kernels have no such instruction.
+        percent_of_multiply_adds: the multiply-adds of the layers' matrices, in percent of that.
+        limit_change: by how much the machine's limits before and after the test differ, as a fraction.
     """
 
     test: str
@@ -43,18 +44,18 @@ class BenchRow:
 
     @property
     def disturbed(self) -> bool:
-        """Whether the machine's limits moved so far during the test that the row means little."""
+        """Whether the machine's limits moved so much during the test that the row means little."""
         return self.limit_change > MAX_CHANGE
 
     @property
     def percent_of_limit(self) -> float | None:
-        """How much of the limit that is nearer was reached; None where none is known."""
+        """Percent of the nearer limit that was reached; None if no limit is known."""
         known = [self.percent_of_bandwidth, self.percent_of_multiply_adds]
         return max((percent for percent in known if percent is not None), default=None)
 
     @property
     def limit_tokens_per_second(self) -> float | None:
-        """The nearer limit itself: tokens a second of 100%."""
+        """The nearer limit itself: the tokens per second at 100%."""
         percent = self.percent_of_limit
         return 100 * self.tokens_per_second / percent if percent else None
 
@@ -65,20 +66,18 @@ class BenchReport:
 
     Attributes:
         path: the file.
-        model: what llama.cpp calls it.
+        model: llama.cpp's description of it.
         tier: the kernels that ran.
-        parameters: weights in the model.
+        parameters: number of weights in the model.
         weight_bytes: bytes of its tensors in the file.
-        file_bytes_per_token: of these, what a decoded token reads: all but an embedding that is only looked
-            up.
-        bytes_per_token: the same in the layout that the weights have in memory, which is what the kernels
-            read.
-        multiply_adds_per_token: weights of the matrices in the layers, one multiply-add each; without the
-            head and attention.
+        file_bytes_per_token: the bytes of these that a decoded token reads: all but an embedding that is only
+            looked up.
+        bytes_per_token: the same in the layout in memory, which is what the kernels read.
+        multiply_adds_per_token: one for each weight of the layers' matrices; without the head and attention.
         rows: in the order of measurement.
-        load_seconds: from the file, in the page cache, to a context that can run.
-        rss_bytes: memory of the process with the model loaded and run.
-        rss_before_bytes: memory of the process before it was loaded.
+        load_seconds: from the file in the page cache to a context ready to run.
+        rss_bytes: memory of the process after the model was loaded and run.
+        rss_before_bytes: memory of the process before the model was loaded.
     """
 
     path: str
@@ -96,17 +95,20 @@ class BenchReport:
 
     @property
     def fits_caches(self) -> bool:
-        """Whether a token reads so little that it may never come from memory."""
+        """Whether a token reads so few bytes that they may all come from caches."""
         return self.bytes_per_token < _CACHE_BYTES
 
     @property
     def fastest_decode(self) -> BenchRow | None:
-        """The decode row, of one sequence, with the most tokens a second."""
+        """The decode row for one sequence with the most tokens per second."""
         decodes = [row for row in self.rows if row.memory_read_gbps is not None and row.batch == 1]
         return max(decodes, key=lambda row: row.tokens_per_second, default=None)
 
     def to_json(self) -> dict[str, Any]:
-        """The contract's keys, then more; memory speed and percentage are those of the fastest decode row."""
+        """The report as one JSON object, without ``schema``.
+
+        The overall memory speed and percentage are those of the fastest decode row.
+        """
         fastest = self.fastest_decode
         document = asdict(self)
         del document["rows"]
@@ -130,12 +132,12 @@ class CompareRow:
         type: ``"i2_s"``, or the twin's.
         test, threads: as in :class:`BenchRow`.
         tokens_per_second: the median of the rounds.
-        ratio, ratio_min, ratio_max: how many times as fast the I2_S file is: the median of the rounds' own
-            ratios, and their range. None for the I2_S file itself.
-        rounds: how many counted.
-        disturbed_rounds: how many were thrown away because the machine's limits moved during them. When
-            that is all of them, all count, and the row means little.
-        disturbed: whether that is so.
+        ratio, ratio_min, ratio_max: how many times as fast the I2_S file is: median and range of the ratios
+            within each round. None for the I2_S file itself.
+        rounds: number of rounds that count.
+        disturbed_rounds: number of rounds in which the machine's limits moved. They are discarded, unless
+            that would discard all of them.
+        disturbed: whether all rounds were disturbed, so that the row means little.
     """
 
     type: str
@@ -156,13 +158,13 @@ class CompareReport:
 
     Attributes:
         path: the I2_S file.
-        model: what llama.cpp calls it.
-        tier: the ternary kernels that ran. Only the I2_S file uses them: its twins run on what ggml itself
-            was built for.
-        tier_forced: whether ``BITEXPORT_TIER`` chose it; the twins are not held to it.
+        model: llama.cpp's description of it.
+        tier: the ternary kernels that ran. Only the I2_S file uses them: its twins run on the instruction
+            sets that ggml itself was built for.
+        tier_forced: whether ``BITEXPORT_TIER`` chose the tier; it does not restrict the twins.
         bytes: of each file's tensors, by type.
         rows: in the order of measurement.
-        kept: the twins' files, where they were to be kept.
+        kept: the twins' files, if they were kept.
     """
 
     path: str

@@ -22,13 +22,13 @@ ALL_TWINS = "f16,tq2_0,q4_0"
 def bench(
     gguf: options.Gguf,
     threads: Annotated[
-        str, typer.Option("--threads", "-t", metavar="N,...", help="Thread counts; empty: one a core.")
+        str, typer.Option("--threads", "-t", metavar="N,...", help="Thread counts; empty: one per core.")
     ] = "",
     prompt_tokens: Annotated[
-        str, typer.Option("--prompt-tokens", "-p", metavar="N,...", help="Sizes of prefill (pp); 0: none.")
+        str, typer.Option("--prompt-tokens", "-p", metavar="N,...", help="Prefill tests (pp); 0: none.")
     ] = "512",
     gen_tokens: Annotated[
-        str, typer.Option("--gen-tokens", "-n", metavar="N,...", help="Sizes of decode (tg); 0: none.")
+        str, typer.Option("--gen-tokens", "-n", metavar="N,...", help="Decode tests (tg); 0: none.")
     ] = "128",
     batch: Annotated[
         str,
@@ -36,7 +36,7 @@ def bench(
             "--batch",
             "-b",
             metavar="N,...",
-            help="Sequences decoded together, as -npl of llama-batched-bench: 1,2,4,8,16, say.",
+            help="Sequences decoded together, like llama-batched-bench's -npl; for example 1,2,4,8,16.",
         ),
     ] = "1",
     repetitions: Annotated[
@@ -47,26 +47,26 @@ def bench(
         typer.Option(
             "--compare",
             metavar="[TYPE,...]",
-            help="Time the file in turns with twins of other types: f16,tq2_0,q4_0, or some of them.",
+            help="Alternate with twins of the file in other types: f16,tq2_0,q4_0, or some of these.",
         ),
     ] = "",
     keep: Annotated[
         Path | None,
-        typer.Option("--keep", metavar="DIR", help="Keep the twins of --compare there, and use them again."),
+        typer.Option("--keep", metavar="DIR", help="Keep the twins of --compare here, and reuse them."),
     ] = None,
     plot: Annotated[
         Path | None,
         typer.Option(
             "--plot",
             metavar="FILE.png",
-            help="Draw threads against tokens/s, with the limits; .svg too.",
+            help="Draw tokens/s over threads, with the limits, as .png or .svg.",
             show_default=False,
         ),
     ] = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Measure tokens per second, and how near that is to what memory and multiply-add units allow."""
+    """Measure tokens per second, and how close they come to the limits of memory and multiply-add units."""
     counts = _numbers("--threads", threads)
     prompts = _numbers("--prompt-tokens", prompt_tokens)
     generated = _numbers("--gen-tokens", gen_tokens)
@@ -76,15 +76,15 @@ def bench(
         if batches != [1]:
             raise UsageError("--batch and --compare do not go together; leave one of them out")
         if plot is not None:
-            raise UsageError("--plot draws limits, which --compare has none of; leave one of them out")
+            raise UsageError("--plot draws limits, but --compare has none; leave one of them out")
         _compare(out, gguf, compare, counts, prompts, generated, repetitions, keep)
         return
     if keep is not None:
-        raise UsageError("--keep is for the twins of --compare; add --compare, or leave it out")
+        raise UsageError("--keep is for the twins of --compare; add --compare, or leave out --keep")
     if plot is not None:
         from bitexport.system.picture import check_picture
 
-        check_picture(plot)  # what would fail after minutes of measuring fails now
+        check_picture(plot)  # fail now rather than after minutes of measuring
     from bitexport.bench import bench as run
 
     with out.progress("bench") as progress:
@@ -105,20 +105,20 @@ def bench(
 
 
 class BenchCommand(TyperCommand):
-    """Takes ``--compare`` without a value as all twins."""
+    """Lets ``--compare`` without a value mean all twins."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """As the library does, once the value is filled in."""
+        """Fill in the value, then parse as usual."""
         following = [*args[1:], "-"]
         filled = [
-            f"--compare={ALL_TWINS}" if arg == "--compare" and _is_no_list(after) else arg
+            f"--compare={ALL_TWINS}" if arg == "--compare" and not _is_type_list(after) else arg
             for arg, after in zip(args, following, strict=True)
         ]
         return super().parse_args(ctx, filled)
 
 
-def _is_no_list(argument: str) -> bool:
-    return re.fullmatch(r"\w+(,\w+)*", argument) is None
+def _is_type_list(argument: str) -> bool:
+    return re.fullmatch(r"\w+(,\w+)*", argument) is not None
 
 
 def _compare(
@@ -184,13 +184,13 @@ def _show_comparison(out: Output, report: CompareReport) -> None:
 
 
 def _numbers(option: str, text: str) -> list[int]:
-    """``"1,2"`` -> ``[1, 2]``; zeros are dropped, as "none of these"."""
+    """``"1,2"`` -> ``[1, 2]``; zeros, which mean "none", are dropped."""
     try:
         numbers = [int(part) for part in text.split(",") if part.strip()]
     except ValueError:
         numbers = [-1]
     if any(number < 0 for number in numbers):
-        raise UsageError(f"{option} is {text!r}; expected whole numbers with commas between, such as 1,2")
+        raise UsageError(f"{option} is {text!r}; expected whole numbers separated by commas, such as 1,2")
     return [number for number in numbers if number]
 
 

@@ -143,14 +143,14 @@ def test_a_file_that_is_not_i2_s(gguf_of: Maker, tmp_path: Path) -> None:
 def test_too_little_room(gguf_of: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = gguf_of("packed-multiply")
     module = sys.modules[compare_module.__module__]
-    with pytest.raises(OutputError, match="is no folder; create it first"):
+    with pytest.raises(OutputError, match="is not a folder; create it first"):
         compare(file, keep=tmp_path / "none")
     monkeypatch.setattr(module.shutil, "disk_usage", lambda _: _Usage())  # type: ignore[attr-defined]
     with pytest.raises(OutputError, match=r"twins need 0\.00 GiB in .*, which has 0\.00 GiB; name a folder"):
         compare(file)
     monkeypatch.setattr(module, "available_bytes", lambda: 1 << 30)
     with pytest.raises(
-        UnsupportedError, match=r"and 1\.00 GiB are free; compare with fewer types: --compare tq2_0"
+        UnsupportedError, match=r"and 1\.00 GiB are free; compare fewer types: --compare tq2_0"
     ):
         compare(file)
 
