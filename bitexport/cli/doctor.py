@@ -62,11 +62,13 @@ def doctor(
 ) -> None:
     """Find out why a model prints garbage.
 
-    Runs it in float, with quantized weights, with quantized weights and activations, and in C++; then gives
-    one verdict, the evidence for it, and what to do. Exit code 3 unless the model is healthy.
+    Runs it in float, with quantized weights, with quantized weights and
+    activations, and in C++; then gives one verdict, the evidence for it, and
+    what to do. Exit code 3 unless the model is healthy.
 
-    With --env, examines the machine instead: compiler, CPU, memory, disk, torch and package versions, and
-    what each of them means for you. Exit code 3 if one of them is a problem.
+    With --env, examines the machine instead: compiler, CPU, memory, disk,
+    torch and package versions, and what each of them means for you. Exit code
+    3 if one of them is a problem.
     """
     if env:
         if any(given is not None for given in (checkpoint, gguf, prompt, text)):

@@ -114,8 +114,8 @@ def evaluate(
 ) -> None:
     """Measure quality on held-out text and pairs, next to the teacher, in Python and in C++.
 
-    Perplexity, next-token accuracy, BLEU and chrF of greedy answers, and the similarity between the hidden
-    states of teacher and student.
+    Perplexity, next-token accuracy, BLEU and chrF of greedy answers, and the
+    similarity between the hidden states of teacher and student.
     """
     if data and pairs is not None:
         raise UsageError("--data and --pairs exclude each other; give one of them")
@@ -156,7 +156,9 @@ def _show(out: Output, report: EvaluationReport) -> None:
         found = next(column.translation for column in report.columns if column.translation)
         out.wrapped(f"BLEU: {found.bleu_signature}; chrF: {found.chrf_signature}")
     if report.teacher is not None:
-        out.wrapped(f'"kept" is in percent of {report.teacher.name}\'s score')
+        out.wrapped(
+            f"compared with {report.teacher.name}: kept in percent of its score, perplexity as a ratio"
+        )
     if report.converted is not None:
         kinds = f"{report.converted['type']} with {report.converted['embed_type']} embeddings"
         out.wrapped(f"student-c++: a temporary file, {kinds}")

@@ -97,7 +97,7 @@ def test_kept_twins_are_used_again(gguf_of: Maker, run_cli: Cli, tmp_path: Path)
     assert result.returncode == 0, result.stderr
     (twin,) = tmp_path.iterdir()
     assert f"kept {twin}" in result.stdout
-    assert "BITEXPORT_TIER holds i2_s to scalar" in result.stdout
+    assert "BITEXPORT_TIER limits i2_s to scalar" in result.stdout
     made = twin.stat().st_mtime_ns
     compare(
         gguf_of("packed-multiply"),

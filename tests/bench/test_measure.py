@@ -12,7 +12,7 @@ import pytest
 
 from bitexport.bench import BenchReport, bench
 from bitexport.bench.weights import token_cost
-from bitexport.cli.bench import _note
+from bitexport.cli.bench import _disturbance
 from bitexport.errors import GGUFError, UsageError
 from bitexport.gguf.reader import read_gguf
 from bitexport.system.machine import resident_bytes
@@ -20,7 +20,7 @@ from bitexport.system.machine import resident_bytes
 Maker = Callable[..., Path]
 Cli = Callable[..., "CompletedProcess[str]"]
 
-PERCENTAGES = ("% of memory speed", "% of multiply-add peak")
+
 CONTRACT = {"model", "rows", "load_seconds", "rss_bytes", "memory_read_gbps", "percent_of_bandwidth"}
 
 
@@ -100,7 +100,7 @@ def test_a_disturbed_row_is_marked(report: BenchReport) -> None:
     assert not replace(row, limit_change=0.1).disturbed
     document = replace(report, rows=[row]).to_json()
     assert document["rows"][0]["disturbed"] is True
-    assert _note(row) == "disturbed: limits moved by 35%"
+    assert _disturbance(row) == "* disturbed: limits moved by 35%"
 
 
 def test_json_has_the_documented_keys(report: BenchReport) -> None:
@@ -180,11 +180,11 @@ def test_command(gguf_of: Maker, run_cli: Cli) -> None:
     assert result.stderr == ""
     header, _, *rows = [line for line in result.stdout.splitlines() if line.startswith("|")]
     cells = [cell.strip() for cell in header.strip("|").split("|")]
-    # and a note where the machine was disturbed
-    assert cells[:8] == ["model", "size", "params", "threads", "test", "t/s", *PERCENTAGES]
-    assert [row.split("|")[5].strip() for row in rows] == ["pp16", "tg2"] * 2
-    assert "beside tg2, 2 threads: memory read at" in result.stdout
-    assert "beside pp16, 2 threads:" in result.stdout
+    assert cells == ["threads", "test", "t/s", "% memory", "% multiply-add"]
+    # a star marks a disturbed row
+    assert [row.split("|")[2].strip(" *") for row in rows] == ["pp16", "tg2"] * 2
+    assert "- tg2, 2 threads: memory read at" in result.stdout
+    assert "- pp16, 2 threads:" in result.stdout
     assert "in the file) and takes 1.18 M multiply-adds" in result.stdout
 
 
@@ -194,9 +194,9 @@ def test_command_with_batches(gguf_of: Maker, run_cli: Cli) -> None:
     )
     assert result.returncode == 0, result.stderr
     header, _, *rows = [line for line in result.stdout.splitlines() if line.startswith("|")]
-    assert header.split("|")[5].strip() == "B"
-    assert [row.split("|")[5].strip() for row in rows] == ["1", "4"]
-    assert "beside tg2 x 4, 1 threads: memory read at" in result.stdout
+    assert header.split("|")[2].strip() == "B"
+    assert [row.split("|")[2].strip() for row in rows] == ["1", "4"]
+    assert "- tg2 x 4, 1 thread: memory read at" in result.stdout
 
 
 def test_command_in_json(gguf_of: Maker, run_cli: Cli) -> None:
