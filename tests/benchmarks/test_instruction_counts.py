@@ -12,7 +12,7 @@ import pytest
 
 from tests.support.repository import REPOSITORY
 
-SCRIPT = REPOSITORY / "scripts" / "check_instruction_counts.py"
+SCRIPT = REPOSITORY / "benchmarks" / "check_instruction_counts.py"
 
 
 def _run(*arguments: str | Path, **options: object) -> subprocess.CompletedProcess[str]:
@@ -25,7 +25,7 @@ def test_a_count_that_grew_is_reported(tmp_path: Path) -> None:
     counts = tmp_path / "counts.json"
     result = _run("--counts", counts)
     assert result.returncode == 1
-    assert "keep the counts of a good build with --update" in result.stderr
+    assert "record the counts of a good build with --update" in result.stderr
     assert _run("--counts", counts, "--update").returncode == 0
     kept = json.loads(counts.read_text())
     key = next(key for key in kept["instructions"] if key.startswith("scalar 2bit decode"))
