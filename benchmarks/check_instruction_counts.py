@@ -1,11 +1,12 @@
-"""Count each kernel tier's instructions under callgrind; compare with benchmarks/instruction_counts.json.
+"""Count each kernel tier's instructions with callgrind; compare with benchmarks/instruction_counts.json.
 
 Usage: check_instruction_counts.py [--update] [--binary build/native/kernels/ternary/bench_once]
                                    [--counts benchmarks/instruction_counts.json]
 
-Seconds vary by a fifth from hour to hour on a shared machine; instructions do not vary at all. For each tier
-and layout that valgrind can run (it has no AVX-512), one decode and one prefill shape. Exit code 0: no count
-is more than 3% higher than the one kept; 3: one is; 1: it cannot be told, and why.
+Times vary by a fifth from hour to hour on a shared machine; instruction counts do not vary at all. Measures
+one decode and one prefill shape for each tier and layout that valgrind can run (it has no AVX-512). Exit code
+0: no count is more than 3% above the recorded one; 3: one is; 1: the counts cannot be compared, with the
+reason.
 """
 
 from __future__ import annotations
@@ -22,13 +23,13 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-#: name: rows x columns, tokens, calls. 2B4T's widths; few rows, because valgrind is fifty times slower.
+#: name: rows x columns, tokens, calls. The widths are 2B4T's; few rows, because valgrind is 50 times slower.
 SHAPES = {"decode": ("256x2560", 1, 4), "prefill": ("256x2560", 24, 1)}
 TOLERANCE = 0.03
 
 
-class CannotTell(Exception):  # noqa: N818 (an answer, not an error)
-    """Why there is no answer; the message says what to do."""
+class CannotCompare(Exception):  # noqa: N818 (an answer, not an error)
+    """Why the counts cannot be compared; the message says what to do."""
 
 
 def run(command: list[str]) -> str:
@@ -36,9 +37,9 @@ def run(command: list[str]) -> str:
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     except OSError as error:
-        raise CannotTell(f"{command[0]}: {error.strerror}; run `make native` first") from error
+        raise CannotCompare(f"{command[0]}: {error.strerror}; run `make native` first") from error
     if done.returncode != 0:
-        raise CannotTell(f"{' '.join(command)} ended with {done.returncode}: {done.stderr.strip()[-400:]}")
+        raise CannotCompare(f"{' '.join(command)} ended with {done.returncode}: {done.stderr.strip()[-400:]}")
     return done.stdout
 
 
@@ -51,14 +52,14 @@ def count(binary: Path, tier: str, layout: str, shape: str, tokens: int, calls: 
         run(["valgrind", "--tool=callgrind", f"--callgrind-out-file={output}", *collect, *arguments])
         found = re.search(r"^(?:summary|totals): (\d+)", output.read_text(), re.MULTILINE)
         if found is None or int(found[1]) == 0:
-            raise CannotTell(f"callgrind counted nothing in bench_once_calls of {binary}; was it inlined?")
+            raise CannotCompare(f"callgrind counted nothing in bench_once_calls of {binary}; was it inlined?")
         return int(found[1]) // calls
 
 
 def measure(binary: Path) -> dict[str, Any]:
-    """Counts of every tier and layout that runs under valgrind, and what they depend on."""
+    """Counts for every tier and layout that runs under valgrind, with the compiler and the machine."""
     if shutil.which("valgrind") is None:
-        raise CannotTell("valgrind is not installed; apt install valgrind, or the like")
+        raise CannotCompare("valgrind is not installed; install it, for example with apt install valgrind")
     about = json.loads(run(["valgrind", "--tool=none", "--quiet", str(binary)]))
     counts = {}
     for tier, layouts in about["tiers"].items():
@@ -71,12 +72,12 @@ def measure(binary: Path) -> dict[str, Any]:
 
 
 def regressions(kept: dict[str, Any], found: dict[str, Any]) -> list[str]:
-    """What is more than the tolerance above what was kept, or is not there any more."""
+    """Counts that are above the recorded ones by more than the tolerance, or are missing."""
     messages = []
     for key, before in kept["instructions"].items():
         now = found["instructions"].get(key)
         if now is None:
-            messages.append(f"{key}: no longer counted (kept: {before:,})")
+            messages.append(f"{key}: no longer counted (recorded: {before:,})")
         elif now > before * (1 + TOLERANCE):
             messages.append(f"{key}: {now:,} instructions, {100 * (now / before - 1):.1f}% above {before:,}")
     return messages
@@ -84,7 +85,7 @@ def regressions(kept: dict[str, Any], found: dict[str, Any]) -> list[str]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--update", action="store_true", help="keep what is counted now")
+    parser.add_argument("--update", action="store_true", help="record the current counts")
     parser.add_argument("--binary", type=Path, default=ROOT / "build/native/kernels/ternary/bench_once")
     parser.add_argument("--counts", type=Path, default=ROOT / "benchmarks/instruction_counts.json")
     options = parser.parse_args()
@@ -92,24 +93,29 @@ def main() -> int:
         found = measure(options.binary)
         if options.update:
             options.counts.write_text(json.dumps(found, indent=2) + "\n")
-            print(f"kept {len(found['instructions'])} counts in {options.counts}")
+            print(f"recorded {len(found['instructions'])} counts in {options.counts}")
             return 0
         if not options.counts.exists():
-            raise CannotTell(f"{options.counts} is missing; keep the counts of a good build with --update")
+            raise CannotCompare(
+                f"{options.counts} is missing; record the counts of a good build with --update"
+            )
         kept = json.loads(options.counts.read_text())
         if kept["machine"] != found["machine"]:
-            raise CannotTell(f"the counts kept are of {kept['machine']}, this is {found['machine']}")
-    except CannotTell as error:
+            raise CannotCompare(f"the recorded counts are for {kept['machine']}, this is {found['machine']}")
+    except CannotCompare as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     if kept["compiler"] != found["compiler"]:
         print(
-            f"note: kept with compiler {kept['compiler']}, counted with {found['compiler']}", file=sys.stderr
+            f"note: recorded with compiler {kept['compiler']}, counted with {found['compiler']}",
+            file=sys.stderr,
         )
     messages = regressions(kept, found)
     for key in found["instructions"].keys() - kept["instructions"].keys():
-        print(f"note: {key} is new; keep it with --update", file=sys.stderr)
-    print("\n".join(messages) or f"{len(kept['instructions'])} counts, none more than 3% above what was kept")
+        print(f"note: {key} is new; record it with --update", file=sys.stderr)
+    print(
+        "\n".join(messages) or f"{len(kept['instructions'])} counts, none more than 3% above the recorded one"
+    )
     return 3 if messages else 0
 
 

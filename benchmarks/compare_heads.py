@@ -1,10 +1,10 @@
-"""Time one GGUF file with bitexport's head kernels against llama.cpp's own, in turns: for benchmarks/head.md.
+"""Time a GGUF file with bitexport's head kernels and with llama.cpp's own, alternating: benchmarks/head.md.
 
 Usage: compare_heads.py MODEL.gguf [--threads 2] [--rounds 5] [--prompt-tokens 16] [--gen-tokens 32]
 
-A process chooses its head once (BITEXPORT_HEAD), so two children hold the model at the same time and take
-turns; the one that waits uses no processor. Each round times ours, then llama.cpp's; what is printed is the
-rounds' ratio, its median and range. pp: a prompt with the logits of every token. tg: token after token.
+A process chooses its head once (BITEXPORT_HEAD), so two child processes have the model loaded and alternate;
+the one that waits uses no CPU. Each round times ours, then llama.cpp's; the output is the median and range
+of the rounds' ratios. pp: a prompt with the logits of every token. tg: one token after another.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from bitexport.runtime.session import Session
 
 
 def serve(path: str, threads: int) -> None:
-    """The child: for every line "pp N" or "tg N", N tokens from an empty context; prints tokens a second."""
+    """The child: for every line "pp N" or "tg N", run N tokens from an empty context; print tokens/s."""
     draw = random.Random(0)
     with Session(path, n_ctx=512, n_threads=threads, exact=False, memory_map=False) as session:
         for line in sys.stdin:
@@ -74,7 +74,7 @@ def main() -> None:
     both = list(children(options.model, options.threads))
     for what in (f"tg {options.gen_tokens}", f"pp {options.prompt_tokens}"):
         for child in both:
-            measured(child, what)  # the first reads every page
+            measured(child, what)  # the first run touches every page
         rounds = [[measured(child, what) for child in both] for _ in range(options.rounds)]
         ratios = sorted(ours / theirs for ours, theirs in rounds)
         ours, theirs = (statistics.median(column) for column in zip(*rounds, strict=True))

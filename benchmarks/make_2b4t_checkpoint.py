@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
-"""Write a checkpoint of BitNet b1.58 2B4T's shape with random trits: 1.18 GB to measure convert and speed.
+"""Write a checkpoint with the shape of BitNet b1.58 2B4T and random trits: 1.18 GB to measure speed with.
 
     python benchmarks/make_2b4t_checkpoint.py ckpt
     bitexport convert ckpt 2b.gguf
 
-With ``--master`` its linear layers are bfloat16 master weights, drawn from a normal distribution: 4.83 GB.
+With ``--master``, the linear layers are bfloat16 master weights from a normal distribution: 4.83 GB.
 
-Packed as Microsoft's is (offline, autobitlinear): every trit of {-1, 0, +1} equally likely, one bfloat16
-scale a tensor, bfloat16 embeddings that are the head as well. What it says is noise; its sizes and value
-ranges are not. Nothing is whole in memory, and a seed gives the same bytes again.
+The packing is Microsoft's (offline, autobitlinear): the trits -1, 0 and +1 are equally likely, with one
+bfloat16 scale per tensor; the bfloat16 embeddings are also the head. The output is noise, but sizes and value
+ranges are realistic. No tensor is completely in memory, and the same seed gives the same bytes.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ HIDDEN, FFN, HEADS, KV_HEADS, VOCAB = 2560, 6912, 20, 5, 128256
 HEAD_DIM = HIDDEN // HEADS
 BOS, EOS = "<|begin_of_text|>", "<|end_of_text|>"
 
-#: the 81 bytes that hold four trits
+#: the 81 bytes that encode four trits
 FOUR_TRITS = np.array([b for b in range(256) if all(b >> shift & 3 != 3 for shift in (0, 2, 4, 6))], np.uint8)
 CHUNK = 16 * 1024 * 1024
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """A tensor to be written: its safetensors dtype, and which of :func:`data`'s kinds its values are."""
+    """A tensor to write: its safetensors dtype, and the kind of its values, see :func:`data`."""
 
     name: str
     dtype: str
@@ -85,7 +85,7 @@ def tensors(layers: int, master: bool) -> list[Tensor]:
 
 
 def data(tensor: Tensor, rng: np.random.Generator) -> Iterator[np.ndarray]:
-    """A tensor's values in pieces; bfloat16 as its upper 16 bits."""
+    """A tensor's values in chunks; bfloat16 as the upper 16 bits of float32."""
     for start in range(0, tensor.count, CHUNK):
         size = min(CHUNK, tensor.count - start)
         if tensor.kind == "trits":
@@ -98,13 +98,13 @@ def data(tensor: Tensor, rng: np.random.Generator) -> Iterator[np.ndarray]:
         elif tensor.kind == "norm":
             values = rng.uniform(0.8, 1.2, size).astype(np.float32)
         else:
-            # two thirds of the trits are not zero: this keeps the variance of a row of 2560
+            # two thirds of the trits are not zero: this scale preserves the variance over a row of 2560
             values = (rng.uniform(0.9, 1.1, size) / np.sqrt(2560 * 2 / 3)).astype(np.float32)
         yield (values.view(np.uint32) >> 16).astype("<u2")
 
 
 def write_shard(path: Path, chosen: list[Tensor], rng: np.random.Generator) -> None:
-    """One safetensors file."""
+    """Write one safetensors file."""
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for tensor in chosen:
@@ -124,7 +124,7 @@ def write_shard(path: Path, chosen: list[Tensor], rng: np.random.Generator) -> N
 
 
 def write_weights(folder: Path, layers: int, shards: int, seed: int, master: bool) -> int:
-    """All tensors in ``shards`` files of about the same size; returns their bytes."""
+    """Write all tensors to ``shards`` files of about the same size; returns their bytes."""
     rng = np.random.default_rng(seed)
     everything = tensors(layers, master)
     total = sum(tensor.nbytes for tensor in everything)
@@ -148,7 +148,7 @@ def write_weights(folder: Path, layers: int, shards: int, seed: int, master: boo
 
 
 def write_tokenizer(folder: Path) -> None:
-    """A small byte-level BPE tokenizer with Llama 3's pre-tokenizer, trained on Python's own sources."""
+    """Write a small byte-level BPE tokenizer with Llama 3's pre-tokenizer, trained on Python's library."""
     tokenizer = Tokenizer(models.BPE(ignore_merges=True))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [

@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Draw the memory that convert takes, from its first tensor to its last.
+"""Draw convert's memory over time, from its first tensor to its last.
 
     python benchmarks/make_2b4t_checkpoint.py --master master
     python benchmarks/memory_curve.py master docs/convert-memory.png
 
-Two lines: what the process has allocated, and the pages of files that it has mapped, which the system takes
-back whenever it likes. That both are flat is what lets a larger model through: they are as high as the
-largest tensor asks, whatever their number.
+Two lines: the memory that the process has allocated, and the pages of mapped files, which the system can
+reclaim at any time. Both are flat, so larger models can be converted too: their height depends on the
+largest tensor, not on the number of tensors.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def measure(checkpoint: Path) -> list[tuple[float, int, int]]:
 
 
 def draw(samples: list[tuple[float, int, int]], title: str, target: Path) -> None:
-    """One picture, memory over time."""
+    """Draw memory over time."""
     seconds = [sample[0] for sample in samples]
     figure, axes = plt.subplots(figsize=(8, 3.6), dpi=120)
     for values, label, colour in (

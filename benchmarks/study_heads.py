@@ -1,15 +1,15 @@
-"""What a quantized embedding and head cost a checkpoint on held-out text.
+"""Measures the loss of quality from a quantized embedding and head on held-out text.
 
 Usage: study_heads.py [CHECKPOINT] [--types q8_0,q6_k,...] [--windows N] [--json FILE]
 
 Every type is compared with F16, token by token, on the same text: the held-out files of the standard library
-(bitexport/text/stdlib.py). PyTorch does both sides; a head's activations are rounded as ggml rounds them
-for its type, so that what is measured is what C++ computes (`bitexport parity` holds the two together).
-Nothing is calibrated: ggml's quantizers get no importance matrix.
+(bitexport/text/stdlib.py). PyTorch computes everything; a head's activations are rounded as ggml rounds them
+for its type, so the result is what C++ computes (`bitexport parity` checks that the two agree). Nothing is
+calibrated: ggml's quantizers get no importance matrix.
 
-"head" quantizes the output matrix alone; "tied" the embedding's look-up too, as a tied file does, so that
-every layer sees other inputs. A difference is the mean over tokens, with its standard error. KL is the mean
-divergence from F16's distribution, in nats: it sees a change that the true tokens happen not to.
+"head" quantizes only the output matrix; "tied" also the embedding, as a tied file does, so that every layer
+gets different inputs. A difference is the mean over tokens, with its standard error. KL is the mean
+divergence from F16's distribution, in nats: it also shows changes that do not affect the true tokens.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ BATCH = 8  # windows at once
 
 @dataclass(slots=True)
 class Scores:
-    """Of every predicted token: loss in nats, rank of the true token (1 is best), divergence from F16."""
+    """For every predicted token: loss in nats, rank of the true token (1 is best), divergence from F16."""
 
     loss: npt.NDArray[np.float64]
     rank: npt.NDArray[np.float64]
@@ -87,7 +87,7 @@ def scores(
 def study(
     model: Any, ids: torch.Tensor, weights: npt.NDArray[np.float32], types: list[str], tied: bool
 ) -> dict[tuple[str, str], Scores]:
-    """Scores of F16 and of every type over windows ids [N, WINDOW], by what is quantized and the type."""
+    """Scores of F16 and every type on windows ids [N, WINDOW], by (what is quantized, type)."""
     matrices = {name: dequantized(weights, name) for name in ["f16", *types]}
     parts: dict[tuple[str, str], list[Scores]] = {}
     for begin in range(0, len(ids), BATCH):
@@ -112,7 +112,7 @@ def study(
 
 @torch.inference_mode()
 def last_hidden(model: Any, batch: torch.Tensor, embedding: npt.NDArray[np.float32]) -> torch.Tensor:
-    """What enters the head [N, hidden] after all but the last token of every window."""
+    """The head's input [N, hidden] after all but the last token of every window."""
     model.get_input_embeddings().weight.data = torch.from_numpy(embedding)
     states: torch.Tensor = model.model(input_ids=batch).last_hidden_state[:, :-1].flatten(0, 1)
     return states
@@ -151,7 +151,7 @@ def main() -> None:
     parser.add_argument("checkpoint", nargs="?", default="examples/tiny-python")
     parser.add_argument("--types", default=ALL_TYPES)
     parser.add_argument("--windows", type=int, default=0, help="of 512 tokens; 0: all of the text")
-    parser.add_argument("--head-only", action="store_true", help="leave the tied variants out: much faster")
+    parser.add_argument("--head-only", action="store_true", help="skip the tied variants: much faster")
     parser.add_argument("--json")
     options = parser.parse_args()
 

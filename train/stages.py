@@ -15,7 +15,7 @@ from transformers.utils import logging as transformers_logging
 
 from bitexport.checkpoint import open_checkpoint
 from bitexport.errors import OutputError, UsageError
-from bitexport.evaluation import rendered, write_pairs
+from bitexport.evaluation import render_pairs, write_pairs
 from bitexport.progress import Progress, ignore
 from bitexport.reference.model import load_tokenizer
 from bitexport.system.files import whole_folder, write_atomically
@@ -186,7 +186,7 @@ def _fit(config: TrainConfig, number: str, folder: Path, say: Say, progress: Pro
     with PartialState().main_process_first():
         data = load_data(specs, config, template, tokenizer, folder, budget)
         if template.name != "plain" and PartialState().is_main_process:
-            pairs = rendered(data.pairs, template, tokenizer)
+            pairs = render_pairs(data.pairs, template, tokenizer)
             write_pairs(pairs, Path(config.run_dir) / "held_out.jsonl")
     say(f"{data.summary}\n{describe(model)}")
     plan = _plan(config, data, budget, tokenizer.eos_token_id)

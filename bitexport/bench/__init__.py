@@ -1,6 +1,7 @@
-"""Tokens a second: against the machine's own limits, and against other types of the same model."""
+"""``bitexport bench``: tokens per second, compared with the machine's limits or with other types."""
 
-from bitexport.bench.compare import CompareReport, CompareRow, compare
-from bitexport.bench.measure import BenchReport, BenchRow, bench
+from bitexport.bench.comparison import compare
+from bitexport.bench.measure import bench
+from bitexport.bench.report import BenchReport, BenchRow, CompareReport, CompareRow
 
 __all__ = ["BenchReport", "BenchRow", "CompareReport", "CompareRow", "bench", "compare"]

@@ -1,4 +1,4 @@
-"""Tokens a second, and how near that is to what the machine allows."""
+"""Tokens per second, and how close they come to the machine's limits."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import random
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from bitexport.bench.limits import MAX_CHANGE, LimitMeter
+from bitexport.bench.limits import LimitMeter
+from bitexport.bench.report import BenchReport, BenchRow
 from bitexport.bench.weights import TokenCost, token_cost
 from bitexport.errors import UsageError
 from bitexport.progress import Progress, ProgressEvent, ignore
@@ -19,10 +19,7 @@ from bitexport.runtime.session import Session
 from bitexport.runtime.threads import default_threads
 from bitexport.system.machine import resident_bytes, warm_page_cache
 
-#: More than the last-level cache that a few threads can call their own.
-_CACHE_BYTES = 64 << 20
-
-#: What llama.cpp can hold.
+#: llama.cpp's limit of sequences.
 _MAX_BATCH = 256
 
 
@@ -31,9 +28,9 @@ class BenchTest:
     """What is timed.
 
     Attributes:
-        kind: ``"pp"``: a prompt at once; ``"tg"``: tokens one by one.
-        tokens: how many, of each sequence.
-        batch: sequences decoded together; 1 for a prompt.
+        kind: ``"pp"``: prefill, a prompt at once; ``"tg"``: decode, tokens one by one.
+        tokens: number of tokens in each sequence.
+        batch: number of sequences decoded together; 1 for a prompt.
     """
 
     kind: str
@@ -46,117 +43,6 @@ class BenchTest:
         return f"{self.kind}{self.tokens}"
 
 
-@dataclass(frozen=True, slots=True)
-class BenchRow:
-    """One test at one thread count.
-
-    Attributes:
-        test: ``pp128`` for a prompt of 128 tokens at once, ``tg32`` for 32 tokens one by one.
-        batch: how many sequences were decoded together (``B`` of llama-batched-bench).
-        threads: how many computed.
-        tokens_per_second, stddev: mean and sample standard deviation over the repetitions; of all sequences
-            of a batch together.
-        memory_read_gbps: how fast as many threads read memory in the same run, 1e9 bytes/s; decode only.
-        percent_of_bandwidth: how much of that the weights read for each step amount to; decode only.
-        multiply_add_gps: how many 1e9 multiply-adds a second as many threads do in the kernels' own
-            instruction, in the same run; prefill, and decode in batches. None where the kernels have no such
-            instruction.
-        percent_of_multiply_adds: how much of that the multiply-adds of the layers' matrices amount to.
-        limit_change: how far the machine's limits before and after the test are apart, as a fraction.
-    """
-
-    test: str
-    threads: int
-    tokens_per_second: float
-    stddev: float
-    batch: int = 1
-    memory_read_gbps: float | None = None
-    percent_of_bandwidth: float | None = None
-    multiply_add_gps: float | None = None
-    percent_of_multiply_adds: float | None = None
-    limit_change: float = 0.0
-
-    @property
-    def disturbed(self) -> bool:
-        """Whether the machine's limits moved so far during the test that the row means little."""
-        return self.limit_change > MAX_CHANGE
-
-    @property
-    def percent_of_limit(self) -> float | None:
-        """How much of the limit that is nearer was reached; None where none is known."""
-        known = [self.percent_of_bandwidth, self.percent_of_multiply_adds]
-        return max((percent for percent in known if percent is not None), default=None)
-
-    @property
-    def limit_tokens_per_second(self) -> float | None:
-        """The nearer limit itself: tokens a second of 100%."""
-        percent = self.percent_of_limit
-        return 100 * self.tokens_per_second / percent if percent else None
-
-
-@dataclass(frozen=True)
-class BenchReport:
-    """What :func:`bench` measured.
-
-    Attributes:
-        path: the file.
-        model: what llama.cpp calls it.
-        tier: the kernels that ran.
-        parameters: weights in the model.
-        weight_bytes: bytes of its tensors in the file.
-        file_bytes_per_token: of these, what a decoded token reads: all but an embedding that is only looked
-            up.
-        bytes_per_token: the same in the layout that the weights have in memory, which is what the kernels
-            read.
-        multiply_adds_per_token: weights of the matrices in the layers, one multiply-add each; without the
-            head and attention.
-        rows: in the order of measurement.
-        load_seconds: from the file, in the page cache, to a context that can run.
-        rss_bytes: memory of the process with the model loaded and run.
-        rss_before_bytes: memory of the process before it was loaded.
-    """
-
-    path: str
-    model: str
-    tier: str
-    parameters: int
-    weight_bytes: int
-    file_bytes_per_token: int
-    bytes_per_token: int
-    multiply_adds_per_token: int
-    rows: list[BenchRow]
-    load_seconds: float
-    rss_bytes: int
-    rss_before_bytes: int
-
-    @property
-    def fits_caches(self) -> bool:
-        """Whether a token reads so little that it may never come from memory."""
-        return self.bytes_per_token < _CACHE_BYTES
-
-    @property
-    def fastest_decode(self) -> BenchRow | None:
-        """The decode row, of one sequence, with the most tokens a second."""
-        decodes = [row for row in self.rows if row.memory_read_gbps is not None and row.batch == 1]
-        return max(decodes, key=lambda row: row.tokens_per_second, default=None)
-
-    def to_json(self) -> dict[str, Any]:
-        """The contract's keys, then more; memory speed and percentage are those of the fastest decode row."""
-        fastest = self.fastest_decode
-        document = asdict(self)
-        del document["rows"]
-        return {
-            "model": document.pop("model"),
-            "rows": [{**asdict(row), "disturbed": row.disturbed} for row in self.rows],
-            "load_seconds": document.pop("load_seconds"),
-            "rss_bytes": document.pop("rss_bytes"),
-            "memory_read_gbps": fastest.memory_read_gbps if fastest else None,
-            "percent_of_bandwidth": fastest.percent_of_bandwidth if fastest else None,
-            "fits_caches": self.fits_caches,
-            **document,
-        }
-
-
 def bench(
     gguf: str | os.PathLike[str],
     *,
@@ -167,23 +53,23 @@ def bench(
     repetitions: int = 5,
     progress: Progress = ignore,
 ) -> BenchReport:
-    """Measure prefill and decode as llama-bench does: random tokens, an empty context, one run to warm up.
+    """Measure prefill and decode as llama-bench does: random tokens, an empty context, one warm-up run.
 
     Args:
         gguf: the file.
-        threads: thread counts; one a core when empty.
+        threads: thread counts; one per core if empty.
         prompt_tokens: sizes of the prefill tests.
         generated_tokens: sizes of the decode tests.
-        batches: how many sequences each decode test runs together.
+        batches: numbers of sequences that each decode test runs together.
         repetitions: timed runs of each test.
-        progress: told of every test.
+        progress: called for every test.
 
     Raises:
         UsageError: there is nothing to measure, or a size is not positive.
         GGUFError, NativeLibraryError: the file cannot be loaded.
     """
     counts = list(threads) or [default_threads()]
-    tests = tests_of(prompt_tokens, generated_tokens, batches)
+    tests = make_tests(prompt_tokens, generated_tokens, batches)
     check_numbers(tests, counts, repetitions)
     rss_before = resident_bytes()
     path = Path(gguf)
@@ -197,7 +83,7 @@ def bench(
         rss = resident_bytes()
         meter = LimitMeter()
         rows = []
-        # Those of one sequence first: a context for more takes more memory.
+        # Single sequences first: a context for several takes more memory.
         runs = sorted(((count, test) for count in counts for test in tests), key=lambda run: run[1].batch > 1)
         for done, (count, test) in enumerate(runs):
             label = test.name if test.batch == 1 else f"{test.name} x {test.batch}"
@@ -223,24 +109,24 @@ def bench(
         )
 
 
-def tests_of(
+def make_tests(
     prompt_tokens: Sequence[int], generated_tokens: Sequence[int], batches: Sequence[int]
 ) -> list[BenchTest]:
-    """Prefill, then decode in every batch."""
+    """The prefill tests, then the decode tests in every batch size."""
     return [BenchTest("pp", size) for size in prompt_tokens] + [
         BenchTest("tg", size, batch) for size in generated_tokens for batch in batches
     ]
 
 
 def check_numbers(tests: Sequence[BenchTest], threads: Sequence[int], repetitions: int) -> None:
-    """Raise UsageError when there is nothing to measure, or a number is out of range."""
+    """Raise UsageError if there is nothing to measure, or a number is out of range."""
     if not tests or min(repetitions, *threads, *(min(test.tokens, test.batch) for test in tests)) < 1:
         raise UsageError(
-            "threads, sizes, batches and repetitions must be 1 or more, and there must be a test"
+            "threads, sizes, batches and repetitions must be 1 or more, and at least one test is needed"
         )
     largest = max(test.batch for test in tests)
     if largest > _MAX_BATCH:
-        raise UsageError(f"a batch of {largest} was asked for; llama.cpp decodes up to {_MAX_BATCH} together")
+        raise UsageError(f"batch {largest} is too large; llama.cpp decodes up to {_MAX_BATCH} together")
 
 
 def _measure(
@@ -270,7 +156,7 @@ def _measure(
 
 
 def time_test(session: Session, test: BenchTest) -> float:
-    """Seconds of one run of a test, from an empty context, with the same tokens every time."""
+    """Seconds for one run of a test, from an empty context, with the same tokens every time."""
     draw = random.Random(0)
     ids = draw.choices(range(session.n_vocab), k=test.tokens * test.batch)
     run: Callable[[Session, list[int], int], None]

@@ -1,4 +1,4 @@
-"""A bench report as a picture: threads against tokens/s, prefill and decode, each below its limit."""
+"""A bench report as a picture: tokens/s over threads, for prefill and decode, with the machine's limits."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bitexport.bench.measure import BenchReport, BenchRow
+from bitexport.bench.report import BenchReport, BenchRow
 from bitexport.errors import UsageError
 from bitexport.system import picture
 from bitexport.system.files import write_atomically
@@ -14,25 +14,26 @@ from bitexport.system.files import write_atomically
 _GREY = "0.35"
 _MARKERS = "osD^v"
 
-#: From this ratio of thread counts on, both axes are logarithmic: twice the threads, one step.
+#: If the thread counts differ by this factor or more, both axes are logarithmic.
 _WIDE = 16
 
-#: Between the percentages of neighbouring points, in points of 1/72 inch.
+#: Minimum distance between the percentages of neighbouring points, in points of 1/72 inch.
 _LABEL_GAP = 10
 
 
 def plot(report: BenchReport, path: Path) -> None:
     """Draw the rows of a report: a line for each test and batch, with standard deviations.
 
-    Dashed is the limit in tokens/s: for prefill the multiply-add peak, for decode the memory's speed, for
-    sequences decoded together the lower of both. Each point says how many percent of it were reached. A
-    hollow point was disturbed.
+    A dashed line is the limit in tokens/s: for prefill the multiply-add peak, for decode the memory's speed,
+    for sequences decoded together the lower of the two. Each point is labelled with the percentage of the
+    limit that was reached; disturbed points are hollow.
 
     Args:
-        path: ``.png`` or ``.svg``; replaced if it is there.
+        report: the report.
+        path: ``.png`` or ``.svg``; replaced if it exists.
 
     Raises:
-        UsageError: there are no rows, or the file's name ends otherwise.
+        UsageError: there are no rows, or the file's name has another ending.
         OutputError: it cannot be written.
         ModuleNotFoundError: matplotlib is not installed.
     """
@@ -57,7 +58,7 @@ def plot(report: BenchReport, path: Path) -> None:
         _measured(axis, rows)
         _limits(axis, rows)
         _explain(axis, rows)
-    figure.draw_without_rendering()  # from here on, points have a place
+    figure.draw_without_rendering()  # fixes the layout, so that points have positions
     for axis, rows in zip(axes[0], panels.values(), strict=True):
         _percentages(axis, rows)
     write_atomically(path, picture.render(figure, kind))
@@ -72,7 +73,7 @@ def _scale(axis: Any, rows: Sequence[BenchRow]) -> None:
         axis.set_yscale("log", base=2)
         axis.set(xlim=(counts[0] / 2, counts[-1] * 2), ylim=(min(speeds) / 2, highest * 1.4))
     else:
-        margin = (counts[-1] - counts[0]) * 0.2 or 1  # percentages stand beside the points
+        margin = (counts[-1] - counts[0]) * 0.2 or 1  # room for the percentages next to the points
         axis.set(xlim=(counts[0] - margin, counts[-1] + margin), ylim=(0, highest * 1.08))
     axis.set_xticks(counts, [str(count) for count in counts])
     axis.minorticks_off()
@@ -84,28 +85,28 @@ def _scale(axis: Any, rows: Sequence[BenchRow]) -> None:
 def _measured(axis: Any, rows: Sequence[BenchRow]) -> None:
     """A line for each test and batch."""
     for label in dict.fromkeys(map(_label, rows)):
-        own = sorted((row for row in rows if _label(row) == label), key=lambda row: row.threads)
-        style = _style(rows, own[0])
-        threads = [row.threads for row in own]
-        speeds = [row.tokens_per_second for row in own]
+        line = sorted((row for row in rows if _label(row) == label), key=lambda row: row.threads)
+        style = _style(rows, line[0])
+        threads = [row.threads for row in line]
+        speeds = [row.tokens_per_second for row in line]
         axis.plot(threads, speeds, linewidth=1.6, markersize=5, label=label, **style)
         axis.errorbar(
-            threads, speeds, yerr=[row.stddev for row in own], fmt="none", ecolor=style["color"], capsize=3
+            threads, speeds, yerr=[row.stddev for row in line], fmt="none", ecolor=style["color"], capsize=3
         )
-        for row in own:
+        for row in line:
             if row.disturbed:
                 hollow = {**style, "markersize": 5, "markerfacecolor": "white", "zorder": 5}
                 axis.plot(row.threads, row.tokens_per_second, **hollow)
 
 
 def _limits(axis: Any, rows: Sequence[BenchRow]) -> None:
-    """A dashed line for each batch, in its colour."""
+    """A dashed line for each batch, in the batch's colour."""
     batches = sorted({row.batch for row in rows})
     for batch in batches:
         limits: dict[int, float] = {}
         for row in rows:
             limit = row.limit_tokens_per_second
-            if row.batch == batch and limit is not None:  # of several sizes the highest, as of several passes
+            if row.batch == batch and limit is not None:  # the highest over several test sizes
                 limits[row.threads] = max(limit, limits.get(row.threads, 0))
         threads: list[float] = sorted(limits)
         heights = [limits[count] for count in sorted(limits)]
@@ -116,7 +117,7 @@ def _limits(axis: Any, rows: Sequence[BenchRow]) -> None:
 
 
 def _explain(axis: Any, rows: Sequence[BenchRow]) -> None:
-    """The legend, below the panel, where no line can be."""
+    """The legend, below the panel, where it covers no line."""
     axis.plot([], [], linestyle="--", linewidth=1.3, color=_GREY, label=_limit_name(rows))
     if any(row.disturbed for row in rows):
         axis.plot([], [], "o", color=_GREY, markerfacecolor="white", label="disturbed: limits moved")
@@ -133,7 +134,7 @@ def _limit_name(rows: Sequence[BenchRow]) -> str:
 
 
 def _percentages(axis: Any, rows: Sequence[BenchRow]) -> None:
-    """Beside each point, on the outer side; pushed up where the one below is too near."""
+    """Next to each point, on the outer side; moved up if the one below is too close."""
     pixels = axis.figure.dpi / 72  # of a point
     counts = sorted({row.threads for row in rows})
     for count in counts:
@@ -156,7 +157,7 @@ def _percentages(axis: Any, rows: Sequence[BenchRow]) -> None:
 
 
 def _style(rows: Sequence[BenchRow], row: BenchRow) -> dict[str, Any]:
-    """The batch has the colour, or the test where there is only one batch; the test has the marker."""
+    """Colour: the batch, or the test if there is only one batch. Marker: the test."""
     batches = sorted({row.batch for row in rows})
     tests = list(dict.fromkeys(row.test for row in rows))
     test = tests.index(row.test)

@@ -1,4 +1,4 @@
-"""What a token costs by the weights alone: bytes to read, multiply-adds to do."""
+"""The cost of a token in terms of weights: bytes to read and multiply-adds to do."""
 
 from __future__ import annotations
 
@@ -16,15 +16,14 @@ _LAYER_MATRIX = re.compile(r"blk\.\d+\..*\.weight")
 
 @dataclass(frozen=True, slots=True)
 class TokenCost:
-    """What decoding one token takes of a file's weights.
+    """The cost of decoding one token.
 
     Attributes:
-        file_bytes: bytes of the weights as they lie in the file: all tensors but an embedding that is only
-            looked up.
-        memory_bytes: bytes that the kernels read: as they lie in memory, repacked or not.
-        multiply_adds: one for every weight of the matrices in the layers (the ternary ones, or what stands in
-            their place). The head, attention and norms are not counted: they do not run on the ternary
-            kernels, and of a prompt only the last token needs the head.
+        file_bytes: bytes of the weights in the file: all tensors but an embedding that is only looked up.
+        memory_bytes: bytes that the kernels read, in the layout in memory, repacked or not.
+        multiply_adds: one for every weight of the layers' matrices (the ternary ones, or the same in another
+            type). The head, attention and norms are not counted: they do not run on the ternary kernels, and
+            only the last token of a prompt needs the head.
     """
 
     file_bytes: int
@@ -33,7 +32,7 @@ class TokenCost:
 
 
 def token_cost(path: str | os.PathLike[str]) -> TokenCost:
-    """Look at a file's tensors.
+    """Compute the cost from a file's tensors.
 
     Raises:
         GGUFError: the file is missing or damaged.

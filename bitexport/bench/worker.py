@@ -1,8 +1,8 @@
-"""One model in a process of its own, timed on demand: so that each can have its own environment.
+"""A model in a separate process, timed on demand, so that each model can have its own environment.
 
 ``main(FILE.gguf, N_CTX)`` reads lines such as ``{"kind": "pp", "tokens": 128, "threads": 2}`` from stdin and
-answers each with ``{"seconds": 0.7}``; the first line it writes tells that the model is loaded,
-``{"model": ..., "tier": ...}``, or why not, ``{"error": ..., "kind": "GGUFError"}``. It ends with its stdin.
+answers each with ``{"seconds": 0.7}``. Its first line says that the model is loaded, ``{"model": ...,
+"tier": ...}``, or why not, ``{"error": ..., "kind": "GGUFError"}``. It exits when stdin ends.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ class Worker:
     """The parent's side of one worker.
 
     Args:
-        path: the file; it is read into memory, not mapped, so that nobody can take its pages away.
-        n_ctx: tokens that fit.
-        environment: added to this process's.
+        path: the file; it is read into memory, not mapped, so that the system cannot evict its pages.
+        n_ctx: size of the context.
+        environment: variables to add to this process's environment.
 
     Raises:
-        BitexportError: what opening the model raised there.
+        BitexportError: opening the model failed in the worker.
     """
 
     def __init__(self, path: Path, n_ctx: int, environment: Mapping[str, str]) -> None:
@@ -47,7 +47,7 @@ class Worker:
             stdout=subprocess.PIPE,
             text=True,
             env={**os.environ, **environment, "PYTHONPATH": search},
-            start_new_session=True,  # Ctrl-C goes to the parent, which ends this one
+            start_new_session=True,  # Ctrl-C goes to the parent, which stops the worker
         )
         try:
             ready = self._answer()
@@ -65,7 +65,7 @@ class Worker:
             self._process.stdin.write(json.dumps(request) + "\n")
             self._process.stdin.flush()
         except BrokenPipeError:
-            pass  # the answer tells
+            pass  # reading the answer reports it
         return float(self._answer()["seconds"])
 
     def _answer(self) -> dict[str, Any]:
@@ -104,7 +104,7 @@ def main(path: str, n_ctx: int) -> None:
     """The worker's side."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever else prints must not look like an answer
+    os.dup2(2, 1)  # other output must not be taken for an answer
     from bitexport.runtime.session import Session
 
     def answer(document: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,13 +23,14 @@ ALL_TWINS = "f16,tq2_0,q4_0"
 def bench(
     gguf: options.Gguf,
     threads: Annotated[
-        str, typer.Option("--threads", "-t", metavar="N,...", help="Thread counts; empty: one a core.")
+        str, typer.Option("--threads", "-t", metavar="N,...", help="Thread counts; empty: one per core.")
     ] = "",
     prompt_tokens: Annotated[
-        str, typer.Option("--prompt-tokens", "-p", metavar="N,...", help="Sizes of prefill (pp); 0: none.")
+        str,
+        typer.Option("--prompt-tokens", "-p", metavar="N,...", help="Tokens per prefill test (pp); 0: none."),
     ] = "512",
     gen_tokens: Annotated[
-        str, typer.Option("--gen-tokens", "-n", metavar="N,...", help="Sizes of decode (tg); 0: none.")
+        str, typer.Option("--gen-tokens", "-n", metavar="N,...", help="Tokens per decode test (tg); 0: none.")
     ] = "128",
     batch: Annotated[
         str,
@@ -36,7 +38,7 @@ def bench(
             "--batch",
             "-b",
             metavar="N,...",
-            help="Sequences decoded together, as -npl of llama-batched-bench: 1,2,4,8,16, say.",
+            help="Sequences decoded together, like llama-batched-bench's -npl; for example 1,2,4,8,16.",
         ),
     ] = "1",
     repetitions: Annotated[
@@ -47,26 +49,26 @@ def bench(
         typer.Option(
             "--compare",
             metavar="[TYPE,...]",
-            help="Time the file in turns with twins of other types: f16,tq2_0,q4_0, or some of them.",
+            help="Alternate with twins of the file in other types: f16,tq2_0,q4_0, or some of these.",
         ),
     ] = "",
     keep: Annotated[
         Path | None,
-        typer.Option("--keep", metavar="DIR", help="Keep the twins of --compare there, and use them again."),
+        typer.Option("--keep", metavar="DIR", help="Keep the twins of --compare here, and reuse them."),
     ] = None,
     plot: Annotated[
         Path | None,
         typer.Option(
             "--plot",
             metavar="FILE.png",
-            help="Draw threads against tokens/s, with the limits; .svg too.",
+            help="Draw tokens/s over threads, with the limits, as .png or .svg.",
             show_default=False,
         ),
     ] = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Measure tokens per second, and how near that is to what memory and multiply-add units allow."""
+    """Measure tokens per second, and how close they come to the limits of memory and multiply-add units."""
     counts = _numbers("--threads", threads)
     prompts = _numbers("--prompt-tokens", prompt_tokens)
     generated = _numbers("--gen-tokens", gen_tokens)
@@ -76,15 +78,15 @@ def bench(
         if batches != [1]:
             raise UsageError("--batch and --compare do not go together; leave one of them out")
         if plot is not None:
-            raise UsageError("--plot draws limits, which --compare has none of; leave one of them out")
+            raise UsageError("--plot draws limits, but --compare has none; leave one of them out")
         _compare(out, gguf, compare, counts, prompts, generated, repetitions, keep)
         return
     if keep is not None:
-        raise UsageError("--keep is for the twins of --compare; add --compare, or leave it out")
+        raise UsageError("--keep is for the twins of --compare; add --compare, or leave out --keep")
     if plot is not None:
         from bitexport.system.picture import check_picture
 
-        check_picture(plot)  # what would fail after minutes of measuring fails now
+        check_picture(plot)  # fail now rather than after minutes of measuring
     from bitexport.bench import bench as run
 
     with out.progress("bench") as progress:
@@ -105,20 +107,20 @@ def bench(
 
 
 class BenchCommand(TyperCommand):
-    """Takes ``--compare`` without a value as all twins."""
+    """Lets ``--compare`` without a value mean all twins."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """As the library does, once the value is filled in."""
+        """Fill in the value, then parse as usual."""
         following = [*args[1:], "-"]
         filled = [
-            f"--compare={ALL_TWINS}" if arg == "--compare" and _is_no_list(after) else arg
+            f"--compare={ALL_TWINS}" if arg == "--compare" and not _is_type_list(after) else arg
             for arg, after in zip(args, following, strict=True)
         ]
         return super().parse_args(ctx, filled)
 
 
-def _is_no_list(argument: str) -> bool:
-    return re.fullmatch(r"\w+(,\w+)*", argument) is None
+def _is_type_list(argument: str) -> bool:
+    return re.fullmatch(r"\w+(,\w+)*", argument) is not None
 
 
 def _compare(
@@ -148,7 +150,7 @@ def _compare(
 
 
 def _show_comparison(out: Output, report: CompareReport) -> None:
-    columns = ["test", "threads", "type", "size", "t/s", "i2_s is faster by", "range"]
+    columns = ["test", "threads", "type", "size", "t/s", "speed-up", "range"]
     rows = [
         (
             row.test,
@@ -162,78 +164,83 @@ def _show_comparison(out: Output, report: CompareReport) -> None:
         for row in report.rows
     ]
     out.table(columns, rows, right=columns, markdown=True)
-    out.line(
-        f"{report.model}; {report.tier} kernels; medians of alternating rounds, each file in a process of "
-        "its own and read into memory, the twins' head on llama.cpp's own kernels"
+    out.wrapped(
+        "speed-up: how many times as fast as that type i2_s is, median and range over alternating rounds"
+    )
+    out.wrapped(
+        f"{report.model}; {report.tier} kernels; each file in its own process and read into memory, the "
+        "twins' head on llama.cpp's own kernels"
     )
     if report.tier_forced:
-        out.line(f"BITEXPORT_TIER holds i2_s to {report.tier}; its twins use all that this CPU has.")
-    noted = {(row.test, row.threads): row for row in report.rows if row.disturbed_rounds}
-    for row in noted.values():
+        out.wrapped(
+            f"BITEXPORT_TIER limits i2_s to {report.tier}; its twins use everything that this CPU has."
+        )
+    disturbed = {(row.test, row.threads): row for row in report.rows if row.disturbed_rounds}
+    for row in disturbed.values():
+        test = f"{row.test}, {_threads(row.threads)}"
         if row.disturbed:
-            out.line(
-                f"{row.test}, {row.threads} threads: the machine's limits moved in every round; measure again"
-            )
+            out.wrapped(f"{test}: the machine's limits moved in every round; measure again")
         else:
-            out.line(
-                f"{row.test}, {row.threads} threads: {row.disturbed_rounds} rounds thrown away, in which the "
-                f"machine's limits moved; {row.rounds} count"
+            out.wrapped(
+                f"{test}: {row.disturbed_rounds} rounds discarded, because the machine's limits moved; "
+                f"{row.rounds} count"
             )
     for file in report.kept:
         out.line(f"kept {file}")
 
 
 def _numbers(option: str, text: str) -> list[int]:
-    """``"1,2"`` -> ``[1, 2]``; zeros are dropped, as "none of these"."""
+    """``"1,2"`` -> ``[1, 2]``; zeros, which mean "none", are dropped."""
     try:
         numbers = [int(part) for part in text.split(",") if part.strip()]
     except ValueError:
         numbers = [-1]
     if any(number < 0 for number in numbers):
-        raise UsageError(f"{option} is {text!r}; expected whole numbers with commas between, such as 1,2")
+        raise UsageError(f"{option} is {text!r}; expected whole numbers separated by commas, such as 1,2")
     return [number for number in numbers if number]
 
 
 def _show(out: Output, report: BenchReport) -> None:
-    columns = {
-        "model": lambda _: report.model,
-        "size": lambda _: format_bytes(report.weight_bytes),
-        "params": lambda _: _short_count(report.parameters),
+    out.wrapped(
+        f"{report.model}: {_short_count(report.parameters)} parameters, {format_bytes(report.weight_bytes)}, "
+        f"{report.tier} kernels"
+    )
+    columns: dict[str, Callable[[BenchRow], object]] = {
         "threads": lambda row: row.threads,
         "B": lambda row: row.batch,
-        "test": lambda row: row.test,
+        "test": lambda row: f"{row.test}*" if row.disturbed else row.test,
         "t/s": lambda row: f"{row.tokens_per_second:.2f} ± {row.stddev:.2f}",
-        "% of memory speed": lambda row: _percent(row.percent_of_bandwidth),
-        "% of multiply-add peak": lambda row: _percent(row.percent_of_multiply_adds),
-        "note": _note,
+        "% memory": lambda row: _percent(row.percent_of_bandwidth),
+        "% multiply-add": lambda row: _percent(row.percent_of_multiply_adds),
     }
     if all(row.batch == 1 for row in report.rows):
         del columns["B"]
-    if not any(row.disturbed for row in report.rows):
-        del columns["note"]
     rows = [[cell(row) for cell in columns.values()] for row in report.rows]
-    out.table(list(columns), rows, right=list(columns)[1:], markdown=True)
-    out.line(
-        f"{report.tier} kernels; loaded in {report.load_seconds:.2f} s; "
-        f"{format_bytes(report.rss_bytes)} resident, {format_bytes(report.rss_before_bytes)} before loading"
+    out.table(list(columns), rows, right=list(columns), markdown=True)
+    out.wrapped(
+        "100% is the machine's speed of reading memory and of multiply-adds, measured with each test:"
     )
-    out.line(
-        f"a token reads {format_bytes(report.bytes_per_token)} of weights "
+    for row in report.rows:
+        out.wrapped(f"- {row.test}{_in_batch(row)}, {_threads(row.threads)}: {_limits(row)}", indent=2)
+    out.wrapped(
+        f"loaded in {report.load_seconds:.2f} s; {format_bytes(report.rss_bytes)} resident, "
+        f"{format_bytes(report.rss_before_bytes)} before loading"
+    )
+    out.wrapped(
+        f"each token reads {format_bytes(report.bytes_per_token)} of weights "
         f"({format_bytes(report.file_bytes_per_token)} in the file) and takes "
         f"{_short_count(report.multiply_adds_per_token)} multiply-adds in the layers' matrices"
     )
-    for row in report.rows:
-        out.line(f"beside {row.test}{_in_batch(row)}, {row.threads} threads: {_limits(row)}")
     if report.fits_caches:
-        out.line("The weights fit this CPU's caches, so that memory does not limit this model.")
+        out.wrapped("The weights fit this CPU's caches, so memory does not limit this model.")
 
 
 def _percent(value: float | None) -> str:
     return "" if value is None else f"{value:.0f}%"
 
 
-def _note(row: BenchRow) -> str:
-    return f"disturbed: limits moved by {100 * row.limit_change:.0f}%" if row.disturbed else ""
+def _threads(count: int) -> str:
+    return "1 thread" if count == 1 else f"{count} threads"
 
 
 def _in_batch(row: BenchRow) -> str:
@@ -241,12 +248,17 @@ def _in_batch(row: BenchRow) -> str:
 
 
 def _limits(row: BenchRow) -> str:
-    parts = []
+    limits = []
     if row.memory_read_gbps is not None:
-        parts.append(f"memory read at {row.memory_read_gbps:.1f} GB/s")
+        limits.append(f"memory read at {row.memory_read_gbps:.1f} GB/s")
     if row.multiply_add_gps is not None:
-        parts.append(f"{row.multiply_add_gps:.0f} G multiply-adds/s")
-    return ", ".join(parts) or "these kernels have no multiply-add instruction to compare with"
+        limits.append(f"{row.multiply_add_gps:.0f} G multiply-adds/s")
+    shown = ", ".join(limits) or "these kernels have no multiply-add instruction to compare with"
+    return f"{shown}; {_disturbance(row)}" if row.disturbed else shown
+
+
+def _disturbance(row: BenchRow) -> str:
+    return f"* disturbed: limits moved by {100 * row.limit_change:.0f}%"
 
 
 def _short_count(count: int) -> str:

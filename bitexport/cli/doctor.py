@@ -31,46 +31,52 @@ def doctor(
         Path | None,
         typer.Argument(
             metavar="[FILE.gguf]",
-            help="GGUF file made of it; one is made for the occasion when left out.",
+            help="GGUF file made from it; if omitted, a temporary one is made.",
             show_default=False,
         ),
     ] = None,
     prompt: Annotated[
         str | None,
-        typer.Option("--prompt", metavar="TEXT", help="Show what may follow this.", show_default=False),
+        typer.Option(
+            "--prompt", metavar="TEXT", help="Show the likely next tokens after this.", show_default=False
+        ),
     ] = None,
     text: Annotated[
         Path | None,
         typer.Option(
             "--text",
             metavar="FILE",
-            help="A text that the model should know how to predict; English prose and Python code when left "
-            "out, of which it is judged by what it predicts better.",
+            help="A text that the model should be able to predict; if omitted, English prose and Python code "
+            "are tried, and the one that it predicts better counts.",
             show_default=False,
         ),
     ] = None,
     env: Annotated[
-        bool, typer.Option("--env", help="Examine this machine instead of a model: what it has, and lacks.")
+        bool, typer.Option("--env", help="Examine this machine instead of a model: what it has and lacks.")
     ] = False,
-    threads: Annotated[int, typer.Option("--threads", "-t", min=0, help="For C++; 0: one a processor.")] = 0,
+    threads: Annotated[
+        int, typer.Option("--threads", "-t", min=0, help="Threads for C++; 0: one per processor.")
+    ] = 0,
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
     """Find out why a model prints garbage.
 
-    Runs it in float, with quantized weights, with quantized weights and activations, and in C++; then gives
-    one verdict, the evidence for it, and what to do. Exit code 3 unless the model is healthy.
+    Runs it in float, with quantized weights, with quantized weights and
+    activations, and in C++; then gives one verdict, the evidence for it, and
+    what to do. Exit code 3 unless the model is healthy.
 
-    With --env no model is looked at: compiler, CPU, memory, disk, torch and versions are, each with what it
-    means. Exit code 3 if one of them is a problem.
+    With --env, examines the machine instead: compiler, CPU, memory, disk,
+    torch and package versions, and what each of them means for you. Exit code
+    3 if one of them is a problem.
     """
     if env:
         if any(given is not None for given in (checkpoint, gguf, prompt, text)):
-            raise UsageError("--env examines the machine and takes no checkpoint, file, prompt or text")
+            raise UsageError("--env examines the machine; it takes no checkpoint, file, prompt or text")
         _environment(Output(json=json, quiet=quiet))
         return
     if checkpoint is None:
-        raise UsageError("no checkpoint was given; name its folder, or give --env to examine this machine")
+        raise UsageError("no checkpoint given; name its folder, or give --env to examine this machine")
     document = options.read_text(text)
     from bitexport.doctor import doctor as run
 
@@ -87,8 +93,8 @@ def _environment(out: Output) -> None:
 
     report = environment()
     out.result(report.to_json(), human=lambda: _show_environment(out, report))
-    if problems := report.named("problem"):
-        raise CheckFailed(f"this machine lacks what bitexport needs: {', '.join(problems)}")
+    if problems := report.with_status("problem"):
+        raise CheckFailed(f"this machine lacks something that bitexport needs: {', '.join(problems)}")
 
 
 def _show_environment(out: Output, report: EnvironmentReport) -> None:
@@ -98,8 +104,8 @@ def _show_environment(out: Output, report: EnvironmentReport) -> None:
         out.wrapped(margin + check.meaning, indent=_STATUS_WIDTH)
         if check.advice:
             out.wrapped(f"{margin}What to do: {check.advice}", indent=_STATUS_WIDTH)
-    counts = [len(report.named(status)) for status in ("ok", "warning", "problem")]
-    out.line("{} ok, {} to know about, {} to mend".format(*counts))
+    counts = [len(report.with_status(status)) for status in ("ok", "warning", "problem")]
+    out.line("{} ok, {} warnings, {} problems".format(*counts))
 
 
 def _show(out: Output, report: DoctorReport) -> None:
@@ -122,7 +128,10 @@ def _show_stages(out: Output, report: DoctorReport) -> None:
         prompt = (
             sample.prompt if len(sample.prompt) <= _PROMPT_CHARS else "…" + sample.prompt[-_PROMPT_CHARS:]
         )
-        out.wrapped(f"Judged by {sample.tokens:,} tokens of {sample.kind}; what may follow {prompt!r}:")
+        out.wrapped(
+            f"Judged on {sample.tokens:,} tokens of {sample.kind}; entropy, P(end of text) and the next "
+            f"tokens are those after {prompt!r}:"
+        )
         rows = []
         for name in STAGES:
             if name in stages:
@@ -153,7 +162,7 @@ def _show_stages(out: Output, report: DoctorReport) -> None:
 
 
 def _show_norms(out: Output, norms: list[Norm]) -> None:
-    """One row a kind of tensor: the layer that quantization changes most."""
+    """One row per kind of tensor: the layer that quantization changes most."""
     kinds: dict[str, list[Norm]] = {}
     for norm in norms:
         kinds.setdefault(norm.kind, []).append(norm)
@@ -165,11 +174,11 @@ def _show_norms(out: Output, norms: list[Norm]) -> None:
             row[3:] = [f"{worst.before:.2f}", f"{worst.after:.2f}", f"{worst.ratio:.2f}"]
         rows.append(row)
     quantized = any(norm.ratio is not None for norm in norms)
-    columns = ["Frobenius norm", "layers", "layer", "after"]
+    columns = ["tensor", "layers", "layer", "norm"]
     if quantized:
-        columns[3:] = ["before", "after", "left"]
-    what = "what quantization leaves least of" if quantized else "the smallest"
-    out.wrapped(f"Frobenius norms of the ternary tensors, of each kind {what}:")
+        columns[3:] = ["before", "after", "kept"]
+    which = "of which quantization keeps least" if quantized else "with the smallest"
+    out.wrapped(f"Frobenius norms of the ternary tensors; for each kind, the layer {which}:")
     out.table(columns, rows, right=columns[1:])
 
 
@@ -178,6 +187,6 @@ def _number(value: float) -> str:
 
 
 def _short(text: str) -> str:
-    """A token as it would stand in Python source, cut."""
+    """A token as a Python string literal, shortened."""
     shown = repr(text)
     return shown if len(shown) <= _TOKEN_CHARS else shown[: _TOKEN_CHARS - 2] + "…" + shown[-1]

@@ -34,7 +34,7 @@ def evaluate(
         typer.Option(
             "--teacher",
             metavar="CKPT_OR_GGUF",
-            help="What it was made from: the others are held against it.",
+            help="The model it was made from; the others are compared with it.",
             show_default=False,
         ),
     ] = None,
@@ -43,7 +43,7 @@ def evaluate(
         typer.Option(
             "--student-gguf",
             metavar="FILE.gguf",
-            help="The file made of the checkpoint; one is made for the occasion when left out.",
+            help="The file made from the checkpoint; if omitted, a temporary one is made.",
             show_default=False,
         ),
     ] = None,
@@ -52,7 +52,7 @@ def evaluate(
         typer.Option(
             "--teacher-gguf",
             metavar="FILE.gguf",
-            help="The file made of the teacher, for a column of its own.",
+            help="The file made from the teacher; adds a column for it.",
             show_default=False,
         ),
     ] = None,
@@ -61,7 +61,7 @@ def evaluate(
         typer.Option(
             "--text",
             metavar="FILE",
-            help="A text that the models have not seen; bitexport's own prompts when there are no "
+            help="A text that the models have not seen; bitexport's built-in prompts if there are no "
             "pairs either.",
             show_default=False,
         ),
@@ -71,8 +71,8 @@ def evaluate(
         typer.Option(
             "--pairs",
             metavar="FILE.jsonl",
-            help='Pairs that the models have not seen, a line {"prompt": "TEXT", "answer": "TEXT"} each, the '
-            "prompt as the model wants it.",
+            help='Pairs that the models have not seen, one {"prompt": "TEXT", "answer": "TEXT"} per line, '
+            "the prompt as the model expects it.",
             show_default=False,
         ),
     ] = None,
@@ -81,8 +81,8 @@ def evaluate(
         typer.Option(
             "--data",
             metavar="SOURCE",
-            help="In the place of --pairs: a source of the training (gettext:fr, parallel:a.en,a.fr), of "
-            "which the pairs are taken that training held out. Once for each of its sources.",
+            help="Instead of --pairs: a source of the training run (gettext:fr, parallel:a.en,a.fr), from "
+            "which to take the pairs that training held out. Repeat for every source of the run.",
             show_default=False,
         ),
     ] = None,
@@ -90,45 +90,47 @@ def evaluate(
         str | None,
         typer.Option(
             "--template",
-            help="With --data, what training made of a pair: tags, chat or hy-mt1.5.",
+            help="With --data, how training rendered a pair: tags, chat or hy-mt1.5.",
             show_default=False,
         ),
     ] = None,
     source_language: Annotated[str, typer.Option("--source-language", help="With --data.")] = "en",
     target_language: Annotated[str, typer.Option("--target-language", help="With --data.")] = "fr",
     held_out_percent: Annotated[
-        int, typer.Option("--held-out-percent", help="With --data, what training held out.")
+        int, typer.Option("--held-out-percent", help="With --data, the percentage that training held out.")
     ] = 5,
     limit: Annotated[
         int | None,
-        typer.Option("--limit", min=1, help="Only the first N pairs, and windows of the text."),
+        typer.Option("--limit", min=1, help="Use only the first N pairs, and windows of the text."),
     ] = None,
     max_tokens: Annotated[
-        int, typer.Option("--max-tokens", min=0, help="Tokens of a greedy answer; 0: no answers.")
+        int, typer.Option("--max-tokens", min=0, help="Limit of a greedy answer; 0: no answers.")
     ] = 128,
-    threads: Annotated[int, typer.Option("--threads", "-t", min=0, help="0: as many as are worth it.")] = 0,
+    threads: Annotated[
+        int, typer.Option("--threads", "-t", min=0, help="Threads; 0: chosen to suit the model.")
+    ] = 0,
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Measure quality on held-out text and pairs, beside the teacher, in Python and in C++.
+    """Measure quality on held-out text and pairs, next to the teacher, in Python and in C++.
 
-    Perplexity, next-token accuracy, BLEU and chrF of greedy answers, and how alike the hidden states of
-    teacher and student are.
+    Perplexity, next-token accuracy, BLEU and chrF of greedy answers, and the
+    similarity between the hidden states of teacher and student.
     """
     if data and pairs is not None:
         raise UsageError("--data and --pairs exclude each other; give one of them")
     if bool(data) != (template is not None):
         missing = "--template (tags, chat or hy-mt1.5)" if data else "--data"
-        raise UsageError(f"--data and --template go together; add {missing}, as training had it")
+        raise UsageError(f"--data and --template go together; add {missing}, as in training")
     document = options.read_text(text)
     from bitexport.evaluation import evaluate as run
     from bitexport.evaluation import held_out_pairs, read_pairs
     from bitexport.text import Template
 
-    drawn = read_pairs(pairs, limit) if pairs is not None else None
+    chosen = read_pairs(pairs, limit) if pairs is not None else None
     if data and template:
         form = Template(template, source_language, target_language)
-        drawn = held_out_pairs(data, form, held_out_percent, (model, teacher))
+        chosen = held_out_pairs(data, form, held_out_percent, (model, teacher))
     out = Output(json=json, quiet=quiet)
     with terminable(), out.progress("eval") as progress:
         report = run(
@@ -137,7 +139,7 @@ def evaluate(
             student_gguf=student_gguf,
             teacher_gguf=teacher_gguf,
             text=document,
-            pairs=drawn,
+            pairs=chosen,
             limit=limit,
             max_tokens=max_tokens,
             threads=threads,
@@ -154,16 +156,18 @@ def _show(out: Output, report: EvaluationReport) -> None:
         found = next(column.translation for column in report.columns if column.translation)
         out.wrapped(f"BLEU: {found.bleu_signature}; chrF: {found.chrf_signature}")
     if report.teacher is not None:
-        out.wrapped(f"kept is in percent of {report.teacher.name}; perplexity is compared with its, too")
+        out.wrapped(
+            f"compared with {report.teacher.name}: kept in percent of its score, perplexity as a ratio"
+        )
     if report.converted is not None:
         kinds = f"{report.converted['type']} with {report.converted['embed_type']} embeddings"
-        out.wrapped(f"student-c++: converted for the occasion, {kinds}")
+        out.wrapped(f"student-c++: a temporary file, {kinds}")
     for name, reason in report.skipped.items():
         out.wrapped(f"{name}: not measured: {reason}")
 
 
 def _rows(report: EvaluationReport) -> list[list[str]]:
-    """The table, row by row; a row where no column has a number is left out."""
+    """All rows of the table; the caller drops the empty ones."""
     kept = [report.kept(column) for column in report.columns]
     done = [column.translation for column in report.columns]
     answers = f"{report.pairs:,} answers"
@@ -192,6 +196,6 @@ def _predictions(what: str, tallies: list[Tally | None]) -> list[list[str]]:
 
 
 def _row(label: str, items: Iterable[T | None], value: Callable[[T], float | None], shape: str) -> list[str]:
-    """A row of the table: one cell an item, empty where there is none or it lacks the value."""
+    """A row of the table: one cell per item, empty if the item is None or has no such value."""
     values = [None if item is None else value(item) for item in items]
     return [label, *("" if number is None else shape.format(number) for number in values)]

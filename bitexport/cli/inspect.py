@@ -11,7 +11,7 @@ from bitexport.cli import options
 from bitexport.cli.output import Output, format_bytes
 
 if TYPE_CHECKING:
-    from bitexport.inspect.driver import InspectReport
+    from bitexport.inspect import InspectReport
 
 MAX_TEXT = 72
 
@@ -22,12 +22,13 @@ def inspect(
         typer.Argument(metavar="FILE_OR_DIR", help="GGUF file or checkpoint folder.", show_default=False),
     ],
     health: Annotated[
-        bool, typer.Option("--health", help="Read every tensor; show signs of damage and bad training only.")
+        bool,
+        typer.Option("--health", help="Read every tensor, and show only signs of damage or bad training."),
     ] = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Show what a GGUF file or a checkpoint holds."""
+    """Show the contents of a GGUF file or a checkpoint."""
     from bitexport.inspect import inspect as run
 
     out = Output(json=json, quiet=quiet)
@@ -67,9 +68,9 @@ def _show_health(out: Output, report: InspectReport) -> None:
     if any(finding.level == "warning" for finding in findings):
         return
     if report.problems:
-        out.line("not known: it was not looked at as a ternary model, see the warning")
+        out.line("unknown: it was not checked as a ternary model, see the warning")
     else:
-        out.line("healthy: none of the signs of a bad checkpoint")
+        out.line("healthy: no sign of a bad checkpoint")
 
 
 def _short(value: object) -> str:

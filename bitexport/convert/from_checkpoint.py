@@ -22,7 +22,7 @@ from bitexport.families import Claim, Role
 from bitexport.gguf.dequantize import rows_per_chunk
 from bitexport.gguf.types import FILE_TYPES
 from bitexport.gguf.writer import MetadataValue
-from bitexport.health import Health, look_at_trainer_state, look_at_vocabulary
+from bitexport.health import Health, check_trainer_state, check_vocabulary
 from bitexport.tokenizer.vocabulary import Vocabulary, read_vocabulary
 
 #: the fraction of a float tensor's values that may become zero in float16 without a warning: a few that are
@@ -82,8 +82,8 @@ class CheckpointSource:
             padded_tokens=vocabulary.padded,
         )
         self.health = Health()
-        look_at_trainer_state(self.health, plan.checkpoint.path)
-        look_at_vocabulary(
+        check_trainer_state(self.health, plan.checkpoint.path)
+        check_vocabulary(
             self.health,
             ids=plan.numbers.vocab_size,
             tokens=len(vocabulary.tokens) - vocabulary.padded,

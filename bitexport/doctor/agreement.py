@@ -1,4 +1,4 @@
-"""Do the two sides agree? On tokens first, then on logits, as parity judges them."""
+"""Do C++ and PyTorch agree? First on tokens, then on logits, by parity's criteria."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from bitexport.reference import Reference
 from bitexport.runtime.session import Session
 from bitexport.tokenizer.hard_strings import HARD_STRINGS
 
-#: tokens of each kind of text that are compared.
-COMPARED = 128
+#: how many tokens of each kind of text are compared.
+COMPARED_TOKENS = 128
 
-#: what the loss of a file that is not I2_S may differ by, relatively: its activations are rounded otherwise,
-#: so that logits cannot be compared one by one.
+#: by how much the loss may differ, relatively, if the file is not I2_S: other types round activations
+#: differently, so that logits cannot be compared one by one.
 MAX_LOSS_DIFFERENCE = 0.05
 
 
 def tokenizer_difference(reference: Reference, session: Session, samples: Sequence[Sample]) -> str | None:
-    """The first text that the sides tokenize differently, as a clause; None when there is none."""
+    """The first text that the two sides tokenize differently, as a clause; None if there is none."""
     texts = [(f"the prompt {sample.prompt!r}", sample.prompt) for sample in samples]
     texts += [(f"{text!r}", text) for text in HARD_STRINGS]
     for what, text in texts:
@@ -36,12 +36,12 @@ def tokenizer_difference(reference: Reference, session: Session, samples: Sequen
 
 
 def logit_difference(reference: Reference, session: Session, samples: Sequence[Sample]) -> str | None:
-    """How C++ differs from PyTorch by more than rounding explains, as a clause; None where it does not."""
-    pieces = [list(sample.windows[0][:COMPARED]) for sample in samples]
+    """How C++ differs from PyTorch by more than rounding explains, as a clause; None if it does not."""
+    sequences = [list(sample.windows[0][:COMPARED_TOKENS]) for sample in samples]
     try:
-        alignment, _ = compare_aligned(reference, session, read_embeddings(session.path), pieces)
+        alignment, _ = compare_aligned(reference, session, read_embeddings(session.path), sequences)
     except UnsupportedError:
-        return _loss_difference(reference, session, pieces)
+        return _loss_difference(reference, session, sequences)
     agreement = alignment.agreement
     if alignment.unfaithful or alignment.unexplained:
         return f"C++ and PyTorch disagree: {alignment.describe()}"
@@ -50,14 +50,14 @@ def logit_difference(reference: Reference, session: Session, samples: Sequence[S
     if not agreement.relative_error_max <= MAX_RELATIVE_ERROR:
         return (
             f"C++ and PyTorch disagree: their logits differ by {agreement.relative_error_max:.2%} of their "
-            "length"
+            "norm"
         )
     return None
 
 
-def _loss_difference(reference: Reference, session: Session, pieces: Sequence[list[int]]) -> str | None:
-    python = sum(token_losses(reference.logits(ids), ids).sum() for ids in pieces)
-    cpp = sum(token_losses(session.logits(ids), ids).sum() for ids in pieces)
+def _loss_difference(reference: Reference, session: Session, sequences: Sequence[list[int]]) -> str | None:
+    python = sum(token_losses(reference.logits(ids), ids).sum() for ids in sequences)
+    cpp = sum(token_losses(session.logits(ids), ids).sum() for ids in sequences)
     if abs(cpp - python) <= MAX_LOSS_DIFFERENCE * python:
         return None
-    return f"C++ and PyTorch disagree: the loss on the same text is {cpp / python:.3g} times PyTorch's"
+    return f"C++ and PyTorch disagree: C++'s loss on the same text is {cpp / python:.3g} times PyTorch's"

@@ -1,22 +1,20 @@
-"""Runs a checkpoint at every degree of quantization and its GGUF file, and asks the decision tree."""
+"""Runs a checkpoint at every degree of quantization, then its GGUF file, and asks the decision tree."""
 
 from __future__ import annotations
 
-import math
 import tempfile
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from bitexport.checkpoint import Checkpoint, open_checkpoint
 from bitexport.convert import convert
 from bitexport.convert.plan import make_plan
 from bitexport.doctor.agreement import logit_difference, tokenizer_difference
-from bitexport.doctor.examination import Examination, examine
-from bitexport.doctor.free_sampling import listen
-from bitexport.doctor.samples import Sample, make_samples
-from bitexport.doctor.stages import STAGES, Stage, end_tokens, has_master_weights, measure, running_as
-from bitexport.doctor.verdicts import Facts, Verdict, decide
+from bitexport.doctor.examination import examine
+from bitexport.doctor.free_sampling import sample_freely
+from bitexport.doctor.report import DoctorReport
+from bitexport.doctor.samples import make_samples
+from bitexport.doctor.stages import STAGES, end_tokens, has_master_weights, measure, running_as
+from bitexport.doctor.verdicts import Facts, decide
 from bitexport.errors import BitexportError, TokenizerError
 from bitexport.gguf.reader import read_gguf
 from bitexport.health.scan import scan_checkpoint
@@ -24,60 +22,10 @@ from bitexport.progress import Progress, ProgressEvent, ignore
 from bitexport.reference import Reference, load_reference
 from bitexport.runtime.session import Session
 
-#: signs of tensors that no model can be run with.
+#: signs of tensors with which no model can run.
 UNUSABLE = ("not-finite", "bad-scale", "unreadable")
 
 STEPS = 9
-
-
-@dataclass(frozen=True)
-class DoctorReport:
-    """What :func:`doctor` found.
-
-    Attributes:
-        checkpoint: its folder.
-        gguf: the file; None when one was made for the occasion, which is gone.
-        facts: everything that the verdict rests on.
-        verdict: the answer.
-        skipped: stages that did not run, and why.
-    """
-
-    checkpoint: str
-    gguf: str | None
-    facts: Facts
-    verdict: Verdict
-    skipped: dict[str, str]
-
-    @property
-    def sample(self) -> Sample | None:
-        """The kind of text that the model is judged by."""
-        if not self.facts.stages:
-            return None
-        return next(s for s in self.facts.samples if s.kind == self.facts.kind)
-
-    @property
-    def healthy(self) -> bool:
-        """Whether nothing is wrong."""
-        return self.verdict.name == "healthy"
-
-    def to_json(self) -> dict[str, Any]:
-        """The report as one JSON object, without ``schema``."""
-        sample, examination = self.sample, self.facts.examination or Examination([], [], [])
-        return {
-            "checkpoint": self.checkpoint,
-            "gguf": self.gguf,
-            "verdict": asdict(self.verdict),
-            "text": None if sample is None else _text_json(sample),
-            "stages": [_stage_json(stage, sample, self.facts) for stage in self.facts.stages.values()],
-            "skipped": self.skipped,
-            "norms": [{**asdict(norm), "ratio": norm.ratio} for norm in examination.norms],
-            "tensor_differences": examination.differences,
-            "metadata_differences": examination.metadata,
-            "tokenizer_difference": self.facts.tokenizer,
-            "logit_difference": self.facts.mistake,
-            "own_words": asdict(self.facts.own_words) if self.facts.own_words else None,
-            "health": [asdict(finding) for finding in self.facts.findings],
-        }
 
 
 def doctor(
@@ -93,20 +41,20 @@ def doctor(
 
     Args:
         checkpoint: folder of the checkpoint.
-        gguf: the file made of it; None makes one for the occasion.
-        prompt: what the next token is shown for; one that fits the text when None.
-        text: what the model should be able to predict, in its language; English prose and Python code when
-            None, of which it is judged by what it predicts better.
-        threads: for C++; 0 takes one a processor.
-        progress: told of every step.
+        gguf: the file made from it; if None, a temporary one is made.
+        prompt: the text whose next token is shown; if None, one that suits the text.
+        text: a text that the model should be able to predict. If None, English prose and Python code are
+            tried, and the one that the model predicts better counts.
+        threads: for C++; 0 means one per processor.
+        progress: called for every step.
 
     Raises:
-        CheckpointError, TokenizerError, GGUFError, UnsupportedError: what could not be read at all.
+        CheckpointError, TokenizerError, GGUFError, UnsupportedError: the model or the file cannot be read.
         UsageError: the text or the prompt is empty.
     """
     source = open_checkpoint(checkpoint)
-    say = _Steps(progress)
-    say("reading the tensors")
+    step = _Steps(progress)
+    step("reading the tensors")
     facts = Facts(findings=scan_checkpoint(source))
     skipped: dict[str, str] = {}
     unusable = [f.message for f in facts.findings if f.name in UNUSABLE]
@@ -114,90 +62,96 @@ def doctor(
         skipped = dict.fromkeys(STAGES, "the tensors cannot be used")
         return DoctorReport(str(source.path), _name(gguf), facts, decide(facts), skipped)
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(gguf) if gguf is not None else _converted(source.path, Path(folder), facts, say)
-        _examine(source, path, facts, say)
-        say("loading")
+        path = Path(gguf) if gguf is not None else _convert(source.path, Path(folder), facts, step)
+        _examine(source, path, facts, step)
+        step("loading")
         reference = load_reference(source.path)
         facts.samples = make_samples(reference.tokenize, reference.n_vocab, reference.n_ctx, text, prompt)
         if _fits(reference, facts):
-            _run_python(reference, facts, skipped, say)
+            _run_python(reference, facts, skipped, step)
             if path is not None:
-                _run_cpp(reference, path, facts, threads, say)
+                _run_cpp(reference, path, facts, threads, step)
         else:
-            skipped = dict.fromkeys(STAGES, "the tokenizer gives ids that the model lacks")
+            skipped = dict.fromkeys(STAGES, "the tokenizer produces ids that the model lacks")
     if path is None:
         skipped["c++"] = "convert refused the checkpoint"
     return DoctorReport(str(source.path), _name(gguf), facts, decide(facts), skipped)
 
 
-def _converted(folder: Path, target: Path, facts: Facts, say: _Steps) -> Path | None:
-    """A file made for the occasion; None, with the reason among the facts, where that is refused."""
-    say("converting")
+def _convert(folder: Path, target: Path, facts: Facts, step: _Steps) -> Path | None:
+    """Make a temporary GGUF file; if convert refuses, note the reason in ``facts`` and return None."""
+    step("converting")
     try:
-        # float16 embeddings cost next to nothing, so that C++ can be held to PyTorch
+        # float16 embeddings lose almost nothing, so C++ can be compared with PyTorch strictly
         convert(folder, target / "model.gguf", embed_type="f16")
     except TokenizerError as error:
-        facts.tokenizer = f"convert refuses: {error}"
+        facts.tokenizer_difference = f"convert refuses: {error}"
         return None
     except BitexportError as error:
-        facts.refused = f"convert refuses: {error}"
+        facts.conversion_error = f"convert refuses: {error}"
         return None
     return target / "model.gguf"
 
 
-def _examine(source: Checkpoint, path: Path | None, facts: Facts, say: _Steps) -> None:
-    say("comparing the tensors")
+def _examine(source: Checkpoint, path: Path | None, facts: Facts, step: _Steps) -> None:
+    step("comparing the tensors")
     try:
         plan = make_plan(source, "f16", "f16")
     except BitexportError as error:
-        facts.refused = facts.refused or f"convert refuses: {error}"
+        facts.conversion_error = facts.conversion_error or f"convert refuses: {error}"
         return
     facts.examination = examine(plan, read_gguf(path) if path is not None else None)
 
 
 def _fits(reference: Reference, facts: Facts) -> bool:
-    """Whether all ids of the samples are the model's; otherwise that is a fact."""
+    """Whether the model has an embedding for every id in the samples; if not, note it in ``facts``."""
     largest = max(
         max((*sample.prompt_ids, *(token for window in sample.windows for token in window)))
         for sample in facts.samples
     )
     if largest < reference.n_vocab:
         return True
-    facts.tokenizer = f"the tokenizer gives id {largest}, the model has {reference.n_vocab} embeddings"
+    facts.tokenizer_difference = (
+        f"the tokenizer produces id {largest}, but the model has {reference.n_vocab} embeddings"
+    )
     return False
 
 
-def _run_python(reference: Reference, facts: Facts, skipped: dict[str, str], say: _Steps) -> None:
+def _run_python(reference: Reference, facts: Facts, skipped: dict[str, str], step: _Steps) -> None:
     ends = end_tokens(reference)
     for name in ("float", "weights", "both"):
-        say(STAGES[name])
+        step(STAGES[name])
         if name == "float" and not has_master_weights(reference):
             skipped[name] = "a packed checkpoint has no float weights"
             continue
         with running_as(reference, name):
             facts.stages[name] = measure(name, reference, facts.samples, reference, ends)
     if not facts.predicts and facts.never_predicts:
-        say("listening to what it makes up")
-        with running_as(reference, facts.unquantized):
-            facts.own_words = listen(reference, ends)
+        step("sampling freely")
+        with running_as(reference, facts.least_quantized):
+            facts.free_sampling = sample_freely(reference, ends)
 
 
-def _run_cpp(reference: Reference, path: Path, facts: Facts, threads: int, say: _Steps) -> None:
-    say(STAGES["c++"])
+def _run_cpp(reference: Reference, path: Path, facts: Facts, threads: int, step: _Steps) -> None:
+    step(STAGES["c++"])
     longest = max(len(window) for sample in facts.samples for window in sample.windows)
     prompts = max(len(sample.prompt_ids) for sample in facts.samples)
     with Session(path, n_ctx=max(longest, prompts), n_threads=threads) as session:
-        facts.tokenizer = facts.tokenizer or tokenizer_difference(reference, session, facts.samples)
+        facts.tokenizer_difference = facts.tokenizer_difference or tokenizer_difference(
+            reference, session, facts.samples
+        )
         if session.n_vocab != reference.n_vocab:
-            facts.mistake = f"the file has {session.n_vocab} tokens, the model {reference.n_vocab}"
+            facts.logit_difference = (
+                f"the file has {session.n_vocab} tokens, the model has {reference.n_vocab}"
+            )
             return
         facts.stages["c++"] = measure("c++", session, facts.samples, reference, end_tokens(reference))
-        say("comparing the logits")
-        facts.mistake = logit_difference(reference, session, facts.samples)
+        step("comparing the logits")
+        facts.logit_difference = logit_difference(reference, session, facts.samples)
 
 
 class _Steps:
-    """Progress in steps of unlike length."""
+    """Progress in steps, which take different amounts of time."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
@@ -210,27 +164,3 @@ class _Steps:
 
 def _name(gguf: str | Path | None) -> str | None:
     return None if gguf is None else str(gguf)
-
-
-def _text_json(sample: Sample) -> dict[str, Any]:
-    return {
-        "kind": sample.kind,
-        "prompt": sample.prompt,
-        "tokens": sample.tokens,
-        "unigram_perplexity": math.exp(sample.baseline),
-    }
-
-
-def _stage_json(stage: Stage, sample: Sample | None, facts: Facts) -> dict[str, Any]:
-    assert sample is not None
-    kind = sample.kind
-    return {
-        "stage": stage.name,
-        "does": STAGES[stage.name],
-        "perplexity": stage.perplexity(kind),
-        "perplexities": {each: stage.perplexity(each) for each in stage.losses},
-        "skill": facts.skill(stage.name),
-        "entropy": stage.entropies[kind],
-        "end_of_text": stage.end[kind],
-        "top": [asdict(token) for token in stage.top[kind]],
-    }

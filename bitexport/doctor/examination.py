@@ -1,4 +1,4 @@
-"""The tensors: what quantization leaves of them, and whether a GGUF file holds what the checkpoint says."""
+"""The tensors: how much of their norm quantization keeps, and whether a GGUF file matches the checkpoint."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from bitexport.gguf.types import I2_S
 from bitexport.reference.embeddings import ROW_ERROR
 from bitexport.ternary import TernaryTensor
 
-#: by how much a row of a type that is not in ROW_ERROR may be off, as a fraction of its length.
+#: by how much a row of a type that is not in ROW_ERROR may be off, as a fraction of its norm.
 OTHER_ROW_ERROR = 0.1
 
-#: a scale may be off by what float16 rounds, where the type keeps it so; I2_S keeps float32.
+#: by how much a scale may be off, relatively: I2_S stores float32, the other ternary types float16.
 FLOAT32_ERROR = 1e-6
 FLOAT16_ERROR = 1e-3
 
@@ -35,8 +35,8 @@ class Norm:
 
     Attributes:
         name: in the checkpoint.
-        before: of the master weights; None where the checkpoint has none.
-        after: of trits times scale.
+        before: of the master weights; None if the checkpoint has none.
+        after: of the trits times the scale.
     """
 
     name: str
@@ -45,18 +45,18 @@ class Norm:
 
     @property
     def ratio(self) -> float | None:
-        """What is left; Gaussian weights keep 0.66."""
+        """The fraction that quantization keeps, 0.66 for Gaussian weights; None without master weights."""
         return self.after / self.before if self.before else None
 
     @property
     def layer(self) -> str:
-        """The number of its layer; nothing for a tensor outside of the layers."""
+        """The number of its layer; empty for a tensor outside the layers."""
         found = re.search(r"layers\.(\d+)\.", self.name)
         return found[1] if found else ""
 
     @property
     def kind(self) -> str:
-        """The tensor without its layer, such as ``mlp.up_proj``."""
+        """The tensor's name within its layer, such as ``mlp.up_proj``."""
         return re.sub(r"^.*layers\.\d+\.", "", self.name.removesuffix(".weight"))
 
 
@@ -66,8 +66,8 @@ class Examination:
 
     Attributes:
         norms: of the ternary tensors, in the order of the file.
-        differences: tensors of the file that are not the checkpoint's, as clauses.
-        metadata: hyper-parameters of the file that are not the checkpoint's, as clauses.
+        differences: tensors in which the file differs from the checkpoint, as clauses.
+        metadata: hyper-parameters in which the file differs from the checkpoint, as clauses.
     """
 
     norms: list[Norm]
@@ -76,17 +76,17 @@ class Examination:
 
 
 def examine(plan: Plan, file: GGUFFile | None) -> Examination:
-    """Read every tensor of the checkpoint once; compare it with the file's, where there is one.
+    """Read every tensor of the checkpoint once, and compare it with the file's, if there is a file.
 
     Raises:
         CheckpointError, GGUFError: a tensor cannot be read.
     """
     norms: list[Norm] = []
     differences: list[str] = []
-    theirs = {tensor.name: tensor for tensor in file.tensors} if file else {}
+    in_file = {tensor.name: tensor for tensor in file.tensors} if file else {}
     expected = {tensor.spec.name for tensor in plan.tensors}
     for tensor in plan.tensors:
-        found = theirs.get(tensor.spec.name)
+        found = in_file.get(tensor.spec.name)
         if file is not None and found is None:
             differences.append(f"{tensor.spec.name} is missing from the file")
         elif found is not None and found.shape != tensor.spec.shape:
@@ -99,12 +99,11 @@ def examine(plan: Plan, file: GGUFFile | None) -> Examination:
             differences.append(f"{tensor.spec.name} {difference}")
     extra = plan.family.extra_tensors(plan.numbers)
     differences += [
-        f"{name} is nothing that the checkpoint has"
-        for name in sorted(theirs.keys() - expected - extra.keys())
+        f"{name} is not in the checkpoint" for name in sorted(in_file.keys() - expected - extra.keys())
     ]
     if file is not None:
         for name, values in extra.items():
-            if name not in theirs or not np.allclose(dequantize(file, theirs[name]), values, FLOAT32_ERROR):
+            if name not in in_file or not np.allclose(dequantize(file, in_file[name]), values, FLOAT32_ERROR):
                 differences.append(f"{name} is missing or differs")
     return Examination(norms, differences, metadata_differences(plan, file) if file else [])
 
@@ -116,7 +115,7 @@ def _examine(
     found: GGUFTensor | None,
     norms: list[Norm],
 ) -> str | None:
-    """Note a ternary tensor's norms; how the file's differs, as a clause, or None."""
+    """Append a ternary tensor's norms to ``norms``; how the file's tensor differs, as a clause, or None."""
     name = tensor.origin.source
     if tensor.ternary:
         weights = plan.packing.unpack(plan.checkpoint, name)
@@ -131,43 +130,46 @@ def _examine(
     return _float_difference(float_rows(plan, tensor), file, found)
 
 
-def _ternary_difference(ours: TernaryTensor, file: GGUFFile | None, found: GGUFTensor | None) -> str | None:
+def _ternary_difference(
+    expected: TernaryTensor, file: GGUFFile | None, found: GGUFTensor | None
+) -> str | None:
     if file is None or found is None:
         return None
     if found.type is I2_S:
-        theirs = i2_s.unpack(file.data(found), (found.shape[0], found.shape[1]))
-        trits, scale, allowed = theirs.trits, float(theirs.scale), FLOAT32_ERROR
+        tensor = i2_s.unpack(file.data(found), (found.shape[0], found.shape[1]))
+        trits, scale, allowed = tensor.trits, float(tensor.scale), FLOAT32_ERROR
     else:
         values = dequantize(file, found)
         scale, allowed = float(np.abs(values).max(initial=0)), FLOAT16_ERROR
         trits = np.sign(values).astype(np.int8)
-    wrong = int(np.count_nonzero(trits != ours.trits))
+    wrong = int(np.count_nonzero(trits != expected.trits))
     if wrong:
-        return f"has {wrong:,} of {ours.trits.size:,} trits that differ"
-    expected = float(ours.scale)
-    if ours.trits.any() and not abs(scale - expected) <= allowed * expected:
-        factor = scale / expected
-        return f"has scale {scale:.6g}, {factor:.4g} times the checkpoint's {expected:.6g}"
+        return f"differs in {wrong:,} of {expected.trits.size:,} trits"
+    right_scale = float(expected.scale)
+    if expected.trits.any() and not abs(scale - right_scale) <= allowed * right_scale:
+        factor = scale / right_scale
+        return f"has scale {scale:.6g}, {factor:.4g} times the checkpoint's {right_scale:.6g}"
     return None
 
 
 def _float_difference(
-    ours: Iterator[npt.NDArray[np.float32]], file: GGUFFile | None, found: GGUFTensor | None
+    chunks: Iterator[npt.NDArray[np.float32]], file: GGUFFile | None, found: GGUFTensor | None
 ) -> str | None:
+    """Compare row by row; ``chunks`` are the checkpoint's rows in order."""
     if file is None or found is None:
         return None
-    theirs = dequantize(file, found).reshape(found.shape)
+    in_file = dequantize(file, found).reshape(found.shape)
     start = 0
-    for piece in ours:
-        rows = len(piece)
-        expected = piece.reshape(rows, -1)
-        error = np.linalg.norm(theirs[start : start + rows].reshape(rows, -1) - expected, axis=1)
+    for chunk in chunks:
+        rows = len(chunk)
+        expected = chunk.reshape(rows, -1)
+        error = np.linalg.norm(in_file[start : start + rows].reshape(rows, -1) - expected, axis=1)
         allowed = ROW_ERROR.get(found.type.name, OTHER_ROW_ERROR) * np.linalg.norm(expected, axis=1) + 1e-6
         wrong = np.flatnonzero(~(error <= allowed))
         if len(wrong):
             row = int(wrong[0])
-            length = float(np.linalg.norm(expected[row]))
-            by = f"by {float(error[row]) / length:.1%}" if length else "from zero"
+            norm = float(np.linalg.norm(expected[row]))
+            by = f"by {float(error[row]) / norm:.1%}" if norm else "from zero"
             what = "row" if len(found.shape) > 1 else "value"
             return f"differs: {what} {start + row} is off {by}, more than {found.type.name} explains"
         start += rows

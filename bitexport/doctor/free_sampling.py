@@ -1,10 +1,10 @@
-"""Does the model speak a language, and is it the tokenizer's? Asked of text that the model makes up itself.
+"""Does the model know a language, and is it written in this tokenizer's tokens? Free sampling shows both.
 
-A model that predicts a text badly may know nothing, or may know another language than the text is written in:
-above all, the ids of another tokenizer. Left to itself, it shows which. It never sees the tokenizer while it
-samples ids; if it learned from text, what it says depends on what came before; and if the tokenizer is its
-own, decoding its ids and encoding them again gives mostly the same ids, since it has only seen texts that
-were encoded. With another tokenizer the pieces come together by chance, no better than in another order.
+A model that predicts a text badly may know nothing, or may know a language other than the text's; the usual
+case is the ids of another tokenizer. Sampling freely shows which: ids are drawn without any tokenizer. If the
+model learned from text, each id depends on the ids before it. If the tokenizer is its own, decoding the ids
+and encoding the text again gives mostly the same ids, because the model has only seen encoded text. With
+another tokenizer the decoded pieces meet by chance, and survive no better than in shuffled order.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ LENGTH = 48
 
 
 @dataclass(frozen=True, slots=True)
-class OwnWords:
+class FreeSampling:
     """What free sampling at temperature 1 shows.
 
     Attributes:
-        information: nats that a context tells of the next token: the entropy of the mean distribution less
-            the mean entropy.
+        information: nats that context reveals about the next token: the entropy of the mean distribution
+            minus the mean entropy.
         entropy: mean entropy of the next token, in nats.
-        distinct: how many different tokens were sampled, of :data:`SEQUENCES` x :data:`LENGTH`.
-        repeated: the fraction of them that are the token before; a network of chance is often stuck.
-        kept: the fraction of ids that decoding and encoding gives back.
-        kept_shuffled: the same after the ids were shuffled, which is what chance gives.
+        distinct: how many different tokens were sampled, out of :data:`SEQUENCES` x :data:`LENGTH`.
+        repeated: the fraction of tokens that equal the previous one; a random network often gets stuck.
+        kept: the fraction of ids that survive decoding and re-encoding.
+        kept_shuffled: the same for the ids in shuffled order, as the level of chance.
     """
 
     information: float
@@ -48,13 +48,13 @@ class OwnWords:
 
     @property
     def skill(self) -> float:
-        """The part of the entropy of its single tokens that context takes away."""
+        """The fraction of the entropy of single tokens that context removes."""
         total = self.information + self.entropy
         return self.information / total if total > 0 else 0.0
 
 
-def listen(reference: Reference, starts: Sequence[int]) -> OwnWords:
-    """Let the model talk: :data:`SEQUENCES` texts of :data:`LENGTH` tokens, from ``starts`` in turn."""
+def sample_freely(reference: Reference, starts: Sequence[int]) -> FreeSampling:
+    """Sample :data:`SEQUENCES` texts of :data:`LENGTH` tokens, each from one of ``starts`` in turn."""
     rng = np.random.default_rng(0)
     columns = [np.resize(np.asarray(starts, dtype=np.int64), SEQUENCES)]
     mean = np.zeros(reference.n_vocab)
@@ -67,44 +67,44 @@ def listen(reference: Reference, starts: Sequence[int]) -> OwnWords:
             )
             cache = output.past_key_values
             logs = log_softmax(output.logits[:, -1].double().numpy())
-            chances = np.exp(logs)
-            mean += chances.sum(axis=0)
+            probabilities = np.exp(logs)
+            mean += probabilities.sum(axis=0)
             entropies += [entropy(row) for row in logs]
-            columns.append(np.array([_draw(row, rng) for row in chances]))
+            columns.append(np.array([_draw(row, rng) for row in probabilities]))
     mean /= mean.sum()
     with np.errstate(divide="ignore"):
-        mixed = entropy(np.log(mean))
+        entropy_of_mean = entropy(np.log(mean))
     sampled = np.stack(columns[1:], axis=1)
     shuffled = rng.permutation(sampled.reshape(-1)).reshape(sampled.shape)
-    return OwnWords(
-        information=mixed - float(np.mean(entropies)),
+    return FreeSampling(
+        information=entropy_of_mean - float(np.mean(entropies)),
         entropy=float(np.mean(entropies)),
         distinct=len(np.unique(sampled)),
         repeated=float((sampled[:, 1:] == sampled[:, :-1]).mean()),
-        kept=float(np.mean([_kept(reference, row) for row in sampled])),
-        kept_shuffled=float(np.mean([_kept(reference, row) for row in shuffled])),
+        kept=float(np.mean([_kept_fraction(reference, row) for row in sampled])),
+        kept_shuffled=float(np.mean([_kept_fraction(reference, row) for row in shuffled])),
     )
 
 
-def _draw(chances: npt.NDArray[np.float64], rng: np.random.Generator) -> int:
-    at = int(np.searchsorted(np.cumsum(chances), rng.random() * chances.sum()))
-    return min(at, len(chances) - 1)
+def _draw(probabilities: npt.NDArray[np.float64], rng: np.random.Generator) -> int:
+    index = int(np.searchsorted(np.cumsum(probabilities), rng.random() * probabilities.sum()))
+    return min(index, len(probabilities) - 1)
 
 
-def _kept(reference: Reference, ids: npt.NDArray[np.int64]) -> float:
-    """The fraction of tokens whose two ends are where encoding puts them as well."""
-    pieces = [reference.tokenizer.decode([int(token)]) for token in ids]
+def _kept_fraction(reference: Reference, ids: npt.NDArray[np.int64]) -> float:
+    """The fraction of tokens that decoding and re-encoding puts at the same place in the text."""
     text = reference.text([int(token) for token in ids])
-    again = reference.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-    theirs = _spans([reference.tokenizer.decode([token]) for token in again], again)
-    ours = _spans(pieces, ids)
-    return len(set(ours) & set(theirs)) / len(ids)
+    encoded = reference.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    before = _positions(reference, ids)
+    after = _positions(reference, encoded)
+    return len(before & after) / len(ids)
 
 
-def _spans(pieces: Sequence[str], ids: Sequence[int] | npt.NDArray[np.int64]) -> list[tuple[int, int]]:
-    at = 0
-    found = []
-    for piece, token in zip(pieces, ids, strict=True):
-        found.append((at, int(token)))
-        at += len(piece)
+def _positions(reference: Reference, ids: Sequence[int] | npt.NDArray[np.int64]) -> set[tuple[int, int]]:
+    """Every token as (first character, id)."""
+    begin = 0
+    found = set()
+    for token in map(int, ids):
+        found.add((begin, token))
+        begin += len(reference.tokenizer.decode([token]))
     return found

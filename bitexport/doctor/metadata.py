@@ -1,4 +1,4 @@
-"""Do a GGUF file's hyper-parameters say what config.json says?"""
+"""Do a GGUF file's hyper-parameters agree with config.json?"""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import math
 from bitexport.convert.plan import Plan
 from bitexport.gguf.reader import GGUFFile
 
-#: names of one graph: ours reads Microsoft's old spelling too.
+#: two names of one graph: ours reads Microsoft's old spelling too.
 SAME_GRAPH = ("bitnet-b1.58", "bitnet-25")
 
-#: keys that change no number, so that a file may leave them out.
+#: keys that do not affect the result, so a file may omit them.
 OPTIONAL = ("vocab_size", "context_length", "rope.dimension_count", "attention.head_count_kv")
 
-#: keys that change the graph's arithmetic where a file has them.
-CHANGES_NUMBERS = (
+#: keys that change the graph's arithmetic if a file has them.
+CHANGES_ARITHMETIC = (
     "rope.scaling.",
     "attention.scale",
     "logit_scale",
@@ -27,7 +27,7 @@ CHANGES_NUMBERS = (
 
 
 def metadata_differences(plan: Plan, file: GGUFFile) -> list[str]:
-    """What the file says otherwise than the checkpoint, as clauses."""
+    """Keys whose value in the file differs from the checkpoint's, as clauses."""
     expected_graph = plan.family.gguf_architecture
     graph = str(file.metadata.get("general.architecture"))
     found = []
@@ -38,20 +38,25 @@ def metadata_differences(plan: Plan, file: GGUFFile) -> list[str]:
         for key, value in plan.family.metadata(plan.numbers).items()
     }
     for key, value in expected.items():
-        theirs = file.metadata.get(f"{graph}.{key}")
-        if theirs is None:
+        in_file = file.metadata.get(f"{graph}.{key}")
+        if in_file is None:
             if key not in OPTIONAL:
                 found.append(f"{graph}.{key} is missing, expected {value!r}")
-        elif not _same(theirs, value):
-            found.append(f"{graph}.{key} is {theirs!r}, the checkpoint says {value!r}")
+        elif not _same(in_file, value):
+            found.append(f"{graph}.{key} is {in_file!r}, expected {value!r} as in the checkpoint")
     for key, value in file.metadata.items():
         short = key.removeprefix(f"{graph}.")
-        if short != key and short not in expected and short.startswith(CHANGES_NUMBERS) and value != "none":
-            found.append(f"{key} is {value!r}, of which the checkpoint knows nothing")
+        if (
+            short != key
+            and short not in expected
+            and short.startswith(CHANGES_ARITHMETIC)
+            and value != "none"
+        ):
+            found.append(f"{key} is {value!r}, and the checkpoint has no such setting")
     return found
 
 
-def _same(theirs: object, ours: float | str) -> bool:
-    if isinstance(theirs, (int, float)) and isinstance(ours, (int, float)):
-        return math.isclose(theirs, ours, rel_tol=1e-6)
-    return theirs == ours
+def _same(found: object, expected: float | str) -> bool:
+    if isinstance(found, (int, float)) and isinstance(expected, (int, float)):
+        return math.isclose(found, expected, rel_tol=1e-6)
+    return found == expected

@@ -1,7 +1,7 @@
-"""What the model has to predict, and how well a model that knows nothing but token frequencies would.
+"""The texts that the model has to predict, and how well token frequencies alone would predict them.
 
-The texts are prose and code, so that a model of either is not judged by the other: what counts is the kind
-that the model predicts best. A text of the user's replaces both.
+There is prose and code, so that a model of one is not judged by the other: the kind that the model predicts
+best counts. A text from the user replaces both.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from bitexport.errors import UsageError
 from bitexport.metrics.likelihood import WINDOW, windows
 from bitexport.text.prompts import built_in_prompts
 
-#: which of the built-in prompts are read, by their kind.
-CHOSEN: Mapping[str, Sequence[int]] = {"code": (0, 1, 5), "prose": (13, 15, 16)}
+#: indices of the built-in prompts to use, by kind.
+BUILT_IN: Mapping[str, Sequence[int]] = {"code": (0, 1, 5), "prose": (13, 15, 16)}
 
-#: what the next token is asked for after, where the user gives no prompt.
+#: the text whose next token is shown if the user gives no prompt; empty: the beginning of the user's text.
 PROMPTS: Mapping[str, str] = {
     "code": "def add(a, b):\n    return",
     "prose": "The sun rises in the",
     "text": "",
 }
 
-#: characters of the user's text that become its prompt, up to the last space among them.
+#: the prompt is at most this many characters of the user's text, cut at a space.
 PROMPT_CHARS = 60
 
-#: tokens of the user's text that are read: enough to judge by, and soon done.
+#: how many tokens of each document are used: enough for a judgement, and quick.
 MAX_TOKENS = 1024
 
 
@@ -38,9 +38,9 @@ class Sample:
 
     Attributes:
         kind: ``code``, ``prose``, or ``text`` for the user's.
-        prompt: what the next token is asked for after, and its ids.
-        windows: token ids, each run from an empty context.
-        baseline: nats a token of the best model without context, see :func:`unigram_entropy`.
+        prompt, prompt_ids: the text whose next token is shown.
+        windows: token ids, each window run from an empty context.
+        baseline: nats per token of the best model without context, see :func:`unigram_entropy`.
     """
 
     kind: str
@@ -51,7 +51,7 @@ class Sample:
 
     @property
     def tokens(self) -> int:
-        """How many are predicted."""
+        """How many tokens are predicted."""
         return sum(len(window) - 1 for window in self.windows)
 
 
@@ -67,21 +67,21 @@ def make_samples(
         kinds = {"text": [text]}
     else:
         built_in = built_in_prompts()
-        kinds = {kind: [built_in[index] for index in chosen] for kind, chosen in CHOSEN.items()}
+        kinds = {kind: [built_in[index] for index in chosen] for kind, chosen in BUILT_IN.items()}
     samples = []
     for kind, documents in kinds.items():
-        words = prompt if prompt is not None else PROMPTS[kind] or _beginning(documents[0])
-        prompt_ids = tokenize(words)[: n_ctx - 1]
+        shown = prompt if prompt is not None else PROMPTS[kind] or _beginning(documents[0])
+        prompt_ids = tokenize(shown)[: n_ctx - 1]
         if not prompt_ids:
             what = "text" if prompt is None else "prompt"
             raise UsageError(f"the {what} has no tokens; give one that is not empty")
-        pieces = [
+        cut = [
             window
             for document in documents
             for window in windows(tokenize(document)[:MAX_TOKENS], min(WINDOW, n_ctx))
         ]
-        ids = [token for piece in pieces for token in piece]
-        samples.append(Sample(kind, words, prompt_ids, pieces, unigram_entropy(ids, vocab)))
+        ids = [token for window in cut for token in window]
+        samples.append(Sample(kind, shown, prompt_ids, cut, unigram_entropy(ids, vocab)))
     return samples
 
 
@@ -91,11 +91,11 @@ def _beginning(text: str) -> str:
 
 
 def unigram_entropy(ids: Sequence[int], vocab: int) -> float:
-    """Entropy in nats of the source of single tokens that ``ids`` were drawn from, at most ``ln(vocab)``.
+    """Entropy in nats of the distribution that the tokens ``ids`` were drawn from, at most ``ln(vocab)``.
 
-    The frequencies in a short text give too little, for most tokens of the language are not in it. This is
-    the estimator of Chao and Shen (2003): frequencies are shrunk by the coverage 1 - f1 / n, where f1 tokens
-    occur once among n, and each is weighted by the chance of having been seen at all.
+    The frequencies in a short text underestimate it, because most tokens of the language do not occur. This
+    is the estimator of Chao and Shen (2003): frequencies are shrunk by the coverage 1 - f1 / n, where f1 of
+    the n tokens occur once, and each term is divided by the probability of having been seen at all.
     """
     counts = Counter(ids)
     n = len(ids)

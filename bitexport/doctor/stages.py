@@ -1,4 +1,4 @@
-"""One model at several degrees of quantization: the same weights other arithmetic in its layers."""
+"""One model at several degrees of quantization: the same weights, but different arithmetic in the layers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from bitexport.metrics.likelihood import GivesLogits, token_losses
 from bitexport.metrics.logits import log_softmax
 from bitexport.reference import Reference
 
-#: the stages by their names, in the order in which they run, and what the ternary layers do in each.
+#: the stages by name, in the order in which they run, and what the ternary layers compute in each.
 STAGES: Mapping[str, str] = MappingProxyType(
     {
         "float": "master weights, nothing quantized",
@@ -36,8 +36,8 @@ TOP = 5
 
 
 @dataclass(frozen=True, slots=True)
-class Token:
-    """A token that may follow, and its probability."""
+class Candidate:
+    """A token that may come next, and its probability."""
 
     id: int
     text: str
@@ -46,24 +46,24 @@ class Token:
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """What one model made of the samples.
+    """How one stage predicts the samples; every figure is by kind of sample.
 
     Attributes:
         name: one of :data:`STAGES`.
-        losses: by kind of sample, mean nats a token.
-        entropies: by kind of sample, entropy in nats of the next token after its prompt.
-        end: by kind of sample, the probability that the text ends after its prompt; None: nothing can.
-        top: by kind of sample, the most likely tokens after its prompt.
+        losses: mean nats per token.
+        entropies: entropy in nats of the next token after the prompt.
+        end: the probability that the text ends after the prompt; None if the model has no end token.
+        top: the most likely tokens after the prompt.
     """
 
     name: str
     losses: dict[str, float]
     entropies: dict[str, float]
     end: dict[str, float | None]
-    top: dict[str, list[Token]]
+    top: dict[str, list[Candidate]]
 
     def perplexity(self, kind: str) -> float:
-        """exp of the loss; infinite where that is too large or not a number."""
+        """exp of the loss; infinite if that is too large or not a number."""
         loss = self.losses[kind]
         return math.exp(loss) if loss < 700 else math.inf
 
@@ -71,17 +71,19 @@ class Stage:
 def measure(
     name: str, model: GivesLogits, samples: Sequence[Sample], reference: Reference, ends: Sequence[int]
 ) -> Stage:
-    """Run the samples through one model. ``reference`` only spells tokens; ``ends`` end a text."""
+    """Run the samples through one model. ``reference`` only decodes tokens; ``ends`` are its end tokens."""
     stage = Stage(name, {}, {}, {}, {})
     for sample in samples:
         total = sum(token_losses(model.logits(ids), ids).sum() for ids in sample.windows)
         stage.losses[sample.kind] = float(total) / sample.tokens
         logs = log_softmax(model.logits(sample.prompt_ids)[-1].astype(np.float64))
-        chances = np.exp(logs)
+        probabilities = np.exp(logs)
         stage.entropies[sample.kind] = entropy(logs)
-        stage.end[sample.kind] = float(chances[list(ends)].sum()) if ends else None
+        stage.end[sample.kind] = float(probabilities[list(ends)].sum()) if ends else None
         best = np.argsort(-logs, kind="stable")[:TOP]
-        stage.top[sample.kind] = [Token(int(i), reference.text([int(i)]), float(chances[i])) for i in best]
+        stage.top[sample.kind] = [
+            Candidate(int(i), reference.text([int(i)]), float(probabilities[i])) for i in best
+        ]
     return stage
 
 
@@ -91,7 +93,7 @@ def entropy(logs: npt.NDArray[np.float64]) -> float:
 
 
 def end_tokens(reference: Reference) -> list[int]:
-    """The tokens that end a text, by the model's configuration and the tokenizer."""
+    """The tokens that end a text, from the model's configuration and the tokenizer."""
     found: set[int] = set()
     for settings in (reference.model.config, reference.model.generation_config, reference.tokenizer):
         ids = getattr(settings, "eos_token_id", None)
@@ -100,13 +102,13 @@ def end_tokens(reference: Reference) -> list[int]:
 
 
 def has_master_weights(reference: Reference) -> bool:
-    """Whether the float weights before quantization are there, at least of some layers."""
+    """Whether the checkpoint has the float weights from before quantization, at least for some layers."""
     return any(getattr(layer, "online_quant", False) for layer in reference.ternary_layers().values())
 
 
 @contextmanager
 def running_as(reference: Reference, stage: str) -> Iterator[None]:
-    """Within the block, the ternary layers compute what the stage says; no weight is copied.
+    """Within the block, the ternary layers compute as in this stage; no weight is copied.
 
     Raises:
         UnsupportedError: a layer is of a class whose arithmetic is not known here.
@@ -146,6 +148,6 @@ def _forward(name: str, layer: Any, stage: str) -> Any:
     if stage != "float" and isinstance(layer, BitLinear):
         return packed
     raise UnsupportedError(
-        f"{name}: a {type(layer).__name__} cannot run as stage '{stage}'; expected a layer of transformers' "
+        f"{name}: a {type(layer).__name__} cannot run in stage '{stage}'; expected a layer of transformers' "
         "BitNet integration with master weights"
     )

@@ -1,30 +1,30 @@
 """Why does the model print garbage? The decision tree, its thresholds and its verdicts.
 
-The questions are asked in this order, and the first that is answered decides:
+The questions are asked in this order, and the first definite answer decides:
 
-1. Are there tensors that no training gives: NaN, no scale, all zeros, one copied over another?
-   -> **bad-tensors**, whatever the model writes.
-2. Does the GGUF file split text into other tokens than the checkpoint? -> **tokenizer-mismatch**.
-3. Does the model, quantized as it is meant to run, predict text? If so, go on with 6.
-4. Does it predict text without quantization, or with only the weights quantized (all that a packed checkpoint
-   has)? -> **not-trained-with-quantization**.
+1. Are there tensors that no training produces: NaN, no scale, all zeros, a copy of another tensor?
+   -> **bad-tensors**, regardless of the model's output.
+2. Does the GGUF file tokenize text differently from the checkpoint? -> **tokenizer-mismatch**.
+3. Does the model predict text when quantized as intended? If so, continue with 6.
+4. Does it predict text without quantization, or with only the weights quantized (the least quantization that
+   a packed checkpoint allows)? -> **not-trained-with-quantization**.
 5. It never does. Are there other signs of bad tensors? -> **bad-tensors**. Does its vocabulary not fit the
-   tokenizer? -> **tokenizer-mismatch**. Does it speak a language when it is left to itself? If that is not
-   the tokenizer's -> **tokenizer-mismatch**; if it is -> **unfamiliar-text**. Otherwise -> **undertrained**.
-6. Does C++ compute what PyTorch computes, as parity judges it? If so -> **healthy**.
-7. Does the file hold the checkpoint's tensors and hyper-parameters? If not -> **conversion**.
+   tokenizer? -> **tokenizer-mismatch**. Does it produce a language when it samples freely? If not in this
+   tokenizer's tokens -> **tokenizer-mismatch**; if so -> **unfamiliar-text**. Otherwise -> **undertrained**.
+6. Does C++ compute what PyTorch computes, by parity's criteria? If so -> **healthy**.
+7. Does the file contain the checkpoint's tensors and hyper-parameters? If not -> **conversion**.
    If so -> **kernel**.
 
 A model that was trained with quantization from the start may predict badly *without* it: its master weights
-were never used as they are. So the float model is only asked about when the quantized one is bad.
+were never used unquantized. So the float model only matters when the quantized one is bad.
 
-"Predicts text" is measured against a model that knows how often every token occurs and nothing else. Of the
-entropy of that one, context takes away a part: the skill, 1 - loss / baseline. A table of token pairs takes
-away about a quarter; a language model half and more; an untrained one takes away nothing, and a broken one
-does worse than the table without context. :data:`MIN_SKILL` is a fifth. It does not depend on the size of the
-vocabulary, as a perplexity would. A quantized model is bad as well when it has lost more than a quarter of
-the skill of the same model in float (:data:`MIN_SKILL_LEFT`): then quantization is what is wrong with it,
-even if what it writes has some sense. One that was trained with quantization has lost nothing.
+"Predicts text" is relative to a baseline that knows how often each token occurs and nothing else. The skill,
+1 - loss / baseline, is the fraction of the baseline's entropy that context removes. A table of token pairs
+reaches about 0.25, a language model 0.5 or more, an untrained model 0; a broken one is worse than the
+baseline, below 0. :data:`MIN_SKILL` is 0.2. Unlike perplexity, skill does not depend on the vocabulary size.
+A quantized model is also bad if it has lost more than a quarter of the skill of the same model in float
+(:data:`MIN_SKILL_LEFT`): then quantization is the problem, even if the output makes some sense. A model that
+was trained with quantization loses nothing.
 """
 
 from __future__ import annotations
@@ -35,42 +35,43 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from bitexport.doctor.examination import Examination
-from bitexport.doctor.free_sampling import OwnWords
+from bitexport.doctor.free_sampling import FreeSampling
 from bitexport.doctor.samples import Sample
 from bitexport.doctor.stages import Stage
 from bitexport.health import Finding
 
-#: the part of the entropy of single tokens that context must take away.
+#: the fraction of the baseline's entropy that context must remove.
 MIN_SKILL = 0.2
 
-#: the part of the float model's skill that quantization must leave.
+#: the fraction of the float model's skill that must remain after quantization.
 MIN_SKILL_LEFT = 0.75
 
-#: the same in what the model makes up itself, for that to be a language: twice as much, for there it is at
-#: home.
-MIN_OWN_SKILL = 0.4
+#: the skill that freely sampled text must have to count as a language: twice :data:`MIN_SKILL`, because the
+#: model wrote the text itself.
+MIN_SAMPLED_SKILL = 0.4
 
-#: of a language, at most this fraction of the tokens are the one before.
+#: in a language, at most this fraction of the tokens repeat the previous one.
 MAX_REPEATED = 0.5
 
-#: what encoding must keep of the model's own words, if the tokenizer is its own: this part of what it would
-#: lose of the same tokens shuffled. Where it would lose next to nothing, this tells nothing.
+#: the tokenizer is the model's own if re-encoding the sampled text keeps more tokens than re-encoding the
+#: same tokens shuffled, by at least this fraction of what shuffling loses. If nearly all of the shuffled
+#: tokens survive as well, the comparison decides nothing.
 MIN_KEPT = 0.5
 MAX_KEPT_SHUFFLED = 0.9
 
 GUIDE = "docs/troubleshooting.md"
 
-#: every verdict by its name, which is its section of the guide, and what to do.
+#: advice for each verdict; a verdict's name is also the name of its section in the guide.
 VERDICTS: Mapping[str, str] = MappingProxyType(
     {
-        "healthy": "if what it prints is still wrong, look at the prompt's format and at the sampling",
+        "healthy": "if the output is still wrong, check the prompt format and the sampling settings",
         "bad-tensors": "save or download the checkpoint again, or go back to one from before the damage",
-        "tokenizer-mismatch": "put the tokenizer beside it that it was trained with, and convert again",
+        "tokenizer-mismatch": "put the tokenizer that it was trained with into its folder, and convert again",
         "not-trained-with-quantization": "train it with quantization in the forward pass, or run it in float",
         "unfamiliar-text": "give --text a file of the kind of text that it was trained on",
         "undertrained": "train it longer, or convert a later checkpoint",
         "conversion": "convert the checkpoint again with `bitexport convert`",
-        "kernel": "report it, with the output of `bitexport parity` and BITEXPORT_TIER=scalar beside it",
+        "kernel": "report it, with the output of `bitexport parity` with and without BITEXPORT_TIER=scalar",
     }
 )
 
@@ -81,10 +82,10 @@ class Verdict:
 
     Attributes:
         name: one of :data:`VERDICTS`.
-        sentence: what is wrong, in a sentence.
-        evidence: the facts that it rests on, and others worth knowing.
+        sentence: what is wrong, in one sentence.
+        evidence: the facts it is based on, then other facts worth knowing.
         advice: what to do.
-        see: the section of the guide that says more.
+        see: the section of the guide with the details.
     """
 
     name: str
@@ -96,30 +97,30 @@ class Verdict:
 
 @dataclass
 class Facts:
-    """What the stages and the examination have shown; what could not be looked at is empty or None.
+    """What the stages and the examination have shown; anything that could not be examined is empty or None.
 
     Attributes:
-        findings: signs in the checkpoint.
-        samples, stages: by kind of text, and by name.
+        findings: signs of a bad checkpoint.
+        samples: one for each kind of text.
+        stages: by name.
         examination: of the tensors.
-        tokenizer: how the file tokenizes otherwise, as a clause.
-        mistake: how C++ differs from PyTorch beyond rounding, as a clause.
-        no_file: why there is no GGUF file to look at, as a clause.
-        own_words: what the model says when left to itself; asked only where that decides.
-        refused: why convert would not make a file.
+        tokenizer_difference: how the file tokenizes differently from the checkpoint, as a clause.
+        logit_difference: how C++ differs from PyTorch by more than rounding explains, as a clause.
+        conversion_error: why convert refuses the checkpoint, as a clause.
+        free_sampling: what free sampling showed; only measured when it can decide the verdict.
     """
 
     findings: list[Finding] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)
     stages: dict[str, Stage] = field(default_factory=dict)
     examination: Examination | None = None
-    tokenizer: str | None = None
-    mistake: str | None = None
-    refused: str | None = None
-    own_words: OwnWords | None = None
+    tokenizer_difference: str | None = None
+    logit_difference: str | None = None
+    conversion_error: str | None = None
+    free_sampling: FreeSampling | None = None
 
     def skill(self, stage: str, kind: str | None = None) -> float:
-        """The part of the entropy of single tokens that context takes away; -inf where that is not known."""
+        """The fraction of the baseline's entropy that context removes; -inf if it is unknown."""
         if stage not in self.stages:
             return -math.inf
         sample = next(s for s in self.samples if s.kind == (kind or self.kind))
@@ -128,25 +129,25 @@ class Facts:
 
     @property
     def kind(self) -> str:
-        """The kind of text that the model predicts best at any stage of PyTorch's; it is judged by that."""
+        """The kind of text that the model predicts best at any stage in PyTorch; it is judged by that one."""
         python = [name for name in self.stages if name != "c++"]
         best = max(self.samples, key=lambda s: max((self.skill(name, s.kind) for name in python), default=0))
         return best.kind
 
     @property
-    def unquantized(self) -> str:
-        """The stage with the least quantization that could run."""
+    def least_quantized(self) -> str:
+        """The stage with the least quantization among those that ran."""
         return next(name for name in ("float", "weights", "both") if name in self.stages)
 
     @property
     def predicts(self) -> bool:
-        """Whether the model, quantized as it is meant to run, predicts text."""
+        """Whether the model predicts text when quantized as intended."""
         left = self.skill("both") >= MIN_SKILL_LEFT * max(self.skill("float"), self.skill("weights"))
         return self.skill("both") >= MIN_SKILL and left
 
     @property
     def never_predicts(self) -> bool:
-        """Whether it does not even without quantization."""
+        """Whether it predicts text at no stage in PyTorch, not even without quantization."""
         return max(self.skill(name) for name in self.stages if name != "c++") < MIN_SKILL
 
 
@@ -158,40 +159,42 @@ def decide(facts: Facts) -> Verdict:
     if damage:
         count = sum(finding.count for finding in warnings if finding.damage)
         tensors = "a tensor" if count == 1 else f"{count} tensors"
-        return _verdict(
-            facts, "bad-tensors", f"The checkpoint has {tensors} that no training gives.", [*damage, *others]
-        )
-    if facts.tokenizer is not None:
+        sentence = f"The checkpoint has {tensors} that no training produces."
+        return _verdict(facts, "bad-tensors", sentence, [*damage, *others])
+    if facts.tokenizer_difference is not None:
         return _verdict(
             facts,
             "tokenizer-mismatch",
-            "The GGUF file splits text into other tokens than the checkpoint does.",
-            [facts.tokenizer, *others],
+            "The GGUF file tokenizes text differently from the checkpoint.",
+            [facts.tokenizer_difference, *others],
         )
     if not facts.predicts:
-        return _bad_in_python(facts, warnings)
-    if facts.refused is not None:
+        return _fault_in_python(facts, warnings)
+    if facts.conversion_error is not None:
         return _verdict(
-            facts, "conversion", "The model is sound, but cannot be converted.", [facts.refused, *others]
+            facts,
+            "conversion",
+            "The model is sound, but cannot be converted.",
+            [facts.conversion_error, *others],
         )
-    if facts.mistake is None:
+    if facts.logit_difference is None:
         return _verdict(
             facts, "healthy", "The model predicts text, and C++ computes what PyTorch computes.", others
         )
-    return _bad_in_cpp(facts, others)
+    return _fault_in_cpp(facts, others)
 
 
-def _bad_in_python(facts: Facts, warnings: list[Finding]) -> Verdict:
+def _fault_in_python(facts: Facts, warnings: list[Finding]) -> Verdict:
     messages = [finding.message for finding in warnings]
     if not facts.never_predicts:
-        base = "in float" if facts.unquantized == "float" else "with only its weights quantized"
+        base = "in float" if facts.least_quantized == "float" else "with only its weights quantized"
         best = max(facts.skill("float"), facts.skill("weights"))
         lost = min(1.0, 1 - facts.skill("both") / best)
         return _verdict(
             facts,
             "not-trained-with-quantization",
-            f"Quantized as it should run, the model loses {lost:.0%} of the skill that it has {base}: it "
-            "was not trained that way.",
+            f"Quantized as intended, the model loses {lost:.0%} of the skill that it has {base}: it was not "
+            "trained with quantization.",
             [*_norm_evidence(facts), *messages],
         )
     tensors = [
@@ -203,79 +206,80 @@ def _bad_in_python(facts: Facts, warnings: list[Finding]) -> Verdict:
         return _verdict(
             facts,
             "bad-tensors",
-            "The model does not predict text at any stage, and its tensors do not look like trained ones.",
+            "The model does not predict text at any stage, and its tensors do not look trained.",
             messages,
         )
     if any(finding.name == "vocabulary-mismatch" for finding in warnings):
         return _verdict(
             facts,
             "tokenizer-mismatch",
-            "The model does not predict text at any stage, and its vocabulary is not the tokenizer's.",
+            "The model does not predict text at any stage, and its vocabulary does not fit the tokenizer.",
             messages,
         )
-    if facts.own_words is not None and speaks(facts.own_words):
-        evidence = [_own_words(facts.own_words), *messages]
-        if foreign(facts.own_words, vouched=facts.kind == "text"):
-            sentence = "The model has learned a language, but not that of this tokenizer."
+    if facts.free_sampling is not None and is_language(facts.free_sampling):
+        evidence = [_sampling_evidence(facts.free_sampling), *messages]
+        if is_foreign(facts.free_sampling, user_text=facts.kind == "text"):
+            sentence = "The model has learned a language, but with another tokenizer."
             return _verdict(facts, "tokenizer-mismatch", sentence, evidence)
-        sentence = "The model has learned a language, but not that of the text."
+        sentence = "The model has learned a language, but not that of the text it was tested on."
         return _verdict(facts, "unfamiliar-text", sentence, evidence)
-    spoken = [] if facts.own_words is None else [_own_words(facts.own_words)]
-    if facts.unquantized == "float":
+    sampling = [] if facts.free_sampling is None else [_sampling_evidence(facts.free_sampling)]
+    if facts.least_quantized == "float":
         sentence = "The model does not predict text even in float: it has not learned enough."
     else:
         sentence = (
             "The model does not predict text: it has not learned enough, or was never trained with "
-            "quantization (its master weights would tell, and are not here)."
+            "quantization (its master weights would show which, but the checkpoint does not contain them)."
         )
-    return _verdict(facts, "undertrained", sentence, [*spoken, *messages])
+    return _verdict(facts, "undertrained", sentence, [*sampling, *messages])
 
 
-def speaks(words: OwnWords) -> bool:
-    """Whether what the model makes up is a language."""
-    return words.skill >= MIN_OWN_SKILL and words.repeated <= MAX_REPEATED
+def is_language(sampled: FreeSampling) -> bool:
+    """Whether the freely sampled text is a language."""
+    return sampled.skill >= MIN_SAMPLED_SKILL and sampled.repeated <= MAX_REPEATED
 
 
-def foreign(words: OwnWords, *, vouched: bool) -> bool:
-    """Whether that language is not written in the tokenizer's tokens.
+def is_foreign(sampled: FreeSampling, *, user_text: bool) -> bool:
+    """Whether that language is not written in this tokenizer's tokens.
 
     Args:
-        vouched: the user gave the text as one that the model should know. That decides where encoding would
-            keep even shuffled tokens, as with a small vocabulary.
+        user_text: whether the user gave the text, as one that the model should know. That decides if
+            re-encoding keeps even shuffled tokens, as it does with a small vocabulary.
     """
-    if words.kept_shuffled > MAX_KEPT_SHUFFLED:
-        return vouched
-    return words.kept < words.kept_shuffled + MIN_KEPT * (1 - words.kept_shuffled)
+    if sampled.kept_shuffled > MAX_KEPT_SHUFFLED:
+        return user_text
+    return sampled.kept < sampled.kept_shuffled + MIN_KEPT * (1 - sampled.kept_shuffled)
 
 
-def _bad_in_cpp(facts: Facts, others: list[str]) -> Verdict:
-    assert facts.mistake is not None
+def _fault_in_cpp(facts: Facts, others: list[str]) -> Verdict:
+    assert facts.logit_difference is not None
     examination = facts.examination
     differences = examination.differences if examination else []
     metadata = examination.metadata if examination else []
     if differences or metadata:
-        what = "tensors" if differences else "hyper-parameters"
+        what = "tensor" if differences else "hyper-parameter"
         count = len(differences or metadata)
+        differ = f"{what} differs" if count == 1 else f"{what}s differ"
         return _verdict(
             facts,
             "conversion",
-            f"The model is sound, but the file is not the checkpoint's: {count} of its {what} differ.",
-            [*_few(differences), *_few(metadata), facts.mistake, *others],
+            f"The model is sound, but the file does not match the checkpoint: {count} {differ}.",
+            [*_first(differences), *_first(metadata), facts.logit_difference, *others],
         )
     return _verdict(
         facts,
         "kernel",
-        "The file holds the checkpoint's tensors and hyper-parameters, but C++ computes something else.",
-        [facts.mistake, *others],
+        "The file contains the checkpoint's tensors and hyper-parameters, but C++ computes something else.",
+        [facts.logit_difference, *others],
     )
 
 
 def _verdict(facts: Facts, name: str, sentence: str, evidence: list[str]) -> Verdict:
-    measured = [_measured(facts)] if facts.stages else []
+    measured = [_perplexities(facts)] if facts.stages else []
     return Verdict(name, sentence, [*measured, *evidence], VERDICTS[name], f"{GUIDE}#{name}")
 
 
-def _measured(facts: Facts) -> str:
+def _perplexities(facts: Facts) -> str:
     kind = facts.kind
     sample = next(s for s in facts.samples if s.kind == kind)
     figures = ", ".join(f"{stage.perplexity(kind):,.4g} ({name})" for name, stage in facts.stages.items())
@@ -290,19 +294,20 @@ def _norm_evidence(facts: Facts) -> list[str]:
         return []
     worst = min(norms, key=lambda norm: norm.ratio or 0)
     return [
-        f"quantization leaves {worst.ratio:.0%} of the Frobenius norm of '{worst.name}' "
-        f"({worst.before:.4g} -> {worst.after:.4g}); of Gaussian weights it leaves 66%"
+        f"quantization keeps {worst.ratio:.0%} of the Frobenius norm of '{worst.name}' "
+        f"({worst.before:.4g} -> {worst.after:.4g}); Gaussian weights keep 66%"
     ]
 
 
-def _own_words(words: OwnWords) -> str:
+def _sampling_evidence(sampled: FreeSampling) -> str:
     return (
-        f"left to itself, it has a skill of {words.skill:.2f} (a language: at least {MIN_OWN_SKILL:g}) and "
-        f"repeats {words.repeated:.0%} of its tokens; encoding its words again keeps {words.kept:.0%} of "
-        f"their tokens, and {words.kept_shuffled:.0%} when they are shuffled"
+        f"sampling freely, it has a skill of {sampled.skill:.2f} (a language: at least "
+        f"{MIN_SAMPLED_SKILL:g}), and {sampled.repeated:.0%} of its tokens repeat the previous one; "
+        f"re-encoding its text keeps {sampled.kept:.0%} of the tokens, or {sampled.kept_shuffled:.0%} if "
+        "they are shuffled first"
     )
 
 
-def _few(clauses: list[str], limit: int = 3) -> list[str]:
+def _first(clauses: list[str], limit: int = 3) -> list[str]:
     more = [f"and {len(clauses) - limit} more"] if len(clauses) > limit else []
     return clauses[:limit] + more

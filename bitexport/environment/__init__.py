@@ -16,7 +16,7 @@ __all__ = ["PROBES", "Check", "EnvironmentReport", "environment"]
 
 Probe = Callable[[], Sequence[Check]]
 
-#: What is looked at, in the order of the report. None asks the network.
+#: The checks, in the order of the report. None of them uses the network.
 PROBES: tuple[tuple[str, Probe], ...] = (
     ("python", check_python),
     ("packages", check_packages),
@@ -38,20 +38,21 @@ class EnvironmentReport:
 
     checks: tuple[Check, ...]
 
-    def named(self, status: str) -> list[str]:
-        """The names of the checks that came out as ``"ok"``, ``"warning"`` or ``"problem"``."""
+    def with_status(self, status: str) -> list[str]:
+        """The names of the checks whose status is ``"ok"``, ``"warning"`` or ``"problem"``."""
         return [check.name for check in self.checks if check.status == status]
 
     def to_json(self) -> dict[str, Any]:
+        """The report as one JSON object, without ``schema``."""
         return {
-            "problems": self.named("problem"),
-            "warnings": self.named("warning"),
+            "problems": self.with_status("problem"),
+            "warnings": self.with_status("warning"),
             "checks": [asdict(check) for check in self.checks],
         }
 
 
 def environment(probes: Sequence[tuple[str, Probe]] = PROBES) -> EnvironmentReport:
-    """Look at the machine. A probe that fails is itself a problem, and does not hide the others."""
+    """Examine the machine. A probe that raises is itself a problem, and does not hide the others."""
     checks: list[Check] = []
     for name, probe in probes:
         try:
@@ -62,8 +63,8 @@ def environment(probes: Sequence[tuple[str, Probe]] = PROBES) -> EnvironmentRepo
                     name,
                     f"could not be examined: {type(error).__name__}: {error}",
                     "problem",
-                    "Something that every machine has is different here.",
-                    "report it, with this line",
+                    "This check assumes something that is different on this machine.",
+                    "report this line as a bug",
                 )
             )
     return EnvironmentReport(tuple(checks))

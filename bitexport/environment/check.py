@@ -10,14 +10,14 @@ Status = Literal["ok", "warning", "problem"]
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """What was looked at, and what it comes to.
+    """One thing that was checked, and the result.
 
     Attributes:
-        name: short and lasting; programs may look for it.
+        name: short and stable; programs may look for it.
         value: what was found.
         status: ``"problem"``: bitexport cannot work; ``"warning"``: a part of it cannot, or is slow.
-        meaning: a sentence: what depends on it here.
-        advice: what to do; empty where nothing needs doing.
+        meaning: a sentence about what depends on it here.
+        advice: what to do; empty if nothing needs doing.
     """
 
     name: str

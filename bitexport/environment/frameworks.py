@@ -1,4 +1,4 @@
-"""PyTorch as it was built, and the accelerators it can use."""
+"""How PyTorch was built, and the accelerators that it can use."""
 
 from __future__ import annotations
 
@@ -28,15 +28,22 @@ def check_torch() -> list[Check]:
     fast = bool(_BF16_FLAGS & cpu_flags())
     bf16 = "bfloat16 in hardware" if fast else "no bfloat16 in hardware"
     threads = torch.get_num_threads()
-    value = f"{torch.__version__}, {kind}, {threads} thread{'s'[: threads > 1]}; on this CPU {bf16}"
+    value = f"{torch.__version__}, {kind}, {threads} thread{'s'[: threads > 1]}; this CPU has {bf16}"
     if not fast:
-        meaning += " On a CPU without it, bfloat16 is slower than float32: train with bf16 off there."
+        meaning += (
+            ' Without it, bfloat16 is slower than float32: on this CPU, train with precision = "float32".'
+        )
     return [Check("torch", value, "ok", meaning)]
 
 
 def check_accelerator(torch: Any = None, driver: bool | None = None) -> list[Check]:
-    """Args: the module to ask, and whether NVIDIA's driver is on the machine; both looked up when None."""
-    meaning = "Stages 2 and 3 of training are meant for one. Converting and running ternary models need none."
+    """The devices that torch can use.
+
+    Args:
+        torch: the module; imported when None.
+        driver: whether NVIDIA's driver is installed; looked up when None.
+    """
+    meaning = "Stages 2 and 3 of training are meant for one; converting and running ternary models need none."
     if torch is None:
         try:
             import torch
@@ -47,20 +54,20 @@ def check_accelerator(torch: Any = None, driver: bool | None = None) -> list[Che
         names = [_describe(torch.cuda.get_device_properties(i)) for i in range(torch.cuda.device_count())]
         bf16 = torch.cuda.is_bf16_supported()
         value = "; ".join(names) + ("" if bf16 else "; no bfloat16")
-        advice = "" if bf16 else "train with bf16 off"
+        advice = "" if bf16 else 'train with precision = "float32"'
         return [Check("accelerator", value, "ok" if bf16 else "warning", meaning, advice)]
     if driver:
         built = torch.version.cuda
         why = f"torch is built for CUDA {built} and cannot use it" if built else "torch is built without CUDA"
         advice = (
-            "compare with `nvidia-smi`: the driver is too old, or no device is visible (CUDA_VISIBLE_DEVICES)"
+            "check `nvidia-smi`: the driver is too old, or no device is visible (CUDA_VISIBLE_DEVICES)"
             if built
-            else "install a CUDA build of torch of the same version"
+            else "install a CUDA build of the same version of torch"
         )
-        return [Check("accelerator", f"an NVIDIA driver, but {why}", "warning", meaning, advice)]
+        return [Check("accelerator", f"NVIDIA driver found, but {why}", "warning", meaning, advice)]
     if getattr(torch.backends, "mps", None) is not None and torch.backends.mps.is_available():
         return [Check("accelerator", "Apple GPU (mps)", "ok", meaning)]
-    return [Check("accelerator", "none", "ok", f"{meaning} Tiny models train on the CPU.")]
+    return [Check("accelerator", "none", "ok", f"{meaning} Tiny models can be trained on the CPU.")]
 
 
 def _describe(device: Any) -> str:

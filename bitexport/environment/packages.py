@@ -1,4 +1,4 @@
-"""Python and its packages, held against what bitexport's own metadata asks for."""
+"""Python and its packages, compared with the requirements in bitexport's own metadata."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ else:
 
 MINIMUM_PYTHON = ">=3.10"  # as in pyproject.toml
 
-#: What each extra of pyproject.toml is for. ``dev`` is left out: it is for bitexport's own tests.
+#: What each extra of pyproject.toml is for, without ``dev``, which only bitexport's own tests need.
 PURPOSES = {
-    "": "All commands need these; llama-cpp-python and gguf must be the release that libllama is made of.",
+    "": "All commands need these; llama-cpp-python and gguf must match the release of our libllama.",
     "parity": "`parity`, `eval`, `doctor CKPT` and training run PyTorch; tested with these versions.",
-    "plot": "`bench --plot`, `parity --plot`, `--report` and training's loss curves draw with it.",
+    "plot": "Draws the pictures of `bench --plot`, `parity --plot` and `--report`, and of training.",
     "eval": "`eval` scores translations with it.",
-    "train": "`train` reads data and writes its curves with these.",
+    "train": "`train` reads data and logs its curves with these.",
 }
-#: Used where installed, asked for by nothing.
-WELCOME = {"wandb": "Training logs to Weights & Biases if its configuration asks for that."}
+#: Used if installed, but never required.
+OPTIONAL = {"wandb": "Training logs to Weights & Biases if its configuration asks for that."}
 
 _PROJECT = Path(__file__).resolve().parents[2] / "pyproject.toml"
 _REQUIREMENT = re.compile(r"([\w.-]+)\s*(?:\[[^]]*\])?\s*\(?([^;)]*)\)?\s*(?:;(.*))?")
@@ -42,14 +42,14 @@ _COMPARE: dict[str, Callable[[tuple[int, ...], tuple[int, ...]], bool]] = {
 
 @dataclass(frozen=True, slots=True)
 class Requirement:
-    """``torch==2.13.0; extra == "parity"`` taken apart; ``extra`` is empty for what everybody needs."""
+    """``torch==2.13.0; extra == "parity"``, parsed; ``extra`` is empty for what every command needs."""
 
     name: str
     versions: str
     extra: str
 
     def accepts(self, version: str) -> bool:
-        """Whether ``versions`` allows it; local parts (``+cpu``) and suffixes (``rc1``) do not count."""
+        """Whether ``versions`` allows it; local versions (``+cpu``) and suffixes (``rc1``) are ignored."""
         return all(_allows(part.strip(), version) for part in self.versions.split(",") if part.strip())
 
 
@@ -58,31 +58,29 @@ def check_python() -> list[Check]:
     version = platform.python_version()
     fits = wanted.accepts(version)
     value = f"{platform.python_implementation()} {version}, bitexport {bitexport.__version__}"
-    advice = "" if fits else f"make an environment with Python {wanted.versions}"
-    return [Check("python", value, "ok" if fits else "problem", "Runs all of it.", advice)]
+    advice = "" if fits else f"create an environment with Python {wanted.versions}"
+    return [Check("python", value, "ok" if fits else "problem", "Runs everything.", advice)]
 
 
 def check_packages(requirements: Iterable[str] | None = None) -> list[Check]:
-    """One check for what everybody needs and one for each extra.
+    """One check for what every command needs, and one for each extra.
 
     Args:
-        requirements: as in a package's metadata; bitexport's own when None.
+        requirements: lines as in a package's metadata; bitexport's own when None.
     """
     requirements = _own_requirements() if requirements is None else requirements
     if requirements is None:
-        meaning = (
-            "Which packages and versions are needed stands in bitexport's metadata, and it has none here."
-        )
+        meaning = "The required packages and versions are in bitexport's metadata, which is missing here."
         return [Check("packages", "bitexport is not installed", "warning", meaning, "pip install bitexport")]
     parsed = [found for text in requirements if (found := parse(text)) is not None]
     checks = [_check_group(extra, [item for item in parsed if item.extra == extra]) for extra in PURPOSES]
-    for name, meaning in WELCOME.items():
+    for name, meaning in OPTIONAL.items():
         checks.append(_found(f"package {name}", _version(name) or "not installed", meaning))
     return [check for check in checks if check is not None]
 
 
 def parse(text: str) -> Requirement | None:
-    """One line of a package's metadata; None where it is not for this Python, or names ourselves."""
+    """Parse one line of a package's metadata; None if it is for another Python, or names bitexport itself."""
     match = _REQUIREMENT.match(text.strip())
     if match is None or match[1] == "bitexport":
         return None
@@ -90,8 +88,8 @@ def parse(text: str) -> Requirement | None:
     extra = re.search(r"extra\s*==\s*['\"]([\w-]+)", marker)
     python = re.search(r"python_version\s*([<>=!]+)\s*['\"]([\d.]+)", marker)
     if python is not None:
-        here = ".".join(platform.python_version_tuple()[:2])
-        if not _allows(python[1] + python[2], here):
+        version = ".".join(platform.python_version_tuple()[:2])
+        if not _allows(python[1] + python[2], version):
             return None
     return Requirement(match[1], match[2].strip(), extra[1] if extra else "")
 
@@ -110,7 +108,7 @@ def _check_group(extra: str, wanted: list[Requirement]) -> Check | None:
     if not wrong:
         return _found(name, value, PURPOSES[extra])
     package = f"'bitexport[{extra}]'" if extra else "bitexport"
-    advice = f"pip install {package}, which brings {', '.join(wrong)}"
+    advice = f"pip install {package}, which installs {', '.join(wrong)}"
     return Check(name, value, "warning" if extra else "problem", PURPOSES[extra], advice)
 
 
@@ -126,7 +124,7 @@ def _version(package: str) -> str | None:
 
 
 def _own_requirements() -> list[str] | None:
-    """What pyproject.toml asks for; from the file in a checkout: its metadata may be older."""
+    """The requirements in pyproject.toml; in a checkout from the file itself, as metadata may be older."""
     if not _PROJECT.is_file():
         try:
             return importlib.metadata.requires("bitexport")
@@ -141,12 +139,12 @@ def _own_requirements() -> list[str] | None:
 
 def _allows(clause: str, version: str) -> bool:
     match = re.match(r"(==|!=|>=|<=|>|<|~=)\s*(\S+)", clause)
-    assert match is not None, f"a version clause of an unknown kind: {clause!r}"
-    bound, here = _release(match[2]), _release(version)
+    assert match is not None, f"unknown version clause {clause!r}"
+    bound, release = _release(match[2]), _release(version)
     if match[1] == "~=":
-        return here >= bound and here[: len(bound) - 1] == bound[:-1]
-    width = max(len(bound), len(here))
-    return _COMPARE[match[1]](_padded(here, width), _padded(bound, width))
+        return release >= bound and release[: len(bound) - 1] == bound[:-1]
+    width = max(len(bound), len(release))
+    return _COMPARE[match[1]](_padded(release, width), _padded(bound, width))
 
 
 def _release(version: str) -> tuple[int, ...]:

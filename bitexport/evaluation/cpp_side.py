@@ -1,4 +1,4 @@
-"""A GGUF file in C++, as a user runs it: llama.cpp's defaults, one sequence after another."""
+"""A GGUF file in C++, run as a user runs it: llama.cpp's defaults, one sequence at a time."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class CppSide:
     """See :class:`~bitexport.evaluation.side.Side`.
 
     Args:
-        role: whose file it is.
+        role: whether the file is the teacher's or the student's.
         path: the file.
-        threads: 0 takes one a core.
+        threads: 0 means one per core.
 
     Raises:
         GGUFError, NativeLibraryError, UsageError: it cannot be opened.
@@ -39,7 +39,7 @@ class CppSide:
         self.name = f"{role}-c++"
         self.path = str(path)
         self._threads = threads or default_threads()
-        # the tokenizer comes with the model; the context that the material needs is made in open()
+        # the tokenizer comes with the model; open() makes a context as long as the data needs
         self._session = Session(path, n_ctx=_SMALLEST_CONTEXT, n_threads=self._threads)
         metadata = read_gguf(path).metadata
         trained = metadata.get(f"{metadata.get('general.architecture')}.context_length")
@@ -58,7 +58,7 @@ class CppSide:
 
     @contextmanager
     def open(self, longest: int) -> Iterator[CppRunner]:
-        """A context of at least ``longest`` tokens."""
+        """Make a context of at least ``longest`` tokens."""
         self._session.reopen(max(longest, _SMALLEST_CONTEXT), self._threads, 1)
         yield CppRunner(self._session, longest)
 
@@ -83,7 +83,7 @@ class CppRunner:
             ids = np.asarray(item.ids)
             begin = 0
             for logits in self._session.logits_in_parts(item.ids[:-1]):
-                # row t of this part predicts ids[begin + t + 1]
+                # row t of this chunk predicts ids[begin + t + 1]
                 skip = max(0, item.first - 1 - begin)
                 targets = ids[begin + 1 : begin + 1 + len(logits)]
                 tally.add(logits[skip:], targets[skip:])
@@ -99,15 +99,15 @@ class CppRunner:
             progress(ProgressEvent(len(answers), len(prompts), "pairs", "answering"))
             self._session.clear()
             answer: list[int] = []
-            following = prompt
+            new = prompt
             for _ in range(min(max_tokens, self._n_ctx - len(prompt))):
-                following = [int(self._session.feed(following).argmax())]
-                answer += following
+                new = [int(self._session.feed(new).argmax())]
+                answer += new
                 if answer[-1] in ends:
                     break
             answers.append(answer)
         return answers
 
     def embed(self, sequences: Sequence[Sequence[int]], progress: Progress) -> None:  # noqa: ARG002
-        """None: hidden states are compared in PyTorch only."""
+        """None: hidden states are only compared in PyTorch."""
         return

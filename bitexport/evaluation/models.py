@@ -1,4 +1,4 @@
-"""From paths to sides: what was given, what is missing, what is converted for the occasion."""
+"""From paths to sides: checks what was given, and converts the student if it has no GGUF file."""
 
 from __future__ import annotations
 
@@ -13,45 +13,45 @@ from bitexport.evaluation.side import Role, Side
 from bitexport.gguf.reader import is_gguf_path
 from bitexport.progress import Progress
 
-#: of a file for the occasion. Its embeddings are float16, so that C++ differs from Python in nothing else.
-TERNARY, FLOAT, EMBEDDINGS = "i2_s", "f16", "f16"
+#: types in a temporary file. With float16 embeddings, C++ and Python use practically the same weights.
+TERNARY_TYPE, FLOAT_TYPE, EMBEDDING_TYPE = "i2_s", "f16", "f16"
 
-Source = str | Path
+ModelPath = str | Path
 
 
 @dataclass(frozen=True, slots=True)
 class Models:
-    """What to evaluate: a folder or a file each for student and teacher, and files beside the folders."""
+    """What to evaluate: student and teacher, each a folder or a file, and GGUF files made from folders."""
 
-    student: Source
-    teacher: Source | None = None
-    student_gguf: Source | None = None
-    teacher_gguf: Source | None = None
+    student: ModelPath
+    teacher: ModelPath | None = None
+    student_gguf: ModelPath | None = None
+    teacher_gguf: ModelPath | None = None
 
     def check(self) -> None:
-        """Raise UsageError where they exclude each other."""
+        """Raise UsageError for paths that do not go together."""
         if self.teacher_gguf is not None and self.teacher is None:
-            raise UsageError("--teacher-gguf is the file of a teacher that is not there; give --teacher")
+            raise UsageError("--teacher-gguf needs its teacher; give --teacher")
         for folder, file, option in (
             (self.student, self.student_gguf, "--student-gguf"),
             (self.teacher, self.teacher_gguf, "--teacher-gguf"),
         ):
             if file is not None and folder is not None and is_gguf_path(folder):
                 raise UsageError(
-                    f"{option} {file} beside {folder}, which is a file as well; expected a checkpoint folder "
-                    "there, or no second file"
+                    f"{option} {file} was given with {folder}, which is a file as well; expected a "
+                    "checkpoint folder there, or no second file"
                 )
             if file is not None and not is_gguf_path(file):
                 raise UsageError(f"{option} {file}: not a file; give the path of a GGUF file")
 
     @property
-    def need_pytorch(self) -> bool:
-        """Whether one of them is a folder."""
+    def needs_pytorch(self) -> bool:
+        """Whether any of them is a folder."""
         return not all(is_gguf_path(each) for each in (self.student, self.teacher) if each is not None)
 
 
-def require(*modules: str) -> None:
-    """Raise UnsupportedError now for a package that would be missing later."""
+def require_modules(*modules: str) -> None:
+    """Raise UnsupportedError for a missing package now, rather than after minutes of work."""
     for module in modules:
         try:
             importlib.import_module(module)
@@ -65,28 +65,28 @@ def require(*modules: str) -> None:
 def open_sides(
     stack: ExitStack, models: Models, threads: int, skipped: dict[str, str], progress: Progress
 ) -> tuple[list[Side], dict[str, str] | None]:
-    """All sides with their tokenizers, closed with ``stack``, and how the student was converted if it was.
+    """All sides with their tokenizers, closed by ``stack``; and how the student was converted, if it was.
 
     Args:
-        skipped: gets a line for a side that there is not.
+        skipped: gets an entry if the student cannot be converted.
     """
     sides: list[Side] = []
     converted = None
-    roles: tuple[tuple[Role, Source | None, Source | None], ...] = (
+    roles: tuple[tuple[Role, ModelPath | None, ModelPath | None], ...] = (
         ("teacher", models.teacher, models.teacher_gguf),
         ("student", models.student, models.student_gguf),
     )
-    for role, source, beside in roles:
+    for role, source, gguf in roles:
         if source is None:
             continue
-        file = source if is_gguf_path(source) else beside
+        file = source if is_gguf_path(source) else gguf
         if file is not source:
             sides.append(stack.enter_context(closing(_python_side(role, source, threads))))
             if file is None and role == "student":
                 try:
-                    file = _converted(stack, source, sides[-1].kind == "float", progress)
-                    kind = FLOAT if sides[-1].kind == "float" else TERNARY
-                    converted = {"type": kind, "embed_type": EMBEDDINGS}
+                    file = _convert_student(stack, source, sides[-1].kind == "float", progress)
+                    kind = FLOAT_TYPE if sides[-1].kind == "float" else TERNARY_TYPE
+                    converted = {"type": kind, "embed_type": EMBEDDING_TYPE}
                 except UnsupportedError as error:
                     skipped["student-c++"] = f"convert refuses: {error}"
         if file is not None:
@@ -94,23 +94,23 @@ def open_sides(
     return sides, converted
 
 
-# Imported where they are needed: a GGUF file alone needs no PyTorch, and a float folder alone no libllama.
-def _python_side(role: Role, path: Source, threads: int) -> Side:
+# Imported when needed: a GGUF file alone needs no PyTorch, and a float folder alone needs no libllama.
+def _python_side(role: Role, path: ModelPath, threads: int) -> Side:
     from bitexport.evaluation.python_side import PythonSide
 
     return PythonSide(role, path, threads)
 
 
-def _cpp_side(role: Role, path: Source, threads: int) -> Side:
+def _cpp_side(role: Role, path: ModelPath, threads: int) -> Side:
     from bitexport.evaluation.cpp_side import CppSide
 
     return CppSide(role, path, threads)
 
 
-def _converted(stack: ExitStack, folder: Source, all_float: bool, progress: Progress) -> Path:
+def _convert_student(stack: ExitStack, folder: ModelPath, all_float: bool, progress: Progress) -> Path:
     from bitexport.convert import convert
 
     target = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "student.gguf"
-    kind = FLOAT if all_float else TERNARY
-    convert(folder, target, type=kind, embed_type=EMBEDDINGS, all_float=all_float, progress=progress)
+    kind = FLOAT_TYPE if all_float else TERNARY_TYPE
+    convert(folder, target, type=kind, embed_type=EMBEDDING_TYPE, all_float=all_float, progress=progress)
     return target

@@ -1,4 +1,4 @@
-"""A checkpoint in PyTorch, float or ternary, many sequences at a time."""
+"""A float or ternary checkpoint in PyTorch, run in batches."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from bitexport.progress import Progress, ProgressEvent
 from bitexport.reference.float_model import float_sizes, is_ternary, load_float
 from bitexport.reference.model import SMALL, eager, load_reference, load_tokenizer, torch_threads
 
-#: logits held at once, at most: 256 MiB of float32
+#: at most this many logits at once: 256 MiB of float32
 _MAX_LOGITS = 1 << 26
 _MAX_ROWS = 64
 
 
 class PythonSide:
-    """See :class:`~bitexport.evaluation.side.Side`. Nothing but the tokenizer is loaded before ``open``.
+    """See :class:`~bitexport.evaluation.side.Side`. Only the tokenizer is loaded before ``open``.
 
     Args:
-        role: whose checkpoint it is.
+        role: whether the checkpoint is the teacher or the student.
         path: its folder.
-        threads: 0 takes one for a small model, or what PyTorch takes.
+        threads: 0 means one for a small model, otherwise PyTorch's default.
 
     Raises:
         CheckpointError, TokenizerError, UnsupportedError: it cannot be run.
@@ -62,7 +62,7 @@ class PythonSide:
 
     @contextmanager
     def open(self, longest: int) -> Iterator[PythonRunner]:
-        """The model in float32; a ternary one as transformers quantizes it."""
+        """Load the model in float32; a ternary one as transformers quantizes it."""
         if self.kind == "float":
             model = load_float(self._checkpoint)
         else:
@@ -75,10 +75,10 @@ class PythonSide:
             yield PythonRunner(model, longest)
 
     def close(self) -> None:
-        """Nothing: the model is gone with ``open``."""
+        """Nothing to do: the model is freed at the end of ``open``."""
 
     def _sizes(self) -> tuple[int, int]:
-        """Tokens of the vocabulary, and of the context."""
+        """Sizes of the vocabulary and of the context, in tokens."""
         checkpoint = self._checkpoint
         if self.kind == "float":
             return float_sizes(checkpoint)
@@ -87,7 +87,7 @@ class PythonSide:
         return numbers.vocab_size, numbers.context_length
 
     def _end_tokens(self) -> frozenset[int]:
-        """By config.json, generation_config.json and the tokenizer."""
+        """From config.json, generation_config.json and the tokenizer."""
         file = self._checkpoint.path / "generation_config.json"
         settings = [self._checkpoint.config.get("eos_token_id"), self.end]
         with suppress(OSError, ValueError, AttributeError):  # it is optional
@@ -97,7 +97,7 @@ class PythonSide:
 
 
 def _quantize_once(model: Any) -> None:
-    """Master weights become what every forward pass would make of them anew: the same numbers, faster."""
+    """Quantize the master weights once instead of in every forward pass: the same numbers, faster."""
     from transformers.integrations.bitnet import AutoBitLinear, WeightQuant
 
     for module in model.modules():
@@ -121,7 +121,7 @@ class PythonRunner:
         for done, batch in self._batches([item.ids for item in items]):
             progress(ProgressEvent(done, len(items), "items", "predicting"))
             ids = [items[index].ids for index in batch]
-            # padded on the right, where causal attention does not look back from
+            # padded on the right, where causal attention never sees the padding
             logits = self._model(input_ids=_padded(ids), use_cache=False).logits
             for row, index in enumerate(batch):
                 item = items[index]
@@ -147,7 +147,7 @@ class PythonRunner:
     def _continue(
         self, prompts: Sequence[Sequence[int]], ends: frozenset[int], limits: Sequence[int]
     ) -> list[list[int]]:
-        """Some prompts continued together; they are padded on the left, and the padding is masked."""
+        """Continue a batch of prompts; they are padded on the left, and the padding is masked."""
         answers: list[list[int]] = [[] for _ in prompts]
         ids = _padded(prompts, left=True)
         mask = _padded([[1] * len(prompt) for prompt in prompts], left=True)
@@ -167,14 +167,14 @@ class PythonRunner:
             ids = output.logits[:, -1].argmax(dim=-1, keepdim=True)
             for row, index in enumerate(running):
                 answers[index].append(int(ids[row]))
-            left = [
+            unfinished = [
                 row
                 for row, index in enumerate(running)
                 if answers[index][-1] not in ends and len(answers[index]) < limits[index]
             ]
-            if len(left) < len(running):
-                rows = torch.tensor(left, dtype=torch.int64)
-                running = [running[row] for row in left]
+            if len(unfinished) < len(running):
+                rows = torch.tensor(unfinished, dtype=torch.int64)
+                running = [running[row] for row in unfinished]
                 ids, mask = ids[rows], mask[rows]
                 cache.batch_select_indices(rows)
             mask = torch.cat([mask, torch.ones_like(ids)], dim=1)
@@ -192,7 +192,7 @@ class PythonRunner:
         return found
 
     def _batches(self, sequences: Sequence[Sequence[int]]) -> Iterator[tuple[int, list[int]]]:
-        """Indices of sequences of like length, few enough for their logits; and how many came before."""
+        """Batches of sequences of similar length, small enough for their logits: (number before, indices)."""
         order = sorted(range(len(sequences)), key=lambda index: -len(sequences[index]))
         done = 0
         while done < len(order):
@@ -203,7 +203,7 @@ class PythonRunner:
 
 
 def _padded(sequences: Sequence[Sequence[int]], left: bool = False) -> torch.Tensor:
-    """Sequences as one int64 tensor ``[B, T]``, filled with zeros behind them or in front."""
+    """Sequences as one int64 tensor ``[B, T]``, padded with zeros on the right, or on the left."""
     width = max(map(len, sequences))
     rows = torch.zeros(len(sequences), width, dtype=torch.int64)
     for row, ids in enumerate(sequences):

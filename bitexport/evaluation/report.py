@@ -1,4 +1,4 @@
-"""The result of an evaluation: one column a side, and what each keeps of the teacher."""
+"""The result of an evaluation: one column per side, and how much of the teacher's quality each keeps."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from bitexport.metrics.tally import Tally
 
 @dataclass(slots=True)
 class Column:
-    """What one side made of the material; None where it was not asked.
+    """The results of one side; None for what was not measured.
 
     Attributes:
         name, role, path, kind: see :class:`~bitexport.evaluation.side.Side`.
-        text: prediction of the text.
-        pairs: prediction of the answers, their ends among them.
-        translation: greedy answers against the true ones.
-        answers: those greedy answers, one a pair, stripped.
+        text: how well the text is predicted.
+        pairs: how well the answers are predicted, including their end tokens.
+        translation: greedy answers compared with the true ones.
+        answers: the greedy answers, one per pair, stripped.
         similarity: mean cosine of its hidden states with the teacher's, see :func:`.driver.evaluate`.
-        seconds: of measuring, without loading.
+        seconds: time of measuring, without loading.
     """
 
     name: str
@@ -52,11 +52,11 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """What a column keeps of the teacher.
+    """How much of the teacher's quality a column keeps.
 
     Attributes:
-        bleu, chrf: in percent of the teacher's; None where the teacher has none.
-        text_perplexity, pairs_perplexity: times the teacher's; 1 is as good, 2 twice as unsure.
+        bleu, chrf: in percent of the teacher's; None if the teacher's is 0 or missing.
+        text_perplexity, pairs_perplexity: divided by the teacher's; 1 is as good, 2 is twice as unsure.
     """
 
     bleu: float | None = None
@@ -80,12 +80,12 @@ class EvaluationReport:
 
     Attributes:
         columns: teacher first, Python before C++.
-        pairs: how many were used; 0 without a file.
-        windows: how many windows of text.
-        max_tokens: of a greedy answer.
-        n_ctx: the context that all sides have.
-        converted: how the student's file was made for the occasion; None where one was given or none made.
-        skipped: what was not measured, and why.
+        pairs: number of pairs.
+        windows: number of windows of text.
+        max_tokens: limit of a greedy answer.
+        n_ctx: the smallest context of all sides, which all of them use.
+        converted: the types in the student's temporary GGUF file; None if there was none.
+        skipped: what was not measured, with the reason.
         samples: the first pairs with every column's answer.
     """
 
@@ -100,18 +100,18 @@ class EvaluationReport:
 
     @property
     def teacher(self) -> Column | None:
-        """What the others are held against: the teacher in Python, or else in C++."""
+        """The column that the others are compared with: the teacher in Python, or else in C++."""
         return next((column for column in self.columns if column.role == "teacher"), None)
 
     def kept(self, column: Column) -> Kept | None:
-        """What a column keeps of the teacher; None for the teacher itself, or without one."""
+        """How much of the teacher's quality a column keeps; None for the teacher itself, or without one."""
         teacher = self.teacher
         if teacher is None or column is teacher:
             return None
-        ours, theirs = column.translation, teacher.translation
+        scores, teacher_scores = column.translation, teacher.translation
         return Kept(
-            bleu=_percent(ours.bleu, theirs.bleu) if ours and theirs else None,
-            chrf=_percent(ours.chrf, theirs.chrf) if ours and theirs else None,
+            bleu=_percent(scores.bleu, teacher_scores.bleu) if scores and teacher_scores else None,
+            chrf=_percent(scores.chrf, teacher_scores.chrf) if scores and teacher_scores else None,
             text_perplexity=_ratio(column.text, teacher.text),
             pairs_perplexity=_ratio(column.pairs, teacher.pairs),
         )
@@ -134,9 +134,9 @@ class EvaluationReport:
         }
 
 
-def _percent(ours: float, theirs: float) -> float | None:
-    return 100 * ours / theirs if theirs else None
+def _percent(score: float, teacher_score: float) -> float | None:
+    return 100 * score / teacher_score if teacher_score else None
 
 
-def _ratio(ours: Tally | None, theirs: Tally | None) -> float | None:
-    return ours.perplexity / theirs.perplexity if ours and theirs else None
+def _ratio(column: Tally | None, teacher: Tally | None) -> float | None:
+    return column.perplexity / teacher.perplexity if column and teacher else None

@@ -1,4 +1,4 @@
-"""What a side of an evaluation is: a model that can be asked about its tokens, and then run."""
+"""The two protocols of a side of an evaluation: a model before it is loaded, and after."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ Role = Literal["teacher", "student"]
 
 
 class Runner(Protocol):
-    """A loaded model. ``progress`` counts items from 0 to as many as there are."""
+    """A loaded model. ``progress`` counts the finished items."""
 
     def score(self, items: Sequence[Item], progress: Progress) -> Tally:
-        """How well the counted tokens of all items are predicted."""
+        """How well the tokens ``ids[first:]`` of all items are predicted."""
         ...
 
     def greedy(
         self, prompts: Sequence[Sequence[int]], ends: frozenset[int], max_tokens: int, progress: Progress
     ) -> list[list[int]]:
-        """The most likely tokens after each prompt, one by one.
+        """Continue each prompt with the most likely token, again and again.
 
-        An answer stops after one of ``ends``, which it then has as its last token, at ``max_tokens``, or
-        where the context is full.
+        An answer stops after one of ``ends``, which is then its last token, after ``max_tokens``, or when the
+        context is full.
         """
         ...
 
     def embed(self, sequences: Sequence[Sequence[int]], progress: Progress) -> npt.NDArray[np.float32] | None:
-        """The mean of each sequence's last hidden states, float32 ``[N, hidden]``; None: it gives none."""
+        """The mean of each sequence's last hidden states, float32 ``[N, hidden]``; None if not available."""
         ...
 
 
@@ -43,11 +43,12 @@ class Side(Protocol):
 
     Attributes:
         name: ``teacher-python``, ``teacher-c++``, ``student-python`` or ``student-c++``.
+        role: ``teacher`` or ``student``.
         path: the folder or the file.
         kind: ``float`` or ``ternary`` for a checkpoint, ``gguf`` for a file.
-        n_vocab: how many tokens the model has.
-        n_ctx: tokens that its context holds.
-        end: the token that an answer ends with; None: the tokenizer has none.
+        n_vocab: size of the vocabulary.
+        n_ctx: size of the context, in tokens.
+        end: the token that ends an answer; None if the tokenizer has none.
         ends: all tokens that end a text.
     """
 
@@ -73,5 +74,5 @@ class Side(Protocol):
         ...
 
     def close(self) -> None:
-        """Let go of what the tokenizer holds."""
+        """Free the tokenizer's resources."""
         ...

@@ -1,4 +1,4 @@
-"""BLEU and chrF, by sacrebleu, with the signatures that make them comparable."""
+"""BLEU and chrF, computed by sacrebleu, with the signatures that make them comparable."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Translation:
-    """How close greedy answers come to the true ones.
+    """How close greedy answers are to the true ones.
 
     Attributes:
         bleu, chrf: sacrebleu's corpus scores with its defaults, 0 to 100.
         bleu_signature, chrf_signature: sacrebleu's own description of how they were computed.
-        exact: the fraction of answers that are the true ones, letter for letter.
-        ended: the fraction of answers that came to their end before the limit of tokens.
-        tokens: how many were generated.
+        exact: the fraction of answers that equal the true ones.
+        ended: the fraction of answers that ended before the token limit.
+        tokens: number of generated tokens.
     """
 
     bleu: float
@@ -33,11 +33,12 @@ class Translation:
 
 
 def translation(answers: Sequence[str], references: Sequence[str], *, ended: int, tokens: int) -> Translation:
-    """Compare answers with what they should be, one for one; both are stripped.
+    """Score answers against their references, one to one; both are stripped.
 
     Args:
-        ended: how many answers came to their end.
-        tokens: how many tokens were generated for all of them.
+        answers, references: texts in the same order.
+        ended: number of answers that ended before the token limit.
+        tokens: number of tokens generated for all answers.
     """
     from sacrebleu.metrics import BLEU, CHRF
 

@@ -1,4 +1,4 @@
-"""The signs of a whole checkpoint or GGUF file, without converting it."""
+"""Looks for signs in a complete checkpoint or GGUF file, without converting it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from bitexport.gguf.names import TOKEN_EMBEDDING
 from bitexport.gguf.packers import i2_s
 from bitexport.gguf.reader import Array, GGUFFile, GGUFTensor
 from bitexport.gguf.types import I2_S
-from bitexport.health.sidecars import look_at_trainer_state, look_at_vocabulary
+from bitexport.health.sidecars import check_trainer_state, check_vocabulary
 from bitexport.health.signs import Finding
 from bitexport.health.tensors import Health
 from bitexport.progress import Progress, ProgressEvent, ignore
@@ -33,9 +33,10 @@ from bitexport.ternary import TernaryTensor
 
 
 def scan_checkpoint(checkpoint: Checkpoint, progress: Progress = ignore) -> list[Finding]:
-    """Look at every tensor of a checkpoint, and at the files beside it.
+    """Check every tensor of a checkpoint, and the files next to the weights.
 
-    What cannot be read is a finding. A checkpoint that no family or packing claims is looked at as floats.
+    A tensor that cannot be read is a finding. If no family or packing claims the checkpoint, all its tensors
+    are checked as floats.
     """
     health = Health()
     packing, claims = _ternary_claims(checkpoint)
@@ -53,10 +54,10 @@ def scan_checkpoint(checkpoint: Checkpoint, progress: Progress = ignore) -> list
                     health.floats(name, piece)
         except CheckpointError as error:
             health.failed(name, error)
-    look_at_trainer_state(health, checkpoint.path)
+    check_trainer_state(health, checkpoint.path)
     ids = checkpoint.config.get("vocab_size")
     embedding = _embedding(checkpoint)
-    look_at_vocabulary(
+    check_vocabulary(
         health,
         ids=ids if isinstance(ids, int) else None,
         tokens=_tokens(checkpoint.path / "tokenizer.json"),
@@ -66,7 +67,7 @@ def scan_checkpoint(checkpoint: Checkpoint, progress: Progress = ignore) -> list
 
 
 def _ternary_claims(checkpoint: Checkpoint) -> tuple[Packing | None, dict[str, Claim]]:
-    """The packing, and the tensors that it holds; none where config.json does not tell."""
+    """The packing, and the tensors that are stored in it; (None, {}) if config.json does not say."""
     try:
         family = family_of(checkpoint.config, checkpoint.tensors)
         packing = packing_of(checkpoint)
@@ -95,16 +96,16 @@ def _embedding(checkpoint: Checkpoint) -> str | None:
 
 
 def _tokens(path: Path) -> int | None:
-    """The largest id of a tokenizer and one; None without a tokenizer that can be read."""
+    """A tokenizer's largest id plus one; None if there is no readable tokenizer."""
     try:
         vocabulary = Tokenizer.from_file(str(path)).get_vocab(with_added_tokens=True)
-    except Exception:  # tokenizers raises nothing else; convert says what is wrong with it
+    except Exception:  # tokenizers raises nothing more specific; convert reports what is wrong
         return None
     return max(vocabulary.values(), default=-1) + 1
 
 
 def scan_gguf(file: GGUFFile, progress: Progress = ignore) -> list[Finding]:
-    """Look at every tensor of a GGUF file, and at the size of its vocabulary."""
+    """Check every tensor of a GGUF file, and the size of its vocabulary."""
     health = Health()
     total = sum(tensor.nbytes for tensor in file.tensors)
     done = 0
@@ -112,14 +113,14 @@ def scan_gguf(file: GGUFFile, progress: Progress = ignore) -> list[Finding]:
         progress(ProgressEvent(done, total, "B", tensor.name))
         done += tensor.nbytes
         try:
-            _look_at(health, file, tensor)
+            _check_tensor(health, file, tensor)
         except GGUFError as error:
             sign = "bad-scale" if " has scale " in str(error) else "unreadable"
             health.add(sign, tensor.name, str(error))
     tokens = file.metadata.get("tokenizer.ggml.tokens")
     ids = file.metadata.get(f"{file.metadata.get('general.architecture')}.vocab_size")
     embedding = next((tensor.shape[0] for tensor in file.tensors if tensor.name == TOKEN_EMBEDDING), None)
-    look_at_vocabulary(
+    check_vocabulary(
         health,
         ids=ids if isinstance(ids, int) else None,
         tokens=tokens.length if isinstance(tokens, Array) else None,
@@ -129,7 +130,7 @@ def scan_gguf(file: GGUFFile, progress: Progress = ignore) -> list[Finding]:
     return health.findings()
 
 
-def _look_at(health: Health, file: GGUFFile, tensor: GGUFTensor) -> None:
+def _check_tensor(health: Health, file: GGUFFile, tensor: GGUFTensor) -> None:
     if tensor.type is I2_S and len(tensor.shape) == 2:
         health.ternary(tensor.name, i2_s.unpack(file.data(tensor), (tensor.shape[0], tensor.shape[1])))
         return
@@ -148,5 +149,5 @@ def _look_at(health: Health, file: GGUFFile, tensor: GGUFTensor) -> None:
 
 
 def _as_ternary(values: npt.NDArray[np.float32]) -> TernaryTensor:
-    """Values of a type that keeps a scale with every block, all of them the tensor's."""
+    """A tensor from its values; the type stores a scale with every block, but all are the tensor's scale."""
     return TernaryTensor(np.sign(values).astype(np.int8), np.float32(np.abs(values).max(initial=0)))

@@ -1,4 +1,4 @@
-"""Signs in the files beside the weights: the trainer's state, and the size of the vocabulary."""
+"""Signs in the files next to the weights: the trainer's state, and the size of the vocabulary."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from bitexport.health.tensors import Health
 
 TRAINER_STATE = "trainer_state.json"
 
-#: what trainers call the best loss that they have seen: transformers' Trainer, and common scripts.
+#: names for the best loss so far, in transformers' Trainer and in common training scripts.
 BEST_KEYS = ("best_metric", "best_loss", "best_eval_loss", "best_val_loss")
 
 
-def look_at_trainer_state(health: Health, folder: Path) -> None:
-    """Look at trainer_state.json, where there is one; a damaged one is nobody's loss."""
+def check_trainer_state(health: Health, folder: Path) -> None:
+    """Check trainer_state.json, if there is one; a damaged one is ignored."""
     path = folder / TRAINER_STATE
     if not path.is_file():
         return
@@ -41,7 +41,7 @@ def look_at_trainer_state(health: Health, folder: Path) -> None:
         health.add("loss-not-finite", TRAINER_STATE, f"the last loss is {losses[-1]}")
 
 
-def look_at_vocabulary(
+def check_vocabulary(
     health: Health,
     *,
     ids: int | None,
@@ -49,13 +49,13 @@ def look_at_vocabulary(
     embeddings: int | None,
     place: str = "config.json",
 ) -> None:
-    """Compare the sizes of a vocabulary; None stands for one that is not known.
+    """Compare the sizes of a vocabulary; None means unknown.
 
     Args:
-        ids: the model's, as its configuration says.
-        tokens: how many of them the tokenizer uses: its largest id and one.
+        ids: vocab_size in the model's configuration.
+        tokens: size of the tokenizer's vocabulary: its largest id plus one.
         embeddings: rows of the token embedding.
-        place: where ``ids`` is written.
+        place: the file that gives ``ids``.
     """
     if ids is not None and embeddings is not None and ids != embeddings:
         health.add("vocabulary-mismatch", place, f"vocab_size {ids:,}, but {embeddings:,} embeddings")

@@ -1,13 +1,12 @@
 """The signs of a bad checkpoint: their names, what is expected instead, and what to do.
 
-The bounds of :data:`ZERO_FRACTION` come from what absmean does. A weight becomes zero when it is smaller than
-half the mean magnitude m. Of Gaussian weights that is P(|w| < m / 2) = 0.31, of Laplacian ones 0.39, of
-uniform ones 0.25, and 0.25 is the least that any distribution with a single peak at zero can give: the
-magnitudes are then a mixture of uniform ones on [0, a], where the mean of a is 2 m, and min(1, m / 2a) is
-nowhere below its tangent at a = 2 m. Training moves weights away from zero or towards it: trained tensors are
-seen from 0.25 to 0.6. The bounds leave as much again on either side. Below 0.15 the tensor
-is nearer to a one-bit one; 0.75 takes tails as heavy as those of a log-normal distribution with sigma 2, and
-leaves less than 1.1 bits of the 1.58 in a trit.
+The bounds of :data:`ZERO_FRACTION` follow from absmean, which rounds a weight to zero if it is smaller than
+half the mean magnitude m. For Gaussian weights P(|w| < m / 2) is 0.31, for Laplacian ones 0.39, for uniform
+ones 0.25. No distribution with a single peak at zero has less than 0.25: its magnitudes are a mixture of
+uniform ones on [0, a] where the mean of a is 2 m, and min(1, m / 2a) is nowhere below its tangent at a = 2 m.
+Training moves weights away from zero or towards it: trained tensors have been seen with 0.25 to 0.6. The
+bounds leave a margin on both sides. Below 0.15 a tensor is closer to a one-bit tensor; 0.75 takes tails as
+heavy as those of a log-normal distribution with sigma 2, and leaves less than 1.1 of a trit's 1.58 bits.
 """
 
 from __future__ import annotations
@@ -23,13 +22,13 @@ from bitexport.errors import CheckpointError
 #: the fraction of zeros that a ternary tensor may have without a warning.
 ZERO_FRACTION = (0.15, 0.75)
 
-#: tensors smaller than this say too little about their fraction of zeros (its standard deviation is 0.007).
+#: below this size, the fraction of zeros is too uncertain (here its standard deviation is 0.007).
 MIN_WEIGHTS = 4096
 
-#: a scale at absmean's lower bound of 1e-5, with room for a scale that was rounded to bfloat16.
+#: absmean's lower bound of 1e-5, with a margin for scales that were rounded to bfloat16.
 SCALE_FLOOR = 1.01e-5
 
-#: ids without a token are padding up to this many, or up to this fraction of the vocabulary.
+#: up to this many ids without a token are padding, or up to this fraction of the vocabulary.
 MAX_PADDING = 1024
 MAX_PADDING_FRACTION = 0.05
 
@@ -42,10 +41,10 @@ class SignKind:
     """What a sign means.
 
     Attributes:
-        expected: what a sound checkpoint has, as the end of "expected ...".
+        expected: what a sound checkpoint has; completes "expected ...".
         advice: what to do.
-        level: ``warning``, or ``info`` for what is normal and only worth knowing.
-        damage: no training gives this, so that the tensors are bad however well the model writes.
+        level: ``warning``, or ``info`` for something normal that is only worth knowing.
+        damage: whether no training produces this, so that the tensors are bad however good the output looks.
     """
 
     expected: str
@@ -54,13 +53,15 @@ class SignKind:
     damage: bool = False
 
 
-_SAVE_AGAIN = "the file is damaged or was saved before it was filled: save or download it again"
+_SAVE_AGAIN = "the file is damaged, or was saved before the weights were loaded: save or download it again"
 
-#: Every sign by its name, which is stable; the worst first.
+#: Every sign by its name, which is stable; the worst come first.
 SIGNS: Mapping[str, SignKind] = MappingProxyType(
     {
         "not-finite": SignKind(
-            "finite weights", "the training diverged or the file is damaged: use an earlier step", damage=True
+            "finite weights",
+            "the training diverged or the file is damaged: use a checkpoint of an earlier step",
+            damage=True,
         ),
         "bad-scale": SignKind(
             "a positive, finite number",
@@ -70,39 +71,40 @@ SIGNS: Mapping[str, SignKind] = MappingProxyType(
         "unreadable": SignKind(
             "weights of this packing", "save or download the checkpoint again", damage=True
         ),
-        "all-zero": SignKind("some that are not", _SAVE_AGAIN, damage=True),
+        "all-zero": SignKind("non-zero values", _SAVE_AGAIN, damage=True),
         "identical-tensors": SignKind(
             "different weights in every tensor",
-            "a layer was copied over another when the checkpoint was put together: save it again",
+            "one layer overwrote another when the checkpoint was assembled: save it again",
             damage=True,
         ),
         "zero-fraction": SignKind(
             f"{ZERO_FRACTION[0]} to {ZERO_FRACTION[1]} (absmean gives 0.25 to 0.4 before training)",
-            "look at how these weights were quantized, and whether they were trained",
+            "check how these weights were quantized, and whether they were trained",
         ),
         "dead-rows": SignKind(
-            "none", "these outputs are always zero: look for a copy that left rows out, or for dead neurons"
+            "none", "these outputs are always zero: look for a copy that skipped rows, or for dead neurons"
         ),
         "dead-columns": SignKind(
             "none",
-            "these inputs are never used: look for a copy that left columns out, or for dead neurons",
+            "these inputs are never used: look for a copy that skipped columns, or for dead neurons",
         ),
         "scale-at-floor": SignKind(
             "more than 1e-5, where absmean clamps it",
-            "the weights have shrunk to nothing: look at the weight decay and at the step that was saved",
+            "the weights have shrunk to nothing: check the weight decay, and which step was saved",
         ),
         "never-trained": SignKind(
-            "a number of steps", "this is the state before training: convert a checkpoint of a later step"
+            "1 or more", "this is the state before training: convert a checkpoint of a later step"
         ),
         "loss-not-finite": SignKind(
-            "a finite loss", "the training diverged: convert a checkpoint from before that"
+            "a finite loss", "the training diverged: convert a checkpoint from before it did"
         ),
         "vocabulary-mismatch": SignKind(
             "the same size, or a few unused ids at the end",
-            "put the tokenizer that the model was trained with beside it, and resize the embeddings to it",
+            "put the tokenizer that the model was trained with into its folder, and resize the embeddings "
+            "to it",
         ),
         "padded-vocabulary": SignKind(
-            "at times, for sizes that compute well", "nothing: no text has these ids", level="info"
+            "where a size is rounded up for speed", "nothing to do: no text has these ids", level="info"
         ),
     }
 )
@@ -110,7 +112,7 @@ SIGNS: Mapping[str, SignKind] = MappingProxyType(
 
 @dataclass(frozen=True, slots=True)
 class Sign:
-    """One sign at one place: a tensor, or a file beside the weights. ``value`` says what is there."""
+    """One sign at one place, which is a tensor or a file next to the weights; ``value`` is what was found."""
 
     name: str
     place: str
@@ -125,11 +127,11 @@ class Finding:
         name: one of :data:`SIGNS`.
         level: ``warning`` or ``info``.
         damage: see :class:`SignKind`.
-        count: how many places have it.
-        places: tensors, or files beside the weights, in their natural order.
-        values: what was found at each of them.
+        count: number of places.
+        places: tensors, or files next to the weights, in natural order.
+        values: what was found at each place.
         expected, advice: see :class:`SignKind`.
-        message: all of that in a line, with the first few places.
+        message: all of this in one line, with the first few places.
     """
 
     name: str
@@ -148,24 +150,24 @@ class Finding:
 
 
 def fold(signs: Iterable[Sign]) -> list[Finding]:
-    """One finding a name, in the order of :data:`SIGNS`; the order of ``signs`` does not matter."""
+    """One finding per name, in the order of :data:`SIGNS`; the order of ``signs`` does not matter."""
     found: dict[str, list[Sign]] = {}
     for sign in signs:
         found.setdefault(sign.name, []).append(sign)
-    return [_finding(name, sorted(found[name], key=_natural)) for name in SIGNS if name in found]
+    return [_finding(name, sorted(found[name], key=_natural_order)) for name in SIGNS if name in found]
 
 
 def refuse(findings: Iterable[Finding]) -> None:
-    """Raise a CheckpointError that names the warnings, if there are any."""
+    """Raise a CheckpointError that lists the warnings, if there are any."""
     bad = [finding for finding in findings if finding.level == "warning"]
     if bad:
-        named = ", ".join(
+        listed = ", ".join(
             f"{finding.name} ({finding.places[0]}: {finding.values[0]}"
             + (f"; and {finding.count - 1} more)" if finding.count > 1 else ")")
             for finding in bad
         )
         raise CheckpointError(
-            f"--strict: the checkpoint looks bad and nothing is written: {named}; see `bitexport inspect "
+            f"--strict: the checkpoint looks bad, so nothing is written: {listed}; run `bitexport inspect "
             "--health` on it, or convert it without --strict"
         )
 
@@ -175,8 +177,8 @@ def _finding(name: str, signs: list[Sign]) -> Finding:
     if len(signs) == 1:
         where = f"{signs[0].place}: {signs[0].value}"
     else:
-        named = ", ".join(f"{sign.place} ({sign.value})" for sign in signs[:EXAMPLES])
-        where = f"{len(signs)} tensors{', such as' if len(signs) > EXAMPLES else ':'} {named}"
+        listed = ", ".join(f"{sign.place} ({sign.value})" for sign in signs[:EXAMPLES])
+        where = f"{len(signs)} tensors{', such as' if len(signs) > EXAMPLES else ':'} {listed}"
     return Finding(
         name=name,
         level=kind.level,
@@ -190,7 +192,7 @@ def _finding(name: str, signs: list[Sign]) -> Finding:
     )
 
 
-def _natural(sign: Sign) -> list[tuple[int, int, str]]:
-    """Layer 2 before layer 10."""
+def _natural_order(sign: Sign) -> list[tuple[int, int, str]]:
+    """A sort key that puts layer 2 before layer 10."""
     parts = re.findall(r"\d+|\D+", sign.place)
     return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in parts]

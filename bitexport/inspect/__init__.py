@@ -1,7 +1,8 @@
-"""``bitexport inspect``: what a checkpoint or a GGUF file holds."""
+"""``bitexport inspect``: the contents of a checkpoint or a GGUF file."""
 
 from __future__ import annotations
 
 from bitexport.inspect.driver import inspect
+from bitexport.inspect.report import InspectReport, TensorRow
 
-__all__ = ["inspect"]
+__all__ = ["InspectReport", "TensorRow", "inspect"]

@@ -1,9 +1,8 @@
-"""``bitexport inspect``: what a GGUF file or a checkpoint folder holds."""
+"""Reads the contents of a GGUF file or a checkpoint folder."""
 
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,67 +14,25 @@ from bitexport.families import Role, family_of
 from bitexport.gguf.packers import i2_s
 from bitexport.gguf.reader import Array, GGUFFile, GGUFTensor, read_gguf
 from bitexport.gguf.types import I2_S, file_type_name
-from bitexport.health import Finding
 from bitexport.health.scan import scan_checkpoint, scan_gguf
+from bitexport.inspect.report import InspectReport, TensorRow
 from bitexport.progress import Progress, ignore
 
-#: arrays longer than this are shown by their first elements.
+#: of longer arrays, only this many elements are shown.
 MAX_SHOWN = 16
 
 
-@dataclass(frozen=True, slots=True)
-class TensorRow:
-    """A tensor: its shape outermost first, its bytes without padding, and the scale of an I2_S tensor."""
-
-    name: str
-    type: str
-    shape: list[int]
-    bytes: int
-    scale: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class InspectReport:
-    """What was found.
-
-    Attributes:
-        path: what was looked at.
-        kind: ``gguf`` or ``checkpoint``.
-        architecture: the GGUF's, or the class in config.json.
-        file_type: by name; for a checkpoint, its packing.
-        tensors: in the order of the file.
-        metadata: GGUF keys, long arrays shortened; for a checkpoint, config.json.
-        types: how many tensors of each type there are.
-        problems: why a checkpoint could not be converted, as far as its headers tell.
-        health: signs of a bad checkpoint; None when they were not looked for.
-    """
-
-    path: str
-    kind: str
-    architecture: str
-    file_type: str
-    tensors: list[TensorRow]
-    metadata: dict[str, Any]
-    total_bytes: int
-    types: dict[str, int] = field(default_factory=dict)
-    problems: list[str] = field(default_factory=list)
-    health: list[Finding] | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """The report as one JSON object, without ``schema``."""
-        return asdict(self)
-
-
 def inspect(path: str | Path, *, health: bool = False, progress: Progress = ignore) -> InspectReport:
-    """Look at a GGUF file or a checkpoint folder; only headers and I2_S scales are read.
+    """Inspect a GGUF file or a checkpoint folder; without ``health`` only headers and I2_S scales are read.
 
     Args:
+        path: the file or folder.
         health: read every tensor, and look for the signs of :data:`bitexport.health.SIGNS`.
-        progress: told of every tensor that is read for that.
+        progress: called for every tensor that ``health`` reads.
 
     Raises:
-        GGUFError: the file is damaged, as far as those tell.
-        CheckpointError: the folder is no checkpoint, or a shard is damaged.
+        GGUFError: the file is damaged, as far as headers and scales show.
+        CheckpointError: the folder is not a checkpoint, or a shard is damaged.
     """
     place = Path(path)
     if place.is_dir():
@@ -85,7 +42,7 @@ def inspect(path: str | Path, *, health: bool = False, progress: Progress = igno
 
 def _inspect_gguf(path: Path, health: bool, progress: Progress) -> InspectReport:
     file = read_gguf(path)
-    # a scale that cannot be is a finding of the one, and an error of the other
+    # an invalid scale is a finding with --health, and an error without
     findings = scan_gguf(file, progress) if health else None
     rows = [
         TensorRow(t.name, t.type.name, list(t.shape), t.nbytes, _scale(file, t, strict=not health))
@@ -100,7 +57,7 @@ def _inspect_gguf(path: Path, health: bool, progress: Progress) -> InspectReport
         if isinstance(number, int)
         else "not given",
         tensors=rows,
-        metadata={key: _shown(file, key) for key in file.metadata},
+        metadata={key: _preview(file, key) for key in file.metadata},
         total_bytes=sum(row.bytes for row in rows),
         types=dict(Counter(row.type for row in rows).most_common()),
         health=findings,
@@ -118,7 +75,7 @@ def _scale(file: GGUFFile, tensor: GGUFTensor, *, strict: bool) -> float | None:
         raise GGUFError(f"{file.path.name}: tensor '{tensor.name}': {error}") from error
 
 
-def _shown(file: GGUFFile, key: str) -> Any:
+def _preview(file: GGUFFile, key: str) -> Any:
     value = file.metadata[key]
     if not isinstance(value, Array):
         return value
@@ -129,7 +86,7 @@ def _shown(file: GGUFFile, key: str) -> Any:
 
 
 def _packing_and_problems(checkpoint: Checkpoint) -> tuple[str, list[str]]:
-    """The packing's name, and why the checkpoint could not be converted."""
+    """The packing's name, and the reasons why the checkpoint cannot be converted."""
     name, problems = "unknown", []
     packing, numbers = None, None
     try:
@@ -151,7 +108,7 @@ def _packing_and_problems(checkpoint: Checkpoint) -> tuple[str, list[str]]:
             for claim in claims:
                 if claim.role is Role.TERNARY and not keeps_float(checkpoint, claim.source):
                     packing.check(checkpoint, claim.source)
-                    break  # one tells whether the checkpoint is what its configuration says
+                    break  # one tensor is enough to see whether the configuration is right
         except BitexportError as error:
             name = "unknown"
             problems.append(str(error))
@@ -165,11 +122,13 @@ def _inspect_checkpoint(path: Path, health: bool, progress: Progress) -> Inspect
         for info in checkpoint.tensors.values()
     ]
     packing, problems = _packing_and_problems(checkpoint)
-    named = checkpoint.config.get("architectures")
+    architectures = checkpoint.config.get("architectures")
     return InspectReport(
         path=str(path),
         kind="checkpoint",
-        architecture=str(named[0]) if isinstance(named, list) and named else "unknown",
+        architecture=str(architectures[0])
+        if isinstance(architectures, list) and architectures
+        else "unknown",
         file_type=packing,
         tensors=rows,
         metadata=dict(checkpoint.config),

@@ -1,4 +1,4 @@
-"""The texts that parity runs: the user's, or a built-in set."""
+"""The prompts that parity runs: the user's, or a built-in set."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ _BUILT_IN = "text/built_in_prompts.jsonl"
 
 
 def built_in_prompts() -> list[str]:
-    """Twenty prompts of English prose and Python code, 100 words or so each."""
+    """Twenty prompts of English prose and Python code, about 100 words each."""
     text = importlib.resources.files("bitexport").joinpath(_BUILT_IN).read_text(encoding="utf-8")
     return [json.loads(line) for line in text.splitlines()]
 
 
 def read_prompts(path: Path) -> list[str]:
-    """The prompts of a file: one a line, blank lines ignored.
+    """The prompts in a file, one per line; blank lines are ignored.
 
-    In a file whose name ends in ``.jsonl`` a line is JSON: a string, or an object with ``prompt`` or
-    ``text``; so a prompt can hold line breaks.
+    In a file whose name ends in ``.jsonl``, each line is a JSON string, or a JSON object with ``prompt`` or
+    ``text``, so that a prompt can contain line breaks.
 
     Raises:
-        UsageError: the file cannot be read, is not UTF-8, holds no prompt, or a line that is neither.
+        UsageError: the file cannot be read, is not UTF-8, contains no prompt, or has a line that is neither.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         why = (error.strerror if isinstance(error, OSError) else None) or str(error)
-        raise UsageError(f"--prompts {path}: {why}; give a UTF-8 text file, one prompt a line") from error
+        raise UsageError(f"--prompts {path}: {why}; give a UTF-8 text file, one prompt per line") from error
     as_json = path.suffix == ".jsonl"
     prompts = [
         _from_json(line, path, number) if as_json else line
@@ -38,7 +38,7 @@ def read_prompts(path: Path) -> list[str]:
         if line.strip()
     ]
     if not prompts:
-        raise UsageError(f"--prompts {path} holds no prompt; write one a line")
+        raise UsageError(f"--prompts {path}: no prompt; write one per line")
     return prompts
 
 

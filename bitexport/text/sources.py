@@ -1,15 +1,15 @@
-"""Where text comes from: a source is a short string, whatever its kind.
+"""Where text comes from: every kind of source is named by a short string.
 
     gettext:fr              message catalogs (*.mo) installed on this machine; gettext:fr:/folder for others
-    parallel:a.en,a.fr      two text files, line for line
+    parallel:a.en,a.fr      two text files, line by line
     jsonl:file.jsonl        objects with messages, prompt and answer, source and target, or text
     parquet:file.parquet    columns of the same names
-    text:file_or_folder     documents: *.txt, *.md and *.py, a folder with everything below it
+    text:file_or_folder     documents: *.txt, *.md and *.py, in a folder and everything below it
     stdlib                  the Python standard library's sources (stdlib.py)
-    hub:owner/name[/config][:split[:columns]]   through datasets, streaming; or hub:/folder with its files;
-                            one column: documents, two: pairs; translation.en reaches into a column
+    hub:owner/name[/config][:split[:columns]]   streamed through datasets; or hub:/folder with local files;
+                            one column: documents, two: pairs; translation.en is a field of a column
 
-Pairs with an empty side and empty documents are left out, whatever their source.
+Pairs with an empty side and empty documents are skipped, in every source.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from bitexport.text import stdlib
 
 CATALOG_ROOTS = ("/usr/share", "/usr/lib", "/usr/local")
 DOCUMENT_SUFFIXES = (".txt", ".md", ".py")
-# The first set of columns that a row has decides what it is.
+# The first of these sets of columns that a row has decides its kind.
 COLUMNS = (("messages",), ("prompt", "answer"), ("source", "target"), ("text",))
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A text and what should come out of it: its translation, or the answer to a prompt."""
+    """A text and the expected output: its translation, or the answer to a prompt."""
 
     source: str
     target: str
@@ -45,7 +45,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Document:
-    """Plain text. ``name``, where there is one, decides the side in place of the text."""
+    """Plain text. If it has a ``name``, that decides its side of the split, otherwise the text does."""
 
     text: str
     name: str = ""
@@ -68,7 +68,7 @@ def read_sources(specs: Iterable[str]) -> Iterator[Record]:
 
 
 def read_source(spec: str) -> Iterator[Record]:
-    """The records of one source, in an order that depends on its content alone.
+    """The records of one source, in an order that depends only on its content.
 
     Raises:
         UsageError: the kind is unknown, a file is missing, or its content is not what the kind expects.
@@ -77,41 +77,41 @@ def read_source(spec: str) -> Iterator[Record]:
     if kind not in KINDS or bool(where) == (kind == "stdlib"):
         near = difflib.get_close_matches(kind, KINDS, n=1)
         advice = f"; did you mean {near[0]}?" if near else ""
-        raise _wrong(spec, f"kind {kind!r} and {where!r}", f"stdlib, or {'|'.join(KINDS)}:place{advice}")
+        raise _bad_source(spec, f"kind {kind!r} and {where!r}", f"stdlib, or {'|'.join(KINDS)}:place{advice}")
     try:
         yield from (record for record in KINDS[kind](spec, where) if all(map(str.strip, texts_of(record))))
     except OSError as error:
         reason = f"{error.strerror or error} ({error.filename or where})"
-        raise _wrong(spec, reason, "the path of a file that can be read") from error
+        raise _bad_source(spec, reason, "the path of a readable file") from error
     except UnicodeDecodeError as error:
-        raise _wrong(spec, str(error), "UTF-8; convert the file") from error
+        raise _bad_source(spec, str(error), "UTF-8; convert the file") from error
 
 
 def texts_of(record: Record) -> tuple[str, ...]:
-    """(text,), or (what is asked, what is answered). Of a chat, the system's messages are left out."""
+    """(text,) or (prompt, answer). The prompt of a chat excludes system messages."""
     if isinstance(record, Document):
         return (record.text,)
     if isinstance(record, Pair):
         return record.source, record.target
-    asked = "\n".join(content for role, content in record.messages[:-1] if role != "system")
-    return asked, record.messages[-1][1]
+    prompt = "\n".join(content for role, content in record.messages[:-1] if role != "system")
+    return prompt, record.messages[-1][1]
 
 
-def _wrong(spec: str, found: str, expected: str) -> UsageError:
+def _bad_source(spec: str, found: str, expected: str) -> UsageError:
     return UsageError(f"source {spec!r}: {found}; expected {expected}")
 
 
 def _gettext(spec: str, where: str) -> Iterator[Record]:
     language, _, folder = where.partition(":")
     roots = (folder,) if folder else CATALOG_ROOTS
-    # os.walk does not follow links: /usr has links that lead back up.
+    # os.walk does not follow links; /usr contains links to parent folders.
     folders = (Path(place) for root in roots for place, _, _ in os.walk(root))
     places = sorted({place for place in folders if place.name == "LC_MESSAGES"})
     paths = [path for place in places if place.parent.name == language for path in sorted(place.glob("*.mo"))]
     if not paths:
         languages = ", ".join(sorted({place.parent.name for place in places})) or "none"
         found = f"no {language}/LC_MESSAGES/*.mo below {', '.join(roots)}"
-        raise _wrong(spec, found, f"one of the languages there: {languages}; install a language pack")
+        raise _bad_source(spec, found, f"an installed language: {languages}; install a language pack")
     yield from _read_all(spec, paths, _catalog)
 
 
@@ -121,7 +121,7 @@ def _catalog(path: Path) -> list[Pair]:
         translations: Any = gettext.GNUTranslations(file)
     singular = translations.plural(1)
     pairs = []
-    for key, target in translations._catalog.items():  # the one way to list what a catalog holds
+    for key, target in translations._catalog.items():  # the only way to list a catalog's messages
         source, form = key if isinstance(key, tuple) else (key, singular)
         source = source.rpartition("\x04")[2]
         if source and form == singular and source.strip() != target.strip():  # "" is the header
@@ -133,28 +133,28 @@ def _text(spec: str, where: str) -> Iterator[Record]:
     paths = sorted(Path(where).rglob("*")) if Path(where).is_dir() else [Path(where)]
     chosen = [path for path in paths if path.suffix in DOCUMENT_SUFFIXES and not path.is_dir()]
     if not chosen:
-        raise _wrong(spec, f"none of {len(paths)} files is a document", ", ".join(DOCUMENT_SUFFIXES))
+        raise _bad_source(spec, f"none of {len(paths)} files is a document", ", ".join(DOCUMENT_SUFFIXES))
     yield from _read_all(spec, chosen, _document)
 
 
 def _document(path: Path) -> list[Document]:
-    """A file's text; of a Python file in the encoding that it declares."""
+    """A file's text; a Python file is read in the encoding that it declares."""
     with tokenize.open(path) if path.suffix == ".py" else path.open(encoding="utf-8") as file:
         return [Document(file.read())]
 
 
 def _stdlib(spec: str, _: str) -> Iterator[Record]:
     root = stdlib.standard_library()
-    # The name keeps the split of stdlib.held_out_text: it goes by path.
+    # With a name, a document gets the same side as in stdlib.held_out_text, which splits by path.
     texts = {path.relative_to(root).as_posix(): stdlib.text_of(path) for path in stdlib.source_files(root)}
-    if (size := sum(map(len, texts.values()))) < stdlib.LEAST_CHARACTERS:
-        expected = f"{stdlib.LEAST_CHARACTERS:,} or more; use a Python with its full standard library"
-        raise _wrong(spec, f"{size:,} characters below {root}", expected)
+    if (size := sum(map(len, texts.values()))) < stdlib.MIN_CHARACTERS:
+        expected = f"{stdlib.MIN_CHARACTERS:,} or more; use a Python with its full standard library"
+        raise _bad_source(spec, f"{size:,} characters below {root}", expected)
     yield from (Document(text, name) for name, text in texts.items())
 
 
 def _read_all(spec: str, paths: list[Path], read: Callable[[Path], Iterable[Record]]) -> Iterator[Record]:
-    """Every file's records; files that cannot be decoded are left out, and a warning says so."""
+    """Every file's records; files that cannot be decoded are skipped with a warning."""
     broken = []
     for path in paths:
         try:
@@ -164,19 +164,21 @@ def _read_all(spec: str, paths: list[Path], read: Callable[[Path], Iterable[Reco
                 raise
             broken.append(f"{path} ({error})")
     if broken:
-        text = f"source {spec!r}: {len(broken)} of {len(paths)} files cannot be decoded and are left out: "
+        text = f"source {spec!r}: {len(broken)} of {len(paths)} files cannot be decoded and are skipped: "
         warnings.warn(text + "; ".join(broken[:3]), BitexportWarning, stacklevel=3)
 
 
 def _parallel(spec: str, where: str) -> Iterator[Record]:
     paths = [Path(name) for name in where.split(",")]
     if len(paths) != 2:
-        raise _wrong(spec, f"{len(paths)} files", "two: parallel:file.en,file.fr")
-    # Lines end at \n alone, as other programs count them: U+2028 stands inside sentences.
+        raise _bad_source(spec, f"{len(paths)} files", "two: parallel:file.en,file.fr")
+    # Only \n ends a line, as in other programs: U+2028 occurs inside sentences.
     sides = [path.read_bytes().decode().removesuffix("\n").split("\n") for path in paths]
     if len(sides[0]) != len(sides[1]):
         counts = (f"{len(side):,} lines in {path}" for side, path in zip(sides, paths, strict=True))
-        raise _wrong(spec, " and ".join(counts), "as many: line n of one translates line n of the other")
+        raise _bad_source(
+            spec, " and ".join(counts), "the same number: line n of one translates line n of the other"
+        )
     yield from (Pair(source.strip(), target.strip()) for source, target in zip(*sides, strict=True))
 
 
@@ -186,7 +188,9 @@ def _jsonl(spec: str, where: str) -> Iterator[Record]:
             try:
                 row = json.loads(line) if line.strip() else None
             except json.JSONDecodeError as error:
-                raise _wrong(spec, f"line {number} is not JSON ({error})", "one object a line") from error
+                raise _bad_source(
+                    spec, f"line {number} is not JSON ({error})", "one object a line"
+                ) from error
             if line.strip():
                 yield _record(row, spec, f"line {number}: ")
 
@@ -212,37 +216,39 @@ def _rows(spec: str, sets: tuple[tuple[str, ...], ...], **dataset: Any) -> Itera
             yield _record(row, spec, f"row {number}: ", sets)
     except BitexportError:
         raise
-    except Exception as error:  # whatever datasets, its readers and its transport raise
+    except Exception as error:  # datasets, its readers and its transport raise many types
         found = f"dataset {dataset['path']} cannot be read ({type(error).__name__}: {error})"
-        expected = "a dataset of the hub, reachable or in the cache, or files of this machine"
-        raise _wrong(
+        expected = "a dataset on the hub, reachable or in the cache, or files on this machine"
+        raise _bad_source(
             spec, found, f"{expected}; without a network use hub:/folder, parquet: or jsonl:"
         ) from error
 
 
 def _record(row: Any, spec: str, where: str, sets: tuple[tuple[str, ...], ...] = COLUMNS) -> Record:
-    """One row as a record: the first of ``sets`` that it has, of one column (document) or two (pair)."""
+    """One row as a record, from the first of ``sets`` that it has: one column (document) or two (pair)."""
     columns = row if isinstance(row, Mapping) else {}
     for names in sets:
-        values = [_reach(columns, name) for name in names]
+        values = [_column(columns, name) for name in names]
         if names == ("messages",) and isinstance(values[0], list):
             return _conversation(values[0], spec, where)
         if all(isinstance(value, str) for value in values) and len(values) in (1, 2):
             return Document(*values) if len(values) == 1 else Pair(*values)
     found = ", ".join(f"{name} ({type(value).__name__})" for name, value in columns.items())
     expected = ", or ".join(" and ".join(names) for names in sets)
-    raise _wrong(spec, f"{where}columns {found or 'none'}", f"{expected}, as text; rename or convert them")
+    raise _bad_source(
+        spec, f"{where}columns {found or 'none'}", f"{expected}, as text; rename or convert them"
+    )
 
 
 def _conversation(messages: list[Any], spec: str, where: str) -> Chat:
-    said = [(_reach(message, "role"), _reach(message, "content")) for message in messages]
-    if not said or said[-1][0] != "assistant" or not all(isinstance(text, str) for _, text in said):
-        raise _wrong(spec, f"{where}messages", "a list of role and content, an assistant's the last")
-    return Chat(tuple(said))
+    turns = [(_column(message, "role"), _column(message, "content")) for message in messages]
+    if not turns or turns[-1][0] != "assistant" or not all(isinstance(text, str) for _, text in turns):
+        raise _bad_source(spec, f"{where}messages", "a list of role and content, the assistant's last")
+    return Chat(tuple(turns))
 
 
-def _reach(row: Any, name: str) -> Any:
-    """Column ``name``, or with dots a value inside it; None where there is none."""
+def _column(row: Any, name: str) -> Any:
+    """Column ``name``; with dots, a field inside it. None if it does not exist."""
     for part in name.split("."):
         row = row.get(part) if isinstance(row, Mapping) else None
     return row

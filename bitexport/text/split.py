@@ -1,4 +1,4 @@
-"""The split of records into two sides that share nothing: training, and held out."""
+"""Splits records into two sides, training and held out, that have no text in common."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from bitexport.text.sources import Document, Record, texts_of
 
 @dataclass(frozen=True)
 class Split:
-    """The two sides, each in an order that hashes decide: any beginning of a side is a fair sample of it."""
+    """The two sides, each ordered by hash, so that any beginning of a side is a fair sample of it."""
 
     train: list[Record]
     held_out: list[Record]
-    duplicates: int  # left out: equal to another record
-    too_close: int  # left out of held_out: shares a key with the training side
+    duplicates: int  # dropped: equal to another record
+    too_close: int  # dropped from held_out: shares a key with the training side
 
 
 def split(records: Iterable[Record], held_out_percent: int) -> Split:
-    """Part the records so that no key (see :func:`keys_of`) is on both sides.
+    """Split the records so that no key (see :func:`keys_of`) is on both sides.
 
-    The key of what is asked decides the side, by its hash, on every machine alike; then whatever is held out
-    but has a key that the training side has too is dropped.
+    The hash of a record's first key, or of a document's name, decides its side, identically on every machine;
+    then held-out records that share a key with the training side are dropped.
 
     Raises:
         UsageError: a side is empty.
@@ -37,7 +37,7 @@ def split(records: Iterable[Record], held_out_percent: int) -> Split:
     every = list(records)
     keys = {record: keys_of(record) for record in every}
     ordered = sorted(keys, key=lambda record: hashlib.sha256(repr(record).encode()).digest())
-    chosen = {record for record in ordered if _deciding(record, held_out_percent)[0]}
+    chosen = {record for record in ordered if _key_sides(record, held_out_percent)[0]}
     train = [record for record in ordered if record not in chosen]
     seen = {key for record in train for key in keys[record]}
     held_out = [record for record in ordered if record in chosen and seen.isdisjoint(keys[record])]
@@ -50,20 +50,20 @@ def split(records: Iterable[Record], held_out_percent: int) -> Split:
 
 
 def side_of(record: Record, held_out_percent: int) -> Literal["train", "held_out"] | None:
-    """The side of one record of a stream, decided without the others; None: leave it out.
+    """The side of one record of a stream, decided without the others; None: drop it.
 
-    All keys of a record must agree. No document is lost; of pairs it holds out only percent^2 / 100 in 100,
-    and leaves out about twice the percentage.
+    All keys of a record must agree. No document is dropped; of pairs, only percent^2 / 100 percent are held
+    out, and about twice the percentage is dropped.
     """
-    sides = set(_deciding(record, held_out_percent))
+    sides = set(_key_sides(record, held_out_percent))
     return None if len(sides) == 2 else "held_out" if True in sides else "train"
 
 
-def _deciding(record: Record, percent: int) -> tuple[bool, ...]:
-    """Whether each key of a record would hold it out; a document with a name goes by that."""
+def _key_sides(record: Record, percent: int) -> tuple[bool, ...]:
+    """For each key of a record, whether it would be held out; a named document is decided by its name."""
     if isinstance(record, Document) and record.name:
         return (stdlib.is_held_out(PurePosixPath(record.name), percent),)
-    # Another arithmetic would be another split, and models in examples/ were trained on this one.
+    # Any other formula would be another split, and the models in examples/ were trained on this one.
     return tuple(
         int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") % 10_000 < percent * 100
         for key in keys_of(record)
@@ -71,7 +71,7 @@ def _deciding(record: Record, percent: int) -> tuple[bool, ...]:
 
 
 def keys_of(record: Record) -> tuple[str, ...]:
-    """What two records must not share across the sides: the keys of what is asked and of what is answered."""
+    """Keys that must not occur on both sides: those of the prompt and of the answer, or of the text."""
     return tuple(key_of(text) for text in texts_of(record))
 
 
@@ -84,8 +84,11 @@ _PUNCTUATION = re.compile(r"[!-/:-@\[-`{-~«»¡¿،؛؟\u2000-\u206f\u3000-\u30
 
 
 def key_of(text: str) -> str:
-    """The text without what makes no other text of it: case, white space, punctuation, the letter marks of
-    menus (``_`` and ``&``), the value of numbers, the kind of format specifiers."""
+    """The text without insignificant differences.
+
+    These are case, white space, punctuation, mnemonics of menus (``_`` and ``&``), the values of numbers, and
+    the kinds of format specifiers.
+    """
     text = _SPECIFIER.sub("0", unicodedata.normalize("NFKC", text))
     text = _NUMBER.sub("0", _MNEMONIC.sub("", text).casefold())
     return " ".join(_PUNCTUATION.sub(" ", text).split())

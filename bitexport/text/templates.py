@@ -1,4 +1,4 @@
-"""Records to token ids: templates that make a prompt and an answer of a record; loss on the answer only."""
+"""From records to token ids: templates turn a record into prompt and answer; only the answer has a loss."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from bitexport.errors import UsageError
 from bitexport.text.sources import Chat, Document, Pair, Record, texts_of
 
-# English and Chinese names as the documentation of HY-MT1.5 spells them.
+# English and Chinese names, as in the documentation of HY-MT1.5.
 LANGUAGES = """
 zh Chinese 中文, en English 英语, fr French 法语, pt Portuguese 葡萄牙语, es Spanish 西班牙语,
 ja Japanese 日语, tr Turkish 土耳其语, ru Russian 俄语, ar Arabic 阿拉伯语, ko Korean 韩语, th Thai 泰语,
@@ -20,26 +20,26 @@ cs Czech 捷克语, nl Dutch 荷兰语, km Khmer 高棉语, my Burmese 缅甸语
 gu Gujarati 古吉拉特语, ur Urdu 乌尔都语, te Telugu 泰卢固语, mr Marathi 马拉地语, he Hebrew 希伯来语,
 bn Bengali 孟加拉语, ta Tamil 泰米尔语, uk Ukrainian 乌克兰语, bo Tibetan 藏语, kk Kazakh 哈萨克语,
 mn Mongolian 蒙古语, ug Uyghur 维吾尔语, yue Cantonese 粤语"""
-NAMES = {
+LANGUAGE_NAMES = {
     code: (english.replace("_", " "), chinese)
     for code, english, chinese in map(str.split, LANGUAGES.split(","))
 }
 _ANSWER = "\x00answer\x00"
-#: The templates that a tokenizer's chat template finishes.
-ASKED_BY_CHAT = ("chat", "hy-mt1.5")
+#: Templates that use the tokenizer's chat template.
+NEEDS_CHAT_TEMPLATE = ("chat", "hy-mt1.5")
 
 
 @dataclass(frozen=True)
 class Template:
-    """How a record becomes prompt and answer.
+    """How a record becomes a prompt and an answer.
 
     Attributes:
         name: one of TEMPLATES.
-        source_language, target_language: codes, as in "en" and "fr"; for tags and hy-mt1.5.
-        instruction: for chat: stands above the source, or around it where it says {source}.
+        source_language, target_language: codes such as "en" and "fr"; for tags and hy-mt1.5.
+        instruction: for chat: put before the source, or around it if it contains {source}.
 
     Raises:
-        UsageError: an unknown name, or a language that hy-mt1.5 does not know.
+        UsageError: the name is unknown, or hy-mt1.5 does not know the language.
     """
 
     name: str
@@ -53,31 +53,31 @@ class Template:
             advice = f"; did you mean {near[0]}?" if near else ""
             raise UsageError(f"template {self.name!r}; expected one of {', '.join(TEMPLATES)}{advice}")
         for code in (self.source_language, self.target_language):
-            if self.name == "hy-mt1.5" and code not in NAMES:
+            if self.name == "hy-mt1.5" and code not in LANGUAGE_NAMES:
                 raise UsageError(
-                    f"template {self.name}: language {code!r}; expected one of {', '.join(NAMES)}"
+                    f"template {self.name}: language {code!r}; expected one of {', '.join(LANGUAGE_NAMES)}"
                 )
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """Token ids of prompt, answer and end; ``labels`` equals them where counted, -100 on the prompt."""
+    """Token ids of prompt, answer and end token; ``labels`` are the same, but -100 on the prompt."""
 
     input_ids: list[int]
     labels: list[int]
 
 
 def special_tokens_of(template: Template) -> list[str]:
-    """What the tokenizer must know as one token each, beside its own."""
+    """The special tokens that the template needs in the tokenizer, in addition to the usual ones."""
     languages = (template.source_language, template.target_language) if template.name == "tags" else ()
     return [f"<|{language}|>" for language in languages]
 
 
 def render(record: Record, template: Template, tokenizer: Any = None) -> tuple[str, str]:
-    """(prompt, answer); of the tokenizer, only the chat template is used.
+    """(prompt, answer); only the tokenizer's chat template is used.
 
     Raises:
-        UsageError: the template has no place for this kind of record; there is no usable chat template.
+        UsageError: the template does not take this kind of record, or there is no usable chat template.
     """
     function, kinds = TEMPLATES[template.name]
     if not isinstance(record, kinds):
@@ -87,13 +87,13 @@ def render(record: Record, template: Template, tokenizer: Any = None) -> tuple[s
     return function(record, template, tokenizer)
 
 
-def encode(record: Record, tokenizer: Any, template: Template, max_length: int) -> Encoded | None:
-    """Ids of the prompt, of the answer and the end token; None if they are more than ``max_length``.
+def encode_record(record: Record, tokenizer: Any, template: Template, max_length: int) -> Encoded | None:
+    """Token ids of prompt, answer and end token; None if there are more than ``max_length``.
 
-    Prompt and answer are tokenized apart, as at inference, where the prompt stands alone.
+    Prompt and answer are tokenized separately, because at inference the prompt comes alone.
 
     Raises:
-        UsageError: as :func:`render`; a special token is missing from the tokenizer, or its end token.
+        UsageError: as in :func:`render`; or the tokenizer lacks a special token or the end token.
     """
     for token in special_tokens_of(template):
         if tokenizer.convert_tokens_to_ids(token) in (None, tokenizer.unk_token_id):
@@ -103,14 +103,14 @@ def encode(record: Record, tokenizer: Any, template: Template, max_length: int) 
         raise UsageError("tokenizer: no end token; expected eos_token, which ends every answer; set it")
     texts = render(record, template, tokenizer)
     prompt, answer = (tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] for text in texts)
-    counted = [*answer, tokenizer.eos_token_id]
-    if len(prompt) + len(counted) > max_length:
+    target = [*answer, tokenizer.eos_token_id]
+    if len(prompt) + len(target) > max_length:
         return None
-    return Encoded(prompt + counted, [-100] * len(prompt) + counted)
+    return Encoded(prompt + target, [-100] * len(prompt) + target)
 
 
 def _plain(record: Any, _: Template, __: Any) -> tuple[str, str]:
-    """No prompt: everything is counted."""
+    """No prompt: everything is the answer."""
     return "", "\n".join(texts_of(record))
 
 
@@ -129,31 +129,31 @@ def _chat(record: Any, template: Template, tokenizer: Any) -> tuple[str, str]:
 
 
 def _hy_mt(pair: Any, template: Template, tokenizer: Any) -> tuple[str, str]:
-    """HY-MT1.5's documented prompts: in Chinese where either language is Chinese, else in English."""
-    english, chinese = NAMES[template.target_language]
-    asked = (
+    """HY-MT1.5's documented prompts: in Chinese if either language is Chinese, otherwise in English."""
+    english, chinese = LANGUAGE_NAMES[template.target_language]
+    prompt = (
         f"Translate the following segment into {english}, without additional explanation.\n\n{pair.source}"
     )
     if any(code.startswith("zh") for code in (template.source_language, template.target_language)):
-        asked = f"将以下文本翻译为{chinese}，注意只需要输出翻译后的结果，不要额外解释：\n\n{pair.source}"
-    return _converse([("user", asked)], pair.target, tokenizer)
+        prompt = f"将以下文本翻译为{chinese}，注意只需要输出翻译后的结果，不要额外解释：\n\n{pair.source}"
+    return _converse([("user", prompt)], pair.target, tokenizer)
 
 
 def _converse(before: Iterable[tuple[str, str]], answer: str, tokenizer: Any) -> tuple[str, str]:
-    """The conversation up to where the answer begins, and the answer.
+    """The conversation up to the beginning of the answer, and the answer.
 
-    The chat template writes the whole conversation, which is then cut: what precedes the answer is right with
-    every chat template, while add_generation_prompt means something else in some.
+    The chat template renders the complete conversation, which is then cut before the answer. That is right
+    for every chat template, while add_generation_prompt means different things in some.
     """
     if not getattr(tokenizer, "chat_template", None):
         raise UsageError(
             "tokenizer: no chat template; expected one for this template; use the teacher's, or tags"
         )
-    whole = [{"role": role, "content": content} for role, content in [*before, ("assistant", _ANSWER)]]
-    prompt, found, _ = tokenizer.apply_chat_template(whole, tokenize=False).rpartition(_ANSWER)
+    messages = [{"role": role, "content": content} for role, content in [*before, ("assistant", _ANSWER)]]
+    prompt, found, _ = tokenizer.apply_chat_template(messages, tokenize=False).rpartition(_ANSWER)
     if not found:
         raise UsageError(
-            "tokenizer: its chat template leaves out the answer; expected every message; mend it"
+            "tokenizer: its chat template leaves out the answer; expected every message; correct the template"
         )
     return prompt, answer
 

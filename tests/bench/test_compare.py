@@ -17,7 +17,7 @@ import pytest
 
 from bitexport.bench import compare
 from bitexport.bench import compare as compare_module
-from bitexport.bench.compare import _rows
+from bitexport.bench.comparison import _rows
 from bitexport.bench.measure import BenchTest
 from bitexport.bench.twins import build_twin
 from bitexport.errors import GGUFError, OutputError, UnsupportedError, UsageError
@@ -88,7 +88,7 @@ def test_kept_twins_are_used_again(gguf_of: Maker, run_cli: Cli, tmp_path: Path)
     assert result.returncode == 0, result.stderr
     (twin,) = tmp_path.iterdir()
     assert f"kept {twin}" in result.stdout
-    assert "BITEXPORT_TIER holds i2_s to scalar" in result.stdout
+    assert "BITEXPORT_TIER limits i2_s to scalar" in result.stdout
     made = twin.stat().st_mtime_ns
     compare(
         gguf_of("packed-multiply"),
@@ -134,14 +134,14 @@ def test_a_file_that_is_not_i2_s(gguf_of: Maker, tmp_path: Path) -> None:
 def test_too_little_room(gguf_of: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = gguf_of("packed-multiply")
     module = sys.modules[compare_module.__module__]
-    with pytest.raises(OutputError, match="is no folder; create it first"):
+    with pytest.raises(OutputError, match="is not a folder; create it first"):
         compare(file, keep=tmp_path / "none")
     monkeypatch.setattr(module.shutil, "disk_usage", lambda _: _Usage())  # type: ignore[attr-defined]
     with pytest.raises(OutputError, match=r"twins need 0\.00 GiB in .*, which has 0\.00 GiB; name a folder"):
         compare(file)
     monkeypatch.setattr(module, "available_bytes", lambda: 1 << 30)
     with pytest.raises(
-        UnsupportedError, match=r"and 1\.00 GiB are free; compare with fewer types: --compare tq2_0"
+        UnsupportedError, match=r"and 1\.00 GiB are free; compare fewer types: --compare tq2_0"
     ):
         compare(file)
 

@@ -1,4 +1,4 @@
-"""bench reports what it measured, in llama-bench's shape, and refuses what it cannot measure."""
+"""bench reports what it measured in the form of llama-bench, and rejects what it cannot measure."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 from bitexport.bench import BenchReport, bench
 from bitexport.bench.weights import token_cost
-from bitexport.cli.bench import _note
+from bitexport.cli.bench import _disturbance
 from bitexport.errors import GGUFError, UsageError
 from bitexport.gguf.reader import read_gguf
 from bitexport.system.machine import resident_bytes
@@ -20,7 +20,7 @@ from bitexport.system.machine import resident_bytes
 Maker = Callable[..., Path]
 Cli = Callable[..., "CompletedProcess[str]"]
 
-PERCENTAGES = ("% of memory speed", "% of multiply-add peak")
+
 CONTRACT = {"model", "rows", "load_seconds", "rss_bytes", "memory_read_gbps", "percent_of_bandwidth"}
 
 
@@ -36,7 +36,7 @@ def test_every_test_at_every_thread_count(report: BenchReport) -> None:
     assert all(row.tokens_per_second > 0 and row.stddev >= 0 for row in report.rows)
 
 
-def test_decode_rows_say_how_near_the_memory_they_are(report: BenchReport) -> None:
+def test_decode_rows_are_compared_with_memory(report: BenchReport) -> None:
     for row in report.rows:
         if row.test == "tg4":
             assert row.memory_read_gbps is not None
@@ -47,7 +47,7 @@ def test_decode_rows_say_how_near_the_memory_they_are(report: BenchReport) -> No
             assert row.memory_read_gbps is row.percent_of_bandwidth is None
 
 
-def test_prefill_rows_say_how_near_the_multiply_add_units_they_are(report: BenchReport) -> None:
+def test_prefill_rows_are_compared_with_the_multiply_add_peak(report: BenchReport) -> None:
     # hidden 256, 4 heads and 2 key-value heads of 64, ffn 512, 2 layers
     layer = 256 * 256 * 2 + 256 * 128 * 2 + 256 * 512 * 3
     assert report.multiply_adds_per_token == 2 * layer
@@ -80,7 +80,7 @@ def test_batches_are_decoded_together(gguf_of: Maker) -> None:
         assert row.percent_of_multiply_adds is not None
 
 
-def test_without_an_instruction_there_is_no_percentage(gguf_of: Maker, run_cli: Cli) -> None:
+def test_without_a_multiply_add_instruction_there_is_no_percentage(gguf_of: Maker, run_cli: Cli) -> None:
     file = gguf_of("packed-multiply")
     result = run_cli(
         *("bench", file, "-t", "1", "-p", "8", "-n", "0", "-r", "1", "--json"),
@@ -94,16 +94,16 @@ def test_without_an_instruction_there_is_no_percentage(gguf_of: Maker, run_cli: 
     assert "no multiply-add instruction" in result.stdout
 
 
-def test_a_machine_that_changed_its_mind_is_named(report: BenchReport) -> None:
+def test_a_disturbed_row_is_marked(report: BenchReport) -> None:
     row = replace(report.rows[0], limit_change=0.35)
     assert row.disturbed
     assert not replace(row, limit_change=0.1).disturbed
     document = replace(report, rows=[row]).to_json()
     assert document["rows"][0]["disturbed"] is True
-    assert _note(row) == "disturbed: limits moved by 35%"
+    assert _disturbance(row) == "* disturbed: limits moved by 35%"
 
 
-def test_json_holds_the_contract(report: BenchReport) -> None:
+def test_json_has_the_documented_keys(report: BenchReport) -> None:
     document = json.loads(json.dumps(report.to_json()))
     assert document.keys() >= CONTRACT
     assert document["rows"][0].keys() >= {"test", "threads", "tokens_per_second", "stddev"}
@@ -113,7 +113,7 @@ def test_json_holds_the_contract(report: BenchReport) -> None:
     assert document["rss_bytes"] > 10e6
 
 
-def test_a_token_reads_all_but_an_embedding_that_is_only_looked_up(gguf_of: Maker) -> None:
+def test_a_token_reads_everything_but_an_embedding_that_is_only_looked_up(gguf_of: Maker) -> None:
     def bytes_per_token(tied: bool) -> tuple[int, dict[str, int]]:
         file = gguf_of("packed-multiply", tied=tied)
         sizes = {tensor.name: tensor.nbytes for tensor in read_gguf(file).tensors}
@@ -125,8 +125,8 @@ def test_a_token_reads_all_but_an_embedding_that_is_only_looked_up(gguf_of: Make
     assert found == sum(sizes.values()) - sizes["token_embd.weight"]
 
 
-def test_bytes_are_counted_as_they_lie_in_memory(gguf_of: Maker, run_cli: Cli) -> None:
-    """The file's 32 bytes behind every I2_S tensor are not read; at 1.6 bits a weight less is."""
+def test_bytes_are_counted_in_the_layout_in_memory(gguf_of: Maker, run_cli: Cli) -> None:
+    """The 32 bytes after every I2_S tensor in the file are not read; 1.6 bits per weight are fewer bytes."""
     file = gguf_of("packed-multiply", tied=True)
     matrices = sum(tensor.type.name == "i2_s" for tensor in read_gguf(file).tensors)
 
@@ -158,8 +158,8 @@ def test_nothing_to_measure(gguf_of: Maker, options: dict[str, list[int]]) -> No
         bench(gguf_of("packed-multiply"), **options)  # type: ignore[arg-type]
 
 
-def test_a_batch_beyond_what_llama_cpp_holds(gguf_of: Maker) -> None:
-    with pytest.raises(UsageError, match="a batch of 257 was asked for"):
+def test_a_batch_beyond_llama_cpps_limit(gguf_of: Maker) -> None:
+    with pytest.raises(UsageError, match=r"batch 257 is too large; llama\.cpp decodes up to 256"):
         bench(gguf_of("packed-multiply"), batches=[257])
 
 
@@ -168,7 +168,7 @@ def test_missing_file(tmp_path: Path) -> None:
         bench(tmp_path / "none.gguf")
 
 
-def test_resident_memory_grows_with_what_is_written() -> None:
+def test_resident_memory_grows_with_written_pages() -> None:
     before = resident_bytes()
     block = bytearray(b"\x01") * (64 << 20)
     assert resident_bytes() - before > 0.9 * len(block)
@@ -180,11 +180,11 @@ def test_command(gguf_of: Maker, run_cli: Cli) -> None:
     assert result.stderr == ""
     header, _, *rows = [line for line in result.stdout.splitlines() if line.startswith("|")]
     cells = [cell.strip() for cell in header.strip("|").split("|")]
-    # and a note where the machine was disturbed
-    assert cells[:8] == ["model", "size", "params", "threads", "test", "t/s", *PERCENTAGES]
-    assert [row.split("|")[5].strip() for row in rows] == ["pp16", "tg2"] * 2
-    assert "beside tg2, 2 threads: memory read at" in result.stdout
-    assert "beside pp16, 2 threads:" in result.stdout
+    assert cells == ["threads", "test", "t/s", "% memory", "% multiply-add"]
+    # a star marks a disturbed row
+    assert [row.split("|")[2].strip(" *") for row in rows] == ["pp16", "tg2"] * 2
+    assert "- tg2, 2 threads: memory read at" in result.stdout
+    assert "- pp16, 2 threads:" in result.stdout
     assert "in the file) and takes 1.18 M multiply-adds" in result.stdout
 
 
@@ -194,9 +194,9 @@ def test_command_with_batches(gguf_of: Maker, run_cli: Cli) -> None:
     )
     assert result.returncode == 0, result.stderr
     header, _, *rows = [line for line in result.stdout.splitlines() if line.startswith("|")]
-    assert header.split("|")[5].strip() == "B"
-    assert [row.split("|")[5].strip() for row in rows] == ["1", "4"]
-    assert "beside tg2 x 4, 1 threads: memory read at" in result.stdout
+    assert header.split("|")[2].strip() == "B"
+    assert [row.split("|")[2].strip() for row in rows] == ["1", "4"]
+    assert "- tg2 x 4, 1 thread: memory read at" in result.stdout
 
 
 def test_command_in_json(gguf_of: Maker, run_cli: Cli) -> None:

@@ -1,4 +1,4 @@
-"""bench --plot: what is in the picture, and what is refused before anything is measured."""
+"""bench --plot: the contents of the picture, and errors before anything is measured."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def report(gguf_of: Maker) -> BenchReport:
 
 
 def texts(report: BenchReport, path: Path) -> list[str]:
-    """The words of the picture: matplotlib draws letters as outlines, and says in a comment what they are."""
+    """The texts in the picture: matplotlib draws letters as outlines, with the text in a comment."""
     plot(report, path)
     return re.findall(r"<!-- (.*?) -->", path.read_text())
 
@@ -56,12 +56,12 @@ def test_a_line_for_every_test_and_batch(report: BenchReport, tmp_path: Path) ->
     }
     assert {"Prefill", "Decode: the weights fit the caches, memory does not limit"} <= set(words)
     assert Counter(word for word in words if word.endswith("%")) == percentages(calm.rows)
-    # one limit for prefill, one for each batch, and one in each legend
+    # one limit for prefill, one per batch, and one in each legend
     assert dashed_lines(tmp_path / "p.svg") == 1 + 2 + 2
     assert not any("disturbed" in word for word in words)
 
 
-def test_the_limit_that_is_nearer_counts(report: BenchReport) -> None:
+def test_the_nearer_limit_counts(report: BenchReport) -> None:
     row = BenchRow("tg4", 1, 50.0, 0.0, 4, 10.0, 25.0, 100.0, 40.0)
     assert row.percent_of_limit == 40
     assert row.limit_tokens_per_second == 125
@@ -84,7 +84,7 @@ def test_one_thread_count_still_has_a_limit(report: BenchReport, tmp_path: Path)
     dashes = [e for e in ElementTree.parse(path).iter() if "stroke-dasharray" in e.get("style", "")]
     ends = [path.get("d", "").split() for path in dashes]
     limit = next(end for end in ends if end.count("L") == 1 and float(end[4]) - float(end[1]) > 100)
-    assert limit[2] == limit[5]  # from one side of the panel to the other, level
+    assert limit[2] == limit[5]  # a level line across the panel
 
 
 def test_disturbed_rows_are_marked(report: BenchReport, tmp_path: Path) -> None:
@@ -122,7 +122,7 @@ def test_nothing_to_draw(report: BenchReport, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_cannot_be_written_is_known_before(tmp_path: Path) -> None:
+def test_check_picture_finds_errors_without_writing(tmp_path: Path) -> None:
     check_picture(tmp_path / "P.PNG")
     with pytest.raises(UsageError, match=r"p: a picture's name must end in \.png or \.svg"):
         check_picture(tmp_path / "p")
@@ -131,9 +131,9 @@ def test_what_cannot_be_written_is_known_before(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="/proc takes no files, not even root's")
-def test_a_folder_that_refuses_files() -> None:
-    with pytest.raises(OutputError, match=r"/proc/p\.png: .*choose another location"):
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc accepts no files, not even from root")
+def test_a_folder_that_accepts_no_files() -> None:
+    with pytest.raises(OutputError, match=r"/proc/p\.png: .*give another place"):
         check_picture(Path("/proc/p.png"))
 
 
@@ -161,10 +161,10 @@ def test_the_command(gguf_of: Maker, tmp_path: Path, run_cli: Cli) -> None:
         (("--plot", "p.png", "--compare", "f16"), 2, "leave one of them out"),
     ],
 )
-def test_the_command_refuses_before_it_measures(
+def test_the_command_fails_before_it_measures(
     tmp_path: Path, run_cli: Cli, options: tuple[str, ...], code: int, message: str
 ) -> None:
-    """Before it even opens the file, which is not there."""
+    """Before it even opens the file, which does not exist."""
     result = run_cli("bench", tmp_path / "none.gguf", *options)
     assert result.returncode == code
     assert message in result.stderr

@@ -25,7 +25,7 @@ def test_an_increased_count_is_reported(tmp_path: Path) -> None:
     counts = tmp_path / "counts.json"
     result = _run("--counts", counts)
     assert result.returncode == 1
-    assert "keep the counts of a good build with --update" in result.stderr
+    assert "record the counts of a good build with --update" in result.stderr
     assert _run("--counts", counts, "--update").returncode == 0
     kept = json.loads(counts.read_text())
     key = next(key for key in kept["instructions"] if key.startswith("scalar 2bit decode"))

@@ -1,4 +1,4 @@
-"""Tiny models, trained once a session."""
+"""Tiny models, trained once per session."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.support import trained
 
 @pytest.fixture(scope="session")
 def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A text of the language, which no model was trained on."""
+    """A held-out text in the language of the models."""
     path = tmp_path_factory.mktemp("text") / "held-out.txt"
     path.write_text(trained.language(3, 25), encoding="utf-8")
     return path
@@ -26,20 +26,20 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def in_float(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model that was trained in float, and calls itself ternary; deep and narrow, so that it minds."""
+    """A model trained in float that claims to be ternary; deep and narrow, so that quantization hurts it."""
     model = trained.train(trained.fresh(quantized=False, hidden=64, layers=6), 300)
     return trained.save(model, tmp_path_factory.mktemp("float") / "c")
 
 
 @pytest.fixture(scope="session")
 def untrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model before its first step."""
+    """A model before its first training step."""
     return trained.save(trained.fresh(quantized=True), tmp_path_factory.mktemp("untrained") / "c")
 
 
 @pytest.fixture(scope="session")
 def good_gguf(good: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The file made of :func:`good`."""
+    """The file made from :func:`good`."""
     from bitexport.convert import convert
 
     path = tmp_path_factory.mktemp("file") / "good.gguf"

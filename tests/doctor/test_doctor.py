@@ -1,4 +1,4 @@
-"""One model broken in each of the ways that doctor tells apart, and a good one."""
+"""A good model, and one broken in each of the ways that doctor distinguishes."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_a_good_model(good: Path, good_gguf: Path, text: Path) -> None:
         assert list(report.facts.stages) == ["float", "weights", "both", "c++"]
         assert report.facts.skill("both") > 0.5
         assert report.facts.skill("c++") == pytest.approx(report.facts.skill("both"), abs=0.01)
-        assert report.facts.mistake is None
+        assert report.facts.logit_difference is None
 
 
 def test_the_shipped_model() -> None:
@@ -62,19 +62,19 @@ def test_trained_in_float(in_float: Path, text: Path) -> None:
     assert "of the Frobenius norm of 'model.layers." in evidence(report)
 
 
-def test_not_trained_at_all(untrained: Path, text: Path) -> None:
+def test_an_untrained_model(untrained: Path, text: Path) -> None:
     report = diagnose(untrained, text)
     assert report.verdict.name == "undertrained"
     assert "even in float" in report.verdict.sentence
     assert report.facts.skill("float") < 0
 
 
-def test_noise_that_is_sure_of_itself(checkpoint_of: Callable[..., Path], text: Path) -> None:
+def test_a_random_model_with_confident_predictions(checkpoint_of: Callable[..., Path], text: Path) -> None:
     """Random weights with large embeddings: every token predicts itself."""
     assert diagnose(checkpoint_of(), text).verdict.name == "undertrained"
     packed = diagnose(checkpoint_of("packed-divide"), text)
     assert packed.verdict.name == "undertrained"
-    assert "its master weights would tell" in packed.verdict.sentence
+    assert "its master weights would show which" in packed.verdict.sentence
 
 
 def test_zeroed_mlps(good: Path, text: Path, tmp_path: Path) -> None:
@@ -99,7 +99,7 @@ def test_nan(good: Path, text: Path, tmp_path: Path) -> None:
     assert (report.facts.stages, len(report.skipped)) == ({}, 4)
 
 
-def test_dead_rows_count_against_a_bad_model_only(
+def test_dead_rows_only_matter_in_a_bad_model(
     good: Path, untrained: Path, text: Path, tmp_path: Path
 ) -> None:
     def kill(tensors: dict[str, torch.Tensor]) -> None:
@@ -114,9 +114,9 @@ def test_the_tokenizer_of_another_model(good: Path, text: Path, tmp_path: Path) 
     trained.tokenizer(other=True).save(str(tmp_path / "c" / "tokenizer.json"))
     report = diagnose(tmp_path / "c", text)
     assert report.verdict.name == "tokenizer-mismatch"
-    assert report.facts.own_words is not None
-    assert report.facts.own_words.skill > 0.5
-    assert "has learned a language, but not that of this tokenizer" in report.verdict.sentence
+    assert report.facts.free_sampling is not None
+    assert report.facts.free_sampling.skill > 0.5
+    assert "has learned a language, but with another tokenizer" in report.verdict.sentence
 
 
 def test_a_text_of_another_kind(good: Path) -> None:
@@ -154,7 +154,7 @@ def test_a_file_with_another_tokenizer(good: Path, text: Path, tmp_path: Path) -
             double_scale,
             "blk.1.ffn_down.weight has scale .* 2 times the checkpoint's",
         ),
-        ("blk.0.attn_q.weight", flip_one_trit, "blk.0.attn_q.weight has 1 of 16,384 trits that differ"),
+        ("blk.0.attn_q.weight", flip_one_trit, "blk.0.attn_q.weight differs in 1 of 16,384 trits"),
         ("blk.1.attn_norm.weight", halve_gain, "blk.1.attn_norm.weight differs: value 0 is off by 50.0%"),
     ],
 )
@@ -185,12 +185,12 @@ def test_a_wrong_hyperparameter(
     (tmp_path / "x.gguf").write_bytes(content)
     report = diagnose(good, text, tmp_path / "x.gguf")
     assert report.verdict.name == "conversion"
-    assert "1 of its hyper-parameters differ" in report.verdict.sentence
+    assert "does not match the checkpoint: 1 hyper-parameter differs" in report.verdict.sentence
     assert f"bitnet-b1.58.{key} is {value}" in evidence(report)
 
 
-#: A library that stands in front of ggml's and scales every attention score by too much. It is a real fault
-#: of the arithmetic: file and checkpoint are untouched, and so is everything of ours.
+#: A preloaded library that overrides a function of ggml and scales every attention score by too much. This is
+#: a real arithmetic fault: the file, the checkpoint and all of bitexport's code are untouched.
 FAULT = r"""
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -209,9 +209,7 @@ struct ggml_tensor *ggml_soft_max_ext(
 @pytest.mark.skipif(
     sys.platform != "linux" or not shutil.which("cc"), reason="needs LD_PRELOAD and a compiler"
 )
-def test_a_kernel_that_computes_something_else(
-    good: Path, good_gguf: Path, text: Path, tmp_path: Path, run_cli: RunCli
-) -> None:
+def test_a_faulty_kernel(good: Path, good_gguf: Path, text: Path, tmp_path: Path, run_cli: RunCli) -> None:
     (tmp_path / "fault.c").write_text(FAULT)
     fault = tmp_path / "fault.so"
     subprocess.run(["cc", "-shared", "-fPIC", "-o", fault, tmp_path / "fault.c", "-ldl"], check=True)
@@ -236,7 +234,7 @@ def test_a_tokenizer_that_convert_refuses(good: Path, text: Path, tmp_path: Path
 
 def test_a_sound_model_that_convert_refuses(good: Path, good_gguf: Path, text: Path) -> None:
     facts = diagnose(good, text, good_gguf).facts
-    facts.refused = "convert refuses: the reason"
+    facts.conversion_error = "convert refuses: the reason"
     verdict = decide(facts)
     assert (verdict.name, verdict.evidence[1]) == ("conversion", "convert refuses: the reason")
 
@@ -265,11 +263,11 @@ def test_the_table_of_the_command_line(good: Path, good_gguf: Path, text: Path, 
         "healthy: ",
     ):
         assert words in done.stdout
-    assert "what may follow 'The old river'" in done.stdout
+    assert "the next tokens are those after 'The old river'" in done.stdout
     assert max(len(line) for line in done.stdout.splitlines() if "──" in line) <= 80
 
 
-def test_the_document(untrained: Path, text: Path, run_cli: RunCli) -> None:
+def test_the_json_document(untrained: Path, text: Path, run_cli: RunCli) -> None:
     done = run_cli("doctor", untrained, "--text", text, "--json")
     assert done.returncode == 3
     assert (
@@ -284,7 +282,7 @@ def test_the_document(untrained: Path, text: Path, run_cli: RunCli) -> None:
     assert {"before", "after", "ratio"} <= document["norms"][0].keys()
 
 
-def test_no_text_and_no_prompt(good: Path, tmp_path: Path, run_cli: RunCli) -> None:
+def test_empty_text_empty_prompt_and_missing_files(good: Path, tmp_path: Path, run_cli: RunCli) -> None:
     (tmp_path / "empty.txt").write_text("")
     assert run_cli("doctor", good, "--text", tmp_path / "empty.txt").returncode == 2
     assert run_cli("doctor", good, "--prompt", "").returncode == 2
@@ -293,7 +291,7 @@ def test_no_text_and_no_prompt(good: Path, tmp_path: Path, run_cli: RunCli) -> N
 
 
 def test_weights_are_the_same_after_every_stage(good: Path) -> None:
-    """The stages change what layers compute and leave nothing behind."""
+    """The stages change what layers compute, but only within their block."""
     from bitexport.doctor.stages import running_as
     from bitexport.reference import load_reference
 

@@ -1,4 +1,4 @@
-"""A float teacher, a ternary student of its size, and pairs, made once."""
+"""A float teacher, a ternary student of the same size, and pairs, made once per session."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from bitexport.evaluation import Pair
+from bitexport.evaluation import PromptAnswer
 from tests.support.models import Shape, save_checkpoint, tiny_model
 
 SHAPE = Shape(hidden=128, ffn=256, context=128)
 
 PAIRS = [
-    Pair("<|pad|>for index in range(10):", " print(index)", "index", 1),
-    Pair("The quick brown fox<|pad|>", "jumps over the lazy dog", None, 2),
-    Pair("x", "def add(left, right):\n    return left + right", None, 4),
-    Pair("class Example:\n    '''A docstring.'''\n", "def __init__(self)", None, 5),
-    Pair("Съешь ещё этих мягких французских булок", "敏捷的棕色狐狸", None, 6),
+    PromptAnswer("<|pad|>for index in range(10):", " print(index)", "index", 1),
+    PromptAnswer("The quick brown fox<|pad|>", "jumps over the lazy dog", None, 2),
+    PromptAnswer("x", "def add(left, right):\n    return left + right", None, 4),
+    PromptAnswer("class Example:\n    '''A docstring.'''\n", "def __init__(self)", None, 5),
+    PromptAnswer("Съешь ещё этих мягких французских булок", "敏捷的棕色狐狸", None, 6),
 ]
 
 
@@ -33,12 +33,12 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A ternary Llama with SubLN, of the teacher's size."""
+    """A ternary Llama with SubLN, the size of the teacher."""
     return save_checkpoint(_unsure("llama-student", 0), tmp_path_factory.mktemp("student") / "c")
 
 
 def _unsure(architecture: str, seed: int) -> PreTrainedModel:
-    """A random model with small logits: of one that is sure of nonsense, perplexity says nothing."""
+    """A random model with small logits: the perplexity of a confidently wrong model means nothing."""
     model = tiny_model(SHAPE, architecture=architecture, seed=seed)
     with torch.no_grad():
         model.get_input_embeddings().weight.mul_(0.25)
@@ -47,7 +47,7 @@ def _unsure(architecture: str, seed: int) -> PreTrainedModel:
 
 @pytest.fixture(scope="session")
 def teacher_gguf(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The float16 file made of the teacher."""
+    """The float16 file made from the teacher."""
     from bitexport.convert import convert
 
     path = tmp_path_factory.mktemp("file") / "teacher.gguf"
@@ -57,7 +57,7 @@ def teacher_gguf(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 @pytest.fixture(scope="session")
 def student_gguf(student: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The file made of the student."""
+    """The file made from the student."""
     from bitexport.convert import convert
 
     path = tmp_path_factory.mktemp("file") / "student.gguf"
@@ -67,7 +67,7 @@ def student_gguf(student: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 @pytest.fixture
 def write_pairs(tmp_path: Path) -> Callable[..., Path]:
-    """``write_pairs(*lines)``: a file of those lines, objects as JSON; :data:`PAIRS` without any."""
+    """``write_pairs(*lines)``: a file with these lines, objects as JSON; without any, :data:`PAIRS`."""
 
     def write(*lines: object) -> Path:
         path = tmp_path / "pairs.jsonl"

@@ -1,4 +1,4 @@
-"""The whole evaluation, as a function and as a command, on real tiny models."""
+"""The complete evaluation, as a function and as a command, on real tiny models."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import sacrebleu
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from bitexport.errors import GGUFError, UsageError
-from bitexport.evaluation import Pair, evaluate
+from bitexport.evaluation import PromptAnswer, evaluate
 from bitexport.progress import ProgressEvent
 from tests.evaluation.conftest import PAIRS, SHAPE
 from tests.support.models import TEXT, Shape, save_checkpoint, tiny_model, write_tokenizer
@@ -27,7 +27,7 @@ Cli = Callable[..., "CompletedProcess[str]"]
 Write = Callable[..., Path]
 
 
-def test_four_columns_side_by_side(teacher: Path, student: Path, student_gguf: Path) -> None:
+def test_teacher_and_student_side_by_side(teacher: Path, student: Path, student_gguf: Path) -> None:
     seen: list[ProgressEvent] = []
     report = evaluate(
         student,
@@ -51,7 +51,7 @@ def test_four_columns_side_by_side(teacher: Path, student: Path, student_gguf: P
         assert "version:" in column.translation.bleu_signature
     assert python.text.perplexity == pytest.approx(cpp.text.perplexity, rel=0.01)  # type: ignore[union-attr]
     same = sum(map(str.__eq__, python.answers, cpp.answers))
-    assert same >= len(PAIRS) - 1  # these models are so unsure that two tokens may be as likely as each other
+    assert same >= len(PAIRS) - 1  # these models are so unsure that two tokens may be equally likely
     assert (first.similarity, cpp.similarity) == (None, None)
     assert -1 <= (python.similarity or 2) < 0.99
     kept = report.kept(python)
@@ -65,7 +65,7 @@ def test_four_columns_side_by_side(teacher: Path, student: Path, student_gguf: P
 
 
 def test_a_teacher_keeps_all_of_itself(teacher: Path) -> None:
-    pairs = [Pair("for index in", "range(10)"), Pair("The quick", "brown fox")]
+    pairs = [PromptAnswer("for index in", "range(10)"), PromptAnswer("The quick", "brown fox")]
     report = evaluate(teacher, teacher=teacher, pairs=pairs, max_tokens=4)
     _, again, _ = report.columns
     kept = report.kept(again)
@@ -86,7 +86,7 @@ def test_a_teacher_in_cpp_is_the_teacher_in_python(
     assert report.teacher is python
 
 
-def test_a_family_that_convert_lacks_has_no_cpp(tmp_path: Path) -> None:
+def test_a_family_that_convert_does_not_know_has_no_cpp_column(tmp_path: Path) -> None:
     config = GPT2Config(vocab_size=512, n_positions=64, n_embd=64, n_layer=1, n_head=2)
     GPT2LMHeadModel(config).save_pretrained(tmp_path)
     write_tokenizer(tmp_path)
@@ -95,7 +95,7 @@ def test_a_family_that_convert_lacks_has_no_cpp(tmp_path: Path) -> None:
     assert "unknown architecture" in report.skipped["student-c++"]
 
 
-def test_a_checkpoint_alone_is_converted_and_has_text_of_its_own(student: Path) -> None:
+def test_a_checkpoint_alone_is_converted_and_uses_the_built_in_text(student: Path) -> None:
     report = evaluate(student, limit=2)
     assert [column.name for column in report.columns] == ["student-python", "student-c++"]
     assert report.converted == {"type": "i2_s", "embed_type": "f16"}
@@ -107,7 +107,7 @@ def test_a_checkpoint_alone_is_converted_and_has_text_of_its_own(student: Path) 
 def test_files_alone_need_no_pytorch(
     run_cli: Cli, student_gguf: Path, write_pairs: Write, tmp_path: Path
 ) -> None:
-    """A GGUF beside a GGUF: no hidden states, but everything else."""
+    """A GGUF file against a GGUF file: everything but hidden states."""
     blocked = tmp_path / "blocked"
     blocked.mkdir()
     for name in ("torch", "transformers"):
@@ -149,7 +149,7 @@ def test_interrupted(student: Path, tmp_path: Path) -> None:
     )
     assert process.stdout is not None
     assert process.stdout.readline() == "started\n"
-    assert list(tmp_path.glob("*/student.gguf"))  # converted for the occasion
+    assert list(tmp_path.glob("*/student.gguf"))  # the temporary file
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=25)
     assert (process.returncode, error) == (130, "interrupted\n")
@@ -192,11 +192,13 @@ def test_wrong_combinations(student: Path, student_gguf: Path, tmp_path: Path) -
         evaluate(tmp_path / "none.gguf")
 
 
-def test_another_tokenizer_is_no_comparison(teacher: Path, student_gguf: Path, tmp_path: Path) -> None:
+def test_models_with_different_tokenizers_are_not_compared(
+    teacher: Path, student_gguf: Path, tmp_path: Path
+) -> None:
     folder = tmp_path / "other"
     shutil.copytree(teacher, folder)
     write_tokenizer(folder, "smollm", 300)
-    with pytest.raises(UsageError, match=r"tokenize .* differently .*: evaluate the two by themselves"):
+    with pytest.raises(UsageError, match=r"tokenize .* differently .*: evaluate them separately"):
         evaluate(student_gguf, teacher=folder, text="".join(TEXT))
 
 
@@ -207,7 +209,7 @@ def test_a_tokenizer_with_more_tokens_than_the_model(student_gguf: Path, tmp_pat
         evaluate(student_gguf, teacher=tmp_path / "c", text="def add")
 
 
-def test_pairs_beyond_the_context_name_their_line(
+def test_a_pair_beyond_the_context_is_named_by_its_line(
     run_cli: Cli, student_gguf: Path, write_pairs: Write
 ) -> None:
     pairs = write_pairs({"prompt": "a", "answer": "b"}, {"prompt": "é " * SHAPE.context, "answer": "b"})
@@ -218,7 +220,7 @@ def test_pairs_beyond_the_context_name_their_line(
 
 
 def test_a_student_without_its_quantization_config_is_refused(student: Path, tmp_path: Path) -> None:
-    """Loaded as a float model it would lose its SubLN and say nothing."""
+    """Loaded as a float model, it would silently lose its SubLN."""
     folder = tmp_path / "c"
     shutil.copytree(student, folder)
     config = json.loads((folder / "config.json").read_text())

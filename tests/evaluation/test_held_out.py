@@ -1,4 +1,4 @@
-"""The pairs that training held out, drawn from its sources once more."""
+"""The pairs that training held out, taken from its sources again."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from bitexport.errors import UsageError
-from bitexport.evaluation import held_out_pairs, read_pairs, rendered, write_pairs
+from bitexport.evaluation import held_out_pairs, read_pairs, render_pairs, write_pairs
 from bitexport.evaluation.items import pair_items
 from bitexport.text import Template, read_source, split
 
@@ -26,9 +26,9 @@ def source(tmp_path: Path) -> str:
     return f"parallel:{tmp_path / 'a.en'},{tmp_path / 'a.fr'}"
 
 
-def test_they_are_those_that_training_wrote_down(source: str, tmp_path: Path) -> None:
+def test_they_are_the_pairs_that_training_writes(source: str, tmp_path: Path) -> None:
     held_out = split(read_source(source), 20).held_out
-    write_pairs(rendered(held_out, TAGS, None), tmp_path / "held_out.jsonl")
+    write_pairs(render_pairs(held_out, TAGS, None), tmp_path / "held_out.jsonl")
     expected = [(p.prompt, p.answer, p.source) for p in read_pairs(tmp_path / "held_out.jsonl")]
     found = [(p.prompt, p.answer, p.source) for p in held_out_pairs([source], TAGS, 20)]
     assert found == expected
@@ -44,7 +44,7 @@ def test_they_are_those_that_training_wrote_down(source: str, tmp_path: Path) ->
         ("chat", 20, "none of the models is a folder; expected a checkpoint folder"),
     ],
 )
-def test_what_cannot_be_drawn(source: str, template: str, percent: int, message: str) -> None:
+def test_wrong_usage(source: str, template: str, percent: int, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         held_out_pairs([source], Template(template), percent, ["model.gguf", None])
 
@@ -55,7 +55,7 @@ def test_a_pair_that_does_not_fit(source: str) -> None:
         pair_items(pairs, lambda text, _: [ord(letter) for letter in text], end=0, context=12)
 
 
-def test_the_command_draws_them(source: str, student: Path, run_cli: Run) -> None:
+def test_the_command_uses_them(source: str, student: Path, run_cli: Run) -> None:
     asked = ("--data", source, "--template", "tags", "--held-out-percent", "20")
     done = run_cli("eval", student, *asked, "--limit", "2", "--max-tokens", "0", "--json")
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""What is made of answers and hidden states that are known: planted sides, no models."""
+"""The figures for known answers and hidden states: planted sides instead of models."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ import numpy.typing as npt
 import pytest
 import sacrebleu
 
-from bitexport.evaluation import EvaluationReport, Pair, evaluate
+from bitexport.evaluation import EvaluationReport, PromptAnswer, evaluate
 from bitexport.evaluation.items import Item
 from bitexport.evaluation.side import Role
 from bitexport.metrics.tally import Tally
 
 END = 0
 PAIRS = [
-    Pair("one", "the cat sat on the mat", "1"),
-    Pair("two", "a dog ran in the old park"),
-    Pair("three", "it rained all day long"),
-    Pair("four", "nobody was at home then"),
+    PromptAnswer("one", "the cat sat on the mat", "1"),
+    PromptAnswer("two", "a dog ran in the old park"),
+    PromptAnswer("three", "it rained all day long"),
+    PromptAnswer("four", "nobody was at home then"),
 ]
 RIGHT = {pair.prompt: pair.answer for pair in PAIRS}
-# Two right, one of them with a blank in front; one of other words; one that comes to no end.
+# Two are right, one of them after a space; one has other words; one does not end.
 ROUGH = {
     **RIGHT,
     "two": " a dog ran in the old park",
@@ -34,7 +34,7 @@ ROUGH = {
 
 
 class Planted:
-    """A side and its runner in one: a token a letter, END after every answer but those that stop short."""
+    """A side and its runner in one: one token per byte, END after every answer but ROUGH["four"]."""
 
     path, kind, n_vocab, n_ctx = "planted", "float", 256, 64
     end: int | None = END
@@ -87,14 +87,14 @@ def test_answers_are_scored_against_the_true_ones(report: EvaluationReport) -> N
     bleu, chrf = (sacrebleu.corpus_bleu, sacrebleu.corpus_chrf)
     assert student.bleu == pytest.approx(bleu(found, [true]).score)
     assert student.chrf == pytest.approx(chrf(found, [true]).score)
-    # the other way round is another number, so that it would be seen
+    # swapping answers and references gives another score, so the test would notice
     assert abs(student.bleu - bleu(true, [found]).score) > 1
     assert abs(student.chrf - chrf(true, [found]).score) > 1
     assert (student.exact, student.ended) == (0.5, 0.75)
     assert student.tokens == sum(map(len, ROUGH.values())) + 3
 
 
-def test_what_is_kept_is_in_percent_of_the_teacher(report: EvaluationReport) -> None:
+def test_kept_is_in_percent_of_the_teacher(report: EvaluationReport) -> None:
     teacher, student = report.columns
     kept = report.kept(student)
     assert kept is not None
@@ -106,7 +106,7 @@ def test_what_is_kept_is_in_percent_of_the_teacher(report: EvaluationReport) -> 
     assert teacher.similarity is None
 
 
-def test_samples_show_every_side_s_answer(report: EvaluationReport) -> None:
+def test_samples_show_the_answer_of_every_side(report: EvaluationReport) -> None:
     samples = report.to_json()["samples"]
     assert len(samples) == len(PAIRS)
     assert samples[0]["source"] == "1"

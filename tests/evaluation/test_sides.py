@@ -1,4 +1,4 @@
-"""Every side against slow arithmetic of its own, and against the others."""
+"""Every side against slow, independent arithmetic, and against the other sides."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ def items_of(side: Side) -> list[Item]:
     return pair_items(PAIRS, side.encode, side.end, side.n_ctx)
 
 
-def test_tells_float_from_ternary(teacher: Path, student: Path) -> None:
+def test_distinguishes_float_from_ternary(teacher: Path, student: Path) -> None:
     assert PythonSide("teacher", teacher).kind == "float"
     side = PythonSide("student", student)
     assert (side.kind, side.n_vocab, side.n_ctx, side.end) == ("ternary", SHAPE.vocab, SHAPE.context, 1)
 
 
-def test_a_model_that_names_no_context(tmp_path: Path) -> None:
+def test_a_model_without_a_context_length(tmp_path: Path) -> None:
     BloomForCausalLM(BloomConfig(vocab_size=64, hidden_size=16, n_layer=1, n_head=2)).save_pretrained(
         tmp_path
     )
@@ -44,7 +44,7 @@ def test_a_model_that_names_no_context(tmp_path: Path) -> None:
 
 
 def test_float_teacher_against_a_loop_in_float64(teacher: Path) -> None:
-    """Perplexity and accuracy by the definition: one token at a time, no batches, no windows' code."""
+    """Perplexity and accuracy by definition: one token at a time, without batches or the code for windows."""
     side = PythonSide("teacher", teacher)
     items = items_of(side)
     with side.open(SHAPE.context) as runner:
@@ -66,8 +66,8 @@ def test_float_teacher_against_a_loop_in_float64(teacher: Path) -> None:
     assert tally.accuracy == right / count
 
 
-def test_ternary_student_is_what_the_reference_says(student: Path) -> None:
-    """Weights are quantized once here and at every step there; batches here and single texts there."""
+def test_ternary_student_against_the_reference(student: Path) -> None:
+    """The side quantizes weights once and runs batches; the reference quantizes in every single pass."""
     side = PythonSide("student", student)
     items = items_of(side)
     with side.open(SHAPE.context) as runner:
@@ -82,9 +82,7 @@ def test_ternary_student_is_what_the_reference_says(student: Path) -> None:
 
 
 @pytest.mark.parametrize("which", ["teacher", "student"])
-def test_batched_answers_are_those_of_one_prompt_at_a_time(
-    which: str, request: pytest.FixtureRequest
-) -> None:
+def test_batched_answers_equal_those_of_single_prompts(which: str, request: pytest.FixtureRequest) -> None:
     side = PythonSide("student", request.getfixturevalue(which))
     prompts = [item.ids[: item.first] for item in items_of(side)]
     assert len({len(prompt) for prompt in prompts}) == len(prompts)  # so that there is padding
@@ -95,12 +93,12 @@ def test_batched_answers_are_those_of_one_prompt_at_a_time(
         alone = [runner.greedy([prompt], ends, 12, ignore)[0] for prompt in prompts]
     assert [len(answer) for answer in free] == [12] * len(prompts)
     assert together == alone
-    for ids, whole in zip(together, free, strict=True):
-        stop = next((n for n, token in enumerate(whole, start=1) if token in ends), 12)
-        assert ids == whole[:stop]
+    for ids, unlimited in zip(together, free, strict=True):
+        stop = next((n for n, token in enumerate(unlimited, start=1) if token in ends), 12)
+        assert ids == unlimited[:stop]
 
 
-def test_answers_end_where_the_context_does(teacher: Path, student_gguf: Path) -> None:
+def test_answers_stop_at_the_end_of_the_context(teacher: Path, student_gguf: Path) -> None:
     for side in (PythonSide("teacher", teacher), CppSide("student", student_gguf)):
         with side.open(10) as runner:
             found = runner.greedy([[5] * 4, [6] * 8], frozenset(), 50, ignore)
@@ -117,27 +115,29 @@ def test_cpp_against_python(student: Path, student_gguf: Path) -> None:
                 assert cpp.encode(text, special) == python.encode(text, special)
     for items in (items_of(python), text_items("".join(TEXT), python.encode, SHAPE.context)):
         with python.open(SHAPE.context) as runner:
-            ours = runner.score(items, ignore)
+            in_python = runner.score(items, ignore)
         with cpp.open(SHAPE.context) as other:
-            theirs = other.score(items, ignore)
-        assert ours.tokens == theirs.tokens == sum(len(item.ids) - item.first for item in items)
-        assert theirs.perplexity / ours.perplexity == pytest.approx(1, abs=0.01)
-        assert abs(theirs.hits - ours.hits) <= 0.01 * ours.tokens
+            in_cpp = other.score(items, ignore)
+        assert in_python.tokens == in_cpp.tokens == sum(len(item.ids) - item.first for item in items)
+        assert in_cpp.perplexity / in_python.perplexity == pytest.approx(1, abs=0.01)
+        assert abs(in_cpp.hits - in_python.hits) <= 0.01 * in_python.tokens
     cpp.close()
 
 
-def test_cpp_answers_are_python_s(checkpoint_of: Callable[..., Path], gguf_of: Callable[..., Path]) -> None:
-    """A head of its own and large logits: the answers vary, and no two tokens are near each other."""
+def test_cpp_answers_equal_python_answers(
+    checkpoint_of: Callable[..., Path], gguf_of: Callable[..., Path]
+) -> None:
+    """With an untied head the logits are large: the answers vary, and no two tokens are close."""
     options = {"architecture": "llama-student", "tied": False}
     python = PythonSide("student", checkpoint_of("master", **options))
     cpp = CppSide("student", gguf_of("master", **options))
     prompts = [item.ids[: item.first] for item in items_of(python)]
     with python.open(SHAPE.context) as runner:
-        ours = runner.greedy(prompts, python.ends, 6, ignore)
+        in_python = runner.greedy(prompts, python.ends, 6, ignore)
     with cpp.open(SHAPE.context) as other:
-        theirs = other.greedy(prompts, python.ends, 6, ignore)
-    assert ours == theirs
-    assert len({token for answer in ours for token in answer}) > len(prompts)
+        in_cpp = other.greedy(prompts, python.ends, 6, ignore)
+    assert in_python == in_cpp
+    assert len({token for answer in in_python for token in answer}) > len(prompts)
     cpp.close()
 
 
@@ -149,7 +149,7 @@ def test_special_tokens_are_parsed_and_not_decoded(student: Path, student_gguf: 
         side.close()
 
 
-def test_mean_hidden_states_leave_out_padding(teacher: Path) -> None:
+def test_mean_hidden_states_exclude_padding(teacher: Path) -> None:
     side = PythonSide("teacher", teacher)
     sequences = [[5, 6, 7], [8] * 20, [9, 10]]
     with side.open(SHAPE.context) as runner:

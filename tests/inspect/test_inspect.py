@@ -43,7 +43,7 @@ def test_a_gguf_file(converted: Path) -> None:
     assert (tokens["array_of"], tokens["length"], tokens["first"][0]) == ("string", 512, "<|begin_of_text|>")
 
 
-def test_a_file_type_of_forty_without_i2_s_is_upstreams(
+def test_file_type_40_without_i2_s_tensors_is_upstreams(
     tmp_path: Path, checkpoint_of: Callable[..., Path]
 ) -> None:
     convert(checkpoint_of(), tmp_path / "x.gguf", type="f16", embed_type="f16")
@@ -64,7 +64,7 @@ def test_a_file_type_of_forty_without_i2_s_is_upstreams(
         ({"architectures": ["GPT2LMHeadModel"]}, "unknown architecture"),
     ],
 )
-def test_what_cannot_be_converted_is_not_called_healthy(
+def test_a_checkpoint_that_cannot_be_converted_is_not_called_healthy(
     checkpoint_of: Checkpoints, tmp_path: Path, run_cli: RunCli, changes: dict[str, object], problem: str
 ) -> None:
     folder = shutil.copytree(checkpoint_of("packed-multiply"), tmp_path / "checkpoint")
@@ -89,7 +89,7 @@ def test_a_checkpoint(checkpoint_of: Callable[..., Path], packing: str) -> None:
     assert report.metadata["hidden_size"] == 256
 
 
-def test_a_checkpoint_that_cannot_be_converted_is_shown_all_the_same(
+def test_a_checkpoint_that_cannot_be_converted_is_still_shown(
     tmp_path: Path, checkpoint_of: Callable[..., Path]
 ) -> None:
     import shutil
@@ -113,7 +113,7 @@ def test_a_checkpoint_that_cannot_be_converted_is_shown_all_the_same(
     assert "hidden_size is 'many'" in inspect(tmp_path / "c").problems[0]
 
 
-def test_nothing_there(tmp_path: Path) -> None:
+def test_missing_files(tmp_path: Path) -> None:
     with pytest.raises(GGUFError, match="cannot be read"):
         inspect(tmp_path / "none")
     with pytest.raises(CheckpointError, match=r"no config\.json"):
@@ -151,7 +151,7 @@ def test_type_36_with_a_bad_length(tmp_path: Path, checkpoint_of: Checkpoints, r
 
 
 @pytest.mark.parametrize("scale", [0.0, float("nan"), -1.0])
-def test_type_36_with_a_scale_that_is_none(
+def test_type_36_with_an_invalid_scale(
     tmp_path: Path, checkpoint_of: Checkpoints, run_cli: RunCli, scale: float
 ) -> None:
     path = tmp_path / "x.gguf"
@@ -164,7 +164,7 @@ def test_type_36_with_a_scale_that_is_none(
     assert f"'blk.0.attn_k.weight': an I2_S tensor has scale {scale}; expected" in line
 
 
-def test_inspecting_what_is_not_there(tmp_path: Path, run_cli: RunCli) -> None:
+def test_not_a_gguf_file(tmp_path: Path, run_cli: RunCli) -> None:
     assert "cannot be read" in one_line(run_cli("inspect", tmp_path / "none.gguf"), 1)
     (tmp_path / "x.gguf").write_text("hello, this is text")
     assert "not a GGUF file" in one_line(run_cli("inspect", tmp_path / "x.gguf"), 1)

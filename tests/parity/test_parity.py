@@ -297,7 +297,7 @@ def test_prompts_as_json_lines(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.txt", b"\n \n", "holds no prompt"),
+        ("a.txt", b"\n \n", "no prompt; write one per line"),
         ("a.txt", b"\xff\xfe", "UTF-8"),
         ("a.jsonl", b'"ok"\n{oops\n', "line 2"),
         ("a.jsonl", b'{"id": 3}\n', "line 1: no text"),

@@ -1,4 +1,4 @@
-"""Models of 400,000 parameters that learn a little language in seconds, with quantization or without."""
+"""Models of 400,000 parameters that learn a tiny language in seconds, with or without quantization."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ OTHER_VERBS = ["quizzes", "juggles", "vexes", "zigzags", "hijacks"]
 
 
 def language(seed: int, sentences: int, *, other: bool = False) -> str:
-    """Text of a small grammar; with ``other``, of words that share hardly a pair of letters with it."""
+    """Text from a small grammar; ``other`` uses words that share hardly any pair of letters with it."""
     draw = random.Random(seed)
     nouns, verbs = (OTHER_NOUNS, OTHER_VERBS) if other else (NOUNS, VERBS)
     lines = []
@@ -63,7 +63,7 @@ def language(seed: int, sentences: int, *, other: bool = False) -> str:
 
 @functools.cache
 def tokenizer(other: bool = False) -> Tokenizer:
-    """Byte-level BPE of :data:`VOCAB` tokens, learned from one of the languages."""
+    """Byte-level BPE with :data:`VOCAB` tokens, trained on one of the languages."""
     made = Tokenizer(models.BPE())
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     made.decoder = decoders.ByteLevel()
@@ -79,7 +79,7 @@ def tokenizer(other: bool = False) -> Tokenizer:
 
 
 def fresh(*, quantized: bool, hidden: int = 128, layers: int = 2, seed: int = 0) -> BitNetForCausalLM:
-    """An untrained model, whose linear layers quantize in the forward pass or do not."""
+    """An untrained model; ``quantized``: its linear layers quantize in the forward pass."""
     torch.manual_seed(seed)
     config = BitNetConfig(
         vocab_size=VOCAB,
@@ -105,11 +105,11 @@ def fresh(*, quantized: bool, hidden: int = 128, layers: int = 2, seed: int = 0)
 
 
 def train(model: BitNetForCausalLM, steps: int, seed: int = 0) -> BitNetForCausalLM:
-    """Teach it the language."""
+    """Train it on the language."""
     ids = torch.tensor(tokenizer().encode(language(2, 3000)).ids)
     generator = torch.Generator().manual_seed(seed)
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # on a busy machine, the threads of so small a model would wait for each other
+    torch.set_num_threads(1)  # with a model this small, more threads only wait for each other
     optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3, weight_decay=0.0)
     with torch.compiler.set_stance("force_eager"):
         for step in range(steps):
@@ -126,7 +126,7 @@ def train(model: BitNetForCausalLM, steps: int, seed: int = 0) -> BitNetForCausa
 
 
 def save(model: BitNetForCausalLM, folder: Path, *, other_tokenizer: bool = False) -> Path:
-    """A checkpoint of master weights that calls itself ternary, whatever it was trained as."""
+    """A checkpoint of master weights that claims to be ternary, however it was trained."""
     folder.mkdir(parents=True)
     tensors = {
         name: value.contiguous() for name, value in model.state_dict().items() if name != "lm_head.weight"

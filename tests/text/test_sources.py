@@ -1,4 +1,4 @@
-"""Readers of training text, on files that the tests write byte for byte."""
+"""Readers of training text, on files that the tests write byte by byte."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ HEADER = "Content-Type: text/plain; charset={}\nPlural-Forms: nplurals=2; plural
 
 
 def write_catalog(folder: Path, name: str, messages: dict[str, str], charset: str = "UTF-8") -> Path:
-    """A .mo file, little-endian, without a hash table; strings end with a zero byte."""
+    """Write a .mo file, little-endian, without a hash table; strings end with a zero byte."""
     path = folder / "fr" / "LC_MESSAGES" / f"{name}.mo"
     path.parent.mkdir(parents=True, exist_ok=True)
     messages = {"": HEADER.format(charset)} | messages
@@ -49,7 +49,7 @@ def refused(spec: str) -> str:
     return str(caught.value)
 
 
-def test_catalog_messages_lose_context_header_plural_and_what_is_not_translated(tmp_path: Path) -> None:
+def test_catalogs_without_contexts_headers_plurals_and_untranslated_messages(tmp_path: Path) -> None:
     messages = {
         "Open": "Ouvrir",
         "menu\x04Close": "Fermer",
@@ -68,7 +68,7 @@ def test_catalog_messages_lose_context_header_plural_and_what_is_not_translated(
     ]
 
 
-def test_a_plural_takes_the_form_that_its_language_uses_for_one(tmp_path: Path) -> None:
+def test_of_a_plural_the_form_for_one_is_used(tmp_path: Path) -> None:
     path = write_catalog(tmp_path, "a", {"%d file\0%d files": "none\0one\0many"})
     path.write_bytes(path.read_bytes().replace(b"plural=n > 1;", b"plural=n % 3;"))
     assert read("gettext:fr", tmp_path) == [Pair("%d file", "one")]
@@ -80,34 +80,34 @@ def test_catalogs_in_other_character_sets_and_in_order_of_path(tmp_path: Path) -
     assert read("gettext:fr", tmp_path) == [Pair("No", "Ça €"), Pair("Yes", "Où ça")]
 
 
-def test_broken_catalogs_are_left_out_and_counted(tmp_path: Path) -> None:
+def test_broken_catalogs_are_skipped_and_counted(tmp_path: Path) -> None:
     good = write_catalog(tmp_path, "good", {"Yes": "Oui"})
-    wrong = write_catalog(tmp_path, "wrong", {"Yes": "É"}, "ISO-8859-1")  # says UTF-8, is not
+    wrong = write_catalog(tmp_path, "wrong", {"Yes": "É"}, "ISO-8859-1")  # claims UTF-8, but is not
     wrong.write_bytes(wrong.read_bytes().replace(b"ISO-8859-1", b"UTF-8     "))
     good.with_name("cut.mo").write_bytes(good.read_bytes()[:40])
     good.with_name("short.mo").write_bytes(b"\xde\x12\x04\x95\0")
     good.with_name("text.mo").write_bytes(b"not a catalog")
     zero = good.read_bytes().replace(b"plural=n > 1;", b"plural=1%n/0;")
     good.with_name("zero.mo").write_bytes(zero)
-    with pytest.warns(BitexportWarning, match="5 of 6 files cannot be decoded and are left out") as said:
+    with pytest.warns(BitexportWarning, match="5 of 6 files cannot be decoded and are skipped") as caught:
         assert read("gettext:fr", tmp_path) == [Pair("Yes", "Oui")]
-    assert "cut.mo" in str(said[0].message)
+    assert "cut.mo" in str(caught[0].message)
 
 
-def test_a_link_that_leads_back_up_is_not_followed(tmp_path: Path) -> None:
+def test_a_link_to_a_parent_folder_is_not_followed(tmp_path: Path) -> None:
     write_catalog(tmp_path / "share", "a", {"Yes": "Oui"})
     (tmp_path / "share" / "loop").symlink_to(tmp_path, target_is_directory=True)
     assert read("gettext:fr", tmp_path) == [Pair("Yes", "Oui")]
 
 
-def test_a_language_without_catalogs_names_those_there_are(tmp_path: Path) -> None:
+def test_a_language_without_catalogs_names_the_installed_ones(tmp_path: Path) -> None:
     write_catalog(tmp_path, "a", {"Yes": "Oui"})
     message = refused(f"gettext:xx:{tmp_path}")
     assert "no xx/LC_MESSAGES/*.mo" in message
-    assert "languages there: fr" in message
+    assert "an installed language: fr" in message
 
 
-def test_parallel_files_line_for_line(tmp_path: Path) -> None:
+def test_parallel_files_line_by_line(tmp_path: Path) -> None:
     english, french = tmp_path / "a.en", tmp_path / "a.fr"
     english.write_bytes("one\r\ntwo\u2028still two\n\nfour\n".encode())  # U+2028 ends no line
     french.write_bytes(b"un\ndeux\ntrois\nquatre")  # no line break at the end
@@ -168,38 +168,38 @@ def schema_of(rows: list[dict[str, object]]) -> pyarrow.Schema:
             "line 1: columns question (str), answer (str); expected messages, or prompt",
         ),
         ('{"text": 3}', "line 1: columns text (int)"),
-        ('{"messages": [{"role": "user", "content": "a"}]}', "an assistant's the last"),
+        ('{"messages": [{"role": "user", "content": "a"}]}', "the assistant's last"),
         ('{"messages": [{"role": "assistant", "content": ["a"]}]}', "a list of role and content"),
         ('{"messages": ["a"]}', "a list of role and content"),
         ('{"messages": []}', "a list of role and content"),
     ],
 )
-def test_what_is_wrong_with_a_row_is_said_with_its_line(tmp_path: Path, text: str, expected: str) -> None:
+def test_a_bad_row_is_named_by_its_line(tmp_path: Path, text: str, expected: str) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text(text)
     assert expected in refused(f"jsonl:{path}")
 
 
-def test_text_reads_a_folder_in_order_and_says_what_it_leaves_out(tmp_path: Path) -> None:
+def test_text_reads_a_folder_in_order_and_says_what_it_skips(tmp_path: Path) -> None:
     (tmp_path / "deep").mkdir()
     (tmp_path / "deep" / "b.md").write_text("bé", encoding="utf-8")
     (tmp_path / "a.py").write_bytes("# coding: latin-1\n# é".encode("latin-1"))
     (tmp_path / "c.txt").write_bytes(b"\xff\xfe\xff")
     (tmp_path / "d.png").write_bytes(b"no text")
     (tmp_path / "e.txt").write_text(" \n")
-    with pytest.warns(BitexportWarning, match=r"1 of 4 files cannot be decoded and are left out: .*c\.txt"):
+    with pytest.warns(BitexportWarning, match=r"1 of 4 files cannot be decoded and are skipped: .*c\.txt"):
         found = read("text", tmp_path)
     assert found == [Document("# coding: latin-1\n# é"), Document("bé")]
     assert read("text", tmp_path / "deep" / "b.md") == [Document("bé")]
     assert "none of 1 files is a document; expected .txt, .md, .py" in refused(f"text:{tmp_path / 'd.png'}")
 
 
-def test_standard_library_comes_with_the_names_that_its_split_goes_by() -> None:
+def test_documents_of_the_standard_library_have_the_names_that_split_them() -> None:
     documents = list(read_source("stdlib"))
     names = {document.name for document in documents}
     assert {"ast.py", "json/decoder.py"} <= names
     assert len(documents) == len(names)
-    assert sum(len(document.text) for document in documents) >= corpus.LEAST_CHARACTERS
+    assert sum(len(document.text) for document in documents) >= corpus.MIN_CHARACTERS
 
 
 def write_dataset(folder: Path) -> Path:
@@ -218,7 +218,7 @@ def test_hub_reads_a_folder_with_split_and_columns(tmp_path: Path) -> None:
     assert list(read_source(f"hub:{folder}:test:content")) == [Document("held")]
 
 
-def test_hub_says_which_columns_and_splits_there_are(tmp_path: Path) -> None:
+def test_hub_names_the_existing_columns_and_splits(tmp_path: Path) -> None:
     folder = write_dataset(tmp_path / "set")
     assert "row 1: columns content (str), translation (dict); expected text" in refused(
         f"hub:{folder}:train:text"
@@ -226,7 +226,9 @@ def test_hub_says_which_columns_and_splits_there_are(tmp_path: Path) -> None:
     assert "Available splits: ['train', 'test']" in refused(f"hub:{folder}:dev")
 
 
-def test_hub_without_a_network_names_the_dataset_and_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hub_without_a_network_names_the_dataset_and_the_alternatives(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     message = refused("hub:nobody/nothing/en-fr:train:translation.en,translation.fr")
@@ -241,22 +243,22 @@ def test_hub_without_a_network_names_the_dataset_and_the_way_out(monkeypatch: py
         ("wikipedia", "kind 'wikipedia' and ''; expected stdlib, or gettext|parallel|"),
         ("jsonl:", "kind 'jsonl' and ''"),
         ("stdlib:3.11", "kind 'stdlib' and '3.11'"),
-        ("jsonl:missing.jsonl", "No such file or directory (missing.jsonl); expected the path of a file"),
+        ("jsonl:missing.jsonl", "No such file or directory (missing.jsonl); expected the path of a readable"),
         ("parallel:missing.en,missing.fr", "No such file or directory (missing.en)"),
         ("parquet:missing.parquet", "cannot be read (FileNotFoundError"),
         ("text:missing.txt", "No such file or directory (missing.txt)"),
         ("text:missing", "none of 1 files is a document"),
         (
             "gettext:fr:missing",
-            "no fr/LC_MESSAGES/*.mo below missing; expected one of the languages there: none",
+            "no fr/LC_MESSAGES/*.mo below missing; expected an installed language: none",
         ),
     ],
 )
-def test_what_is_wrong_with_a_source_is_said(spec: str, expected: str) -> None:
+def test_bad_sources(spec: str, expected: str) -> None:
     assert expected in refused(spec)
 
 
-def test_files_that_are_not_what_they_should_be_are_named(tmp_path: Path) -> None:
+def test_files_of_the_wrong_format(tmp_path: Path) -> None:
     path = tmp_path / "a"
     path.write_bytes(b"\xff\xff\n")
     assert "UTF-8; convert the file" in refused(f"jsonl:{path}")
@@ -272,7 +274,7 @@ def test_several_sources_follow_each_other(tmp_path: Path) -> None:
     assert list(read_sources(specs)) == [Document("b"), Document("a")]
 
 
-def test_every_kind_stands_in_the_documentation() -> None:
+def test_every_kind_is_documented() -> None:
     import bitexport.text.sources
 
     assert bitexport.text.sources.__doc__ is not None

@@ -1,4 +1,4 @@
-"""The held-out side never leaks: no normalised key of it is on the training side."""
+"""The split does not leak: no normalized key of the held-out side is on the training side."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from bitexport.text import stdlib as corpus
 from bitexport.text.sources import Chat, Document, Pair, Record, read_source
 from bitexport.text.split import key_of, keys_of, side_of, split
 
-# Few words and much decoration, so that records often share a key without being equal.
+# Few words with much decoration, so that records often share a key without being equal.
 decorated = st.builds(
     "{}{}{}{}".format,
     st.sampled_from(["", "_", "&", " ", "«"]),
@@ -50,12 +50,12 @@ def test_no_key_is_on_both_sides(found: list[Record], percent: int) -> None:
     assert len(set(kept)) == len(kept)
     assert set(kept) <= set(found)
     assert len(kept) + sides.duplicates + sides.too_close == len(found)
-    assert split(found[::-1], percent) == sides  # whatever the order of reading
+    assert split(found[::-1], percent) == sides  # independent of the order of reading
 
 
 @settings(max_examples=150, deadline=None)
 @given(records, st.integers(1, 99))
-def test_a_stream_leaks_no_key_either(found: list[Record], percent: int) -> None:
+def test_no_key_of_a_stream_is_on_both_sides(found: list[Record], percent: int) -> None:
     sides: dict[str | None, list[Record]] = {"train": [], "held_out": [], None: []}
     for record in found:
         sides[side_of(record, percent)].append(record)
@@ -68,11 +68,11 @@ def many_pairs(count: int = 4000) -> list[Record]:
 
 
 def word(number: int) -> str:
-    """Letters: digits would all become one key."""
+    """A number in letters: digits would all become the same key."""
     return "".join("abcdefghij"[int(digit)] for digit in str(number))
 
 
-def test_about_the_percentage_is_held_out_and_any_beginning_is_a_sample() -> None:
+def test_about_the_percentage_is_held_out_and_any_beginning_is_a_fair_sample() -> None:
     sides = split(many_pairs(), 5)
     assert 140 < len(sides.held_out) < 260  # 200 expected, three standard deviations are 41
     starts = [record.source[:9] for record in sides.train[:1000] if isinstance(record, Pair)]
@@ -80,10 +80,10 @@ def test_about_the_percentage_is_held_out_and_any_beginning_is_a_sample() -> Non
     assert (sides.duplicates, sides.too_close) == (0, 0)
 
 
-def test_the_side_depends_on_the_record_alone() -> None:
+def test_the_side_depends_only_on_the_record() -> None:
     every = many_pairs()
-    whole, half = split(every, 5), split(every[::2], 5)
-    assert set(half.held_out) == set(whole.held_out) & set(every[::2])
+    full, half = split(every, 5), split(every[::2], 5)
+    assert set(half.held_out) == set(full.held_out) & set(every[::2])
 
 
 def test_duplicates_and_near_duplicates_are_counted() -> None:
@@ -101,7 +101,7 @@ def test_duplicates_and_near_duplicates_are_counted() -> None:
     assert same_target not in again.train + again.held_out
 
 
-def test_standard_library_is_split_as_the_corpus_splits_it() -> None:
+def test_the_standard_library_is_split_as_in_held_out_text() -> None:
     expected = corpus.held_out_text(held_out_percent=5)
     sides = split(read_source("stdlib"), 5)
     texts = [
@@ -117,7 +117,7 @@ def test_standard_library_is_split_as_the_corpus_splits_it() -> None:
     assert side_of(sample, 5) == "held_out"
 
 
-def test_one_side_empty_is_refused_with_both_counts() -> None:
+def test_an_empty_side_is_an_error_with_both_counts() -> None:
     with pytest.raises(
         UsageError, match=r"4,000 records for training, 0 held out \(0 percent\); expected some"
     ):
@@ -163,6 +163,6 @@ def test_keys_that_must_differ(one: str, other: str) -> None:
     assert key_of(one) != key_of(other)
 
 
-def test_keys_of_a_chat_leave_the_system_out() -> None:
+def test_keys_of_a_chat_exclude_system_messages() -> None:
     messages = (("user", "A"), ("assistant", "B"), ("user", "C"), ("assistant", "D"))
     assert keys_of(Chat(messages)) == keys_of(Chat((("system", "Be kind."), *messages))) == ("a b c", "d")

@@ -10,7 +10,7 @@ from bitexport.text.stdlib import held_out_text, is_held_out, source_files, stan
 
 
 def write_sources(folder: Path, files: int = 60) -> Path:
-    """A folder of small, different, quite predictable Python files."""
+    """Write a folder of small, different, quite predictable Python files."""
     folder.mkdir(parents=True, exist_ok=True)
     for i in range(files):
         functions = [
@@ -31,7 +31,7 @@ def test_the_standard_library_is_split_without_a_leak() -> None:
     assert held_out_text(5) == held_out
 
 
-def test_tests_and_generated_tables_are_left_out() -> None:
+def test_tests_and_generated_tables_are_skipped() -> None:
     names = {path.relative_to(standard_library()).as_posix() for path in source_files(standard_library())}
     assert {"json/decoder.py", "argparse.py"} <= names
     unwanted = ("site-packages/", "test/", "pydoc_data/", "encodings/", "html/entities.py", "_sysconfigdata")
@@ -39,7 +39,7 @@ def test_tests_and_generated_tables_are_left_out() -> None:
     assert not [name for name in names if "/test/" in name or "/tests/" in name]
 
 
-def test_the_side_of_a_file_depends_on_its_path_alone(tmp_path: Path) -> None:
+def test_the_side_of_a_file_depends_only_on_its_path(tmp_path: Path) -> None:
     here = write_sources(tmp_path / "here")
     there = tmp_path / "there"
     shutil.copytree(here, there)
@@ -59,7 +59,7 @@ def test_a_copy_counts_once(tmp_path: Path) -> None:
     text = held_out_text(50, str(folder))
     found = [text.count(f"def add_{i}_0(") for i in range(60)]
     assert set(found) == {0, 1}
-    # Of two copies the one that comes first decides, whatever the side of the other is.
+    # The first of two copies decides the side.
     assert found == [is_held_out(Path(f"copy_of_module_{i}.py"), 50) for i in range(60)]
 
 
@@ -76,12 +76,12 @@ def test_declared_encodings_are_read_and_broken_files_skipped(tmp_path: Path) ->
 
 def test_held_out_text_is_cut_at_a_line(tmp_path: Path) -> None:
     folder = str(write_sources(tmp_path / "sources"))
-    whole = held_out_text(20, folder)
-    part = held_out_text(20, folder, max_bytes=500)
-    assert whole.startswith(part)
-    assert part.endswith("\n")
-    assert 400 < len(part.encode()) <= 500
-    assert held_out_text(20, folder, max_bytes=10**9) == whole
+    full = held_out_text(20, folder)
+    cut = held_out_text(20, folder, max_bytes=500)
+    assert full.startswith(cut)
+    assert cut.endswith("\n")
+    assert 400 < len(cut.encode()) <= 500
+    assert held_out_text(20, folder, max_bytes=10**9) == full
 
 
 def test_too_little_text(tmp_path: Path) -> None:
@@ -92,7 +92,7 @@ def test_too_little_text(tmp_path: Path) -> None:
         held_out_text(5, str(tmp_path / "missing"))
 
 
-def test_a_folder_named_like_a_source_is_none(tmp_path: Path) -> None:
+def test_a_folder_named_like_a_source_file_is_skipped(tmp_path: Path) -> None:
     write_sources(tmp_path / "here")
     (tmp_path / "here" / "folder.py").mkdir()
     assert all(path.is_file() for path in source_files(tmp_path / "here"))

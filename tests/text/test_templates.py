@@ -1,4 +1,4 @@
-"""Templates, and labels that count the answer and its end alone."""
+"""Templates, and labels that cover only the answer and its end token."""
 
 from __future__ import annotations
 
@@ -9,7 +9,14 @@ from transformers import PreTrainedTokenizerFast
 
 from bitexport.errors import UsageError
 from bitexport.text.sources import Chat, Document, Pair
-from bitexport.text.templates import NAMES, Encoded, Template, encode, render, special_tokens_of
+from bitexport.text.templates import (
+    LANGUAGE_NAMES,
+    Encoded,
+    Template,
+    encode_record,
+    render,
+    special_tokens_of,
+)
 from bitexport.train.data.bpe import END_OF_TEXT, train_tokenizer
 
 PAIR = Pair("Open {0} files", "Ouvrir {0} fichiers")
@@ -31,18 +38,18 @@ def user(text: str) -> tuple[str, str]:
     return f"<|user|>{text}\n<|assistant|>", PAIR.target
 
 
-def test_plain_counts_everything(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_plain_has_no_prompt(tokenizer: PreTrainedTokenizerFast) -> None:
     template = Template("plain")
     assert render(Document("def f():\n"), template) == ("", "def f():\n")
     assert render(PAIR, template) == ("", "Open {0} files\nOuvrir {0} fichiers")
     assert render(Chat((("user", "a"), ("assistant", "b"))), template) == ("", "a\nb")
-    found = encode(Document("Open files"), tokenizer, template, 64)
+    found = encode_record(Document("Open files"), tokenizer, template, 64)
     assert found is not None
     assert found.labels == found.input_ids
     assert tokenizer.decode(found.input_ids) == f"Open files{END_OF_TEXT}"
 
 
-def test_tags_stand_before_source_and_target() -> None:
+def test_tags_come_before_source_and_target() -> None:
     template = Template("tags", source_language="en", target_language="pt_BR")
     assert render(PAIR, template) == ("<|en|>Open {0} files<|pt_BR|>", "Ouvrir {0} fichiers")
     assert special_tokens_of(template) == ["<|en|>", "<|pt_BR|>"]
@@ -70,7 +77,7 @@ def test_chat_of_several_turns_ends_with_the_last_answer(tokenizer: PreTrainedTo
     assert answer == " D "
 
 
-def test_hy_mt_prompts_are_the_documented_ones(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_hy_mt_prompts_are_as_documented(tokenizer: PreTrainedTokenizerFast) -> None:
     text = "Translate the following segment into French, without additional explanation.\n\nOpen {0} files"
     assert render(PAIR, Template("hy-mt1.5", "en", "fr"), tokenizer) == user(text)
     to_chinese = "将以下文本翻译为中文，注意只需要输出翻译后的结果，不要额外解释：\n\nOpen {0} files"
@@ -79,10 +86,10 @@ def test_hy_mt_prompts_are_the_documented_ones(tokenizer: PreTrainedTokenizerFas
     assert render(PAIR, Template("hy-mt1.5", "zh-Hant", "fr"), tokenizer) == user(from_chinese)
 
 
-def test_hy_mt_knows_its_languages_by_full_names() -> None:
-    assert len(NAMES) == 38  # 33 languages and 5 ethnic languages and dialects
-    assert NAMES["zh-Hant"] == ("Traditional Chinese", "繁体中文")
-    assert NAMES["de"] == ("German", "德语")
+def test_hy_mt_languages_have_full_names() -> None:
+    assert len(LANGUAGE_NAMES) == 38  # 33 languages and 5 ethnic languages and dialects
+    assert LANGUAGE_NAMES["zh-Hant"] == ("Traditional Chinese", "繁体中文")
+    assert LANGUAGE_NAMES["de"] == ("German", "德语")
     with pytest.raises(UsageError, match=r"template hy-mt1\.5: language 'sv'; expected one of zh, en, fr"):
         Template("hy-mt1.5", "en", "sv")
 
@@ -91,7 +98,7 @@ def test_hy_mt_knows_its_languages_by_full_names() -> None:
 def test_labels_cover_exactly_answer_and_end(tokenizer: PreTrainedTokenizerFast, name: str) -> None:
     template = Template(name)
     prompt, answer = render(PAIR, template, tokenizer)
-    found = encode(PAIR, tokenizer, template, 512)
+    found = encode_record(PAIR, tokenizer, template, 512)
     assert found is not None
     assert tokenizer.decode(found.input_ids) == prompt + answer + END_OF_TEXT
     alone = tokenizer.encode(prompt, add_special_tokens=False)  # what inference starts from
@@ -101,18 +108,18 @@ def test_labels_cover_exactly_answer_and_end(tokenizer: PreTrainedTokenizerFast,
     assert tokenizer.decode(found.labels[len(alone) :]) == answer + END_OF_TEXT
 
 
-def test_too_long_is_left_out_whole(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_a_record_that_is_too_long_is_dropped_not_cut(tokenizer: PreTrainedTokenizerFast) -> None:
     template = Template("tags")
-    found = encode(PAIR, tokenizer, template, 512)
+    found = encode_record(PAIR, tokenizer, template, 512)
     assert isinstance(found, Encoded)
     length = len(found.input_ids)
-    assert encode(PAIR, tokenizer, template, length) == found
-    assert encode(PAIR, tokenizer, template, length - 1) is None
+    assert encode_record(PAIR, tokenizer, template, length) == found
+    assert encode_record(PAIR, tokenizer, template, length - 1) is None
 
 
 def test_no_start_token_is_put_in_front(tokenizer: PreTrainedTokenizerFast) -> None:
     class AddsSpecial:
-        """A tokenizer that puts its start token wherever it may."""
+        """A tokenizer that adds its start token whenever it may."""
 
         eos_token_id, unk_token_id, convert_tokens_to_ids = 0, None, tokenizer.convert_tokens_to_ids
 
@@ -122,12 +129,12 @@ def test_no_start_token_is_put_in_front(tokenizer: PreTrainedTokenizerFast) -> N
             ids = tokenizer(text, add_special_tokens=False, **options)["input_ids"]
             return {"input_ids": [9, *ids] if add_special_tokens else ids}
 
-    assert encode(PAIR, AddsSpecial(), Template("tags"), 512) == encode(
+    assert encode_record(PAIR, AddsSpecial(), Template("tags"), 512) == encode_record(
         PAIR, tokenizer, Template("tags"), 512
     )
 
 
-def test_a_record_without_a_place_in_the_template_is_refused(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_a_kind_of_record_that_the_template_does_not_take(tokenizer: PreTrainedTokenizerFast) -> None:
     document, chat = Document("a"), Chat((("user", "a"), ("assistant", "b")))
     for name, record, expected in (
         ("tags", document, "template tags: a document in the data; expected a pair"),
@@ -139,9 +146,9 @@ def test_a_record_without_a_place_in_the_template_is_refused(tokenizer: PreTrain
             render(record, Template(name), tokenizer)
 
 
-def test_what_the_tokenizer_lacks_is_named(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_a_tokenizer_that_lacks_something(tokenizer: PreTrainedTokenizerFast) -> None:
     with pytest.raises(UsageError, match=r"no token <\|sv\|>; template tags expects it"):
-        encode(PAIR, tokenizer, Template("tags", "en", "sv"), 64)
+        encode_record(PAIR, tokenizer, Template("tags", "en", "sv"), 64)
     tokenizer.chat_template = "{% for m in messages %}{{ m.role }}{% endfor %}"
     with pytest.raises(UsageError, match="its chat template leaves out the answer"):
         render(PAIR, Template("chat"), tokenizer)
@@ -150,7 +157,7 @@ def test_what_the_tokenizer_lacks_is_named(tokenizer: PreTrainedTokenizerFast) -
         render(PAIR, Template("chat"), tokenizer)
     tokenizer.eos_token = None
     with pytest.raises(UsageError, match="no end token"):
-        encode(PAIR, tokenizer, Template("plain"), 64)
+        encode_record(PAIR, tokenizer, Template("plain"), 64)
 
 
 def test_unknown_template_suggests_the_near_one() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from bitexport.errors import UsageError
-from bitexport.text import Record, Template, encode, read_sources, split
+from bitexport.text import Record, Template, encode_record, read_sources, split
 from bitexport.train.config import TrainConfig
 from bitexport.train.data.batches import Examples, Listed, Windows
 from bitexport.train.data.tokens import stream_tokens, tokens_of
@@ -53,7 +53,7 @@ def load_data(
         return _windows(tokens, config, [f"{count}, " for count in counts], left_out)
     listed = []
     for name, side in zip(("of training", "held out"), sides, strict=True):
-        found = [(record, encode(record, tokenizer, template, length)) for record in side]
+        found = [(record, encode_record(record, tokenizer, template, length)) for record in side]
         fitting = [(record, example) for record, example in found if example is not None]
         if not fitting:
             raise UsageError(f"data: no record fits into sequence_length = {length} tokens; raise it")

@@ -1,7 +1,7 @@
-"""An I2_S file against twins of other types, in turns: ``bitexport bench --compare``.
+"""``bitexport bench --compare``: an I2_S file against twins of itself in other types, in alternation.
 
-Every file runs in a process of its own, read into memory; each round times all of them one after another,
-with the machine's limits measured before and after. What counts is the ratio within a round.
+Every file runs in its own process, read into memory; each round times all of them one after another, with the
+machine's limits measured before and after. What counts is the ratio within a round.
 """
 
 from __future__ import annotations
@@ -12,12 +12,11 @@ import statistics
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from bitexport.bench.limits import MAX_CHANGE, LimitMeter
-from bitexport.bench.measure import BenchTest, check_numbers, tests_of
+from bitexport.bench.measure import BenchTest, check_numbers, make_tests
+from bitexport.bench.report import CompareReport, CompareRow
 from bitexport.bench.twins import TWIN_TYPES, build_twin, check_twin, twin_bytes
 from bitexport.bench.worker import Worker
 from bitexport.errors import OutputError, UnsupportedError
@@ -28,67 +27,11 @@ from bitexport.runtime.limits import check_threads
 from bitexport.runtime.threads import default_threads
 from bitexport.system.machine import available_bytes
 
-#: The peers' environment: the output head on ggml's own kernels, as llama.cpp would run it.
-_PEERS = {"BITEXPORT_HEAD": "stock"}
+#: The twins' environment: the output head on ggml's own kernels, as llama.cpp would run it.
+_TWIN_ENVIRONMENT = {"BITEXPORT_HEAD": "stock"}
 
-#: What a process takes beside its weights, about: Python, context, work buffers.
+#: Roughly what a process needs in addition to its weights: Python, context, work buffers.
 _PROCESS_BYTES = 400 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class CompareRow:
-    """One type in one test at one thread count.
-
-    Attributes:
-        type: ``"i2_s"``, or the twin's.
-        test, threads: as in :class:`~bitexport.bench.measure.BenchRow`.
-        tokens_per_second: the median of the rounds.
-        ratio, ratio_min, ratio_max: how many times as fast the I2_S file is: the median of the rounds' own
-            ratios, and their range. None for the I2_S file itself.
-        rounds: how many counted.
-        disturbed_rounds: how many were thrown away because the machine's limits moved during them. When
-            that is all of them, all count, and the row means little.
-        disturbed: whether that is so.
-    """
-
-    type: str
-    test: str
-    threads: int
-    tokens_per_second: float
-    ratio: float | None
-    ratio_min: float | None
-    ratio_max: float | None
-    rounds: int
-    disturbed_rounds: int
-    disturbed: bool
-
-
-@dataclass(frozen=True, slots=True)
-class CompareReport:
-    """What :func:`compare` measured.
-
-    Attributes:
-        path: the I2_S file.
-        model: what llama.cpp calls it.
-        tier: the ternary kernels that ran. Only the I2_S file uses them: its twins run on what ggml itself
-            was built for.
-        tier_forced: whether ``BITEXPORT_TIER`` chose it; the twins are not held to it.
-        bytes: of each file's tensors, by type.
-        rows: in the order of measurement.
-        kept: the twins' files, where they were to be kept.
-    """
-
-    path: str
-    model: str
-    tier: str
-    tier_forced: bool
-    bytes: dict[str, int]
-    rows: list[CompareRow]
-    kept: list[str]
-
-    def to_json(self) -> dict[str, Any]:
-        """The report as one JSON object, without ``schema``."""
-        return {"comparison": True, **asdict(self)}
 
 
 def compare(
@@ -109,20 +52,20 @@ def compare(
         types: of the twins, some of :data:`~bitexport.bench.twins.TWIN_TYPES`.
         threads, prompt_tokens, generated_tokens: as in :func:`~bitexport.bench.measure.bench`.
         rounds: how often each test runs on each file.
-        keep: folder for the twins; one that is there already is used again if it is newer than the file. A
-            temporary one, removed at the end, when None.
-        progress: called with the bytes that each twin is made from, then with the tests.
+        keep: folder for the twins; an existing twin is reused if it is newer than the file. If None, a
+            temporary folder, removed at the end.
+        progress: called with the bytes that each twin is made from, then for the tests.
 
     Raises:
-        UsageError: nothing to measure, an unknown type, or the file is not I2_S.
-        UnsupportedError: a twin's type cannot hold the model, or memory for all of them is missing.
-        OutputError: there is no room for the twins.
+        UsageError: there is nothing to measure, a type is unknown, or the file is not I2_S.
+        UnsupportedError: a twin's type cannot store the model, or memory for all files is missing.
+        OutputError: there is no disk space for the twins.
         GGUFError, NativeLibraryError: a file cannot be loaded.
     """
     path = Path(gguf)
     file = read_gguf(path)
     counts = list(threads) or [default_threads()]
-    tests = tests_of(prompt_tokens, generated_tokens, (1,))
+    tests = make_tests(prompt_tokens, generated_tokens, (1,))
     check_numbers(tests, counts, rounds)
     for count in counts:
         check_threads(count)
@@ -131,13 +74,15 @@ def compare(
         check_twin(file, name)
     sizes = {"i2_s": sum(t.nbytes for t in file.tensors), **{name: twin_bytes(file, name) for name in types}}
     _check_memory(sizes)
-    with _folder(keep) as folder, ExitStack() as stack:
+    with _twin_folder(keep) as folder, ExitStack() as stack:
         files = {"i2_s": path, **_twins(file, types, folder, progress)}
         length = max(test.tokens for test in tests)
         workers = {}
         for name, twin in files.items():
             progress(ProgressEvent(0, 0, "tests", f"loading {name}"))
-            workers[name] = stack.enter_context(Worker(twin, length, {} if name == "i2_s" else _PEERS))
+            workers[name] = stack.enter_context(
+                Worker(twin, length, {} if name == "i2_s" else _TWIN_ENVIRONMENT)
+            )
         rows = _measure(workers, tests, counts, rounds, progress)
         return CompareReport(
             path=str(path),
@@ -169,7 +114,7 @@ def _measure(
                 progress(ProgressEvent(done, total, "rounds", f"{test.name}, {count} threads"))
                 before = meter.measure(count)
                 found = {name: worker.seconds(test, count) for name, worker in workers.items()}
-                if number:  # the first one warms up
+                if number:  # the first round is a warm-up
                     seconds.append(found)
                     changes.append(before.change(meter.measure(count)))
                 done += 1
@@ -211,7 +156,7 @@ def _twins(file: GGUFFile, types: Sequence[str], folder: Path, progress: Progres
     if need > have:
         raise OutputError(
             f"the {', '.join(missing)} twins need {_gib(need)} in {folder}, which has {_gib(have)}; "
-            "name a folder on another disk with --keep, or fewer types with --compare"
+            "name a folder on another disk with --keep, or compare fewer types with --compare"
         )
     for name, twin in missing.items():
         twin.unlink(missing_ok=True)
@@ -224,14 +169,14 @@ def _is_current(twin: Path, source: Path) -> bool:
 
 
 @contextmanager
-def _folder(keep: str | os.PathLike[str] | None) -> Iterator[Path]:
+def _twin_folder(keep: str | os.PathLike[str] | None) -> Iterator[Path]:
     if keep is None:
         with tempfile.TemporaryDirectory(prefix="bitexport-twins-") as temporary:
             yield Path(temporary)
     else:
         folder = Path(keep)
         if not folder.is_dir():
-            raise OutputError(f"{folder} is no folder; create it first, or leave out --keep")
+            raise OutputError(f"{folder} is not a folder; create it first, or leave out --keep")
         yield folder
 
 
@@ -240,9 +185,8 @@ def _check_memory(sizes: dict[str, int]) -> None:
     have = available_bytes()
     if have is not None and need > have:
         raise UnsupportedError(
-            f"{', '.join(sizes)} loaded at once need about {_gib(need)} of memory, and {_gib(have)} are "
-            "free; "
-            f"compare with fewer types: --compare {min(list(sizes)[1:], key=lambda name: sizes[name])}"
+            f"{', '.join(sizes)} loaded together need about {_gib(need)} of memory, and {_gib(have)} are "
+            f"free; compare fewer types: --compare {min(list(sizes)[1:], key=lambda name: sizes[name])}"
         )
 
 
