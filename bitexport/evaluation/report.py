@@ -7,7 +7,7 @@ from typing import Any
 
 from bitexport.evaluation.side import Role
 from bitexport.evaluation.translation import Translation
-from bitexport.metrics.tally import Tally
+from bitexport.metrics.likelihood import PredictionScore
 
 
 @dataclass(slots=True)
@@ -28,8 +28,8 @@ class Column:
     role: Role
     path: str
     kind: str
-    text: Tally | None = None
-    pairs: Tally | None = None
+    text: PredictionScore | None = None
+    pairs: PredictionScore | None = None
     translation: Translation | None = None
     answers: list[str] = field(default_factory=list)
     similarity: float | None = None
@@ -138,5 +138,5 @@ def _percent(ours: float, theirs: float) -> float | None:
     return 100 * ours / theirs if theirs else None
 
 
-def _ratio(ours: Tally | None, theirs: Tally | None) -> float | None:
+def _ratio(ours: PredictionScore | None, theirs: PredictionScore | None) -> float | None:
     return ours.perplexity / theirs.perplexity if ours and theirs else None

@@ -11,7 +11,7 @@ import torch
 
 from bitexport.errors import UnsupportedError
 from bitexport.gguf.embeddings import Embeddings
-from bitexport.metrics.logits import Agreement, compare, join, summarize
+from bitexport.metrics.logits import Agreement, compare_logits, join, summarize
 from bitexport.parity.details import See
 from bitexport.parity.greedy import Continuation, compare_steps
 from bitexport.progress import Progress, ProgressEvent, ignore
@@ -104,7 +104,7 @@ def compare_aligned(
             with aligned_rounding(layers, recorded) as decisions:
                 ours = reference.logits([*ids, *chosen[:-1]])
             both = np.stack([*theirs, *steps[1:]])
-            comparisons.append(compare(ours, both))
+            comparisons.append(compare_logits(ours, both))
             if see is not None:
                 see(index, [*ids, *chosen[:-1]], ours, both)
             continuations.append(compare_steps(list(ours[len(ids) - 1 :]), steps))
@@ -159,7 +159,7 @@ def noise_floor(
         undisturbed = reference.logits(ids)
         handle = reference.model.get_input_embeddings().register_forward_hook(disturb)
         try:
-            comparisons.append(compare(undisturbed, reference.logits(ids)))
+            comparisons.append(compare_logits(undisturbed, reference.logits(ids)))
         finally:
             handle.remove()
     return summarize(join(comparisons))

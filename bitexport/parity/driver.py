@@ -12,7 +12,7 @@ from bitexport.errors import GGUFError, TokenizerError, UsageError
 from bitexport.gguf.embeddings import Embeddings, read_embeddings
 from bitexport.gguf.reader import read_gguf
 from bitexport.metrics.likelihood import WINDOW, Perplexities, perplexities
-from bitexport.metrics.logits import Comparison, compare, join, summarize
+from bitexport.metrics.logits import LogitComparison, compare_logits, join, summarize
 from bitexport.parity.aligned import compare_aligned, noise_floor
 from bitexport.parity.details import Collector, Details
 from bitexport.parity.greedy import Continuation, continue_in_step
@@ -89,12 +89,12 @@ def parity(
             check_same_tokens(reference, session, f"prompt {index + 1}", prompt, ids)
 
         plain_seen, aligned_seen = Collector(reference.text), Collector(reference.text)
-        comparisons: list[Comparison] = []
+        comparisons: list[LogitComparison] = []
         continuations: list[Continuation] = []
         for index, ids in enumerate(ids_of):
             progress(ProgressEvent(index, len(texts), "prompts", "comparing logits"))
             ours, theirs = reference.logits(ids), session.logits(ids)
-            comparisons.append(compare(ours, theirs))
+            comparisons.append(compare_logits(ours, theirs))
             if details:
                 plain_seen.see(index, ids, ours, theirs)
             if not align:
