@@ -13,7 +13,7 @@ import numpy.typing as npt
 NEAR_TIE = 0.1
 
 
-class Steps(Protocol):
+class StepwiseModel(Protocol):
     """A model that is run step by step."""
 
     def clear(self) -> None:
@@ -55,7 +55,9 @@ class Continuation:
     parting: Parting | None
 
 
-def continue_in_step(python: Steps, cpp: Steps, ids: Sequence[int], count: int) -> Continuation:
+def continue_in_step(
+    python: StepwiseModel, cpp: StepwiseModel, ids: Sequence[int], count: int
+) -> Continuation:
     """Let both models choose the most likely token ``count`` times; stop where they choose differently.
 
     Neither stops at an end of text.

@@ -293,16 +293,6 @@ class Session:
         self._decode(ids, every_position=True, together=True)
         self._api.llama_synchronize(self._context)
 
-    def greedy(self, ids: Sequence[int], count: int) -> list[int]:
-        """The ``count`` most likely tokens after ``ids``, one by one; it does not stop at an end of text."""
-        self.clear()
-        continuation: list[int] = []
-        following: Sequence[int] = ids
-        for _ in range(count):
-            following = [int(self.feed(following).argmax())]
-            continuation += following
-        return continuation
-
     def _check_room(self, ids: Sequence[int], together: bool = False) -> None:
         if not ids:
             raise UsageError("there are no tokens to run; give a text that is not empty")

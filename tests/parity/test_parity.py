@@ -21,6 +21,7 @@ from bitexport.parity.greedy import continue_in_step
 from bitexport.progress import ProgressEvent
 from bitexport.runtime.model import Session
 from bitexport.text.prompts import built_in_prompts, read_prompts
+from tests.support.decoding import greedy
 from tests.support.gguf_files import changed, double_scale
 from tests.support.models import PACKINGS, Shape, tiny_checkpoint
 
@@ -214,7 +215,7 @@ def test_greedy_continuation_is_the_same_either_way(
     with Session(file, n_ctx=128) as session:
         for result in found.prompts:
             assert result.continuation is not None
-            assert result.continuation.tokens == session.greedy(session.tokenize(result.prompt), 6)
+            assert result.continuation.tokens == greedy(session, session.tokenize(result.prompt), 6)
 
 
 def test_file_without_i2_s(checkpoint_of: Maker, tmp_path: Path) -> None:
