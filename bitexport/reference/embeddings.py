@@ -119,6 +119,6 @@ def _as_tensor(matrix: Matrix, expected: torch.Tensor) -> torch.Tensor:
     if matrix.shape != tuple(expected.shape):
         raise GGUFError(
             f"the file's embedding has shape {matrix.shape}, the checkpoint's {tuple(expected.shape)}; "
-            "is the file made from this checkpoint?"
+            "was the file converted from this checkpoint?"
         )
     return torch.from_numpy(matrix)

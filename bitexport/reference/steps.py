@@ -51,7 +51,7 @@ class Step:
 
 _PRODUCT = ("MUL_MAT", "ADD")  # a bias is added under the product's name
 _ROPE = "the RoPE settings (rope.freq_base, rope.scaling.*, rope.dimension_count, rope_freqs)"
-_NOT_QUANTIZED = "no weight: only the graph and its settings"
+_NO_WEIGHT = "the graph and its settings (this step has no weight)"
 
 
 def _weight(name: str, tensor: str, *, product: bool = False, rotated: bool = False) -> Step:
@@ -72,10 +72,10 @@ STEPS: tuple[Step, ...] = (
     Step("k_norm", Site.OUTPUT, ("attn_k_norm",), ("Kcur_normed",), decided_by="attn_k_norm.weight"),
     Step("q_rope", Site.QUERY, (), ("Qcur", "Qcur_normed"), rotated="attn_q", decided_by=_ROPE),
     Step("k_rope", Site.KEY, (), ("Kcur", "Kcur_normed"), rotated="attn_k", decided_by=_ROPE),
-    Step("attn_heads", Site.HEADS, (), ("attn_heads", "kqv_out"), decided_by=_NOT_QUANTIZED),
+    Step("attn_heads", Site.HEADS, (), ("attn_heads", "kqv_out"), decided_by=_NO_WEIGHT),
     _weight("attn_sub_norm", "attn_sub_norm"),
     Step("attn_out", Site.OUTPUT, ("attn_output",), ("attn_out",), decided_by="attn_output.weight"),
-    Step("ffn_inp", Site.INPUT, ("ffn_norm",), ("ffn_inp",), decided_by=_NOT_QUANTIZED),
+    Step("ffn_inp", Site.INPUT, ("ffn_norm",), ("ffn_inp",), decided_by=_NO_WEIGHT),
     _weight("ffn_norm", "ffn_norm"),
     _weight("ffn_gate", "ffn_gate", product=True),
     _weight("ffn_up", "ffn_up", product=True),
@@ -88,7 +88,7 @@ STEPS: tuple[Step, ...] = (
     ),
     _weight("ffn_sub_norm", "ffn_sub_norm"),
     Step("ffn_out", Site.OUTPUT, ("ffn_down",), ("ffn_out", "ffn_down"), _PRODUCT, None, "ffn_down.weight"),
-    Step("l_out", Site.BLOCK, ("attn_norm",), ("l_out",), decided_by=_NOT_QUANTIZED),
+    Step("l_out", Site.BLOCK, ("attn_norm",), ("l_out",), decided_by=_NO_WEIGHT),
     Step(
         "result_norm",
         Site.OUTPUT,

@@ -16,8 +16,8 @@ import torch
 from bitexport.convert import convert
 from bitexport.errors import GGUFError, TokenizerError, UnsupportedError, UsageError
 from bitexport.parity import parity
-from bitexport.parity.driver import ParityReport, verdict
-from bitexport.parity.greedy import continue_in_step
+from bitexport.parity.greedy import continue_both
+from bitexport.parity.report import ParityReport, verdict
 from bitexport.progress import ProgressEvent
 from bitexport.runtime.model import Session
 from bitexport.text.prompts import built_in_prompts, read_prompts
@@ -138,7 +138,7 @@ def test_quantized_embeddings_are_named_as_the_cause(
 def test_file_of_another_checkpoint(checkpoint_of: Maker, gguf_of: Maker) -> None:
     found = parity(checkpoint_of("packed-multiply"), gguf_of("packed-multiply", seed=9), PROMPTS[:1])
     assert not found.passed
-    assert "Is the file made from this checkpoint?" in verdict(found)
+    assert "Was the file converted from this checkpoint?" in verdict(found)
 
 
 def test_other_tokenizer(checkpoint_of: Maker, gguf_of: Maker) -> None:
@@ -194,15 +194,15 @@ class _Table:
 
 
 @pytest.mark.parametrize(("gap", "near"), [(0.01, True), (0.5, False)])
-def test_greedy_parting_is_explained(gap: float, near: bool) -> None:
+def test_greedy_divergence_is_explained(gap: float, near: bool) -> None:
     python = _Table([1, 0, 0], [0, 2, 2 - gap])
     cpp = _Table([1, 0, 0], [0, 2, 2 + gap])
-    found = continue_in_step(python, cpp, [7], 2)
+    found = continue_both(python, cpp, [7], 2)
     assert found.tokens == [0]
-    assert found.parting is not None
-    assert (found.parting.step, found.parting.python_token, found.parting.cpp_token) == (1, 1, 2)
-    assert found.parting.python_gap == pytest.approx(gap, abs=1e-5)
-    assert found.parting.near_tie is near
+    assert found.divergence is not None
+    assert (found.divergence.step, found.divergence.python_token, found.divergence.cpp_token) == (1, 1, 2)
+    assert found.divergence.python_gap == pytest.approx(gap, abs=1e-5)
+    assert found.divergence.near_tie is near
 
 
 @pytest.mark.parametrize("align", [True, False])
