@@ -199,7 +199,7 @@ def _show(out: Output, report: ParityReport) -> None:
     if report.greedy_tokens:
         columns.append("greedy")
     rows = [_row(number, result, report) for number, result in enumerate(report.prompts, start=1)]
-    out.table(columns, rows, right=columns[1:])
+    out.table(columns, rows, title="Each prompt, plain (both sides unmodified):", right=columns[1:])
     for line in _divergences(report):
         out.wrapped(line, indent=2)
     _show_agreements(out, report)
@@ -268,11 +268,13 @@ def _show_agreements(out: Output, report: ParityReport) -> None:
         "cosine min": lambda a: f"{a.cosine_min:.8f}",
         "cosine mean": lambda a: f"{a.cosine_mean:.8f}",
         "same top-1 token": lambda a: f"{a.top1_agreement:.2%}",
-        "mean KL(Python || C++)": lambda a: _small(a.kl_mean),
+        "mean KL divergence": lambda a: _small(a.kl_mean),
         "max logit difference": lambda a: f"{a.max_abs_diff:.3g}",
     }
     rows = [[name, *map(show, columns.values())] for name, show in numbers.items()]
-    out.table(["all prompts", *columns], rows, right=list(columns))
+    out.table(["", *columns], rows, title="All prompts:", right=list(columns))
+    if report.noise_floor is not None:
+        out.wrapped("noise floor: PyTorch against itself, embeddings off by one float32 rounding", indent=2)
 
 
 def _small(value: float) -> str:

@@ -87,7 +87,7 @@ def _summary(report: ParityReport) -> Iterable[str]:
     yield _table(columns, rows)
     judged = "aligned" if report.judged_aligned else "plain"
     yield (
-        f'<p class="soft">To pass, the {judged} cosine must be at least {report.min_cosine:g} everywhere.'
+        f'<p class="soft">Threshold: {judged} cosine of at least {report.min_cosine:g} at every position.'
         f"{' ' + escape(_sentence(report.aligned.describe())) if report.aligned else ''}</p>"
     )
     if report.perplexity is not None:

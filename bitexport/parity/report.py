@@ -92,7 +92,9 @@ class ParityReport:
             return self.aligned.describe()
         error = self.aligned.agreement.relative_error_max
         if not error <= MAX_RELATIVE_ERROR:
-            return f"aligned logits differ by {error:.2%} of their length, more than {MAX_RELATIVE_ERROR:.2%}"
+            return (
+                f"aligned logits differ by {error:.2%} of their L2 norm, more than {MAX_RELATIVE_ERROR:.2%}"
+            )
         for number, result in enumerate(self.prompts, start=1):
             divergence = result.continuation.divergence if result.continuation else None
             if divergence is not None and not divergence.near_tie:
@@ -145,7 +147,7 @@ def verdict(report: ParityReport) -> str:
 def _logits_verdict(report: ParityReport) -> str:
     judged, threshold = report.judged, report.min_cosine
     if report.passed:
-        how = ", embeddings and rounding decisions aligned" if report.judged_aligned else ""
+        how = " with embeddings and rounding decisions aligned" if report.judged_aligned else ""
         return (
             f"C++ computes what PyTorch computes: cosine is at least {judged.cosine_min:.8f} at all "
             f"{judged.positions:,} positions{how} (threshold {threshold:g})."

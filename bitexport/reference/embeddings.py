@@ -47,7 +47,7 @@ def unfaithful_row(model: Any, embeddings: Embeddings) -> str | None:
             row = int(wrong[0])
             return (
                 f"row {row} of the {what} is off by {float(error[row] / expected[row].norm()):.1%} of its "
-                f"length, and {len(wrong)} of {len(expected)} rows by more than {kind} explains"
+                f"L2 norm, and {len(wrong)} of {len(expected)} rows by more than {kind} rounding explains"
             )
     return None
 
