@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 if TYPE_CHECKING:
     from bitexport.evaluation import EvaluationReport
-    from bitexport.metrics.tally import Tally
+    from bitexport.metrics.likelihood import PredictionScore
 
 
 def evaluate(
@@ -187,7 +187,7 @@ def _rows(report: EvaluationReport) -> list[list[str]]:
     ]
 
 
-def _predictions(what: str, tallies: list[Tally | None]) -> list[list[str]]:
+def _predictions(what: str, tallies: list[PredictionScore | None]) -> list[list[str]]:
     return [
         _row(f"{what}: tokens", tallies, lambda t: t.tokens, "{:,}"),
         _row(f"{what}: perplexity", tallies, lambda t: t.perplexity, "{:,.3f}"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,9 +15,11 @@ from bitexport.cli.parity_tokenizer import show_tokenizer
 from bitexport.errors import CheckFailed, UsageError
 
 if TYPE_CHECKING:
-    from bitexport.parity.driver import ParityReport, PromptResult
+    from bitexport.metrics.logits import Agreement
+    from bitexport.parity.report import ParityReport, PromptResult
 
-_EXCERPT = 32
+# Characters of a prompt, so that the table fits 80 columns.
+_EXCERPT = 13
 
 
 def parity(
@@ -31,27 +34,32 @@ def parity(
         typer.Option(
             "--prompts",
             metavar="FILE",
-            help='Prompts, one a line; in a .jsonl file each line is "TEXT" or {"prompt": "TEXT"}.',
+            help='Prompts, one per line; in a .jsonl file each line is "TEXT" or {"prompt": "TEXT"}.',
             show_default=False,
         ),
     ] = None,
     tokens: Annotated[
         int,
-        typer.Option("--tokens", min=0, help="Greedy tokens to continue each prompt with, on both sides."),
+        typer.Option(
+            "--tokens", min=0, help="Continue each prompt by this many greedy tokens on both sides."
+        ),
     ] = 8,
     min_cosine: Annotated[
-        float, typer.Option("--min-cosine", help="Exit 3 when any position's cosine is below this.")
+        float, typer.Option("--min-cosine", help="Exit 3 if the cosine of any position is below this.")
     ] = 0.9999,
     align: Annotated[
         bool,
         typer.Option(
             "--align/--plain",
-            help="Judge with PyTorch on the file's embeddings, rounding as C++ did where a value lies on the "
-            "edge of two steps, so that only mistakes count; or judge both as they are.",
+            help="Judge with PyTorch using the file's embeddings and rounding as C++ did where a value is on "
+            "the edge between two steps, so that only mistakes count; or judge both sides unmodified.",
         ),
     ] = True,
     noise_floor: Annotated[
-        bool, typer.Option("--noise-floor", help="Also compare PyTorch with itself, minimally disturbed.")
+        bool,
+        typer.Option(
+            "--noise-floor", help="Also compare PyTorch with itself under the smallest disturbance."
+        ),
     ] = False,
     text: Annotated[
         Path | None,
@@ -63,14 +71,14 @@ def parity(
         bool,
         typer.Option(
             "--tokenizer-only",
-            help="Only compare how both sides tokenize hard strings and the prompts; no weights are read.",
+            help="Only compare the tokenization of hard strings and the prompts; no weights are read.",
         ),
     ] = False,
     layers: Annotated[
         bool,
         typer.Option(
             "--layers",
-            help="Compare every step of every block, and name the first that parts; exit 3 when one does.",
+            help="Compare every step of every block and name the first that diverges; exit 3 if one does.",
         ),
     ] = False,
     plot: Annotated[
@@ -78,7 +86,7 @@ def parity(
         typer.Option(
             "--plot",
             metavar="FILE.png",
-            help="Draw the steps over depth; implies --layers.",
+            help="Plot the difference of every step against depth; implies --layers.",
             show_default=False,
         ),
     ] = None,
@@ -87,11 +95,13 @@ def parity(
         typer.Option(
             "--report",
             metavar="FILE.html",
-            help="Write everything as one page; implies --layers.",
+            help="Write a report of everything as one HTML page; implies --layers.",
             show_default=False,
         ),
     ] = None,
-    threads: Annotated[int, typer.Option("--threads", "-t", min=0, help="For C++; 0: one a core.")] = 0,
+    threads: Annotated[
+        int, typer.Option("--threads", "-t", min=0, help="Threads for C++; 0: one per core.")
+    ] = 0,
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -112,7 +122,7 @@ def parity(
     _check_pictures(plot, report_page)
     document = options.read_text(text)
     from bitexport.parity import parity as run
-    from bitexport.parity.driver import verdict
+    from bitexport.parity.report import verdict
 
     out = Output(json=json, quiet=quiet)
     with out.progress("parity") as progress:
@@ -137,7 +147,7 @@ def parity(
 
 
 def _check_pictures(plot: Path | None, page: Path | None) -> None:
-    """What would fail at the end of a long run fails now."""
+    """Fail now rather than at the end of a long run."""
     from bitexport.system.files import check_folder
     from bitexport.system.picture import check_picture, pyplot
 
@@ -183,43 +193,35 @@ def _prompts(prompt: list[str] | None, prompts: Path | None) -> list[str] | None
 
 
 def _show(out: Output, report: ParityReport) -> None:
-    from bitexport.parity.driver import verdict
+    from bitexport.parity.report import verdict
 
-    columns = ["prompt", "tokens", "cosine min", "cosine mean", "top-1", "KL", "max |diff|"]
+    columns = ["prompt", "tokens", "cosine min", "top-1", "KL", "max diff"]
     if report.greedy_tokens:
         columns.append("greedy")
     rows = [_row(number, result, report) for number, result in enumerate(report.prompts, start=1)]
-    out.table(columns, rows, right=columns[1:7])
-    for line in _partings(report):
-        out.line(line)
-    for name, agreement in (
-        ("plain", report.plain),
-        ("aligned", report.aligned.agreement if report.aligned else None),
-        ("PyTorch against itself", report.noise_floor),
-    ):
-        if agreement is not None:
-            out.line(
-                f"{name}: {agreement.positions:,} positions, cosine min {agreement.cosine_min:.8f}, "
-                f"mean {agreement.cosine_mean:.8f}, top-1 {agreement.top1_agreement:.2%}, "
-                f"KL {_small(agreement.kl_mean)}, max |diff| {agreement.max_abs_diff:.3g}"
-            )
+    out.table(columns, rows, title="Each prompt, plain (both sides unmodified):", right=columns[1:])
+    for line in _divergences(report):
+        out.wrapped(line, indent=2)
+    _show_agreements(out, report)
     if report.aligned is not None:
-        out.line(f"that is: {report.aligned.describe()}")
+        out.wrapped(f"aligned: {report.aligned.describe()}", indent=2)
     if report.perplexity is not None:
         text = report.perplexity
-        out.line(
+        out.wrapped(
             f"perplexity of {text.tokens:,} tokens: Python {text.python:.4f}, C++ {text.cpp:.4f}, "
-            f"{text.relative_difference:.4%} apart"
+            f"a difference of {text.relative_difference:.4%}",
+            indent=2,
         )
     if report.greedy_match is not None:
         identical = round(report.greedy_match * len(report.prompts))
-        out.line(
+        out.wrapped(
             f"greedy: {identical} of {len(report.prompts)} continuations of {report.greedy_tokens} tokens "
-            f"identical{', rounding aligned' if report.judged_aligned else ''}"
+            f"are identical{', rounding aligned' if report.judged_aligned else ''}",
+            indent=2,
         )
     if report.layers is not None:
         show_layers(out, report.layers)
-    out.line(f"{'PASS' if report.passed else 'FAIL'} ({report.tier} kernels): {verdict(report)}")
+    out.wrapped(f"{'PASS' if report.passed else 'FAIL'} ({report.tier} kernels): {verdict(report)}", indent=2)
 
 
 def _row(number: int, result: PromptResult, report: ParityReport) -> list[str]:
@@ -231,31 +233,50 @@ def _row(number: int, result: PromptResult, report: ParityReport) -> list[str]:
         f"{number} {excerpt}",
         str(result.tokens),
         f"{agreement.cosine_min:.8f}",
-        f"{agreement.cosine_mean:.8f}",
         f"{agreement.top1_agreement:.1%}",
         _small(agreement.kl_mean),
         f"{agreement.max_abs_diff:.3g}",
     ]
     if result.continuation is not None:
-        parting = result.continuation.parting
-        row.append(f"{report.greedy_tokens} same" if parting is None else f"part at {parting.step}")
+        row.append(f"{len(result.continuation.tokens)}/{report.greedy_tokens}")
     return row
 
 
-def _partings(report: ParityReport) -> list[str]:
+def _divergences(report: ParityReport) -> list[str]:
     lines = []
     for number, result in enumerate(report.prompts, start=1):
-        parting = result.continuation.parting if result.continuation else None
-        if parting is not None:
+        found = result.continuation.divergence if result.continuation else None
+        if found is not None:
             lines.append(
-                f"prompt {number}, greedy token {parting.step}: Python takes {parting.python_token} "
-                f"({parting.python_gap:.2g} ahead), C++ takes {parting.cpp_token} "
-                f"({parting.cpp_gap:.2g} ahead): "
-                + ("a near-tie" if parting.near_tie else "not a tie; this is a real difference")
+                f"prompt {number} diverges at greedy token {found.step}: Python chooses {found.python_token} "
+                f"({found.python_gap:.2g} ahead), C++ chooses {found.cpp_token} ({found.cpp_gap:.2g} ahead): "
+                + ("a near-tie" if found.near_tie else "not a tie, so this is a real difference")
             )
     return lines
 
 
+def _show_agreements(out: Output, report: ParityReport) -> None:
+    """All positions in one table, a column for each comparison."""
+    found = {
+        "plain": report.plain,
+        "aligned": report.aligned.agreement if report.aligned else None,
+        "noise floor": report.noise_floor,
+    }
+    columns = {name: agreement for name, agreement in found.items() if agreement is not None}
+    numbers: dict[str, Callable[[Agreement], str]] = {
+        "positions": lambda a: f"{a.positions:,}",
+        "cosine min": lambda a: f"{a.cosine_min:.8f}",
+        "cosine mean": lambda a: f"{a.cosine_mean:.8f}",
+        "same top-1 token": lambda a: f"{a.top1_agreement:.2%}",
+        "mean KL divergence": lambda a: _small(a.kl_mean),
+        "max logit difference": lambda a: f"{a.max_abs_diff:.3g}",
+    }
+    rows = [[name, *map(show, columns.values())] for name, show in numbers.items()]
+    out.table(["", *columns], rows, title="All prompts:", right=list(columns))
+    if report.noise_floor is not None:
+        out.wrapped("noise floor: PyTorch against itself, embeddings off by one float32 rounding", indent=2)
+
+
 def _small(value: float) -> str:
-    """A divergence; what lies below float64's own rounding is 0."""
+    """A divergence; 0 if it is within float64's own rounding."""
     return f"{value:.1e}" if abs(value) > 1e-14 else "0"

@@ -11,33 +11,38 @@ if TYPE_CHECKING:
 
 
 def show_layers(out: Output, report: LayersReport) -> None:
-    """Every step in a row, then the finding."""
-    columns = ["step", "own: 8-bit steps", "length", "aligned: 1 - cosine", "plain: 1 - cosine", ""]
+    """One row per step, then the finding."""
+    columns = ["step", "isolated", "length ratio", "aligned", "plain", ""]
     out.table(columns, [_row(step) for step in report.steps], right=columns[1:5])
-    out.line(
-        "own: PyTorch on the input that C++ had, the largest difference in steps of an 8-bit grid, and the "
-        "length of C++ over PyTorch; aligned and plain: both from the tokens on"
+    out.wrapped(
+        "isolated: PyTorch runs the step on the input that C++ had; largest difference in steps of an 8-bit "
+        "grid, and the L2 norm of the C++ values divided by PyTorch's",
+        indent=2,
     )
+    out.wrapped("aligned, plain: 1 - cosine, with both sides run from the input tokens", indent=2)
     if report.absent:
-        out.line(f"not in this model: {', '.join(report.absent)}")
+        out.wrapped(f"not in this model: {', '.join(report.absent)}", indent=2)
     if report.unnamed:
-        out.line(f"not compared, because C++ does not name them: {', '.join(report.unnamed)}")
+        out.wrapped(
+            f"not compared, because C++ does not name the tensors: {', '.join(report.unnamed)}", indent=2
+        )
     if report.tokens < report.tokens_given:
-        out.line(f"compared: {report.tokens:,} of {report.tokens_given:,} tokens, the first of each prompt")
-    out.line(f"steps: {report.describe()}")
+        out.wrapped(
+            f"compared: {report.tokens:,} of {report.tokens_given:,} tokens, the first of each prompt",
+            indent=2,
+        )
+    out.wrapped(f"steps: {report.describe()}", indent=2)
 
 
 def _row(step: StepResult) -> list[str]:
     aligned = "-" if step.aligned is None else _small(step.aligned.cosine_gap)
-    mark = "parts" if step.own.parted else ""
-    own = step.own
     return [
         step.name,
-        f"{own.grid_steps_max:.4f}",
-        f"{own.length_ratio:.6f}",
+        f"{step.isolated.grid_steps_max:.4f}",
+        f"{step.isolated.length_ratio:.6f}",
         aligned,
         _small(step.plain.cosine_gap),
-        mark,
+        "diverges" if step.diverged else "",
     ]
 
 

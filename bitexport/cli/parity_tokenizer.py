@@ -1,4 +1,4 @@
-"""What ``bitexport parity --tokenizer-only`` prints."""
+"""The output of ``bitexport parity --tokenizer-only``."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from typing import TYPE_CHECKING
 from bitexport.cli.output import Output
 
 if TYPE_CHECKING:
-    from bitexport.parity.tokenizer import Mismatch, Token, TokenizerReport
+    from bitexport.parity.tokenizer import Mismatch, TokenizerReport, TokenPiece
 
-_NAMED = 10
+_MAX_LISTED = 10
 
 
 def show_tokenizer(out: Output, report: TokenizerReport) -> None:
-    """The first text that differs token by token, the next ones by name, and the finding."""
+    """The first text that differs, token by token; the names of the next ones; and the finding."""
     if report.mismatches:
         first, *others = report.mismatches
         _show_mismatch(out, first)
-        for mismatch in others[:_NAMED]:
+        for mismatch in others[:_MAX_LISTED]:
             out.line(f"{mismatch.what}, from token {mismatch.at} on: {_quoted(mismatch.text)}")
-        if len(others) > _NAMED:
-            out.line(f"and {len(others) - _NAMED} more")
-    out.line(f"{'PASS' if report.passed else 'FAIL'}: {report.describe()}")
+        if len(others) > _MAX_LISTED:
+            out.line(f"and {len(others) - _MAX_LISTED} more")
+    out.wrapped(f"{'PASS' if report.passed else 'FAIL'}: {report.describe()}", indent=2)
 
 
 def _show_mismatch(out: Output, mismatch: Mismatch) -> None:
@@ -35,14 +35,14 @@ def _show_mismatch(out: Output, mismatch: Mismatch) -> None:
     for index, row in enumerate(rows):
         row.append("differs" if row[1].partition(" ")[0] != row[2].partition(" ")[0] else "")
         if mismatch.begin + index == mismatch.at:
-            row[3] = "differs, the first"
+            row[3] = "differs first"
     out.table(["token", "Python", "C++", ""], rows, right=["token"])
 
 
-def _cell(tokens: Sequence[Token], index: int) -> str:
-    return f"{tokens[index].id} {tokens[index].text!r}" if index < len(tokens) else "none"
+def _cell(tokens: Sequence[TokenPiece], index: int) -> str:
+    return f"{tokens[index].id} {tokens[index].text!r}" if index < len(tokens) else "absent"
 
 
-def _quoted(text: str, room: int = 70) -> str:
+def _quoted(text: str, length: int = 70) -> str:
     shown = repr(text)
-    return shown if len(shown) <= room else f"{shown[: room - 1]}…"
+    return shown if len(shown) <= length else f"{shown[: length - 1]}…"

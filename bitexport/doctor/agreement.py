@@ -9,8 +9,8 @@ from bitexport.errors import TokenizerError, UnsupportedError
 from bitexport.gguf.embeddings import read_embeddings
 from bitexport.metrics.likelihood import token_losses
 from bitexport.parity.aligned import compare_aligned
-from bitexport.parity.driver import check_same_tokens
 from bitexport.parity.report import MAX_RELATIVE_ERROR, MIN_COSINE
+from bitexport.parity.tokenizer import check_same_tokens
 from bitexport.reference import Reference
 from bitexport.runtime.session import Session
 from bitexport.tokenizer.hard_strings import HARD_STRINGS

@@ -11,7 +11,7 @@ import numpy as np
 from bitexport.evaluation.items import Item
 from bitexport.evaluation.side import Role
 from bitexport.gguf.reader import read_gguf
-from bitexport.metrics.tally import Tally
+from bitexport.metrics.likelihood import PredictionScore
 from bitexport.progress import Progress, ProgressEvent
 from bitexport.runtime.limits import SHORT_CONTEXT
 from bitexport.runtime.session import Session
@@ -74,9 +74,9 @@ class CppRunner:
         self._session = session
         self._n_ctx = n_ctx
 
-    def score(self, items: Sequence[Item], progress: Progress) -> Tally:
+    def score(self, items: Sequence[Item], progress: Progress) -> PredictionScore:
         """How well the counted tokens of all items are predicted."""
-        tally = Tally()
+        tally = PredictionScore()
         for done, item in enumerate(items):
             progress(ProgressEvent(done, len(items), "items", "predicting"))
             self._session.clear()

@@ -16,7 +16,7 @@ from bitexport.checkpoint import open_checkpoint
 from bitexport.evaluation.items import Item
 from bitexport.evaluation.side import Role
 from bitexport.families import family_of
-from bitexport.metrics.tally import Tally
+from bitexport.metrics.likelihood import PredictionScore
 from bitexport.progress import Progress, ProgressEvent
 from bitexport.reference.float_model import float_sizes, is_ternary, load_float
 from bitexport.reference.model import SMALL, eager, load_reference, load_tokenizer, torch_threads
@@ -115,9 +115,9 @@ class PythonRunner:
         self._n_ctx = n_ctx
         self._n_vocab = int(model.config.vocab_size)
 
-    def score(self, items: Sequence[Item], progress: Progress) -> Tally:
+    def score(self, items: Sequence[Item], progress: Progress) -> PredictionScore:
         """How well the counted tokens of all items are predicted."""
-        tally = Tally()
+        tally = PredictionScore()
         for done, batch in self._batches([item.ids for item in items]):
             progress(ProgressEvent(done, len(items), "items", "predicting"))
             ids = [items[index].ids for index in batch]

@@ -7,7 +7,7 @@ from typing import Any
 
 from bitexport.evaluation.side import Role
 from bitexport.evaluation.translation import Translation
-from bitexport.metrics.tally import Tally
+from bitexport.metrics.likelihood import PredictionScore
 
 
 @dataclass(slots=True)
@@ -28,8 +28,8 @@ class Column:
     role: Role
     path: str
     kind: str
-    text: Tally | None = None
-    pairs: Tally | None = None
+    text: PredictionScore | None = None
+    pairs: PredictionScore | None = None
     translation: Translation | None = None
     answers: list[str] = field(default_factory=list)
     similarity: float | None = None
@@ -138,5 +138,5 @@ def _percent(score: float, teacher_score: float) -> float | None:
     return 100 * score / teacher_score if teacher_score else None
 
 
-def _ratio(column: Tally | None, teacher: Tally | None) -> float | None:
+def _ratio(column: PredictionScore | None, teacher: PredictionScore | None) -> float | None:
     return column.perplexity / teacher.perplexity if column and teacher else None

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bitexport.evaluation.items import Item
-from bitexport.metrics.tally import Tally
+from bitexport.metrics.likelihood import PredictionScore
 from bitexport.progress import Progress
 
 Role = Literal["teacher", "student"]
@@ -19,7 +19,7 @@ Role = Literal["teacher", "student"]
 class Runner(Protocol):
     """A loaded model. ``progress`` counts the finished items."""
 
-    def score(self, items: Sequence[Item], progress: Progress) -> Tally:
+    def score(self, items: Sequence[Item], progress: Progress) -> PredictionScore:
         """How well the tokens ``ids[first:]`` of all items are predicted."""
         ...
 

@@ -1,3 +1,3 @@
-"""Figures on what a model puts out: how far two sets of logits agree, and how likely a text is."""
+"""Measures of a model's output: agreement of two sets of logits, and the likelihood of a text."""
 
 from __future__ import annotations

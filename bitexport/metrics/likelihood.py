@@ -1,28 +1,28 @@
-"""Perplexity of a text on both sides: one number that many positions stand behind."""
+"""How likely a model finds a text: loss, perplexity and next-token accuracy."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from bitexport.errors import UsageError
-from bitexport.metrics.logits import log_softmax
+from bitexport.metrics.logits import CHUNK_ROWS, log_softmax
 from bitexport.progress import Progress, ProgressEvent, ignore
 
-#: Tokens of one window, unless the model was made for fewer.
+#: Tokens per window, unless the model's context is shorter.
 WINDOW = 512
-_ROWS = 32
 
 
 class GivesLogits(Protocol):
-    """What perplexity needs of a model."""
+    """The part of a model that perplexity needs."""
 
     def logits(self, ids: Sequence[int]) -> npt.NDArray[np.float32]:
-        """Logits after every position, float32 ``[T, V]``."""
+        """Logits after every position of ``ids``, float32 ``[T, V]``."""
         ...
 
 
@@ -31,9 +31,10 @@ class Perplexities:
     """One text's perplexity on both sides.
 
     Attributes:
-        python, cpp: exp of the mean negative log-likelihood of a token, given those before it in its window.
-        tokens: tokens predicted.
-        window: tokens of a window; every window starts from an empty context.
+        python, cpp: exp of the mean negative log-likelihood per token, each token given those before it in
+            its window.
+        tokens: number of tokens predicted.
+        window: tokens per window; every window starts from an empty context.
     """
 
     python: float
@@ -43,12 +44,59 @@ class Perplexities:
 
     @property
     def relative_difference(self) -> float:
-        """How far C++ is from Python: 0.001 is 0.1%."""
+        """|C++ - Python| / Python: 0.001 is 0.1%."""
         return abs(self.cpp - self.python) / self.python
 
 
+@dataclass(slots=True)
+class PredictionScore:
+    """How well a model predicts tokens, each given the true ones before it; accumulated over batches.
+
+    Attributes:
+        tokens: number of tokens predicted.
+        hits: how many of them the model found most likely.
+        loss: sum of their negative log-likelihoods, in nats.
+    """
+
+    tokens: int = 0
+    hits: int = 0
+    loss: float = 0.0
+
+    def add(self, logits: npt.NDArray[np.float32], targets: npt.NDArray[np.integer[Any]]) -> None:
+        """Add a batch of positions.
+
+        Args:
+            logits: ``[T, V]``, each row the prediction of the target with the same index.
+            targets: ``[T]``, the true tokens.
+        """
+        for losses in _chunked_losses(logits, targets):
+            self.loss += float(losses.sum())
+        self.hits += int((logits.argmax(axis=1) == targets).sum())
+        self.tokens += len(targets)
+
+    @property
+    def perplexity(self) -> float:
+        """exp(loss / tokens); infinite where that overflows."""
+        mean = self.loss / self.tokens
+        return math.exp(mean) if not mean > 700 else math.inf
+
+    @property
+    def accuracy(self) -> float:
+        """hits / tokens."""
+        return self.hits / self.tokens
+
+    def to_json(self) -> dict[str, Any]:
+        """The numbers as one JSON object."""
+        return {
+            "tokens": self.tokens,
+            "perplexity": self.perplexity,
+            "accuracy": self.accuracy,
+            "loss": self.loss / self.tokens,
+        }
+
+
 def windows(ids: Sequence[int], length: int) -> list[Sequence[int]]:
-    """``ids`` cut into pieces of ``length``; a last one of one token, which predicts nothing, is dropped.
+    """``ids`` cut into windows of ``length``; a last window of one token, which predicts nothing, is dropped.
 
     Raises:
         UsageError: there are fewer than two tokens.
@@ -56,14 +104,12 @@ def windows(ids: Sequence[int], length: int) -> list[Sequence[int]]:
     pieces = [ids[begin : begin + length] for begin in range(0, len(ids), length)]
     pieces = [piece for piece in pieces if len(piece) > 1]
     if not pieces:
-        raise UsageError(
-            "the text has fewer than two tokens, so that none can be predicted; give a longer one"
-        )
+        raise UsageError("the text has fewer than two tokens, so none can be predicted; give a longer text")
     return pieces
 
 
 def token_losses(logits: npt.NDArray[np.float32], ids: Sequence[int]) -> npt.NDArray[np.float64]:
-    """Negative log-likelihood, in nats, of every token but the first.
+    """Negative log-likelihood of every token but the first: -log softmax(logits[t])[ids[t + 1]], in nats.
 
     Args:
         logits: ``[T, V]``, after every position of ``ids``.
@@ -72,19 +118,26 @@ def token_losses(logits: npt.NDArray[np.float32], ids: Sequence[int]) -> npt.NDA
     Returns:
         float64, shape ``[T - 1]``.
     """
-    targets = np.asarray(ids[1:])
-    losses = np.empty(len(targets))
-    for begin in range(0, len(targets), _ROWS):
-        wanted = targets[begin : begin + _ROWS]
+    return np.concatenate([np.empty(0), *_chunked_losses(logits, np.asarray(ids[1:]))])
+
+
+def _chunked_losses(
+    logits: npt.NDArray[np.float32], targets: npt.NDArray[np.integer[Any]]
+) -> Iterator[npt.NDArray[np.float64]]:
+    """-log softmax(logits[t])[targets[t]], in float64, for :data:`CHUNK_ROWS` positions at a time."""
+    for begin in range(0, len(targets), CHUNK_ROWS):
+        wanted = targets[begin : begin + CHUNK_ROWS]
         rows = log_softmax(logits[begin : begin + len(wanted)].astype(np.float64))
-        losses[begin : begin + len(wanted)] = -rows[np.arange(len(wanted)), wanted]
-    return losses
+        yield -rows[np.arange(len(wanted)), wanted]
 
 
 def perplexities(
     python: GivesLogits, cpp: GivesLogits, ids: Sequence[int], window: int, progress: Progress = ignore
 ) -> Perplexities:
-    """Perplexity of ``ids`` on both sides, over the same windows of ``window`` tokens.
+    """Perplexity of ``ids`` on both sides, over the same disjoint windows of ``window`` tokens.
+
+    exp(-sum(log p(x_i | x_<i)) / N), as in "Perplexity of fixed-length models" in transformers'
+    documentation.
 
     Raises:
         UsageError: there are fewer than two tokens.

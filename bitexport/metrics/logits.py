@@ -1,4 +1,4 @@
-"""How far two sets of logits are apart."""
+"""How far two sets of logits differ."""
 
 from __future__ import annotations
 
@@ -7,21 +7,22 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-# Positions compared at once: in float64 that many rows of a 128k vocabulary take 32 MiB.
-_ROWS = 32
+#: Positions processed at once: in float64, this many rows of a 128k vocabulary take 32 MiB.
+CHUNK_ROWS = 32
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
+class LogitComparison:
     """Two logit arrays compared position by position; every array has shape ``[T]``.
 
     Attributes:
         cosine: float64, cosine of the angle between the two rows; NaN where a row is zero or not finite.
         same_top1: bool, whether both rows have their largest logit at the same token.
-        kl: float64, Kullback-Leibler divergence of the second distribution from the first, in nats.
-        max_abs_diff: float64, largest absolute difference of a logit.
-        relative_error: float64, length of the difference over the length of the first row. Unlike the cosine,
-            it sees a wrong magnitude.
+        kl: float64, Kullback-Leibler divergence of the second distribution from the first, in nats:
+            sum of p (log p - log q), with p and q the softmax of the two rows.
+        max_abs_diff: float64, largest absolute difference between two logits.
+        relative_error: float64, L2 norm of the difference divided by the L2 norm of the first row. Unlike the
+            cosine, it shows a wrong magnitude.
     """
 
     cosine: npt.NDArray[np.float64]
@@ -33,15 +34,15 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """A :class:`Comparison` in a few numbers.
+    """Summary of a :class:`LogitComparison`.
 
     Attributes:
-        positions: how many were compared.
-        cosine_min, cosine_mean: of the positions' cosines.
-        top1_agreement: fraction of positions where both sides find the same token most likely.
+        positions: number of positions compared.
+        cosine_min, cosine_mean: over the positions' cosines.
+        top1_agreement: fraction of positions where both sides have the same most likely token.
         kl_mean: mean divergence KL(Python || C++), in nats.
         max_abs_diff: largest difference of any logit at any position.
-        relative_error_max: largest length of a position's difference, over the length of its logits.
+        relative_error_max: largest relative error of any position.
     """
 
     positions: int
@@ -53,30 +54,31 @@ class Agreement:
     relative_error_max: float
 
 
-def compare(first: npt.NDArray[np.float32], second: npt.NDArray[np.float32]) -> Comparison:
+def compare_logits(first: npt.NDArray[np.float32], second: npt.NDArray[np.float32]) -> LogitComparison:
     """Compare two logit arrays of shape ``[T, V]``, in float64."""
-    parts = [
-        _compare(
-            first[begin : begin + _ROWS].astype(np.float64), second[begin : begin + _ROWS].astype(np.float64)
+    chunks = [
+        _compare_chunk(
+            first[begin : begin + CHUNK_ROWS].astype(np.float64),
+            second[begin : begin + CHUNK_ROWS].astype(np.float64),
         )
-        for begin in range(0, len(first), _ROWS)
+        for begin in range(0, len(first), CHUNK_ROWS)
     ]
-    return join(parts)
+    return join(chunks)
 
 
-def join(parts: list[Comparison]) -> Comparison:
-    """Several comparisons as one, in their order."""
-    return Comparison(
-        cosine=np.concatenate([part.cosine for part in parts]),
-        same_top1=np.concatenate([part.same_top1 for part in parts]),
-        kl=np.concatenate([part.kl for part in parts]),
-        max_abs_diff=np.concatenate([part.max_abs_diff for part in parts]),
-        relative_error=np.concatenate([part.relative_error for part in parts]),
+def join(comparisons: list[LogitComparison]) -> LogitComparison:
+    """Concatenate comparisons, in order."""
+    return LogitComparison(
+        cosine=np.concatenate([part.cosine for part in comparisons]),
+        same_top1=np.concatenate([part.same_top1 for part in comparisons]),
+        kl=np.concatenate([part.kl for part in comparisons]),
+        max_abs_diff=np.concatenate([part.max_abs_diff for part in comparisons]),
+        relative_error=np.concatenate([part.relative_error for part in comparisons]),
     )
 
 
-def summarize(comparison: Comparison) -> Agreement:
-    """The numbers that a report shows. A NaN anywhere makes the minimum and the means NaN."""
+def summarize(comparison: LogitComparison) -> Agreement:
+    """The summary that reports show. A NaN at any position makes the minimum and the means NaN."""
     return Agreement(
         positions=len(comparison.cosine),
         cosine_min=float(comparison.cosine.min()),
@@ -89,19 +91,19 @@ def summarize(comparison: Comparison) -> Agreement:
 
 
 def log_softmax(logits: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Log-probabilities along the last axis."""
+    """Log-probabilities along the last axis: x - log(sum(exp(x))), shifted by max(x) against overflow."""
     shifted = logits - logits.max(axis=-1, keepdims=True)
     return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))  # type: ignore[no-any-return]
 
 
-def _compare(first: npt.NDArray[np.float64], second: npt.NDArray[np.float64]) -> Comparison:
+def _compare_chunk(first: npt.NDArray[np.float64], second: npt.NDArray[np.float64]) -> LogitComparison:
     with np.errstate(invalid="ignore", divide="ignore"):
-        length = np.linalg.norm(first, axis=-1)
+        norm = np.linalg.norm(first, axis=-1)
         p, q = log_softmax(first), log_softmax(second)
-        return Comparison(
-            cosine=(first * second).sum(axis=-1) / (length * np.linalg.norm(second, axis=-1)),
+        return LogitComparison(
+            cosine=(first * second).sum(axis=-1) / (norm * np.linalg.norm(second, axis=-1)),
             same_top1=first.argmax(axis=-1) == second.argmax(axis=-1),
             kl=(np.exp(p) * (p - q)).sum(axis=-1),
             max_abs_diff=np.abs(first - second).max(axis=-1),
-            relative_error=np.linalg.norm(first - second, axis=-1) / length,
+            relative_error=np.linalg.norm(first - second, axis=-1) / norm,
         )

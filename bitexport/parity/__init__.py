@@ -1,4 +1,4 @@
-"""``bitexport parity``: does C++ compute what PyTorch computes? Logits, steps, tokens and text, compared."""
+"""``bitexport parity``: does C++ compute what PyTorch computes? Compares logits, steps, tokens and text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How much of a disagreement is no mistake: quantized embeddings, rounding, and PyTorch's own noise."""
+"""The causes of a difference that are not mistakes: quantized embeddings, rounding, PyTorch's own noise."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import torch
 
 from bitexport.errors import UnsupportedError
 from bitexport.gguf.embeddings import Embeddings
-from bitexport.metrics.logits import Agreement, compare, join, summarize
-from bitexport.parity.details import See
-from bitexport.parity.greedy import Continuation, compare_steps
+from bitexport.metrics.logits import Agreement, LogitComparison, compare_logits, join, summarize
+from bitexport.parity.details import OnLogits
+from bitexport.parity.greedy import Continuation, compare_choices
 from bitexport.progress import Progress, ProgressEvent, ignore
 from bitexport.reference import Reference
 from bitexport.reference.alignment import Decisions, aligned_rounding
@@ -22,25 +22,27 @@ from bitexport.reference.float_layers import rounded_float_layers
 from bitexport.runtime.observe import record_activations
 from bitexport.runtime.session import Session
 
-#: Half of float32's machine epsilon: what a single rounding may move a value by, relatively.
+#: Half of float32's machine epsilon: the largest relative error of a single rounding.
 _FLOAT32_ROUNDING = 2.0**-24
 
 
 @dataclass(frozen=True, slots=True)
 class Alignment:
-    """Agreement when PyTorch starts from the GGUF file's embeddings and rounds as C++ did on the edge.
+    """Agreement when PyTorch uses the GGUF file's embeddings and rounds as C++ did at rounding edges.
 
-    The two things taken out are what a converted file owns up to, its quantized embeddings, and what no
-    implementation can share with another, the last bits of a float. What is left is a mistake.
+    This removes the two differences that are not mistakes: the embeddings, which the file stores quantized,
+    and the last bits of a float, in which any two implementations differ. The remaining difference is a
+    mistake. See :mod:`bitexport.reference.alignment` for *edge* and *step*.
 
     Attributes:
-        agreement: of the logits, then.
+        agreement: of the aligned logits.
         compared: activations quantized on both sides.
-        adopted: those on the edge that C++ rounded the other way.
+        adopted: activations on an edge that C++ rounded the other way.
         farthest_steps: the largest distance from the edge among them, in steps of the 8-bit activation.
-        unexplained: activations that differ without being on the edge.
-        first_unexplained: GGUF name of the first weight that received such a one.
-        unfaithful: where the file's embedding or head is not the checkpoint's; None if it is everywhere.
+        unexplained: activations that differ without being on an edge.
+        first_unexplained: GGUF name of the first weight that received an unexplained one.
+        unfaithful: a clause that names the first row of the file's embedding or head that is not the
+            checkpoint's; None if there is none.
     """
 
     agreement: Agreement
@@ -61,9 +63,9 @@ class Alignment:
                 f"explains, the first of them at the input of {self.first_unexplained}"
             )
         return (
-            f"cosine is at least {self.agreement.cosine_min:.8f} once PyTorch has the file's embeddings and "
-            f"rounds as C++ did at the {self.adopted:,} of {self.compared:,} activations that lie on an edge "
-            f"(at most {self.farthest_steps:.1g} of a step from it)"
+            f"cosine is at least {self.agreement.cosine_min:.8f} once PyTorch uses the file's embeddings and "
+            f"rounds as C++ did at the {self.adopted:,} of {self.compared:,} activations that are on a "
+            f"rounding edge (at most {self.farthest_steps:.1g} of a step from it)"
         )
 
 
@@ -74,20 +76,19 @@ def compare_aligned(
     ids_of: Sequence[Sequence[int]],
     tokens: int = 0,
     progress: Progress = ignore,
-    see: See | None = None,
+    on_logits: OnLogits | None = None,
 ) -> tuple[Alignment, list[Continuation]]:
     """Compare logits with the file's ``embeddings`` and rounding decisions aligned, see :class:`Alignment`.
 
-    C++ continues each prompt greedily by ``tokens`` tokens; PyTorch, in one run over both,
-    says what it would have chosen at each of them. Their positions are part of the agreement, so that
-    decoding token by token is judged as well as prefill. ``see`` is shown every prompt's logits.
+    C++ continues each prompt greedily by ``tokens`` tokens; PyTorch runs prompt and continuation at once, and
+    its logits say what it would have chosen at each step. These positions are part of the agreement, so that
+    token-by-token decode is judged as well as prefill. ``on_logits`` is called with every prompt's logits.
 
     Raises:
         UnsupportedError: a layer that is ternary in the checkpoint is not I2_S in the file.
     """
-    layers = reference.ternary_layers()
-    comparisons = []
-    continuations = []
+    comparisons: list[LogitComparison] = []
+    continuations: list[Continuation] = []
     runs: list[Decisions] = []
     unfaithful = unfaithful_row(reference.model, embeddings)
     with (
@@ -96,35 +97,50 @@ def compare_aligned(
     ):
         for index, ids in enumerate(ids_of):
             progress(ProgressEvent(index, len(ids_of), "prompts", "aligning"))
-            with record_activations() as recorded:
-                theirs = session.logits(ids)
-                steps = _greedy_steps(session, theirs[-1], tokens)
-            _check_recorded(session, layers, recorded)
-            chosen = [int(step.argmax()) for step in steps]
-            with aligned_rounding(layers, recorded) as decisions:
-                ours = reference.logits([*ids, *chosen[:-1]])
-            both = np.stack([*theirs, *steps[1:]])
-            comparisons.append(compare(ours, both))
-            if see is not None:
-                see(index, [*ids, *chosen[:-1]], ours, both)
-            continuations.append(compare_steps(list(ours[len(ids) - 1 :]), steps))
-            runs.append(decisions)
-    alignment = Alignment(
-        agreement=summarize(join(comparisons)),
-        compared=sum(run.compared for run in runs),
-        adopted=sum(run.adopted for run in runs),
-        farthest_steps=max(run.farthest for run in runs),
-        unexplained=sum(run.unexplained for run in runs),
-        first_unexplained=next((run.first_unexplained for run in runs if run.first_unexplained), None),
-        unfaithful=unfaithful,
-    )
-    return alignment, continuations
+            run = _run_aligned(reference, session, ids, tokens)
+            comparisons.append(compare_logits(run.python, run.cpp))
+            if on_logits is not None:
+                on_logits(index, run.ids, run.python, run.cpp)
+            decode = slice(len(ids) - 1, len(ids) - 1 + tokens)
+            continuations.append(compare_choices(list(run.python[decode]), list(run.cpp[decode])))
+            runs.append(run.decisions)
+    return _alignment(summarize(join(comparisons)), runs, unfaithful), continuations
+
+
+@dataclass(frozen=True, slots=True)
+class _AlignedRun:
+    """One prompt and its continuation.
+
+    Attributes:
+        ids: the T tokens that PyTorch ran: the prompt, and the continuation without its last token.
+        python, cpp: logits, float32 ``[T, V]``.
+        decisions: the rounding decisions of PyTorch.
+    """
+
+    ids: list[int]
+    python: npt.NDArray[np.float32]
+    cpp: npt.NDArray[np.float32]
+    decisions: Decisions
+
+
+def _run_aligned(reference: Reference, session: Session, ids: Sequence[int], tokens: int) -> _AlignedRun:
+    """Run C++ over the prompt, then token by token, and PyTorch over both at once, aligned."""
+    layers = reference.ternary_layers()
+    with record_activations() as recorded:
+        prefill = session.logits(ids)
+        steps = _greedy_steps(session, prefill[-1], tokens)
+    _check_recorded(session, layers, recorded)
+    chosen = [int(step.argmax()) for step in steps]
+    run = [*ids, *chosen[:-1]]
+    with aligned_rounding(layers, recorded) as decisions:
+        python = reference.logits(run)
+    return _AlignedRun(run, python, np.stack([*prefill, *steps[1:]]), decisions)
 
 
 def _greedy_steps(
     session: Session, first: npt.NDArray[np.float32], tokens: int
 ) -> list[npt.NDArray[np.float32]]:
-    """The logits of ``tokens`` greedy steps, the first of which are given; the last choice is not run."""
+    """The logits of ``tokens`` greedy steps, beginning with ``first``; the last token chosen is not run."""
     steps = [first][:tokens]
     while len(steps) < tokens:
         steps.append(session.feed([int(steps[-1].argmax())]))
@@ -135,15 +151,27 @@ def _check_recorded(session: Session, layers: Iterable[str], recorded: Container
     for name in layers:
         if name not in recorded:
             raise UnsupportedError(
-                f"{session.path}: {name} is not I2_S, so that its activations cannot be aligned; "
-                "use --plain to compare the logits as they are"
+                f"{session.path}: {name} is not I2_S, so its activations cannot be aligned; "
+                "use --plain to compare the logits without alignment"
             )
+
+
+def _alignment(agreement: Agreement, runs: Sequence[Decisions], unfaithful: str | None) -> Alignment:
+    return Alignment(
+        agreement=agreement,
+        compared=sum(run.compared for run in runs),
+        adopted=sum(run.adopted for run in runs),
+        farthest_steps=max(run.farthest for run in runs),
+        unexplained=sum(run.unexplained for run in runs),
+        first_unexplained=next((run.first_unexplained for run in runs if run.first_unexplained), None),
+        unfaithful=unfaithful,
+    )
 
 
 def noise_floor(
     reference: Reference, ids_of: Sequence[Sequence[int]], progress: Progress = ignore
 ) -> Agreement:
-    """PyTorch against itself when every embedding value is off by at most one float32 rounding.
+    """Compare PyTorch with itself when every embedding value is off by at most one float32 rounding.
 
     No implementation can be expected to agree with PyTorch better than PyTorch agrees with itself here.
     """
@@ -159,7 +187,7 @@ def noise_floor(
         undisturbed = reference.logits(ids)
         handle = reference.model.get_input_embeddings().register_forward_hook(disturb)
         try:
-            comparisons.append(compare(undisturbed, reference.logits(ids)))
+            comparisons.append(compare_logits(undisturbed, reference.logits(ids)))
         finally:
             handle.remove()
     return summarize(join(comparisons))

@@ -1,4 +1,4 @@
-"""Keeps what a report shows of a run's logits: a sample of pairs, and where the first choices differ."""
+"""What the report page shows of the logits: a sample of pairs, and where the most likely tokens differ."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ import numpy.typing as npt
 from bitexport.metrics.logits import log_softmax
 
 Logits = npt.NDArray[np.float32]
-#: Told of a prompt's number, its token ids, and the logits of Python and C++, ``[T, V]``.
-See = Callable[[int, Sequence[int], Logits, Logits], None]
+#: Called with a prompt's index, its token ids, and the logits of Python and of C++, both ``[T, V]``.
+OnLogits = Callable[[int, Sequence[int], Logits, Logits], None]
 
-_PAIRS_A_PROMPT = 400
-_SHOWN = 40
+_PAIRS_PER_PROMPT = 400
+_MAX_DIFFERENCES = 40
 _TOP = 5
-_CONTEXT = 24
+_CONTEXT_TOKENS = 24
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """A token and its probability."""
+    """A token's text and its probability."""
 
     text: str
     probability: float
@@ -30,13 +30,13 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class TopDifference:
-    """A position after which the two sides find different tokens most likely.
+    """A position at which the two sides predict different most likely tokens.
 
     Attributes:
-        prompt: its number, from 0.
-        position: the token after which.
-        context: the text up to there.
-        python, cpp: the five most likely tokens of each.
+        prompt: index of the prompt, from 0.
+        position: index of the token after which they differ.
+        context: the text up to and including that token.
+        python, cpp: the five most likely tokens of each side.
     """
 
     prompt: int
@@ -47,14 +47,15 @@ class TopDifference:
 
 
 @dataclass
-class Collector:
-    """Gathers over all prompts.
+class LogitDetails:
+    """Collects the details of all prompts of one comparison.
 
     Attributes:
-        text: turns ids into text.
-        pairs: sampled logits of Python and C++, by turns; always the same sample.
-        differences: the first positions where the first choices differ, and ``differing`` how many there are.
-        positions: how many were looked at.
+        text: converts token ids to text.
+        pairs: per prompt, sampled logits ``[2, N]``: Python's, then those of C++; always the same sample.
+        differences: the first positions at which the most likely tokens differ, at most 40.
+        differing: number of all such positions.
+        positions: number of positions compared.
     """
 
     text: Callable[[Sequence[int]], str]
@@ -63,28 +64,24 @@ class Collector:
     differing: int = 0
     positions: int = 0
 
-    def see(self, prompt: int, ids: Sequence[int], ours: Logits, theirs: Logits) -> None:
-        """One prompt's logits."""
+    def add(self, prompt: int, ids: Sequence[int], python: Logits, cpp: Logits) -> None:
+        """Collect one prompt; an :data:`OnLogits`."""
         random = np.random.default_rng(prompt)
-        rows = random.integers(0, len(ours), _PAIRS_A_PROMPT)
-        columns = random.integers(0, ours.shape[1], _PAIRS_A_PROMPT)
-        # a uniform sample hardly meets the large logits, which matter most
-        columns[::4] = ours[rows[::4]].argmax(axis=1)
-        self.pairs.append(np.stack([ours[rows, columns], theirs[rows, columns]]))
-        self.positions += len(ours)
-        for place in np.nonzero(ours.argmax(axis=1) != theirs.argmax(axis=1))[0]:
-            at = int(place)
-            self.differing += 1
-            if len(self.differences) < _SHOWN:
-                self.differences.append(
-                    TopDifference(
-                        prompt,
-                        at,
-                        self.text(ids[max(0, at + 1 - _CONTEXT) : at + 1]),
-                        self._top(ours[at]),
-                        self._top(theirs[at]),
-                    )
+        rows = random.integers(0, len(python), _PAIRS_PER_PROMPT)
+        columns = random.integers(0, python.shape[1], _PAIRS_PER_PROMPT)
+        # a uniform sample hardly contains the large logits, which matter most
+        columns[::4] = python[rows[::4]].argmax(axis=1)
+        self.pairs.append(np.stack([python[rows, columns], cpp[rows, columns]]))
+        self.positions += len(python)
+        differing = np.nonzero(python.argmax(axis=1) != cpp.argmax(axis=1))[0]
+        self.differing += len(differing)
+        for position in map(int, differing[: _MAX_DIFFERENCES - len(self.differences)]):
+            context = self.text(ids[max(0, position + 1 - _CONTEXT_TOKENS) : position + 1])
+            self.differences.append(
+                TopDifference(
+                    prompt, position, context, self._top(python[position]), self._top(cpp[position])
                 )
+            )
 
     def _top(self, logits: Logits) -> list[Choice]:
         probabilities = np.exp(log_softmax(logits.astype(np.float64)))
@@ -94,7 +91,7 @@ class Collector:
 
 @dataclass(frozen=True, slots=True)
 class Details:
-    """What was kept of the run that was judged, and of the plain one."""
+    """Details of the comparison that is judged, and of the plain one; they may be the same."""
 
-    judged: Collector
-    plain: Collector
+    judged: LogitDetails
+    plain: LogitDetails

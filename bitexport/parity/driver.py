@@ -1,23 +1,25 @@
-"""Does C++ compute what PyTorch computes? Logits compared at every position, on the user's own files."""
+"""Does C++ compute what PyTorch computes? Compares logits at every position, on the user's own files."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
 from contextlib import ExitStack
-from functools import cache
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
-from bitexport.errors import GGUFError, TokenizerError, UsageError
+from bitexport.errors import GGUFError, UsageError
 from bitexport.gguf.embeddings import Embeddings, read_embeddings
 from bitexport.gguf.reader import read_gguf
 from bitexport.metrics.likelihood import WINDOW, Perplexities, perplexities
-from bitexport.metrics.logits import Comparison, compare, join, summarize
-from bitexport.parity.aligned import compare_aligned, noise_floor
-from bitexport.parity.details import Collector, Details
-from bitexport.parity.greedy import Continuation, continue_in_step
+from bitexport.metrics.logits import LogitComparison, compare_logits, join, summarize
+from bitexport.parity.aligned import Alignment, compare_aligned, noise_floor
+from bitexport.parity.details import Details, LogitDetails, OnLogits
+from bitexport.parity.greedy import Continuation, continue_both
 from bitexport.parity.layers.compare import compare_layers
-from bitexport.parity.report import MIN_COSINE, ParityReport, PromptResult, verdict
+from bitexport.parity.report import MIN_COSINE, ParityReport, PromptResult
+from bitexport.parity.tokenizer import check_same_tokens
 from bitexport.progress import Progress, ProgressEvent, ignore
 from bitexport.reference import Reference, load_reference
 from bitexport.reference.embeddings import replaced_embeddings
@@ -25,9 +27,8 @@ from bitexport.runtime.limits import check_text
 from bitexport.runtime.session import Session
 from bitexport.runtime.trace import Tracer
 from bitexport.text.prompts import built_in_prompts
-from bitexport.tokenizer.compare import first_difference
 
-__all__ = ["MIN_COSINE", "ParityReport", "PromptResult", "check_same_tokens", "parity", "verdict"]
+__all__ = ["parity"]
 
 
 def parity(
@@ -49,72 +50,46 @@ def parity(
 
     Args:
         checkpoint: folder of the checkpoint, run by transformers in float32.
-        gguf: the file made of it, run by our libllama with a float32 key-value cache.
+        gguf: the file converted from it, run by our libllama with a float32 key-value cache.
         prompts: texts; the built-in ones when None.
-        tokens: greedy tokens to continue each prompt with on both sides.
-        min_cosine: what the smallest cosine of any position has to reach.
+        tokens: number of greedy tokens to continue each prompt with, on both sides.
+        min_cosine: threshold for the smallest cosine of any position.
         align: judge with embeddings and rounding decisions aligned, see
             :class:`bitexport.parity.aligned.Alignment`. Otherwise they are aligned only to explain positions
             below ``min_cosine``.
         measure_noise_floor: also compare PyTorch with itself under the smallest disturbance.
-        text: compare the perplexity of this text as well.
-        layers: compare every step of every block as well, see :mod:`bitexport.parity.layers.compare`.
+        text: also compare the perplexity of this text.
+        layers: also compare every step of every block, see :mod:`bitexport.parity.layers.compare`.
         details: keep what :func:`bitexport.parity.page.page` shows.
-        threads: for C++; 0 takes one a core.
-        progress: told of every prompt.
+        threads: for C++; 0 uses one per core.
+        progress: called for every prompt.
 
     Raises:
-        TokenizerError: the sides disagree on the tokens of a prompt.
-        UsageError: a prompt is empty, or with ``tokens`` longer than the model's context.
+        TokenizerError: the two sides tokenize a prompt differently.
+        UsageError: a prompt is empty, or with ``tokens`` exceeds the model's context.
         CheckpointError, GGUFError, NativeLibraryError: a side cannot be loaded.
     """
-    texts = list(prompts) if prompts is not None else built_in_prompts()
-    if not texts:
-        raise UsageError("there are no prompts; give at least one")
-    read_gguf(Path(gguf))  # a file that is missing or damaged shows before PyTorch loads gigabytes
+    texts = _texts(prompts)
+    read_gguf(Path(gguf))  # a missing or damaged file fails before PyTorch loads gigabytes
     progress(ProgressEvent(0, len(texts), "prompts", "loading"))
     reference = load_reference(checkpoint)
-    ids_of = [_python_ids(reference, index, prompt, tokens) for index, prompt in enumerate(texts)]
+    ids_of = [_prompt_ids(reference, number, prompt, tokens) for number, prompt in enumerate(texts, start=1)]
     window = min(WINDOW, reference.n_ctx)
-    longest = max(len(ids) for ids in ids_of) + tokens
-    n_ctx = max(longest, window if text is not None else 0)
+    n_ctx = max(max(map(len, ids_of)) + tokens, window if text is not None else 0)
     tracer = Tracer() if layers else None
 
-    @cache
-    def embeddings() -> Embeddings:
-        return read_embeddings(gguf)
-
     with Session(gguf, n_ctx=n_ctx, n_threads=threads, tracer=tracer) as session:
-        _check_same_vocabulary(reference, session)
-        for index, (prompt, ids) in enumerate(zip(texts, ids_of, strict=True)):
-            check_same_tokens(reference, session, f"prompt {index + 1}", prompt, ids)
-
-        plain_seen, aligned_seen = Collector(reference.text), Collector(reference.text)
-        comparisons: list[Comparison] = []
-        continuations: list[Continuation] = []
-        for index, ids in enumerate(ids_of):
-            progress(ProgressEvent(index, len(texts), "prompts", "comparing logits"))
-            ours, theirs = reference.logits(ids), session.logits(ids)
-            comparisons.append(compare(ours, theirs))
-            if details:
-                plain_seen.see(index, ids, ours, theirs)
-            if not align:
-                continuations.append(continue_in_step(reference, session, ids, tokens))
-
+        _check_same_inputs(reference, session, texts, ids_of)
+        run = _Run(reference, session, ids_of, tokens, progress)
+        plain_details, aligned_details = LogitDetails(reference.text), LogitDetails(reference.text)
+        comparisons, continuations = run.plain(not align, plain_details.add if details else None)
         plain = summarize(join(comparisons))
-        aligned = None
+        alignment = None
         if align:
-            aligned, continuations = compare_aligned(
-                reference,
-                session,
-                embeddings(),
-                ids_of,
-                tokens,
-                progress,
-                aligned_seen.see if details else None,
-            )
-        elif not plain.cosine_min >= min_cosine:  # there is something to explain
-            aligned, _ = compare_aligned(reference, session, embeddings(), ids_of, progress=progress)
+            alignment, continuations = run.aligned(tokens, aligned_details.add if details else None)
+        elif not plain.cosine_min >= min_cosine:  # there is a difference to explain
+            alignment, _ = run.aligned(0)
+        judged_details = aligned_details if align else plain_details
         return ParityReport(
             prompts=[
                 PromptResult(prompt, len(ids), summarize(comparison), continuation if tokens else None)
@@ -123,11 +98,9 @@ def parity(
                 )
             ],
             plain=plain,
-            aligned=aligned,
+            aligned=alignment,
             noise_floor=noise_floor(reference, ids_of, progress) if measure_noise_floor else None,
-            perplexity=_perplexity(
-                reference, session, text, window, embeddings() if align else None, progress
-            ),
+            perplexity=None if text is None else run.perplexity(text, window, align),
             min_cosine=min_cosine,
             judged_aligned=align,
             greedy_tokens=tokens,
@@ -135,65 +108,86 @@ def parity(
             layers=None
             if tracer is None
             else compare_layers(
-                reference, session, tracer, embeddings(), ids_of, align=align, progress=progress
+                reference, session, tracer, run.embeddings, ids_of, align=align, progress=progress
             ),
-            details=Details(aligned_seen if align else plain_seen, plain_seen) if details else None,
+            details=Details(judged_details, plain_details) if details else None,
         )
 
 
-def check_same_tokens(
-    reference: Reference, session: Session, what: str, text: str, python_ids: Sequence[int]
-) -> None:
-    """Raise TokenizerError, naming the first token that differs, unless both sides give the same ids."""
-    cpp_ids = session.tokenize(text)
-    if list(python_ids) == cpp_ids:
-        return
-    at = first_difference(python_ids, cpp_ids)
+@dataclass
+class _Run:
+    """Both sides, loaded, and the token ids of every prompt."""
 
-    def name(ids: Sequence[int]) -> str:
-        return f"{ids[at]} ({reference.text([ids[at]])!r})" if at < len(ids) else "absent"
+    reference: Reference
+    session: Session
+    ids_of: list[list[int]]
+    tokens: int
+    progress: Progress
 
-    raise TokenizerError(
-        f"{what} is tokenized differently: token {at} is {name(python_ids)} in Python and {name(cpp_ids)} "
-        "in C++; the GGUF has another tokenizer or pre-tokenizer: convert the checkpoint again"
-    )
+    @cached_property
+    def embeddings(self) -> Embeddings:
+        """Those of the file."""
+        return read_embeddings(self.session.path)
+
+    def plain(
+        self, continue_greedily: bool, on_logits: OnLogits | None
+    ) -> tuple[list[LogitComparison], list[Continuation]]:
+        """Compare both sides unmodified; the continuations are empty unless asked for."""
+        comparisons: list[LogitComparison] = []
+        continuations: list[Continuation] = []
+        for index, ids in enumerate(self.ids_of):
+            self.progress(ProgressEvent(index, len(self.ids_of), "prompts", "comparing logits"))
+            python, cpp = self.reference.logits(ids), self.session.logits(ids)
+            comparisons.append(compare_logits(python, cpp))
+            if on_logits is not None:
+                on_logits(index, ids, python, cpp)
+            if continue_greedily:
+                continuations.append(continue_both(self.reference, self.session, ids, self.tokens))
+        return comparisons, continuations
+
+    def aligned(self, tokens: int, on_logits: OnLogits | None = None) -> tuple[Alignment, list[Continuation]]:
+        """See :func:`compare_aligned`."""
+        return compare_aligned(
+            self.reference, self.session, self.embeddings, self.ids_of, tokens, self.progress, on_logits
+        )
+
+    def perplexity(self, text: str, window: int, align: bool) -> Perplexities:
+        """With ``align``, PyTorch uses the file's embeddings, so that their quantization is not judged."""
+        ids = self.reference.tokenize(text)
+        check_same_tokens(self.reference, self.session, "the text", text, ids)
+        with ExitStack() as stack:
+            if align:
+                stack.enter_context(replaced_embeddings(self.reference.model, self.embeddings))
+            return perplexities(self.reference, self.session, ids, window, self.progress)
 
 
-def _python_ids(reference: Reference, index: int, prompt: str, tokens: int) -> list[int]:
-    check_text(f"prompt {index + 1}", prompt)
+def _texts(prompts: Sequence[str] | None) -> list[str]:
+    texts = list(prompts) if prompts is not None else built_in_prompts()
+    if not texts:
+        raise UsageError("there are no prompts; give at least one")
+    return texts
+
+
+def _prompt_ids(reference: Reference, number: int, prompt: str, tokens: int) -> list[int]:
+    check_text(f"prompt {number}", prompt)
     ids = reference.tokenize(prompt)
     if not ids:
-        raise UsageError(f"prompt {index + 1} has no tokens; give a text that is not empty")
+        raise UsageError(f"prompt {number} has no tokens; give a text that is not empty")
     if len(ids) + tokens > reference.n_ctx:
         raise UsageError(
-            f"prompt {index + 1} has {len(ids)} tokens, which with {tokens} more exceed the model's context "
+            f"prompt {number} has {len(ids)} tokens, which with {tokens} more exceed the model's context "
             f"of {reference.n_ctx}; shorten it or give a smaller --tokens"
         )
     return ids
 
 
-def _check_same_vocabulary(reference: Reference, session: Session) -> None:
+def _check_same_inputs(
+    reference: Reference, session: Session, texts: Sequence[str], ids_of: Sequence[Sequence[int]]
+) -> None:
     if reference.n_vocab != session.n_vocab:
         raise GGUFError(
             f"{session.path} has a vocabulary of {session.n_vocab} tokens, the checkpoint of "
-            f"{reference.n_vocab}; is it made from this checkpoint?"
+            f"{reference.n_vocab}; was it converted from this checkpoint?"
         )
-
-
-def _perplexity(
-    reference: Reference,
-    session: Session,
-    text: str | None,
-    window: int,
-    embeddings: Embeddings | None,
-    progress: Progress,
-) -> Perplexities | None:
-    """With ``embeddings`` PyTorch has the file's: what their type costs is not judged."""
-    if text is None:
-        return None
-    ids = reference.tokenize(text)
-    check_same_tokens(reference, session, "the text", text, ids)
-    with ExitStack() as stack:
-        if embeddings is not None:
-            stack.enter_context(replaced_embeddings(reference.model, embeddings))
-        return perplexities(reference, session, ids, window, progress)
+    for number, (prompt, ids) in enumerate(zip(texts, ids_of, strict=True), start=1):
+        check_same_tokens(reference, session, f"prompt {number}", prompt, ids)

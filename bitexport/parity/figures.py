@@ -1,4 +1,4 @@
-"""The pictures of a parity run."""
+"""The figures of a parity run."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from bitexport.reference.alignment import TOLERANCE
 from bitexport.system import picture
 
 if TYPE_CHECKING:
-    from bitexport.parity.details import Collector
+    from bitexport.parity.details import LogitDetails
 
-# What is no distance at all must lie somewhere on a logarithmic axis.
-_NO_GAP, _NO_STEPS = 1e-16, 1e-6
-_PLAIN, _ALIGNED, _OWN, _BAD = "#b0b0b0", "#1f77b4", "#2a9d55", "#d62728"
+# Where zero is drawn on a logarithmic axis.
+_ZERO_GAP, _ZERO_STEPS = 1e-16, 1e-6
+_PLAIN, _ALIGNED, _ISOLATED, _BAD = "#b0b0b0", "#1f77b4", "#2a9d55", "#d62728"
 
 
 def depth(report: LayersReport, kind: str = "png") -> bytes:
-    """1 - cosine of every step over its depth, and what each step is off by itself.
+    """Plot 1 - cosine of every step against depth, and below it the difference of each isolated step.
 
     Args:
         kind: ``"png"`` or ``"svg"``.
@@ -29,58 +29,62 @@ def depth(report: LayersReport, kind: str = "png") -> bytes:
     )
     places = range(len(report.steps))
     _lines(above, report, places)
-    own = [max(step.own.grid_steps_max, _NO_STEPS) for step in report.steps]
-    # NaN and infinity have no place on the axis; they are as bad as can be
-    top = max([value for value in own if np.isfinite(value)] + [TOLERANCE])
-    own = [value if np.isfinite(value) else top * 10 for value in own]
-    colours = [_BAD if step.own.parted else _OWN for step in report.steps]
-    below.scatter(places, own, c=colours, s=10, zorder=3)
+    isolated = [max(step.isolated.grid_steps_max, _ZERO_STEPS) for step in report.steps]
+    # NaN and infinity cannot be drawn; show them above everything else
+    top = max([value for value in isolated if np.isfinite(value)] + [TOLERANCE])
+    isolated = [value if np.isfinite(value) else top * 10 for value in isolated]
+    colours = [_BAD if step.diverged else _ISOLATED for step in report.steps]
+    below.scatter(places, isolated, c=colours, s=10, zorder=3)
     below.axhline(TOLERANCE, color=_BAD, linewidth=1, linestyle="--", zorder=2)
     below.annotate(
-        "allowed", (1, TOLERANCE), xycoords=("axes fraction", "data"), xytext=(-4, 3),
+        "tolerance", (1, TOLERANCE), xycoords=("axes fraction", "data"), xytext=(-4, 3),
         textcoords="offset points", ha="right", color=_BAD, fontsize=8,
     )  # fmt: skip
     below.set(
         yscale="log",
-        ylim=(_NO_STEPS / 3, max([*own, TOLERANCE]) * 8),
-        ylabel="off on the same input,\nsteps of an 8-bit grid",
+        ylim=(_ZERO_STEPS / 3, max([*isolated, TOLERANCE]) * 8),
+        ylabel="difference on the same input,\nsteps of an 8-bit grid",
     )
-    _mark(below, report, own)
+    _mark(below, report, isolated)
     _blocks(above, below, report.steps)
     return picture.render(figure, kind)
 
 
 def _lines(axis: Any, report: LayersReport, places: range) -> None:
-    plain = [max(step.plain.cosine_gap, _NO_GAP) for step in report.steps]
-    axis.plot(places, plain, color=_PLAIN, linewidth=1.2, label="plain: each side by itself")
+    plain = [max(step.plain.cosine_gap, _ZERO_GAP) for step in report.steps]
+    axis.plot(places, plain, color=_PLAIN, linewidth=1.2, label="plain: both sides unmodified")
     if any(step.aligned for step in report.steps):
-        aligned = [max(step.aligned.cosine_gap, _NO_GAP) if step.aligned else np.nan for step in report.steps]
-        axis.plot(places, aligned, color=_ALIGNED, linewidth=1.4, label="aligned: rounding as C++ did")
-    axis.set(yscale="log", ylabel="1 - smallest cosine, from the tokens on")
+        aligned = [
+            max(step.aligned.cosine_gap, _ZERO_GAP) if step.aligned else np.nan for step in report.steps
+        ]
+        axis.plot(places, aligned, color=_ALIGNED, linewidth=1.4, label="aligned: PyTorch rounds as C++ did")
+    axis.set(yscale="log", ylabel="1 - smallest cosine,\nfrom the input tokens")
     axis.grid(axis="y", alpha=0.3)
     axis.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, frameon=False, fontsize=9)
     first = report.first
     axis.set_title(
-        "No step parts" if first is None else f"First step that parts: {first}",
+        "No step diverges" if first is None else f"First step that diverges: {first}",
         color="black" if first is None else _BAD,
         loc="left",
         fontsize=11,
     )
 
 
-def _mark(axis: Any, report: LayersReport, own: list[float]) -> None:
-    if not report.parted:
+def _mark(axis: Any, report: LayersReport, isolated: list[float]) -> None:
+    """Write the name of the first step that diverges next to its point."""
+    if not report.diverged:
         return
-    at = report.steps.index(report.parted[0])
-    right = at < len(own) * 0.8
+    at = report.steps.index(report.diverged[0])
+    right = at < len(isolated) * 0.8
     axis.annotate(
-        report.parted[0].name, (at, own[at]), xytext=(8 if right else -8, 0), textcoords="offset points",
-        ha="left" if right else "right", va="center", color=_BAD, fontsize=9, fontweight="bold",
+        report.diverged[0].name, (at, isolated[at]), xytext=(8 if right else -8, 0),
+        textcoords="offset points", ha="left" if right else "right", va="center",
+        color=_BAD, fontsize=9, fontweight="bold",
     )  # fmt: skip
 
 
 def _blocks(above: Any, below: Any, steps: list[StepResult]) -> None:
-    """A stripe for every other block, and their numbers on the axis."""
+    """Shade every other block, and label blocks on the axis."""
     spans: dict[int, list[int]] = {}
     for place, step in enumerate(steps):
         if step.layer is not None:
@@ -99,9 +103,9 @@ def _blocks(above: Any, below: Any, steps: list[StepResult]) -> None:
     above.tick_params(axis="x", length=0)
 
 
-def scatter(collector: Collector) -> bytes:
-    """Sampled logits of C++ over those of Python, as PNG."""
-    python, cpp = np.concatenate(collector.pairs, axis=1)
+def scatter(details: LogitDetails) -> bytes:
+    """Plot sampled C++ logits against Python's, as PNG."""
+    python, cpp = np.concatenate(details.pairs, axis=1)
     figure, axis = picture.pyplot().subplots(figsize=(5, 5), layout="constrained")
     good = np.isfinite(python) & np.isfinite(cpp)
     ends = [0.0, 1.0]

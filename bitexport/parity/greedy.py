@@ -1,4 +1,4 @@
-"""Greedy continuation of one text by two models in step, and what to make of it where they part."""
+"""Greedy continuation of one text by both sides, and the step at which the two diverge."""
 
 from __future__ import annotations
 
@@ -9,30 +9,30 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-#: Logits closer than this are a tie for all that rounding can tell: the two probabilities differ by a tenth.
+#: Two logits this close are a tie within rounding: the probabilities differ by a tenth.
 NEAR_TIE = 0.1
 
 
-class Steps(Protocol):
-    """A model that is run step by step."""
+class StepwiseModel(Protocol):
+    """A model that is run token by token."""
 
     def clear(self) -> None:
-        """Forget every position."""
+        """Empty the context."""
         ...
 
     def feed(self, ids: Sequence[int]) -> npt.NDArray[np.float32]:
-        """Continue with ``ids``; the logits after the last of them, float32 ``[V]``."""
+        """Continue the context with ``ids``; returns the logits after the last of them, float32 ``[V]``."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
-class Parting:
+class Divergence:
     """The first step at which two greedy continuations differ.
 
     Attributes:
-        step: how many tokens they had in common.
-        python_token, cpp_token: what each side chose.
-        python_gap, cpp_gap: by how much each side preferred its own choice to the other's, in logits.
+        step: number of tokens before it, which are the same on both sides.
+        python_token, cpp_token: the token that each side chose.
+        python_gap, cpp_gap: each side's logit of its own choice minus that of the other side's choice.
     """
 
     step: int
@@ -49,46 +49,48 @@ class Parting:
 
 @dataclass(frozen=True, slots=True)
 class Continuation:
-    """What both models wrote up to where they part, if they do."""
+    """The tokens that both sides generated before they diverge, if they do."""
 
     tokens: list[int]
-    parting: Parting | None
+    divergence: Divergence | None
 
 
-def continue_in_step(python: Steps, cpp: Steps, ids: Sequence[int], count: int) -> Continuation:
-    """Let both models choose the most likely token ``count`` times; stop where they choose differently.
+def continue_both(python: StepwiseModel, cpp: StepwiseModel, ids: Sequence[int], count: int) -> Continuation:
+    """Generate up to ``count`` most likely tokens on both sides; stop at the first that differs.
 
-    Neither stops at an end of text.
+    An end-of-text token does not end the continuation.
     """
     python.clear()
     cpp.clear()
     common: list[int] = []
     following: Sequence[int] = ids
     for step in range(count):
-        ours, theirs = python.feed(following), cpp.feed(following)
-        parting = _part(step, ours, theirs)
-        if parting is not None:
-            return Continuation(common, parting)
-        following = [int(ours.argmax())]
+        python_logits, cpp_logits = python.feed(following), cpp.feed(following)
+        divergence = _divergence(step, python_logits, cpp_logits)
+        if divergence is not None:
+            return Continuation(common, divergence)
+        following = [int(python_logits.argmax())]
         common += following
     return Continuation(common, None)
 
 
-def compare_steps(
+def compare_choices(
     python: Sequence[npt.NDArray[np.float32]], cpp: Sequence[npt.NDArray[np.float32]]
 ) -> Continuation:
-    """What both sides chose, from their logits at each step of the same continuation."""
+    """Compare greedy choices, given each side's logits, float32 ``[V]``, at the steps of one continuation."""
     common: list[int] = []
-    for step, (ours, theirs) in enumerate(zip(python, cpp, strict=False)):
-        parting = _part(step, ours, theirs)
-        if parting is not None:
-            return Continuation(common, parting)
-        common.append(int(theirs.argmax()))
+    for step, (python_logits, cpp_logits) in enumerate(zip(python, cpp, strict=False)):
+        divergence = _divergence(step, python_logits, cpp_logits)
+        if divergence is not None:
+            return Continuation(common, divergence)
+        common.append(int(cpp_logits.argmax()))
     return Continuation(common, None)
 
 
-def _part(step: int, ours: npt.NDArray[np.float32], theirs: npt.NDArray[np.float32]) -> Parting | None:
-    a, b = int(ours.argmax()), int(theirs.argmax())
+def _divergence(
+    step: int, python: npt.NDArray[np.float32], cpp: npt.NDArray[np.float32]
+) -> Divergence | None:
+    a, b = int(python.argmax()), int(cpp.argmax())
     if a == b:
         return None
-    return Parting(step, a, b, float(ours[a]) - float(ours[b]), float(theirs[b]) - float(theirs[a]))
+    return Divergence(step, a, b, float(python[a]) - float(python[b]), float(cpp[b]) - float(cpp[a]))

@@ -1,4 +1,4 @@
-"""The page of a parity run: one file without scripts and without anything from elsewhere."""
+"""The report page of a parity run: one HTML file without scripts or external resources."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from bitexport import __version__
 from bitexport.metrics.logits import Agreement
-from bitexport.parity.details import Choice, Collector, Details, TopDifference
+from bitexport.parity.details import Choice, Details, LogitDetails, TopDifference
 from bitexport.parity.figures import depth, scatter
 from bitexport.parity.layers.result import LayersReport, StepResult
 from bitexport.parity.report import ParityReport, PromptResult, verdict
@@ -41,10 +41,10 @@ _PROMPT_EXCERPT, _CONTEXT_EXCERPT = 160, 160
 
 
 def page(report: ParityReport, checkpoint: Path, gguf: Path) -> str:
-    """The page as HTML.
+    """Render the page as HTML.
 
     Raises:
-        ValueError: the report was made without details.
+        ValueError: the report has no details.
     """
     if report.details is None:
         raise ValueError("the report has no details; run parity with details=True")
@@ -76,31 +76,31 @@ def _summary(report: ParityReport) -> Iterable[str]:
     rows = []
     for name, found in (
         (
-            "aligned: PyTorch rounds as C++ did on the edge",
+            "aligned: PyTorch uses the file's embeddings and rounds as C++ did at rounding edges",
             report.aligned.agreement if report.aligned else None,
         ),
-        ("plain: each side by itself", report.plain),
-        ("PyTorch against itself, minimally disturbed", report.noise_floor),
+        ("plain: both sides unmodified", report.plain),
+        ("noise floor: PyTorch against itself, embeddings off by one float32 rounding", report.noise_floor),
     ):
         if found is not None:
             rows.append([name, f"{found.positions:,}", *_agreement(found)])
     yield _table(columns, rows)
     judged = "aligned" if report.judged_aligned else "plain"
     yield (
-        f'<p class="soft">Judged: {judged}, with cosine at least {report.min_cosine:g} at every position.'
+        f'<p class="soft">Threshold: {judged} cosine of at least {report.min_cosine:g} at every position.'
         f"{' ' + escape(_sentence(report.aligned.describe())) if report.aligned else ''}</p>"
     )
     if report.perplexity is not None:
         text = report.perplexity
         yield (
-            f"<p>Perplexity of {text.tokens:,} tokens: Python {text.python:.4f}, C++ {text.cpp:.4f}, "
-            f"{text.relative_difference:.4%} apart.</p>"
+            f"<p>Perplexity over {text.tokens:,} tokens: Python {text.python:.4f}, C++ {text.cpp:.4f}, "
+            f"a difference of {text.relative_difference:.4%}.</p>"
         )
 
 
 def _prompts(report: ParityReport) -> Iterable[str]:
     yield "<h2>Prompts</h2>"
-    yield '<p class="soft">Logits compared plain: each side by itself.</p>'
+    yield f'<p class="soft">{escape(_prompts_note(report))}</p>'
     columns = ["", "prompt", "tokens", "cosine min", "cosine mean", "same top-1", "KL", "max |diff|"]
     if report.greedy_tokens:
         columns.append("greedy")
@@ -109,40 +109,60 @@ def _prompts(report: ParityReport) -> Iterable[str]:
         row = [str(number), _short(result.prompt, _PROMPT_EXCERPT), str(result.tokens)]
         row += _agreement(result.agreement)
         if result.continuation is not None:
-            parting = result.continuation.parting
-            row.append(f"{report.greedy_tokens} same" if parting is None else f"part at {parting.step}")
+            row.append(f"{len(result.continuation.tokens)}/{report.greedy_tokens}")
         rows.append(row)
     yield _table(columns, rows, text=1)
 
 
-def _scatter(collector: Collector, aligned: bool) -> Iterable[str]:
+def _prompts_note(report: ParityReport) -> str:
+    note = "Logits of the plain comparison."
+    if report.greedy_tokens:
+        judged = "aligned" if report.judged_aligned else "plain"
+        note += (
+            f" Greedy ({judged}): tokens generated before the two sides diverge, of {report.greedy_tokens}."
+        )
+    return note
+
+
+def _scatter(details: LogitDetails, aligned: bool) -> Iterable[str]:
     yield "<h2>Logits</h2>"
-    count = sum(pairs.shape[1] for pairs in collector.pairs)
+    count = sum(pairs.shape[1] for pairs in details.pairs)
     how = "aligned" if aligned else "plain"
     yield (
         f'<p class="soft">{count:,} sampled logits, {how}; every fourth is the most likely token of its '
-        "position. On a correct file they lie on the line.</p>"
+        "position. If the file is correct, all points are on the line.</p>"
     )
-    yield _image("png", scatter(collector), "logits of C++ over those of Python", width=480)
+    yield _image("png", scatter(details), "C++ logits against Python logits", width=480)
 
 
 def _layers(report: LayersReport) -> Iterable[str]:
     yield "<h2>Depth</h2>"
     yield f"<p>{escape(_sentence(report.describe()))}</p>"
-    yield _image("svg+xml", depth(report, "svg"), "1 - cosine of every step over its depth")
+    yield _image("svg+xml", depth(report, "svg"), "1 - cosine of every step against depth")
     notes = [
-        "Below: PyTorch on the input that C++ had, so that an error stays in the step that makes it. "
-        "Above: both from the tokens on."
+        "Upper plot: both sides run from the input tokens. Lower plot (isolated): every PyTorch step runs on "
+        "the input that C++ had, so an error shows only in the step that makes it."
     ]
     if report.absent:
-        notes.append(f"Not in this model: {', '.join(report.absent)}.")
+        notes.append(f"Steps that this model does not have: {', '.join(report.absent)}.")
     if report.unnamed:
-        notes.append(f"Not compared, because C++ does not name them: {', '.join(report.unnamed)}.")
+        notes.append(
+            f"Steps not compared because C++ does not name their tensors: {', '.join(report.unnamed)}."
+        )
     if report.tokens < report.tokens_given:
-        notes.append(f"The first {report.tokens:,} of {report.tokens_given:,} tokens.")
+        notes.append(
+            f"Compared on {report.tokens:,} of {report.tokens_given:,} tokens, the first of each prompt."
+        )
     yield f'<p class="soft">{escape(" ".join(notes))}</p>'
-    columns = ["step", "own: 8-bit steps", "own: length", "aligned: 1 - cos", "plain: 1 - cos", "decided by"]
-    bad = {index for index, step in enumerate(report.steps) if step.own.parted}
+    columns = [
+        "step",
+        "isolated: max difference in 8-bit steps",
+        "isolated: length ratio",
+        "aligned: 1 - cos",
+        "plain: 1 - cos",
+        "depends on",
+    ]
+    bad = {index for index, step in enumerate(report.steps) if step.diverged}
     table = _table(columns, [_step(step) for step in report.steps], bad=bad)
     yield f"<details><summary>All {len(report.steps)} steps</summary>{table}</details>"
 
@@ -150,8 +170,8 @@ def _layers(report: LayersReport) -> Iterable[str]:
 def _step(step: StepResult) -> list[str]:
     return [
         step.name,
-        f"{step.own.grid_steps_max:.4f}",
-        f"{step.own.length_ratio:.6f}",
+        f"{step.isolated.grid_steps_max:.4f}",
+        f"{step.isolated.length_ratio:.6f}",
         f"{step.aligned.cosine_gap:.1e}" if step.aligned else "-",
         f"{step.plain.cosine_gap:.1e}",
         step.decided_by,
@@ -167,10 +187,10 @@ def _differences(details: Details, prompts: Sequence[PromptResult], aligned: boo
     yield from (_difference(found, prompts) for found in details.plain.differences)
 
 
-def _count(collector: Collector) -> str:
-    shown = len(collector.differences)
-    text = f"{collector.differing:,} of {collector.positions:,} positions"
-    return f"{text}, the first {shown} of them" if shown < collector.differing else text
+def _count(details: LogitDetails) -> str:
+    shown = len(details.differences)
+    text = f"{details.differing:,} of {details.positions:,} positions"
+    return f"{text}, of which the first {shown} are shown" if shown < details.differing else text
 
 
 def _difference(found: TopDifference, prompts: Sequence[PromptResult]) -> str:
@@ -207,12 +227,11 @@ def _agreement(found: Agreement) -> list[str]:
 def _table(
     columns: Sequence[str], rows: Sequence[Sequence[str]], *, text: int = 0, bad: Iterable[int] = ()
 ) -> str:
-    """Cells are text, not HTML. Columns after the ``text``-th are numbers, but for those that are words."""
+    """Cells are text, not HTML. All columns after index ``text`` are right-aligned, except "depends on"."""
     wrong = set(bad)
-    words = {"decided by", "greedy"}
 
     def kind(index: int) -> str:
-        if index > text and columns[index] not in words:
+        if index > text and columns[index] != "depends on":
             return ' class="n"'
         return ' class="text"' if index == text and text else ""
 
@@ -226,14 +245,14 @@ def _table(
     return f'<div class="wide"><table><tr>{head}</tr>{body}</table></div>'
 
 
-def _image(kind: str, data: bytes, words: str, width: int | None = None) -> str:
+def _image(kind: str, data: bytes, alt: str, width: int | None = None) -> str:
     size = f' width="{width}"' if width else ""
     encoded = base64.b64encode(data).decode()
-    return f'<img alt="{escape(words)}"{size} src="data:image/{kind};base64,{encoded}">'
+    return f'<img alt="{escape(alt)}"{size} src="data:image/{kind};base64,{encoded}">'
 
 
-def _short(text: str, room: int) -> str:
-    return text if len(text) <= room else f"{text[: room - 1]}…"
+def _short(text: str, length: int) -> str:
+    return text if len(text) <= length else f"{text[: length - 1]}…"
 
 
 def _sentence(clause: str) -> str:

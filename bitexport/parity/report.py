@@ -1,4 +1,4 @@
-"""What a parity run found: its numbers, whether they pass, and what they mean in a sentence."""
+"""The result of a parity run: its numbers, whether they pass, and a sentence that interprets them."""
 
 from __future__ import annotations
 
@@ -13,19 +13,23 @@ from bitexport.parity.greedy import Continuation
 from bitexport.parity.layers.result import LayersReport
 
 MIN_COSINE = 0.9999
-#: Perplexity of C++ and Python may differ by this much, relatively.
+#: Largest relative difference between the perplexities of C++ and Python.
 MAX_PERPLEXITY_DIFFERENCE = 0.001
-#: Aligned logits may differ by this fraction of their length. A cosine alone would not see a wrong magnitude.
+#: Largest difference of aligned logits, as a fraction of their L2 norm. A cosine is blind to magnitude.
 MAX_RELATIVE_ERROR = 0.005
-#: Below this, on average, two sets of logits are hardly of the same model.
+#: Below this mean cosine, two sets of logits are hardly from the same model.
 UNRELATED_COSINE = 0.95
 
 
 @dataclass(frozen=True, slots=True)
 class PromptResult:
-    """One prompt: its tokens, how far the plain logits agree, and the greedy continuation if wanted.
+    """The result of one prompt.
 
-    The continuation is judged as the logits are: aligned, or plain.
+    Attributes:
+        prompt: the text.
+        tokens: its number of tokens.
+        agreement: of the plain logits.
+        continuation: greedy, aligned or plain, whichever is judged; None if not requested.
     """
 
     prompt: str
@@ -36,20 +40,20 @@ class PromptResult:
 
 @dataclass(frozen=True)
 class ParityReport:
-    """What :func:`parity` found.
+    """The result of :func:`bitexport.parity.parity`.
 
     Attributes:
-        prompts: one result a prompt.
-        plain: all positions, both sides left to themselves.
-        aligned: the same with embeddings and rounding decisions aligned; None when not looked at.
-        noise_floor: PyTorch against itself, its embeddings off by one rounding; None when not asked for.
-        perplexity: None when no text was given.
+        prompts: one result per prompt.
+        plain: agreement over all positions, both sides unmodified.
+        aligned: the same with embeddings and rounding decisions aligned; None if it was not computed.
+        noise_floor: PyTorch against itself with embeddings off by one rounding; None if not requested.
+        perplexity: of a text on both sides; None if no text was given.
         min_cosine: the threshold.
         judged_aligned: the threshold applies to ``aligned``, not to ``plain``.
-        greedy_tokens: asked for at each prompt.
+        greedy_tokens: number of tokens that each prompt was continued with.
         tier: the kernels that ran.
-        layers: every step of every block; None when not asked for.
-        details: what a page shows beside the numbers; None when not asked for.
+        layers: every step of every block; None if not requested.
+        details: what the report page shows in addition; None if not requested.
     """
 
     prompts: list[PromptResult]
@@ -66,12 +70,12 @@ class ParityReport:
 
     @property
     def judged(self) -> Agreement:
-        """The numbers that the threshold applies to."""
+        """The agreement that the threshold applies to."""
         return self.aligned.agreement if self.judged_aligned and self.aligned else self.plain
 
     @property
     def passed(self) -> bool:
-        """Whether every threshold holds. NaN never passes."""
+        """Whether every threshold is met. NaN never passes."""
         same_perplexity = (
             self.perplexity is None or self.perplexity.relative_difference <= MAX_PERPLEXITY_DIFFERENCE
         )
@@ -81,28 +85,33 @@ class ParityReport:
 
     @property
     def mistake(self) -> str | None:
-        """What neither rounding nor quantized embeddings explain, as a clause. None if plain is judged."""
+        """A clause on what neither rounding nor quantized embeddings explain; None if plain is judged."""
         if not self.judged_aligned or self.aligned is None:
             return None
         if self.aligned.unfaithful or self.aligned.unexplained:
             return self.aligned.describe()
         error = self.aligned.agreement.relative_error_max
         if not error <= MAX_RELATIVE_ERROR:
-            return f"aligned logits differ by {error:.2%} of their length, more than {MAX_RELATIVE_ERROR:.2%}"
+            return (
+                f"aligned logits differ by {error:.2%} of their L2 norm, more than {MAX_RELATIVE_ERROR:.2%}"
+            )
         for number, result in enumerate(self.prompts, start=1):
-            parting = result.continuation.parting if result.continuation else None
-            if parting is not None and not parting.near_tie:
-                return f"prompt {number} is continued differently at step {parting.step}, and not at a tie"
+            divergence = result.continuation.divergence if result.continuation else None
+            if divergence is not None and not divergence.near_tie:
+                return (
+                    f"the continuations of prompt {number} diverge at step {divergence.step}, which is not a "
+                    "near-tie"
+                )
         return None
 
     @property
     def greedy_match(self) -> float | None:
-        """Fraction of prompts whose greedy continuations are identical; None when none were made."""
+        """Fraction of prompts whose greedy continuations are identical; None if there are none."""
         made = [result.continuation for result in self.prompts if result.continuation is not None]
-        return sum(item.parting is None for item in made) / len(made) if made else None
+        return sum(item.divergence is None for item in made) / len(made) if made else None
 
     def to_json(self) -> dict[str, Any]:
-        """The contract's keys, then more."""
+        """The keys of the documented contract first, then more."""
         judged = asdict(self.judged)
         return {
             "prompts": len(self.prompts),
@@ -125,20 +134,20 @@ class ParityReport:
 
 
 def verdict(report: ParityReport) -> str:
-    """What the numbers mean, in a sentence or two."""
+    """An interpretation of the numbers, in a sentence or two."""
     if report.layers is None or report.layers.first is None:
-        return _of_logits(report)
+        return _logits_verdict(report)
     found = report.layers.describe()
     finding = f"{found[0].upper()}{found[1:]}."
     if report.judged.cosine_min >= report.min_cosine and report.mistake is None:
-        return f"A step is wrong though the logits agree, so what follows undoes it. {finding}"
-    return f"{_of_logits(report)} {finding}"
+        return f"A step is wrong although the logits agree: later steps cancel the error. {finding}"
+    return f"{_logits_verdict(report)} {finding}"
 
 
-def _of_logits(report: ParityReport) -> str:
+def _logits_verdict(report: ParityReport) -> str:
     judged, threshold = report.judged, report.min_cosine
     if report.passed:
-        how = ", embeddings and rounding decisions aligned" if report.judged_aligned else ""
+        how = " with embeddings and rounding decisions aligned" if report.judged_aligned else ""
         return (
             f"C++ computes what PyTorch computes: cosine is at least {judged.cosine_min:.8f} at all "
             f"{judged.positions:,} positions{how} (threshold {threshold:g})."
@@ -155,13 +164,14 @@ def _of_logits(report: ParityReport) -> str:
     if report.aligned is None:
         return f"C++ and PyTorch disagree: {missed}."
     if report.mistake is not None:
-        # So far apart, it is rather another model than a mistake in this one.
-        ask = " Is the file made from this checkpoint?" if judged.cosine_mean < UNRELATED_COSINE else ""
+        # Such a large difference suggests a different model rather than a mistake in this one.
+        unrelated = judged.cosine_mean < UNRELATED_COSINE
+        ask = " Was the file converted from this checkpoint?" if unrelated else ""
         return f"C++ and PyTorch disagree: {missed}; {report.aligned.describe()}.{ask}"
     if report.aligned.agreement.cosine_min >= threshold and not report.judged_aligned:
         return (
             f"No mistake, but below the threshold: {missed}; yet {report.aligned.describe()}. "
-            "leave out --plain to judge by that."
+            "Leave out --plain to judge the aligned logits."
         )
     return f"C++ and PyTorch disagree: {missed}; {report.aligned.describe()}."
 
@@ -174,10 +184,10 @@ def _row_json(result: PromptResult) -> dict[str, Any]:
     row: dict[str, Any] = {"prompt": result.prompt, "tokens": result.tokens, **asdict(result.agreement)}
     del row["positions"]
     if result.continuation is not None:
-        parting = result.continuation.parting
+        found = result.continuation.divergence
         row["greedy"] = {
-            "identical": parting is None,
+            "identical": found is None,
             "common_tokens": result.continuation.tokens,
-            "parting": {**asdict(parting), "near_tie": parting.near_tie} if parting else None,
+            "parting": {**asdict(found), "near_tie": found.near_tie} if found else None,
         }
     return row

@@ -1,4 +1,4 @@
-"""Does llama.cpp, with the file's vocabulary, tokenize as transformers does? No weights are read."""
+"""Does llama.cpp, with the file's vocabulary, tokenize as transformers does?"""
 
 from __future__ import annotations
 
@@ -11,23 +11,24 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+from bitexport.errors import TokenizerError
 from bitexport.progress import Progress, ProgressEvent, ignore
-from bitexport.reference.model import load_tokenizer
+from bitexport.reference.model import Reference, load_tokenizer
 from bitexport.runtime.limits import check_text
 from bitexport.runtime.loading import load
-from bitexport.runtime.session import piece
+from bitexport.runtime.session import Session, piece
 from bitexport.tokenizer.compare import encode, first_difference
 from bitexport.tokenizer.hard_strings import strings
 
-#: Tokens shown before and after the place where two lists part.
+#: Tokens shown before the first difference, and from it on.
 _BEFORE, _AFTER = 3, 7
-#: How often the listener is told.
-_STRIDE = 50
+#: Texts between two progress events.
+_PROGRESS_STRIDE = 50
 
 
 @dataclass(frozen=True, slots=True)
-class Token:
-    """One token of a text: its id and what it stands for, bytes that are no UTF-8 escaped."""
+class TokenPiece:
+    """A token's id and its text, in which bytes that are not UTF-8 are escaped."""
 
     id: int
     text: str
@@ -38,43 +39,44 @@ class Mismatch:
     """A text that the two sides tokenize differently.
 
     Attributes:
-        what: which text: ``prompt 2``, or ``string 17``.
+        what: the name of the text: ``prompt 2`` or ``string 17``.
         text: the text.
-        at: the first token that differs.
-        python, cpp: the tokens around that place.
-        begin: the number of the first of them.
-        file_agrees: tokenizer.json, read by itself, gives what C++ gives: it is transformers that differs.
+        at: index of the first token that differs.
+        begin: index of the first token in ``python`` and ``cpp``.
+        python, cpp: the tokens around the difference.
+        file_agrees: tokenizer.json alone tokenizes the text as C++ does, so transformers is the one that
+            differs.
     """
 
     what: str
     text: str
     at: int
     begin: int
-    python: list[Token]
-    cpp: list[Token]
+    python: list[TokenPiece]
+    cpp: list[TokenPiece]
     file_agrees: bool
 
     def advice(self) -> str:
-        """What to do, as a clause."""
+        """What to do about it, as a clause."""
         if self.file_agrees:
             return (
                 "C++ does what tokenizer.json says, transformers does not: if the model was trained with "
                 "tokenizer.json, set tokenizer_class in tokenizer_config.json to PreTrainedTokenizerFast"
             )
         if not unicodedata.is_normalized("NFC", self.text):
-            return "the text is not in NFC, a form that some tokenizers bring it into and llama.cpp does not"
-        return "convert the checkpoint again, or give another --pre-tokenizer to convert"
+            return "the text is not in NFC; some tokenizers normalize it to NFC, llama.cpp does not"
+        return "convert the checkpoint again, if necessary with another --pre-tokenizer"
 
 
 @dataclass(frozen=True, slots=True)
 class TokenizerReport:
-    """What :func:`tokenizer_parity` found.
+    """The result of :func:`tokenizer_parity`.
 
     Attributes:
-        strings, prompts: how many texts of either kind were compared.
-        tokens: how many tokens they came to in Python.
+        strings, prompts: number of texts of each kind compared.
+        tokens: number of tokens in all texts, as tokenized in Python.
         mismatches: the texts that differ, in order.
-        model, pre: the file's tokenizer and pre-tokenizer, as llama.cpp names them; None where it names none.
+        model, pre: llama.cpp's names of the file's tokenizer and pre-tokenizer; None if the file has none.
     """
 
     strings: int
@@ -97,7 +99,7 @@ class TokenizerReport:
             return f"C++ tokenizes as Python does: {texts}, {self.tokens:,} tokens ({kind})."
         first = self.mismatches[0]
         return (
-            f"{len(self.mismatches)} of {texts} are tokenized differently ({kind}), the first is "
+            f"{len(self.mismatches)} of {texts} are tokenized differently ({kind}); the first is "
             f"{first.what}, {_short(first.text)}, from token {first.at} on; {first.advice()}."
         )
 
@@ -113,17 +115,17 @@ def tokenizer_parity(
     *,
     progress: Progress = ignore,
 ) -> TokenizerReport:
-    """Encode hard strings, every special token in a text, and ``prompts`` on both sides.
+    """Tokenize hard strings, every special token inside a text, and ``prompts`` on both sides.
 
     Args:
         checkpoint: folder of the checkpoint, whose tokenizer transformers loads.
-        gguf: the file, of which libllama loads the vocabulary alone.
+        gguf: the file; libllama loads only its vocabulary, no weights.
         prompts: more texts, compared first.
-        progress: told now and then.
+        progress: called every 50 texts.
 
     Raises:
         TokenizerError: transformers cannot load the checkpoint's tokenizer.
-        UsageError: a prompt is not text that UTF-8 can hold.
+        UsageError: a prompt cannot be encoded as UTF-8.
         GGUFError, NativeLibraryError: the file cannot be loaded.
     """
     for number, prompt in enumerate(prompts, start=1):
@@ -133,20 +135,20 @@ def tokenizer_parity(
     hard = strings(special)
     texts = [(f"prompt {number}", text) for number, text in enumerate(prompts, start=1)]
     texts += [(f"string {number}", text) for number, text in enumerate(hard, start=1)]
-    described = _described(Path(checkpoint))
+    from_file = _tokenizer_json(Path(checkpoint))
     model = load(gguf, vocab_only=True)
     try:
         found = []
         tokens = 0
         for index, (what, text) in enumerate(texts):
-            if index % _STRIDE == 0:
+            if index % _PROGRESS_STRIDE == 0:
                 progress(ProgressEvent(index, len(texts), "texts", "tokenizing"))
-            ours = list(tokenizer(text, verbose=False)["input_ids"])
-            theirs = encode(model, text, True)
-            tokens += len(ours)
-            if ours != theirs:
-                agrees = described is not None and described.encode(text).ids == theirs
-                found.append(_mismatch(what, text, ours, theirs, tokenizer, model, agrees))
+            python_ids = list(tokenizer(text, verbose=False)["input_ids"])
+            cpp_ids = encode(model, text, True)
+            tokens += len(python_ids)
+            if python_ids != cpp_ids:
+                agrees = from_file is not None and from_file.encode(text).ids == cpp_ids
+                found.append(_mismatch(what, text, python_ids, cpp_ids, tokenizer, model, agrees))
         return TokenizerReport(
             strings=len(hard),
             prompts=len(prompts),
@@ -159,8 +161,30 @@ def tokenizer_parity(
         model.close()
 
 
-def _described(folder: Path) -> Tokenizer | None:
-    """What tokenizer.json itself describes; None where there is none."""
+def check_same_tokens(
+    reference: Reference, session: Session, what: str, text: str, python_ids: Sequence[int]
+) -> None:
+    """Check that C++ tokenizes ``text`` to ``python_ids``.
+
+    Raises:
+        TokenizerError: it does not; the message begins with ``what`` and names the first token that differs.
+    """
+    cpp_ids = session.tokenize(text)
+    if list(python_ids) == cpp_ids:
+        return
+    at = first_difference(python_ids, cpp_ids)
+
+    def name(ids: Sequence[int]) -> str:
+        return f"{ids[at]} ({reference.text([ids[at]])!r})" if at < len(ids) else "absent"
+
+    raise TokenizerError(
+        f"{what} is tokenized differently: token {at} is {name(python_ids)} in Python and {name(cpp_ids)} "
+        "in C++; the GGUF has a different tokenizer or pre-tokenizer: convert the checkpoint again"
+    )
+
+
+def _tokenizer_json(folder: Path) -> Tokenizer | None:
+    """The tokenizer that tokenizer.json describes; None if there is no such file."""
     path = folder / "tokenizer.json"
     if not path.is_file():
         return None
@@ -173,18 +197,18 @@ def _described(folder: Path) -> Tokenizer | None:
 def _mismatch(
     what: str,
     text: str,
-    ours: Sequence[int],
-    theirs: Sequence[int],
+    python_ids: Sequence[int],
+    cpp_ids: Sequence[int],
     tokenizer: Any,
     model: Any,
     file_agrees: bool,
 ) -> Mismatch:
-    at = first_difference(ours, theirs)
+    at = first_difference(python_ids, cpp_ids)
     begin, end = max(0, at - _BEFORE), at + _AFTER
 
     def python_text(number: int) -> str:
         shown = str(tokenizer.decode([number], clean_up_tokenization_spaces=False))
-        # part of a character: the vocabulary's own spelling says more than a question mark
+        # for part of a character, the vocabulary's spelling says more than a replacement character
         return str(tokenizer.convert_ids_to_tokens(number)) if "\ufffd" in shown or not shown else shown
 
     def cpp_text(number: int) -> str:
@@ -195,8 +219,8 @@ def _mismatch(
         text=text,
         at=at,
         begin=begin,
-        python=[Token(number, python_text(number)) for number in ours[begin:end]],
-        cpp=[Token(number, cpp_text(number)) for number in theirs[begin:end]],
+        python=[TokenPiece(number, python_text(number)) for number in python_ids[begin:end]],
+        cpp=[TokenPiece(number, cpp_text(number)) for number in cpp_ids[begin:end]],
         file_agrees=file_agrees,
     )
 

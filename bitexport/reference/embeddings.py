@@ -1,4 +1,4 @@
-"""Gives the reference another embedding and head for a while: those that a converted file holds."""
+"""Runs the reference with the embedding and the output head of a converted file."""
 
 from __future__ import annotations
 
@@ -12,22 +12,25 @@ from bitexport.errors import GGUFError
 from bitexport.gguf.dequantize import Matrix
 from bitexport.gguf.embeddings import Embeddings
 
-#: By how much a row may differ from the checkpoint's, as a fraction of its length: what each type's own
-#: rounding amounts to, with room for another quantizer than ggml's.
+#: How far a row may be from the checkpoint's, as a fraction of its L2 norm: the rounding error of each type,
+#: with a margin for quantizers other than ggml's.
 ROW_ERROR = {
     **{"f32": 1e-6, "bf16": 0.004, "f16": 0.001},
     **{"q8_0": 0.01, "q6_k": 0.04, "q5_k": 0.07, "q4_k": 0.14},
 }
 
-#: Types of a matrix whose activations ggml rounds to Q8_0 (or Q8_1, the same values), and to Q8_K.
+#: Matrix types for which ggml rounds the activations to Q8_0 (or Q8_1, the same values), and to Q8_K.
 Q8_0_ACTIVATIONS = frozenset({"q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"})
 Q8_K_ACTIVATIONS = frozenset({"q6_k", "q5_k", "q4_k", "q3_k", "iq4_xs"})
 
 
 def unfaithful_row(model: Any, embeddings: Embeddings) -> str | None:
-    """The first row of the file's embedding or head that is not the checkpoint's, in words; None if all are.
+    """The first row of the file's embedding or head that differs from the checkpoint's by more than rounding.
 
-    Without this, a comparison that gives the reference the file's matrices would pass whatever is in them.
+    Without this check, a comparison that gives the reference the file's matrices would pass with any content.
+
+    Returns:
+        A clause that names the row; None if there is no such row.
 
     Raises:
         GGUFError: a shape differs from the model's.
@@ -38,23 +41,23 @@ def unfaithful_row(model: Any, embeddings: Embeddings) -> str | None:
         ("output head", head, model.get_output_embeddings(), embeddings.head_type),
     ):
         expected = layer.weight.data
-        error = (_fitting(found, expected) - expected).norm(dim=1)
+        error = (_as_tensor(found, expected) - expected).norm(dim=1)
         allowed = ROW_ERROR.get(kind, 0.1) * expected.norm(dim=1) + 1e-6
         wrong = torch.nonzero(~(error <= allowed))
         if len(wrong):
             row = int(wrong[0])
             return (
                 f"row {row} of the {what} is off by {float(error[row] / expected[row].norm()):.1%} of its "
-                f"length, and {len(wrong)} of {len(expected)} rows by more than {kind} explains"
+                f"L2 norm, and {len(wrong)} of {len(expected)} rows by more than {kind} rounding explains"
             )
     return None
 
 
 @contextmanager
 def replaced_embeddings(model: Any, embeddings: Embeddings) -> Iterator[None]:
-    """Within the block, ``model`` looks tokens up in the file's embedding and makes logits with its head.
+    """Within the block, ``model`` uses the file's embedding and output head.
 
-    What enters the head is rounded as ggml rounds it for a head of that type, see :func:`rounded_for_head`.
+    The input of the head is rounded as ggml rounds it for a head of that type, see :func:`rounded_for_head`.
 
     Args:
         model: a transformers causal language model in float32.
@@ -68,28 +71,28 @@ def replaced_embeddings(model: Any, embeddings: Embeddings) -> Iterator[None]:
         lambda _module, inputs: (rounded_for_head(inputs[0], embeddings.head_type),)
     )
     try:
-        lookup.weight.data = _fitting(embeddings.embedding, kept[0])
+        lookup.weight.data = _as_tensor(embeddings.embedding, kept[0])
         head = embeddings.head
-        output.weight.data = lookup.weight.data if head is None else _fitting(head, kept[1])
+        output.weight.data = lookup.weight.data if head is None else _as_tensor(head, kept[1])
         yield
     finally:
-        # One after the other: when they are tied, both are the same parameter.
+        # When they are tied, both are the same parameter.
         lookup.weight.data = kept[0]
         output.weight.data = kept[1]
         rounding.remove()
 
 
 def rounded_for_head(x: torch.Tensor, head_type: str) -> torch.Tensor:
-    """What ggml's matrix product makes of its float32 activations before it multiplies.
+    """Round float32 activations as ggml's matrix product does before it multiplies.
 
-    A float16 matrix meets float16 activations; one of blocks of 32 meets Q8_0 blocks (32 values, scale
-    max|x| / 127 in float16; Q8_1 rounds alike); one of blocks of 256 meets Q8_K blocks (256 values, the one
-    of largest magnitude becomes -127).
+    For a float16 matrix, to float16; for types in blocks of 32, to Q8_0 blocks (32 values, scale
+    max|x| / 127 in float16; Q8_1 rounds alike); for types in blocks of 256, to Q8_K blocks (256 values, the
+    one of largest magnitude becomes -127).
     Source: quantize_row_q8_0 and quantize_row_q8_K in ggml's quants.c.
 
     Args:
         x: float32 ``[..., hidden]``.
-        head_type: GGUF type of the matrix; one not named above leaves ``x`` as it is.
+        head_type: GGUF type of the matrix; for a type not named above, ``x`` is returned unchanged.
 
     Returns:
         float32, of the same shape.
@@ -112,10 +115,11 @@ def rounded_for_head(x: torch.Tensor, head_type: str) -> torch.Tensor:
     return x
 
 
-def _fitting(matrix: Matrix, expected: torch.Tensor) -> torch.Tensor:
+def _as_tensor(matrix: Matrix, expected: torch.Tensor) -> torch.Tensor:
+    """``matrix`` as a tensor, if it has the shape of ``expected``."""
     if matrix.shape != tuple(expected.shape):
         raise GGUFError(
             f"the file's embedding has shape {matrix.shape}, the checkpoint's {tuple(expected.shape)}; "
-            "is the file made from this checkpoint?"
+            "was the file converted from this checkpoint?"
         )
     return torch.from_numpy(matrix)

@@ -1,4 +1,4 @@
-"""Lets the reference compute linear layers that stay float as ggml computes them from a float16 matrix."""
+"""Runs linear layers that are not quantized as ggml computes them from a float16 matrix."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from bitexport.reference.embeddings import rounded_for_head
 
 @contextmanager
 def rounded_float_layers(modules: Mapping[str, nn.Module], path: str | os.PathLike[str]) -> Iterator[None]:
-    """Within the block, a layer that the file holds as float16 multiplies float16 weights and activations.
+    """Within the block, layers stored as float16 in the file multiply float16 weights and activations.
 
-    Such a layer is one that ``modules_to_not_convert`` keeps from being quantized. Its weights are the
-    reference's own, rounded, so that a mistake in the file's shows. The head is not among them.
+    These are the layers that ``modules_to_not_convert`` excludes from quantization. Their weights are the
+    reference's, rounded, so that a mistake in the file's weights shows. The head is not included.
 
     Args:
-        modules: the reference's, by the GGUF name of their weight.
+        modules: the reference's modules, by the GGUF name of their weight.
         path: the GGUF file.
 
     Raises:
-        GGUFError: it is damaged.
+        GGUFError: the file is damaged.
     """
     halves = {tensor.name for tensor in read_gguf(os.fspath(path)).tensors if tensor.type.name == "f16"}
     chosen = [

@@ -1,4 +1,4 @@
-"""Checkpoints that are not ternary: how they are told, and how transformers runs them."""
+"""Checkpoints that are not ternary: how they are recognised, and how transformers runs them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from bitexport.families import Role, family_of
 from bitexport.reference.loading import check_tensors
 from bitexport.reference.model import first_line, quiet
 
-#: what transformers raises over a damaged checkpoint
+#: exceptions that transformers raises for a damaged checkpoint
 _FAILURES = (OSError, ValueError, RuntimeError, KeyError, AttributeError, TypeError, ImportError)
 
 
@@ -37,10 +37,10 @@ def is_ternary(checkpoint: Checkpoint) -> bool:
 
 
 def float_sizes(checkpoint: Checkpoint) -> tuple[int, int]:
-    """Tokens of the vocabulary, and of the context, by the configuration as transformers reads it.
+    """Vocabulary size and context length in tokens, from the configuration as transformers reads it.
 
     Raises:
-        CheckpointError: it cannot, or config.json does not tell.
+        CheckpointError: transformers cannot read config.json, or a size is missing there.
     """
     try:
         with quiet():
@@ -64,10 +64,10 @@ def float_sizes(checkpoint: Checkpoint) -> tuple[int, int]:
 def load_float(checkpoint: Checkpoint) -> Any:
     """The model in float32, eager attention, on the CPU, in evaluation mode.
 
-    Nothing is fetched and no code of the checkpoint is run.
+    Nothing is downloaded and no code from the checkpoint is run.
 
     Raises:
-        CheckpointError: transformers cannot load it, or would leave weights unset.
+        CheckpointError: transformers cannot load it, or would leave weights uninitialized.
     """
     try:
         with quiet():

@@ -1,4 +1,4 @@
-"""A checkpoint into a class of transformers, every tensor accounted for."""
+"""Loads a checkpoint into a transformers class, with every tensor accounted for."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from bitexport.errors import CheckpointError
 
 
 def load_exactly(model_class: Any, folder: Path) -> Any:
-    """A checkpoint as ``model_class`` of transformers, float32, on the CPU, without quantized layers.
+    """Load a checkpoint as ``model_class`` of transformers: float32, on the CPU, without quantized layers.
 
     Raises:
         CheckpointError: transformers cannot load it, or its tensors are not exactly those of the model.
     """
     try:
         config = model_class.config_class.from_pretrained(folder, local_files_only=True)
-        vars(config).pop("quantization_config", None)  # transformers would put in layers of its own
+        vars(config).pop("quantization_config", None)  # transformers would replace the linear layers
         model, info = model_class.from_pretrained(
             folder,
             config=config,
             dtype=torch.float32,
             local_files_only=True,
             use_safetensors=True,
-            ignore_mismatched_sizes=True,  # else the message would not say which
+            ignore_mismatched_sizes=True,  # otherwise the message would not name them
             output_loading_info=True,
         )
     except (OSError, ValueError, RuntimeError, KeyError, AttributeError, ImportError) as error:
@@ -40,10 +40,10 @@ def check_tensors(
 ) -> None:
     """Raise CheckpointError unless the checkpoint held exactly the tensors of ``model``.
 
-    ``info`` is what transformers' ``from_pretrained`` tells with ``output_loading_info``.
+    ``info`` is what transformers' ``from_pretrained`` returns with ``output_loading_info``.
     """
     for kind in ("missing", "unexpected", "mismatched"):
-        # of another shape: the name, then both shapes
+        # mismatched_keys has tuples: the name and both shapes
         if names := sorted(key if isinstance(key, str) else key[0] for key in info.get(f"{kind}_keys", ())):
             expected = f"expected exactly those of transformers' {type(model).__name__}: {advice}"
             raise CheckpointError(

@@ -1,6 +1,6 @@
-"""A checkpoint run by transformers' own classes and BitNet layers, in float32, without compilation.
+"""Runs a checkpoint with transformers' own classes and BitNet layers, in float32, without compilation.
 
-Nothing is fetched and no code of the checkpoint is run: local files, safetensors only.
+Nothing is downloaded and no code from the checkpoint is run: local files, safetensors only.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from bitexport.gguf.names import OUTPUT_HEAD
 from bitexport.reference.loading import check_tensors
 from bitexport.reference.norms import connect_norms, mark_heads_first, with_sub_norms
 
-#: Parameters below which threads cost more than they bring: on a busy machine each layer would wait for them.
+#: Below this number of parameters one thread is used: on a busy machine each layer would wait for the others.
 SMALL = 20_000_000
 
 
@@ -39,11 +39,11 @@ class Reference:
     Attributes:
         path: the checkpoint's folder.
         model: the transformers model, in evaluation mode.
-        family: what the checkpoint is.
+        family: the checkpoint's family.
         tokenizer: the transformers tokenizer.
         n_vocab: V, the number of logits.
-        n_ctx: positions that the model was made for.
-        n_layer: how many blocks.
+        n_ctx: the model's context length in tokens.
+        n_layer: number of blocks.
     """
 
     def __init__(self, path: Path, model: Any, family: Family, tokenizer: Any) -> None:
@@ -58,11 +58,11 @@ class Reference:
         self._threads = 1 if model.num_parameters() < SMALL else torch.get_num_threads()
 
     def tokenize(self, text: str) -> list[int]:
-        """Token ids of ``text``, with the special tokens that the tokenizer puts around it."""
+        """Token ids of ``text``, with the special tokens that the tokenizer adds around it."""
         return list(self.tokenizer(text, verbose=False)["input_ids"])
 
     def text(self, ids: Sequence[int]) -> str:
-        """The text of some tokens, special ones by name."""
+        """The text of ``ids``; special tokens appear by name."""
         return str(self.tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))
 
     def logits(self, ids: Sequence[int]) -> npt.NDArray[np.float32]:
@@ -80,7 +80,7 @@ class Reference:
         return self._run(ids).logits[0].numpy()  # type: ignore[no-any-return]
 
     def clear(self) -> None:
-        """Forget what :meth:`feed` was given."""
+        """Empty the key-value cache that :meth:`feed` fills."""
         self._cache = None
 
     def feed(self, ids: Sequence[int]) -> npt.NDArray[np.float32]:
@@ -89,18 +89,8 @@ class Reference:
         self._cache = output.past_key_values
         return output.logits[0, -1].numpy()  # type: ignore[no-any-return]
 
-    def greedy(self, ids: Sequence[int], count: int) -> list[int]:
-        """The ``count`` most likely tokens after ``ids``, one by one; it does not stop at an end of text."""
-        self.clear()
-        continuation: list[int] = []
-        following: Sequence[int] = ids
-        for _ in range(count):
-            following = [int(self.feed(following).argmax())]
-            continuation += following
-        return continuation
-
     def ternary_layers(self) -> dict[str, nn.Module]:
-        """The layers that run as ternary ones, by the GGUF name of their weight."""
+        """The layers that run ternary, by the GGUF name of their weight."""
         from transformers.integrations.bitnet import AutoBitLinear, BitLinear
 
         return {
@@ -110,7 +100,7 @@ class Reference:
         }
 
     def modules(self) -> dict[str, nn.Module]:
-        """The modules that hold a weight, by the GGUF name of it; the head under its own, even when tied."""
+        """All modules with a weight, by its GGUF name; the head is ``output.weight`` even if tied."""
         found = {
             target: module
             for name, module in self.model.named_modules()
@@ -121,7 +111,7 @@ class Reference:
         return found
 
     def column_orders(self) -> dict[str, npt.NDArray[np.intp]]:
-        """For GGUF weights whose rows the file holds in another order: ``file[i] = checkpoint[order[i]]``."""
+        """For GGUF weights whose rows are permuted in the file: ``file[i] = checkpoint[order[i]]``."""
         numbers = self.family.hyperparameters(self.model.config.to_dict())
         return {
             claim.target: order
@@ -130,7 +120,7 @@ class Reference:
         }
 
     def threads(self) -> AbstractContextManager[None]:
-        """Within the block, PyTorch has as many threads as this model is worth."""
+        """Within the block, PyTorch uses one thread for a small model, otherwise its default."""
         return torch_threads(self._threads)
 
     def _run(self, ids: Sequence[int], **options: Any) -> Any:
@@ -143,7 +133,7 @@ class Reference:
 
 @contextmanager
 def torch_threads(count: int) -> Iterator[None]:
-    """Within the block, PyTorch computes with so many threads."""
+    """Within the block, PyTorch computes with ``count`` threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
@@ -154,9 +144,9 @@ def torch_threads(count: int) -> Iterator[None]:
 
 @contextmanager
 def eager() -> Iterator[None]:
-    """Run transformers' ``@torch.compile`` functions as plain Python while the ``with`` block lasts.
+    """Within the block, transformers' ``@torch.compile`` functions run as plain Python.
 
-    Compiling them would need a C++ compiler at run time and minutes, and reorders float operations.
+    Compiling them would need minutes and a C++ compiler at run time, and reorders float operations.
     """
     with torch.compiler.set_stance("force_eager"):
         yield
@@ -166,7 +156,7 @@ def load_reference(path: str | os.PathLike[str]) -> Reference:
     """Load a checkpoint folder as transformers does: float32, eager attention, on the CPU.
 
     Raises:
-        CheckpointError: transformers cannot load it, or would leave weights unset.
+        CheckpointError: transformers cannot load it, or would leave weights uninitialized.
         UnsupportedError: no family covers it.
         TokenizerError: it has no tokenizer that transformers can load.
     """
@@ -175,13 +165,13 @@ def load_reference(path: str | os.PathLike[str]) -> Reference:
     with quiet(), eager():
         model = _load_model(checkpoint, family)
         tokenizer = load_tokenizer(checkpoint.path)
-    # Whatever dtype is asked for, transformers leaves what a pre-quantized checkpoint stores as bfloat16 as
-    # it is; and its own float() refuses quantized models, though packed weights stay uint8.
+    # transformers keeps the bfloat16 tensors of a pre-quantized checkpoint whatever dtype is requested, and
+    # its own float() rejects quantized models. nn.Module.float() leaves packed weights uint8.
     nn.Module.float(model)
     connect_norms(model)
     if family.qk_norm_after_rope:
         mark_heads_first(model)
-    _take_ternary_weights(model)
+    _keep_ternary_weights(model)
     return Reference(checkpoint.path, model.eval(), family, tokenizer)
 
 
@@ -213,7 +203,7 @@ def _load_model(checkpoint: Checkpoint, family: Family) -> Any:
 
 
 def _model_config(checkpoint: Checkpoint, family: Family) -> Any:
-    """The configuration for transformers, with what tensors or the family say and config.json does not."""
+    """The configuration for transformers, completed from the tensors and the family."""
     config = getattr(transformers, family.model_class).config_class.from_pretrained(
         checkpoint.path, local_files_only=True
     )
@@ -226,13 +216,13 @@ def _model_config(checkpoint: Checkpoint, family: Family) -> Any:
 
 
 def _key_mapping(checkpoint: Checkpoint) -> dict[str, str] | None:
-    """The tensors that transformers has to rename, see :mod:`bitexport.checkpoint.spelling`; None if none."""
+    """Patterns of the tensors to rename, see :mod:`bitexport.checkpoint.spelling`; None if there are none."""
     renamed = {re.escape(info.name): name for name, info in checkpoint.tensors.items() if info.name != name}
     return renamed or None
 
 
-def _take_ternary_weights(model: nn.Module) -> None:
-    """Master weights that are ternary already are not quantized once more, as in the conversion."""
+def _keep_ternary_weights(model: nn.Module) -> None:
+    """Turn off the quantization of master weights that are already ternary, as the conversion does."""
     from transformers.integrations.bitnet import AutoBitLinear
 
     for module in model.modules():
@@ -244,10 +234,10 @@ def _take_ternary_weights(model: nn.Module) -> None:
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """The tokenizer of a checkpoint folder as transformers loads it.
+    """The tokenizer of a checkpoint folder, loaded by transformers.
 
     Raises:
-        TokenizerError: there is none that it can load.
+        TokenizerError: transformers cannot load it.
     """
     try:
         with quiet():
@@ -262,13 +252,13 @@ def load_tokenizer(folder: Path) -> Any:
 
 
 def first_line(error: BaseException) -> str:
-    """What a library says went wrong, without what it adds to it."""
+    """The first line of a library's error message."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Transformers' log, progress bars and warnings off: what matters in them is checked here."""
+    """Within the block, transformers' log, progress bars and warnings are off; callers check the result."""
     verbosity = transformers_logging.get_verbosity()
     bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity(transformers_logging.CRITICAL)

@@ -1,8 +1,8 @@
-"""The norms of a ternary checkpoint that transformers' classes do not have, or not where they can be watched.
+"""Norms of ternary checkpoints that transformers' classes lack, or have where hooks cannot observe them.
 
-SubLN: a norm in front of o_proj and one in front of down_proj. BitNetForCausalLM has them; any other decoder
-gets them here, under the same names: ``self_attn.attn_sub_norm`` and ``mlp.ffn_sub_norm``. All else, the
-quantized layers among it, is transformers' own.
+SubLN is a norm before o_proj and one before down_proj. BitNetForCausalLM has them; any other decoder gets
+them here, under the same names: ``self_attn.attn_sub_norm`` and ``mlp.ffn_sub_norm``. Everything else,
+including the quantized layers, is transformers' own.
 
 To make a student: ``with_sub_norms(Qwen3ForCausalLM)(config)``, then quantize its linear layers with
 transformers' ``replace_with_bitnet_linear``, then :func:`connect_norms`.
@@ -17,9 +17,9 @@ from torch import nn
 
 
 def with_sub_norms(model_class: type[Any]) -> type[Any]:
-    """``model_class``, a decoder of transformers, with SubLN in every layer.
+    """A subclass of ``model_class``, a transformers decoder, with SubLN in every layer.
 
-    The norms are there to be loaded; they take part once :func:`connect_norms` was called.
+    The norms can be loaded; they act once :func:`connect_norms` has been called.
     """
 
     def initialize(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:
@@ -30,7 +30,7 @@ def with_sub_norms(model_class: type[Any]) -> type[Any]:
 
 
 def add_sub_norms(model: Any) -> None:
-    """Give every layer of a decoder of transformers its two norms, all ones; not connected yet."""
+    """Add the two norms to every layer of a transformers decoder: all ones, not connected yet."""
     for layer in model.model.layers:
         kind = type(layer.input_layernorm)  # all of these families have RMSNorm, each its own class
         eps = model.config.rms_norm_eps
@@ -40,11 +40,12 @@ def add_sub_norms(model: Any) -> None:
 
 
 def connect_norms(model: Any) -> None:
-    """Let each norm act on what enters its linear layer, in front of every hook that is set later.
+    """Apply each norm to the input of its linear layer, before every hook that is registered later.
 
-    That is SubLN, where :func:`with_sub_norms` added it, and the ``rms_norm`` that transformers'
+    This covers SubLN, where :func:`with_sub_norms` added it, and the ``rms_norm`` that transformers'
     ``use_rms_norm`` puts inside the quantized layers, which is moved before them as ``norm_in``. A later
-    forward pre-hook then sees what is quantized. Call it once, after layers were replaced and weights loaded.
+    forward pre-hook then sees the values that are quantized. Call it once, after layers are replaced and
+    weights loaded.
     """
     if getattr(model, "sub_norms_added", False):
         for layer in model.model.layers:
@@ -58,9 +59,9 @@ def connect_norms(model: Any) -> None:
 
 
 def mark_heads_first(model: Any) -> None:
-    """Mark the norms on queries and keys that see ``[1, heads, T, head_dim]``, as those after RoPE do.
+    """Mark norms on queries and keys whose values are ``[1, heads, T, head_dim]``, as after RoPE.
 
-    Elsewhere in a model, and in front of RoPE, T comes first; who looks at values has to know.
+    Everywhere else in a model, T is the second dimension; :mod:`bitexport.reference.visit` needs to know.
     """
     for layer in model.model.layers:
         layer.self_attn.query_layernorm.heads_first = True

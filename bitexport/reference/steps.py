@@ -1,7 +1,7 @@
-"""The steps of a decoder under one name: llama.cpp's tensors, and where PyTorch shows the same values.
+"""The steps of a decoder: for each, llama.cpp's tensor names and where PyTorch has the same values.
 
-Modules are named by the GGUF weight that they hold, so that every family's own name map leads to them. A
-step whose module a family lacks, or whose tensor its graph does not name, is left out and reported as such.
+Modules are identified by the GGUF name of their weight, so that every family's name map leads to them. A
+step whose module a family lacks, or whose tensor its graph does not name, is skipped and reported.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from torch import nn
 
 
 class Site(Enum):
-    """Where in PyTorch a step's values are seen."""
+    """Where a step's values are observed in PyTorch."""
 
     OUTPUT = "output of a module"
     INPUT = "input of a module"
-    BLOCK = "output of the block that holds a module"
-    QUERY = "queries that the attention function takes"
-    KEY = "keys that the attention function takes"
-    HEADS = "what the attention function returns"
+    BLOCK = "output of the block that contains a module"
+    QUERY = "queries passed to the attention function"
+    KEY = "keys passed to the attention function"
+    HEADS = "result of the attention function"
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,14 +29,14 @@ class Step:
     """One step of a block, or before or after all blocks.
 
     Attributes:
-        name: as reports show it, before the layer's number.
-        site: where PyTorch shows it.
-        modules: GGUF weights without ``blk.N.`` and ``.weight``; the first that the model has is looked at.
-        tensors: llama.cpp's names; the one computed last is read.
-        operations: ggml's operations that make it; any where empty.
-        rotated: the weight whose rows decide the order of the columns.
-        decided_by: what in the file it depends on, beside its input; for a weight see :func:`_decided_by`.
-        in_block: whether every block has it.
+        name: the name in reports, without the layer number.
+        site: where its values are observed in PyTorch.
+        modules: GGUF weights without ``blk.N.`` and ``.weight``; the first one in the model is observed.
+        tensors: llama.cpp's names; the tensor computed last is read.
+        operations: the ggml operations that compute it; empty for any.
+        rotated: the weight whose row order is the order of the columns.
+        decided_by: what it depends on in the file, apart from its input; see also :func:`_decided_by`.
+        in_block: whether it is a step of every block.
     """
 
     name: str
@@ -51,7 +51,7 @@ class Step:
 
 _PRODUCT = ("MUL_MAT", "ADD")  # a bias is added under the product's name
 _ROPE = "the RoPE settings (rope.freq_base, rope.scaling.*, rope.dimension_count, rope_freqs)"
-_NOT_QUANTIZED = "no weight: only the graph and its settings"
+_NO_WEIGHT = "the graph and its settings (this step has no weight)"
 
 
 def _weight(name: str, tensor: str, *, product: bool = False, rotated: bool = False) -> Step:
@@ -61,7 +61,7 @@ def _weight(name: str, tensor: str, *, product: bool = False, rotated: bool = Fa
     )
 
 
-#: Not in their order, which is PyTorch's: QK-norm stands before RoPE in one family and after it in another.
+#: In no fixed order of execution: QK-norm is before RoPE in one family and after it in another.
 STEPS: tuple[Step, ...] = (
     Step("embd", Site.OUTPUT, ("token_embd",), ("embd",), decided_by="token_embd.weight", in_block=False),
     _weight("attn_norm", "attn_norm"),
@@ -72,10 +72,10 @@ STEPS: tuple[Step, ...] = (
     Step("k_norm", Site.OUTPUT, ("attn_k_norm",), ("Kcur_normed",), decided_by="attn_k_norm.weight"),
     Step("q_rope", Site.QUERY, (), ("Qcur", "Qcur_normed"), rotated="attn_q", decided_by=_ROPE),
     Step("k_rope", Site.KEY, (), ("Kcur", "Kcur_normed"), rotated="attn_k", decided_by=_ROPE),
-    Step("attn_heads", Site.HEADS, (), ("attn_heads", "kqv_out"), decided_by=_NOT_QUANTIZED),
+    Step("attn_heads", Site.HEADS, (), ("attn_heads", "kqv_out"), decided_by=_NO_WEIGHT),
     _weight("attn_sub_norm", "attn_sub_norm"),
     Step("attn_out", Site.OUTPUT, ("attn_output",), ("attn_out",), decided_by="attn_output.weight"),
-    Step("ffn_inp", Site.INPUT, ("ffn_norm",), ("ffn_inp",), decided_by=_NOT_QUANTIZED),
+    Step("ffn_inp", Site.INPUT, ("ffn_norm",), ("ffn_inp",), decided_by=_NO_WEIGHT),
     _weight("ffn_norm", "ffn_norm"),
     _weight("ffn_gate", "ffn_gate", product=True),
     _weight("ffn_up", "ffn_up", product=True),
@@ -88,7 +88,7 @@ STEPS: tuple[Step, ...] = (
     ),
     _weight("ffn_sub_norm", "ffn_sub_norm"),
     Step("ffn_out", Site.OUTPUT, ("ffn_down",), ("ffn_out", "ffn_down"), _PRODUCT, None, "ffn_down.weight"),
-    Step("l_out", Site.BLOCK, ("attn_norm",), ("l_out",), decided_by=_NOT_QUANTIZED),
+    Step("l_out", Site.BLOCK, ("attn_norm",), ("l_out",), decided_by=_NO_WEIGHT),
     Step(
         "result_norm",
         Site.OUTPUT,
@@ -107,7 +107,7 @@ STEPS: tuple[Step, ...] = (
     ),
 )
 
-#: Every name that C++ has to record.
+#: Every tensor name that C++ has to record.
 TENSORS = frozenset(name for step in STEPS for name in step.tensors)
 
 
@@ -116,10 +116,10 @@ class Place:
     """A step of one layer.
 
     Attributes:
-        step: which.
-        layer: its number; None before and after all layers.
-        weight: GGUF name of the module's weight; None where no module is looked at.
-        decided_by: what in the file it depends on, beside its input.
+        step: the step.
+        layer: the layer number; None before and after all layers.
+        weight: GGUF name of the observed module's weight; None if no module is observed.
+        decided_by: what it depends on in the file, apart from its input.
     """
 
     step: Step
@@ -134,23 +134,23 @@ class Place:
 
     @property
     def tensors(self) -> tuple[str, ...]:
-        """llama.cpp's full names of it."""
+        """llama.cpp's full names for it."""
         if self.layer is None:
             return self.step.tensors
         return tuple(f"{name}-{self.layer}" for name in self.step.tensors)
 
     @property
     def rotated(self) -> str | None:
-        """The GGUF weight whose row order is that of the columns."""
+        """The GGUF weight whose row order is the order of the columns."""
         return None if self.step.rotated is None else f"blk.{self.layer}.{self.step.rotated}.weight"
 
 
 def places(modules: Mapping[str, nn.Module], layers: int) -> tuple[list[Place], list[str]]:
-    """The steps of a model, and the names of those that it lacks in every layer.
+    """The steps of a model, and the names of those that are absent from every layer.
 
     Args:
         modules: the model's modules by the GGUF name of their weight.
-        layers: how many blocks.
+        layers: number of blocks.
     """
     found: list[Place] = []
     absent = []
@@ -176,7 +176,7 @@ def _place(step: Step, layer: int | None, modules: Mapping[str, nn.Module]) -> P
 
 
 def _decided_by(step: Step, weight: str, modules: Mapping[str, nn.Module]) -> str:
-    """For a step that is a weight: all that its module holds, and what a norm takes from the metadata."""
+    """For a step that is a weight: everything in its module, and the metadata that a norm uses."""
     if not step.decided_by.endswith(".weight"):
         return step.decided_by
     stem = weight.removesuffix(".weight")

@@ -1,4 +1,4 @@
-"""Shows every step of a run of the reference to a function, which may put other values in their place."""
+"""Calls a function with the values of every step while the reference runs; it may replace them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from bitexport.errors import UnsupportedError
 from bitexport.reference.steps import Place, Site
 
-#: Is given a step's values, float32 ``[T, width]``, heads side by side; what it returns replaces them.
+#: Called with a step's values, float32 ``[T, width]``, heads concatenated; a result other than None replaces
+#: them.
 Visit = Callable[[Place, torch.Tensor], torch.Tensor | None]
 
 _AROUND_ATTENTION = (Site.QUERY, Site.KEY, Site.HEADS)
@@ -24,18 +25,18 @@ _AROUND_ATTENTION = (Site.QUERY, Site.KEY, Site.HEADS)
 def visited(
     model: Any, modules: Mapping[str, nn.Module], places: Sequence[Place], visit: Visit
 ) -> Iterator[None]:
-    """Within the block, each of ``places`` is shown to ``visit`` as soon as it is computed.
+    """Within the block, ``visit`` is called for each of ``places`` as soon as it is computed.
 
-    Queries, keys, heads, the inputs of a norm and block outputs are replaced as well as module outputs are;
-    but not the input of ``ffn_norm``, which the residual branch shares.
+    Queries, keys, heads, the inputs of a norm and block outputs can be replaced just as module outputs can;
+    but the residual branch keeps the original input of ``ffn_norm``, which both share.
 
     Args:
         model: a transformers causal language model with eager attention.
         modules: its modules by the GGUF name of their weight.
-        places: the steps to show.
+        places: the steps to visit.
 
     Raises:
-        UnsupportedError: the model's class has no eager attention function to look at.
+        UnsupportedError: the model's class has no eager attention function to observe.
     """
     with ExitStack() as stack:
         for place in places:
@@ -57,7 +58,7 @@ def _hook(model: Any, modules: Mapping[str, nn.Module], place: Place, visit: Vis
             other = _show(place, inputs[0], visit)
             return None if other is None else (other,)
 
-        # in front of those that quantize it
+        # before the hooks that quantize the input
         return module.register_forward_pre_hook(before, prepend=True)
     if place.step.site is Site.BLOCK:
         module = _parent(model, module)
@@ -81,7 +82,7 @@ def _show(place: Place, values: torch.Tensor, visit: Visit) -> torch.Tensor | No
 
 
 def _parent(model: Any, module: nn.Module) -> nn.Module:
-    """The block that a norm stands in front of."""
+    """The block that contains a norm."""
     name = next(name for name, found in model.named_modules() if found is module)
     parent: nn.Module = model.get_submodule(name.rpartition(".")[0])
     return parent
@@ -89,7 +90,7 @@ def _parent(model: Any, module: nn.Module) -> nn.Module:
 
 @contextmanager
 def _watched_attention(around: Mapping[tuple[Site, int | None], Place], visit: Visit) -> Iterator[None]:
-    """transformers looks its attention functions up in a table, by name, at each call."""
+    """Replaces the eager attention function, which transformers looks up in a table at each call."""
 
     def watched(
         module: nn.Module,
@@ -112,7 +113,7 @@ def _watched_attention(around: Mapping[tuple[Site, int | None], Place], visit: V
         output, weights = _eager_attention(module)(module, query, key, value, *rest, **named)
         return seen(Site.HEADS, output), weights
 
-    # An entry of this table, on this object only, goes before the class's own function.
+    # Set on this object only: its local mapping takes precedence over the default of the model's module.
     ALL_ATTENTION_FUNCTIONS["eager"] = watched
     try:
         yield
@@ -121,12 +122,12 @@ def _watched_attention(around: Mapping[tuple[Site, int | None], Place], visit: V
 
 
 def _eager_attention(module: nn.Module) -> Callable[..., Any]:
-    """The plain attention function that lies beside the module's class, or beside one it is derived from."""
+    """The eager attention function in the Python module that defines the class or one of its bases."""
     for kind in type(module).__mro__:
         function = getattr(sys.modules[kind.__module__], "eager_attention_forward", None)
         if callable(function):
             return function  # type: ignore[no-any-return]
     raise UnsupportedError(
-        f"{type(module).__name__} has no eager_attention_forward beside it, so that the steps around its "
+        f"no eager_attention_forward is defined next to {type(module).__name__}, so the steps around its "
         "attention cannot be compared; leave out --layers"
     )

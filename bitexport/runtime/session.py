@@ -261,16 +261,6 @@ class Session:
         self._decode(ids, every_position=True, together=True)
         self._api.llama_synchronize(self._context)
 
-    def greedy(self, ids: Sequence[int], count: int) -> list[int]:
-        """``count`` tokens after ``ids``, each the most likely one; end-of-text tokens do not end it."""
-        self.clear()
-        continuation: list[int] = []
-        following: Sequence[int] = ids
-        for _ in range(count):
-            following = [int(self.feed(following).argmax())]
-            continuation += following
-        return continuation
-
     def _check_room(self, ids: Sequence[int], together: bool = False) -> None:
         if not ids:
             raise UsageError("there are no tokens to run; give a non-empty text")

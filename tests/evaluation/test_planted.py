@@ -14,7 +14,7 @@ import sacrebleu
 from bitexport.evaluation import EvaluationReport, PromptAnswer, evaluate
 from bitexport.evaluation.items import Item
 from bitexport.evaluation.side import Role
-from bitexport.metrics.tally import Tally
+from bitexport.metrics.likelihood import PredictionScore
 
 END = 0
 PAIRS = [
@@ -57,9 +57,9 @@ class Planted:
 
     def close(self) -> None: ...
 
-    def score(self, items: Sequence[Item], progress: Any) -> Tally:  # noqa: ARG002
+    def score(self, items: Sequence[Item], progress: Any) -> PredictionScore:  # noqa: ARG002
         counted = sum(len(item.ids) - item.first for item in items)
-        return Tally(counted, 0, counted * self.loss)
+        return PredictionScore(counted, 0, counted * self.loss)
 
     def greedy(self, prompts: Sequence[Sequence[int]], ends: Any, max_tokens: int, progress: Any) -> Any:  # noqa: ARG002
         assert ends == {END}

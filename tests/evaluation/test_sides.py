@@ -17,7 +17,7 @@ from bitexport.evaluation.driver import mean_cosine
 from bitexport.evaluation.items import Item, pair_items, text_items
 from bitexport.evaluation.python_side import PythonSide
 from bitexport.evaluation.side import Side
-from bitexport.metrics.tally import Tally
+from bitexport.metrics.likelihood import PredictionScore
 from bitexport.progress import ignore
 from bitexport.reference import load_reference
 from tests.evaluation.conftest import PAIRS, SHAPE
@@ -73,7 +73,7 @@ def test_ternary_student_against_the_reference(student: Path) -> None:
     with side.open(SHAPE.context) as runner:
         tally = runner.score(items, ignore)
     reference = load_reference(student)
-    expected = Tally()
+    expected = PredictionScore()
     for item in items:
         rows = reference.logits(item.ids)[item.first - 1 : -1]
         expected.add(rows, np.asarray(item.ids[item.first :]))

@@ -17,7 +17,7 @@ from bitexport.families import FAMILIES
 from bitexport.families.ternary_decoder import TernaryDecoder
 from bitexport.gguf.reader import read_gguf
 from bitexport.parity import parity
-from bitexport.parity.driver import verdict
+from bitexport.parity.report import verdict
 from bitexport.runtime.session import Session
 from tests.support.family_cases import CASES, made
 from tests.support.models import MODEL_CLASSES

@@ -10,6 +10,7 @@ import bitexport
 from bitexport.convert import convert
 from bitexport.parity import parity
 from bitexport.reference import load_reference
+from tests.support.decoding import greedy
 from tests.support.repository import EN_FR
 
 CHECKPOINT = EN_FR
@@ -56,7 +57,7 @@ def test_both_sides_translate_in_the_same_way(gguf: Path) -> None:
     same = right = 0
     for sentence, word in SENTENCES.items():
         prompt = prompt_of(sentence)
-        ids = reference.greedy(reference.tokenize(prompt), 40)
+        ids = greedy(reference, reference.tokenize(prompt), 40)
         python = reference.text(ids[: ids.index(end)] if end in ids else ids)
         ids = llama.tokenize(prompt.encode(), add_bos=False, special=True)
         cpp = llama.create_completion(ids, max_tokens=40, temperature=0.0)["choices"][0]["text"]

@@ -6,7 +6,7 @@ import pytest
 
 from bitexport.convert import convert
 from bitexport.parity import parity
-from bitexport.parity.driver import ParityReport
+from bitexport.parity.report import ParityReport
 from bitexport.text.stdlib import held_out_text
 from tests.support.repository import TINY_PYTHON
 
@@ -52,9 +52,9 @@ def test_logits_agree_with_a_q6_k_head(q6_k_head: ParityReport) -> None:
 def test_greedy_continuations_are_the_same(float16_head: ParityReport) -> None:
     continuations = [result.continuation for result in float16_head.prompts]
     assert all(continuation is not None for continuation in continuations)
-    partings = [c.parting for c in continuations if c is not None and c.parting is not None]
-    assert len(partings) <= 1
-    assert all(parting.near_tie for parting in partings)
+    divergences = [c.divergence for c in continuations if c is not None and c.divergence is not None]
+    assert len(divergences) <= 1
+    assert all(divergence.near_tie for divergence in divergences)
 
 
 def test_perplexity_agrees(float16_head: ParityReport) -> None:

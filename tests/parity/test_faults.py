@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pytest
 
 from bitexport.parity import parity
-from bitexport.parity.driver import verdict
+from bitexport.parity.report import verdict
 from bitexport.runtime.session import Session
 from tests.support.gguf_files import (
     ByteChange,

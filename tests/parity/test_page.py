@@ -17,10 +17,10 @@ from PIL import Image
 
 from bitexport.errors import OutputError
 from bitexport.parity import parity
-from bitexport.parity.details import Collector
-from bitexport.parity.driver import ParityReport
+from bitexport.parity.details import LogitDetails
 from bitexport.parity.figures import depth
 from bitexport.parity.page import page
+from bitexport.parity.report import ParityReport
 from bitexport.system.files import check_folder, write_atomically
 from tests.support.gguf_files import changed, invert_scale, zero
 
@@ -72,8 +72,8 @@ def test_the_page(bad: ParityReport) -> None:
     assert "b>/model" in found.words
     assert HOSTILE in found.words
     assert "Parity of <i>.gguf" in found.words
-    assert "First step that parts" not in found.words  # it is in the picture, and as a sentence here:
-    assert "The first step that parts is ffn_out-1" in found.words
+    assert "First step that diverges" not in found.words  # it is in the picture, and as a sentence here:
+    assert "The first step that diverges is ffn_out-1" in found.words
     assert "FAIL" in found.words
     for heading in ("Summary", "Prompts", "Logits", "Depth", "Where the most likely token differs"):
         assert heading in found.words
@@ -107,19 +107,19 @@ def test_where_the_most_likely_token_differs(bad: ParityReport) -> None:
 
 
 def test_differences_by_hand() -> None:
-    collector = Collector(lambda ids: " ".join(map(str, ids)))
-    ours = np.array([[0, 1, 2, 3, 4, 5.0], [5, 4, 3, 2, 1, 0]], np.float32)
-    theirs = np.array([[0, 1, 2, 3, 4, 5.0], [4, 5, 3, 2, 1, 0]], np.float32)
-    collector.see(0, [7, 8], ours, theirs)
-    assert (collector.differing, collector.positions) == (1, 2)
-    (found,) = collector.differences
+    details = LogitDetails(lambda ids: " ".join(map(str, ids)))
+    python = np.array([[0, 1, 2, 3, 4, 5.0], [5, 4, 3, 2, 1, 0]], np.float32)
+    cpp = np.array([[0, 1, 2, 3, 4, 5.0], [4, 5, 3, 2, 1, 0]], np.float32)
+    details.add(0, [7, 8], python, cpp)
+    assert (details.differing, details.positions) == (1, 2)
+    (found,) = details.differences
     assert (found.position, found.context) == (1, "7 8")
     assert [choice.text for choice in found.python] == ["0", "1", "2", "3", "4"]
     assert [choice.text for choice in found.cpp] == ["1", "0", "2", "3", "4"]
     assert found.python[0].probability == pytest.approx(np.exp(5) / np.exp(np.arange(6)).sum())
-    python, cpp = collector.pairs[0]
-    assert set(python) <= set(range(6))
-    assert (python == cpp).sum() >= 200  # the rows that agree
+    sample = details.pairs[0]
+    assert set(sample[0]) <= set(range(6))
+    assert (sample[0] == sample[1]).sum() >= 200  # the rows that agree
 
 
 def test_a_good_file_and_plain(checkpoint_of: Maker, gguf_of: Maker) -> None:
@@ -127,7 +127,7 @@ def test_a_good_file_and_plain(checkpoint_of: Maker, gguf_of: Maker) -> None:
     report = parity(checkpoint, file, PROMPTS, align=False, layers=True, details=True)
     text = Page(page(report, checkpoint, file)).words
     assert "PASS" in text
-    assert "No step parts" in text
+    assert "No step diverges" in text
     bare = parity(checkpoint, file, PROMPTS)
     with pytest.raises(ValueError, match="no details"):
         page(bare, checkpoint, file)

@@ -15,14 +15,13 @@ import torch
 
 from bitexport.convert import convert
 from bitexport.errors import GGUFError, TokenizerError, UnsupportedError, UsageError
-from bitexport.metrics.likelihood import perplexities, token_losses
-from bitexport.metrics.logits import compare, summarize
 from bitexport.parity import parity
-from bitexport.parity.driver import ParityReport, verdict
-from bitexport.parity.greedy import continue_in_step
+from bitexport.parity.greedy import continue_both
+from bitexport.parity.report import ParityReport, verdict
 from bitexport.progress import ProgressEvent
 from bitexport.runtime.session import Session
 from bitexport.text.prompts import built_in_prompts, read_prompts
+from tests.support.decoding import greedy
 from tests.support.gguf_files import changed, double_scale
 from tests.support.models import PACKINGS, Shape, tiny_checkpoint
 
@@ -139,7 +138,7 @@ def test_quantized_embeddings_are_named_as_the_cause(
 def test_file_of_another_checkpoint(checkpoint_of: Maker, gguf_of: Maker) -> None:
     found = parity(checkpoint_of("packed-multiply"), gguf_of("packed-multiply", seed=9), PROMPTS[:1])
     assert not found.passed
-    assert "Is the file made from this checkpoint?" in verdict(found)
+    assert "Was the file converted from this checkpoint?" in verdict(found)
 
 
 def test_other_tokenizer(checkpoint_of: Maker, gguf_of: Maker) -> None:
@@ -179,43 +178,8 @@ def test_progress(checkpoint_of: Maker, gguf_of: Maker) -> None:
     assert {event.total for event in events} == {3}
 
 
-# Numbers, by hand.
-
-
-def test_comparison_by_hand() -> None:
-    first = np.array([[1.0, 0.0, 0.0], [3.0, 4.0, 0.0]], np.float32)
-    second = np.array([[1.0, 1.0, 0.0], [3.0, 4.0, 0.0]], np.float32)
-    found = compare(first, second)
-    np.testing.assert_allclose(found.cosine, [1 / math.sqrt(2), 1])
-    np.testing.assert_array_equal(found.max_abs_diff, [1, 0])
-    p = np.exp(first[0].astype(float)) / np.exp(first[0].astype(float)).sum()
-    q = np.exp(second[0].astype(float)) / np.exp(second[0].astype(float)).sum()
-    np.testing.assert_allclose(found.kl, [(p * np.log(p / q)).sum(), 0], atol=1e-15)
-    assert found.same_top1.tolist() == [True, True]
-
-
-def test_many_rows_are_one_comparison() -> None:
-    logits = np.random.default_rng(0).standard_normal((100, 7)).astype(np.float32)
-    found = compare(logits, logits)
-    assert found.cosine.shape == (100,)
-    np.testing.assert_allclose(found.cosine, 1)
-
-
-@pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_a_bad_logit_never_passes(bad: float) -> None:
-    logits = np.ones((2, 3), np.float32)
-    other = logits.copy()
-    other[1, 1] = bad
-    assert not summarize(compare(logits, other)).cosine_min >= 0.0
-
-
-def test_losses_by_hand() -> None:
-    logits = np.log(np.array([[0.5, 0.25, 0.25], [0.1, 0.8, 0.1], [1, 1, 1]], np.float32))
-    np.testing.assert_allclose(token_losses(logits, [0, 1, 2]), [-np.log(0.25), -np.log(0.1)], rtol=1e-6)
-
-
 class _Table:
-    """A model of two tokens that always says the same."""
+    """A model that gives one row of logits per step, whatever it is fed."""
 
     def __init__(self, *rows: Sequence[float]) -> None:
         self.rows = [np.array(row, np.float32) for row in rows]
@@ -228,29 +192,17 @@ class _Table:
         self.step += 1
         return self.rows[self.step - 1]
 
-    def logits(self, ids: Sequence[int]) -> np.ndarray[Any, np.dtype[np.float32]]:
-        return np.stack([self.rows[0]] * len(ids))
-
-
-def test_perplexity_over_windows() -> None:
-    even, biased = _Table([0.0, 0.0]), _Table([math.log(3.0), 0.0])
-    found = perplexities(even, biased, [0, 0, 1, 1, 1, 0, 0], window=3)
-    # windows 0 0 1 | 1 1 0 | 0: the last predicts nothing
-    assert found.tokens == 4
-    assert found.python == pytest.approx(2)
-    assert found.cpp == pytest.approx((4 / 3 * 4 * 4 * 4 / 3) ** 0.25)
-
 
 @pytest.mark.parametrize(("gap", "near"), [(0.01, True), (0.5, False)])
-def test_greedy_parting_is_explained(gap: float, near: bool) -> None:
+def test_greedy_divergence_is_explained(gap: float, near: bool) -> None:
     python = _Table([1, 0, 0], [0, 2, 2 - gap])
     cpp = _Table([1, 0, 0], [0, 2, 2 + gap])
-    found = continue_in_step(python, cpp, [7], 2)
+    found = continue_both(python, cpp, [7], 2)
     assert found.tokens == [0]
-    assert found.parting is not None
-    assert (found.parting.step, found.parting.python_token, found.parting.cpp_token) == (1, 1, 2)
-    assert found.parting.python_gap == pytest.approx(gap, abs=1e-5)
-    assert found.parting.near_tie is near
+    assert found.divergence is not None
+    assert (found.divergence.step, found.divergence.python_token, found.divergence.cpp_token) == (1, 1, 2)
+    assert found.divergence.python_gap == pytest.approx(gap, abs=1e-5)
+    assert found.divergence.near_tie is near
 
 
 @pytest.mark.parametrize("align", [True, False])
@@ -263,7 +215,7 @@ def test_greedy_continuation_is_the_same_either_way(
     with Session(file, n_ctx=128) as session:
         for result in found.prompts:
             assert result.continuation is not None
-            assert result.continuation.tokens == session.greedy(session.tokenize(result.prompt), 6)
+            assert result.continuation.tokens == greedy(session, session.tokenize(result.prompt), 6)
 
 
 def test_file_without_i2_s(checkpoint_of: Maker, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from bitexport.errors import CheckpointError, TokenizerError, UsageError
 from bitexport.reference import load_reference
+from tests.support.decoding import greedy
 from tests.support.models import PACKINGS
 from tests.support.repository import REPOSITORY
 
@@ -78,9 +79,9 @@ def test_feeding_and_greedy_follow_the_logits(checkpoint_of: Checkpoints) -> Non
     reference.clear()
     reference.feed(IDS[:4])
     np.testing.assert_allclose(reference.feed(IDS[4:]), reference.logits(IDS)[-1], rtol=0, atol=0.5)
-    tokens = reference.greedy(IDS, 3)
+    tokens = greedy(reference, IDS, 3)
     assert tokens[0] == reference.logits(IDS)[-1].argmax()
-    assert reference.greedy(IDS, 3) == tokens  # nothing is left over from the run before
+    assert greedy(reference, IDS, 3) == tokens  # nothing is left over from the run before
 
 
 def test_ternary_layers_by_gguf_name(checkpoint_of: Checkpoints) -> None:

@@ -17,6 +17,7 @@ import pytest
 from bitexport.errors import GGUFError, UsageError
 from bitexport.runtime.completion import Completion, Sampling
 from bitexport.runtime.session import Session
+from tests.support.decoding import greedy
 from tests.support.models import Shape
 from tests.support.repository import REPOSITORY
 
@@ -36,7 +37,7 @@ def test_greedy_text_is_that_of_the_session(model: Path) -> None:
     text = "".join(completion)
     with Session(model, n_ctx=64, exact=False) as session:
         ids = session.tokenize(PROMPT)
-        tokens = session.greedy(ids, 8)
+        tokens = greedy(session, ids, 8)
         expected = b"".join(map(session.piece, tokens)).decode("utf-8", errors="ignore")
     assert completion.prompt_tokens == len(ids)
     assert 1 not in tokens, "an end of text would end the completion early; choose another prompt"

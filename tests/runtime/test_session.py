@@ -13,6 +13,7 @@ import bitexport
 from bitexport.errors import GGUFError, UsageError
 from bitexport.gguf.reader import read_gguf
 from bitexport.runtime.session import Session
+from tests.support.decoding import greedy
 
 TEXT = "def add(left, right):\n    return left + right\n"
 
@@ -51,7 +52,7 @@ def test_feeding_in_chunks_equals_feeding_at_once(session: Session) -> None:
 
 def test_greedy_takes_the_largest_logit(session: Session) -> None:
     ids = session.tokenize(TEXT)
-    tokens = session.greedy(ids, 4)
+    tokens = greedy(session, ids, 4)
     assert len(tokens) == 4
     assert tokens[0] == session.logits(ids)[-1].argmax()
     assert tokens[1] == session.logits([*ids, tokens[0]])[-1].argmax()
@@ -180,4 +181,4 @@ def test_a_good_file_loads_after_a_bad_one(model: Path, tmp_path: Path) -> None:
     with pytest.raises(GGUFError):
         Session(_damaged(model, tmp_path / "bad.gguf", _code_3))
     with Session(model, n_ctx=64) as opened:
-        assert len(opened.greedy([1, 2], 2)) == 2
+        assert len(greedy(opened, [1, 2], 2)) == 2

@@ -1,3 +1,3 @@
-"""Where C++ and PyTorch part: every step of every block compared by name."""
+"""Every step of every block compared by name, to find where C++ and PyTorch diverge."""
 
 from __future__ import annotations

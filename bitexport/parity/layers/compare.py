@@ -2,29 +2,31 @@
 
 Each prompt runs once through C++, which records every named tensor, and up to three times through PyTorch:
 
-- *own*: every step is shown the input that C++ had, because what C++ computed replaces each step's result
-  before the next one. So an error stays in the step that makes it, and every faulty step shows.
-- *aligned*: from the tokens on, with the rounding decisions of C++ (see :mod:`bitexport.parity.aligned`).
-- *plain*: from the tokens on, as both are. Rounding makes this drift apart with depth on any correct model.
+- *isolated*: each step's result is replaced by what C++ computed before the next step runs, so that every
+  step has the input that C++ had. An error shows only in the step that makes it, and every faulty step shows.
+- *aligned*: from the input tokens, with the rounding decisions of C++ (see :mod:`bitexport.parity.aligned`).
+- *plain*: from the input tokens, unmodified. Because of rounding, the two sides drift apart with depth on any
+  correct model.
 
-A step parts when PyTorch, on C++'s input, gives a value that is more than :data:`TOLERANCE` away, in steps of
-the grid on which the token's values would be rounded to 8 bits: the distance from an edge within which
-alignment explains a decision. Float error was found below a tenth of it on every family; the smallest mistake
-there is, one trit of a matrix, is a hundred times as large.
+A step diverges when PyTorch, on the input that C++ had, computes a value that is more than :data:`TOLERANCE`
+away, in steps of the grid on which the token's values would be rounded to 8 bits. Alignment uses the same
+distance from an edge to explain a decision. On every family, float error is below a tenth of it, and the
+smallest possible mistake, one trit of a matrix, is a hundred times as large.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
 
 from bitexport.gguf.embeddings import Embeddings
-from bitexport.parity.layers.difference import Tally
+from bitexport.parity.layers.difference import DifferenceAccumulator
 from bitexport.parity.layers.result import LayersReport, StepResult
 from bitexport.progress import Progress, ProgressEvent, ignore
 from bitexport.reference import Reference
@@ -32,23 +34,26 @@ from bitexport.reference.alignment import TOLERANCE, aligned_rounding
 from bitexport.reference.embeddings import ROW_ERROR, replaced_embeddings, unfaithful_row
 from bitexport.reference.float_layers import rounded_float_layers
 from bitexport.reference.steps import TENSORS, Place, places
-from bitexport.reference.visit import visited
+from bitexport.reference.visit import Visit, visited
 from bitexport.runtime.observe import Recorded, record_activations
 from bitexport.runtime.session import Session
 from bitexport.runtime.trace import Trace, Tracer
 
-#: A prompt's further tokens are not compared: all steps of a batch are held in memory.
+#: Tokens compared per prompt: all steps of a batch are in memory at once.
 MAX_TOKENS = 256
-#: A position is an angle in float32, off by its own rounding, which turns a pair of values by as much. Grid
-#: steps a position: 127 times the diagonal of a pair, times four roundings.
+#: Extra tolerance after RoPE, in grid steps per position. A position is a float32 angle, whose rounding error
+#: rotates a pair of values by as much: 127 times the diagonal of a pair, times four roundings.
 ANGLE_ERROR = 127 * 2**0.5 * 4 * 2**-24
-#: Logits, whose activations ggml rounds for a quantized head: a fraction of their length.
+#: Tolerance for logits, whose activations ggml rounds for a quantized head: a fraction of their L2 norm.
 LOGITS_ERROR = 0.005
-#: The product of a ternary weight that is not I2_S: ggml rounds its activations otherwise, or not at all;
-#: 3% was seen where a few values are far larger than the rest. A finer mistake does not show there.
+#: Tolerance for the product of a ternary weight that is not I2_S, a fraction of the L2 norm: ggml rounds its
+#: activations in a different way, or not at all. 3% was measured where a few values are far larger than the
+#: rest. A smaller mistake does not show there.
 OTHER_GRID_ERROR = 0.1
 
 _EMBEDDING, _LOGITS, _SHARED_INPUT = "embd", "result_output", "ffn_inp"
+
+_Mode = Literal["plain", "aligned", "isolated"]
 
 
 def compare_layers(
@@ -64,28 +69,27 @@ def compare_layers(
     """Compare every step.
 
     Args:
-        session: made with ``tracer``.
-        embeddings: the file's.
-        ids_of: the tokens of each prompt.
-        align: also run aligned; a file with ternary weights that are not I2_S never is.
+        session: opened with ``tracer``.
+        embeddings: those of the file.
+        ids_of: the token ids of each prompt.
+        align: also run aligned, if every ternary weight in the file is I2_S.
 
     Raises:
-        UnsupportedError: the reference has no attention function to look at.
+        UnsupportedError: the reference has no attention function to observe.
         NativeLibraryError: a tensor of the graph could not be read.
     """
-    modules = reference.modules()
-    found, absent = places(modules, reference.n_layer)
-    run = _Run(reference, embeddings, session.path, found)
+    found, absent = places(reference.modules(), reference.n_layer)
+    comparison = _StepComparison(reference, embeddings, session.path, found)
     for index, ids in enumerate(ids_of):
         progress(ProgressEvent(index, len(ids_of), "prompts", "comparing layers"))
         ids = ids[:MAX_TOKENS]
         with record_activations() as recorded, tracer.record(TENSORS) as trace:
             session.logits(ids)
-        run.prompt(ids, trace, recorded, align)
+        comparison.add_prompt(ids, trace, recorded, align)
     return LayersReport(
-        steps=run.results(),
+        steps=comparison.results(),
         absent=absent,
-        unnamed=sorted({place.step.name for place in run.unnamed}),
+        unnamed=sorted({place.step.name for place in comparison.unnamed}),
         tokens=sum(min(len(ids), MAX_TOKENS) for ids in ids_of),
         tokens_given=sum(map(len, ids_of)),
         unfaithful=unfaithful_row(reference.model, embeddings),
@@ -93,73 +97,93 @@ def compare_layers(
 
 
 @dataclass
-class _Run:
+class _StepComparison:
+    """Compares the steps of one prompt after another.
+
+    Attributes:
+        unnamed: places whose tensors C++ does not name.
+    """
+
     reference: Reference
     embeddings: Embeddings
     path: Path
     places: list[Place]
     unnamed: set[Place] = field(default_factory=set)
-    _tallies: dict[str, dict[Place, Tally]] = field(default_factory=dict)
+    _differences: dict[_Mode, dict[Place, DifferenceAccumulator]] = field(default_factory=dict)
 
-    def prompt(self, ids: Sequence[int], trace: Trace, recorded: Recorded, align: bool) -> None:
-        """One prompt, in every way."""
-        layers = self.reference.ternary_layers()
-        known = {name: layer for name, layer in layers.items() if name in recorded}
-        orders = self.reference.column_orders()
-        model, modules = self.reference.model, self.reference.modules()
-
-        for kind in ("plain", "aligned", "own"):
-            if kind == "aligned" and not (align and len(known) == len(layers)):
-                continue
-
-            def visit(place: Place, ours: torch.Tensor, kind: str = kind) -> torch.Tensor | None:
-                theirs = trace.get(place.tensors, len(ids), place.step.operations)
-                if theirs is None:
-                    self.unnamed.add(place)
-                    return None
-                order = orders.get(place.rotated or "")
-                values = torch.from_numpy(theirs if order is None else theirs[:, np.argsort(order)])
-                allowed, relative = self._allowed(place, recorded, layers.keys(), len(ids))
-                tally = self._tallies.setdefault(kind, {}).setdefault(place, Tally())
-                tally.add(ours, values, allowed, relative=relative)
-                return values if kind == "own" and place.step.name != _SHARED_INPUT else None
-
-            with ExitStack() as stack:
-                if kind != "plain":
-                    stack.enter_context(replaced_embeddings(model, self.embeddings))
-                    stack.enter_context(rounded_float_layers(modules, self.path))
-                stack.enter_context(visited(model, modules, self.places, visit))
-                if kind != "plain":
-                    stack.enter_context(aligned_rounding(known, recorded))
+    def add_prompt(self, ids: Sequence[int], trace: Trace, recorded: Recorded, align: bool) -> None:
+        """Run one prompt through PyTorch in every mode and compare it with what C++ recorded."""
+        ternary = self.reference.ternary_layers().keys()
+        modes: list[_Mode] = ["plain", "isolated"]
+        if align and ternary <= recorded.keys():
+            modes.insert(1, "aligned")
+        for mode in modes:
+            visit = self._visit(mode, len(ids), trace, recorded)
+            with self._running(mode, recorded, visit):
                 self.reference.logits(ids)
 
-    def _allowed(
-        self, place: Place, recorded: Recorded, ternary: object, tokens: int
-    ) -> tuple[torch.Tensor, bool]:
-        """What each token may differ by, and whether that is a fraction of its vector's length."""
+    @contextmanager
+    def _running(self, mode: _Mode, recorded: Recorded, visit: Visit) -> Iterator[None]:
+        """Within the block, the reference runs in ``mode`` and every step is passed to ``visit``."""
+        model, modules = self.reference.model, self.reference.modules()
+        with ExitStack() as stack:
+            if mode != "plain":
+                stack.enter_context(replaced_embeddings(model, self.embeddings))
+                stack.enter_context(rounded_float_layers(modules, self.path))
+            stack.enter_context(visited(model, modules, self.places, visit))
+            if mode != "plain":
+                layers = self.reference.ternary_layers()
+                known = {name: layer for name, layer in layers.items() if name in recorded}
+                stack.enter_context(aligned_rounding(known, recorded))
+            yield
+
+    def _visit(self, mode: _Mode, tokens: int, trace: Trace, recorded: Recorded) -> Visit:
+        """A function that compares a step with the trace, and in isolated mode replaces its values."""
+        orders = self.reference.column_orders()
+        ternary = self.reference.ternary_layers().keys()
+        differences = self._differences.setdefault(mode, {})
+
+        def visit(place: Place, python: torch.Tensor) -> torch.Tensor | None:
+            traced = trace.get(place.tensors, tokens, place.step.operations)
+            if traced is None:
+                self.unnamed.add(place)
+                return None
+            order = orders.get(place.rotated or "")
+            cpp = torch.from_numpy(traced if order is None else traced[:, np.argsort(order)])
+            other_grid = place.weight in ternary and place.weight not in recorded
+            tolerance, relative = self._tolerance(place, tokens, other_grid)
+            differences.setdefault(place, DifferenceAccumulator()).add(
+                python, cpp, tolerance, relative=relative
+            )
+            return cpp if mode == "isolated" and place.step.name != _SHARED_INPUT else None
+
+        return visit
+
+    def _tolerance(self, place: Place, tokens: int, other_grid: bool) -> tuple[torch.Tensor, bool]:
+        """The tolerance for each token, and whether it is a fraction of the L2 norm instead of grid steps."""
         if place.step.name == _EMBEDDING:
             return torch.full((tokens,), ROW_ERROR.get(self.embeddings.embedding_type, 0.1)), True
         if place.step.name == _LOGITS:
             return torch.full((tokens,), LOGITS_ERROR), True
-        if place.weight in ternary and place.weight not in recorded:  # type: ignore[operator]
+        if other_grid:
             return torch.full((tokens,), OTHER_GRID_ERROR), True
-        allowed = torch.full((tokens,), TOLERANCE, dtype=torch.float64)
+        tolerance = torch.full((tokens,), TOLERANCE, dtype=torch.float64)
         if place.step.rotated and not place.step.modules:
-            allowed += ANGLE_ERROR * torch.arange(tokens)
-        return allowed, False
+            tolerance += ANGLE_ERROR * torch.arange(tokens)
+        return tolerance, False
 
     def results(self) -> list[StepResult]:
-        """In PyTorch's order."""
-        plain, aligned = self._tallies["plain"], self._tallies.get("aligned", {})
+        """All steps, in PyTorch's order."""
+        plain, aligned = self._differences["plain"], self._differences.get("aligned", {})
         return [
             StepResult(
                 name=place.name,
                 layer=place.layer,
                 decided_by=place.decided_by,
-                # the other runs look tokens up in the file's own embedding
-                own=(plain[place] if place.step.name == _EMBEDDING else own).result(),
+                # only the plain run uses the checkpoint's embedding; the others use the file's
+                isolated=(plain[place] if place.step.name == _EMBEDDING else isolated).result(),
                 aligned=aligned[place].result() if place in aligned else None,
                 plain=plain[place].result(),
             )
-            for place, own in self._tallies["own"].items()
+            for place, isolated in self._differences["isolated"].items()
         ]

@@ -12,8 +12,8 @@ import pytest
 
 from bitexport.convert import convert
 from bitexport.parity import parity
-from bitexport.parity.driver import ParityReport, verdict
 from bitexport.parity.layers.result import LayersReport
+from bitexport.parity.report import ParityReport, verdict
 from tests.support.family_cases import CASES, made
 from tests.support.gguf_files import (
     ByteChange,
@@ -43,17 +43,37 @@ def layers_of(checkpoint: Path, file: Path, **options: Any) -> tuple[ParityRepor
 @pytest.mark.parametrize(
     ("tensor", "change", "first", "evidence"),
     [
-        ("blk.1.ffn_up.weight", invert_scale, "ffn_up-1", "times the length, so a scale is off"),
-        ("blk.1.attn_q.weight", invert_scale, "q-1", "times the length, so a scale is off"),
+        ("blk.1.ffn_up.weight", invert_scale, "ffn_up-1", "times PyTorch's, so a scale is off"),
+        ("blk.1.attn_q.weight", invert_scale, "q-1", "times PyTorch's, so a scale is off"),
         ("blk.0.attn_output.weight", invert_scale, "attn_out-0", "so a scale is off"),
-        ("blk.1.attn_sub_norm.weight", zero, "attn_sub_norm-1", "C++ has nothing but zeros"),
-        ("blk.0.ffn_sub_norm.weight", zero, "ffn_sub_norm-0", "look at blk.0.ffn_sub_norm.weight"),
-        ("blk.0.attn_norm.weight", halve_gain, "attn_norm-0", "same direction and 0.5 times the length"),
-        ("blk.0.ffn_gate.weight", flip_one_trit, "ffn_gate-0", "1 of 512 values differ, first number 0"),
-        ("blk.1.attn_k.weight", double_scale, "k-1", "same direction and 2 times the length"),
-        ("blk.1.ffn_down.weight", double_scale, "ffn_out-1", "look at blk.1.ffn_down.weight"),
-        ("output_norm.weight", double_floats, "result_norm", "look at output_norm.weight"),
-        ("token_embd.weight", double_halves, "embd", "same direction and 2 times the length"),
+        ("blk.1.attn_sub_norm.weight", zero, "attn_sub_norm-1", "all C++ values are zero"),
+        ("blk.0.ffn_sub_norm.weight", zero, "ffn_sub_norm-0", "check blk.0.ffn_sub_norm.weight"),
+        (
+            "blk.0.attn_norm.weight",
+            halve_gain,
+            "attn_norm-0",
+            "the C++ values are 0.5 times PyTorch's, so a scale is off",
+        ),
+        (
+            "blk.0.ffn_gate.weight",
+            flip_one_trit,
+            "ffn_gate-0",
+            "1 of 512 values differ, the first at index 0",
+        ),
+        (
+            "blk.1.attn_k.weight",
+            double_scale,
+            "k-1",
+            "the C++ values are 2 times PyTorch's, so a scale is off",
+        ),
+        ("blk.1.ffn_down.weight", double_scale, "ffn_out-1", "check blk.1.ffn_down.weight"),
+        ("output_norm.weight", double_floats, "result_norm", "check output_norm.weight"),
+        (
+            "token_embd.weight",
+            double_halves,
+            "embd",
+            "the C++ values are 2 times PyTorch's, so a scale is off",
+        ),
         ("output.weight", negate_a_row, "result_output", "row 0 of the output head is off by 200.0%"),
     ],
 )
@@ -69,8 +89,8 @@ def test_the_broken_step_is_named(
     file = changed(gguf_of("packed-multiply", tied=False), tmp_path / "bad.gguf", tensor, change)
     report, layers = layers_of(checkpoint_of("packed-multiply", tied=False), file)
     assert layers.first == first
-    assert [step.name for step in layers.parted][1:] == []  # nothing that only inherits the fault
-    assert f"first step that parts is {first}" in layers.describe()
+    assert [step.name for step in layers.diverged][1:] == []  # nothing that only inherits the fault
+    assert f"first step that diverges is {first}" in layers.describe()
     assert evidence in layers.describe()
     assert not report.passed
     assert evidence in verdict(report)
@@ -84,8 +104,8 @@ def test_another_rope_base(checkpoint_of: Maker, gguf_of: Maker, tmp_path: Path,
     file = with_float(good, tmp_path / "bad.gguf", key, 20000.0)
     _, layers = layers_of(checkpoint_of("packed-multiply", architecture=architecture), file)
     assert layers.first == "q_rope-0"
-    assert [step.name for step in layers.parted] == ["q_rope-0", "k_rope-0", "q_rope-1", "k_rope-1"]
-    assert "tokens before number 1 agree, so it depends on the position" in layers.describe()
+    assert [step.name for step in layers.diverged] == ["q_rope-0", "k_rope-0", "q_rope-1", "k_rope-1"]
+    assert "tokens before index 1 agree, so the error depends on the position" in layers.describe()
     assert "rope.freq_base" in layers.describe()
 
 
@@ -96,9 +116,9 @@ def test_a_scale_that_subln_divides_out(checkpoint_of: Maker, gguf_of: Maker, tm
     report, layers = layers_of(checkpoint_of("packed-multiply"), file)
     assert report.judged.cosine_min > 0.99999
     assert not report.passed
-    assert verdict(report).startswith("A step is wrong though the logits agree")
+    assert verdict(report).startswith("A step is wrong although the logits agree")
     assert layers.first == "v-0"
-    assert "C++ has the same direction and 2 times the length" in verdict(report)
+    assert "the C++ values are 2 times PyTorch's" in verdict(report)
 
 
 @pytest.mark.parametrize("align", [True, False])
@@ -114,10 +134,10 @@ def test_a_good_file(
     assert layers.unnamed == []
     sub_norms = {"attn_sub_norm", "ffn_sub_norm"}
     assert set(layers.absent) == {"q_norm", "k_norm"} | (sub_norms if architecture == "llama" else set())
-    assert "no step parts" in layers.describe()
-    # a tenth of what is allowed: the threshold stands far from float error
+    assert "no step diverges" in layers.describe()
+    # float error is below a tenth of the tolerance
     inside = [step for step in layers.steps if step.name not in ("embd", "result_output")]
-    assert max(step.own.excess for step in inside) < 0.1
+    assert max(step.isolated.excess for step in inside) < 0.1
     assert report.passed
     names = [step.name for step in layers.steps]
     assert names[0] == "embd"
@@ -132,7 +152,7 @@ def test_without_alignment_the_runs_drift_apart(checkpoint_of: Maker, gguf_of: M
     last = layers.steps[-2]
     assert last.aligned is None
     assert last.plain.cosine_gap > 1e-5
-    assert last.own.cosine_gap < 1e-12
+    assert last.isolated.cosine_gap < 1e-12
 
 
 def test_all_that_a_step_depends_on_is_named(tmp_path: Path) -> None:
@@ -144,11 +164,11 @@ def test_all_that_a_step_depends_on_is_named(tmp_path: Path) -> None:
         checkpoint, changed(tmp_path / "good.gguf", tmp_path / "bad.gguf", norm, double_floats)
     )
     assert layers.first == "q-1"
-    assert f"look at blk.1.attn_q.weight or {norm}" in layers.describe()
+    assert f"check blk.1.attn_q.weight or {norm}" in layers.describe()
     key = "bitnet-b1.58.attention.layer_norm_rms_epsilon"
     _, layers = layers_of(checkpoint, with_float(tmp_path / "good.gguf", tmp_path / "eps.gguf", key, 1e-2))
     assert layers.first == "attn_norm-0"
-    assert "look at blk.0.attn_norm.weight or attention.layer_norm_rms_epsilon" in layers.describe()
+    assert "check blk.0.attn_norm.weight or attention.layer_norm_rms_epsilon" in layers.describe()
 
 
 def test_only_the_first_tokens_of_a_long_prompt(
@@ -158,7 +178,7 @@ def test_only_the_first_tokens_of_a_long_prompt(
     _, layers = layers_of(checkpoint_of("packed-multiply"), gguf_of("packed-multiply"))
     assert layers.tokens == 10
     assert layers.tokens_given > 10
-    assert {step.own.tokens for step in layers.steps} == {10}
+    assert {step.isolated.tokens for step in layers.steps} == {10}
 
 
 def test_the_command(checkpoint_of: Maker, gguf_of: Maker, tmp_path: Path, run_cli: Cli) -> None:
@@ -166,9 +186,9 @@ def test_the_command(checkpoint_of: Maker, gguf_of: Maker, tmp_path: Path, run_c
     command = ("parity", checkpoint_of("packed-multiply"), file, "--prompt", PROMPTS[1], "--layers")
     done = run_cli(*command)
     assert done.returncode == 3, done.stderr
-    assert "steps: the first step that parts is v-1" in done.stdout
+    assert "steps: the first step that diverges is v-1" in done.stdout
     assert "not in this model: q_norm, k_norm" in done.stdout
-    assert done.stderr.startswith("failed: A step is wrong though the logits agree")
+    assert done.stderr.startswith("failed: A step is wrong although the logits agree")
     document = json.loads(run_cli(*command, "--json").stdout)
     assert document["layers"]["first"] == "v-1"
     steps = {step["name"]: step for step in document["layers"]["steps"]}

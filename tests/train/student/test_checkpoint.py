@@ -20,7 +20,7 @@ from bitexport.errors import CheckpointError, UnsupportedError
 from bitexport.families import family_of
 from bitexport.gguf.reader import read_gguf
 from bitexport.parity import parity
-from bitexport.parity.driver import verdict
+from bitexport.parity.report import verdict
 from bitexport.train.student.bitlinear import BitLinear, quantize_weight
 from bitexport.train.student.fresh import build_model
 from bitexport.train.student.pack import export_packed
