@@ -222,7 +222,7 @@ class Family:
     def claims(self, numbers: Hyperparameters) -> list[Claim]:
         """Every tensor that the checkpoint must have, in the order in which they are written.
 
-        Without the head of a tied model.
+        The head of a tied model is not included.
         """
         sizes = numbers.dimensions()
         found: list[Claim] = []

@@ -43,7 +43,7 @@ def find_library_dir() -> Path:
         if not (chosen / name).is_file():
             raise NativeLibraryError(
                 f"{DIRECTORY_VARIABLE} is {override}, which holds no {name}; "
-                "set it to the folder of bitexport's libraries, or unset it"
+                "give the folder of bitexport's libraries, or unset it"
             )
         return chosen
     folders = [_PACKAGE / "lib", _PACKAGE.parent / "build" / "native" / "lib"]

@@ -24,7 +24,7 @@ def kind_of(path: Path) -> str:
     """
     kind = path.suffix.lower().removeprefix(".")
     if kind not in KINDS:
-        raise UsageError(f"{path}: the name of a picture must end in .png or .svg; choose one of them")
+        raise UsageError(f"{path}: a picture's name must end in .png or .svg; choose one of these")
     return kind
 
 
