@@ -45,9 +45,9 @@ def test_an_integer_will_do_for_a_number(tmp_path: Path) -> None:
     [
         ("learnig_rate = 0.1", "unknown key learnig_rate; did you mean learning_rate?"),
         ("zzz = 1", "unknown key zzz; known keys: adam_beta1"),
-        ("threads = 2.5", "threads = 2.5 is a float; expected a int"),
-        ("seed = true", "seed = True is a bool; expected a int"),
-        ('compile = "yes"', "compile = 'yes' is a str; expected a bool"),
+        ("threads = 2.5", "threads = 2.5 has type float; expected int"),
+        ("seed = true", "seed = True has type bool; expected int"),
+        ('compile = "yes"', "compile = 'yes' has type str; expected bool"),
         ("seed = -1", "seed = -1; expected 0 or more"),
         ("weight_decay = nan", "weight_decay = nan; expected a finite number"),
         ("rope_theta = inf", "rope_theta = inf; expected a finite number"),
@@ -101,7 +101,7 @@ def test_settings_that_do_not_fit_each_other(tmp_path: Path, changes: dict[str, 
 )
 def test_a_model_from_scratch_needs_a_shape(tmp_path: Path, changes: dict[str, object], key: str) -> None:
     with pytest.raises(UsageError, match=f"^config: {key} = .*; expected "):
-        tiny_config(tmp_path, **changes).require_shape()
+        tiny_config(tmp_path, **changes).check_shape()
 
 
 def test_a_missing_key_is_named(tmp_path: Path) -> None:

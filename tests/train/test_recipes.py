@@ -10,7 +10,7 @@ import pytest
 
 from bitexport.errors import UsageError
 from bitexport.train.config import TrainConfig, load_config
-from bitexport.train.data.examples import template_of
+from bitexport.train.data.loading import template_of
 from tests.support.repository import REPOSITORY
 
 TEXT = (REPOSITORY / "docs" / "training-recipes.md").read_text(encoding="utf-8")
@@ -42,7 +42,7 @@ def test_a_recipe_with_a_wrong_key_would_be_found(tmp_path: Path) -> None:
 
 
 def test_parameters_are_those_of_the_models() -> None:
-    script = runpy.run_path(str(REPOSITORY / "scripts" / "training_memory.py"))
+    script = runpy.run_path(str(REPOSITORY / "benchmarks" / "training_memory.py"))
     for name in script["SHAPES"]:
         for count in re.findall(r"[\d,]{9,}", script["parameters"](name)):
             assert f"| {count.rstrip(',')} |" in TEXT

@@ -1,4 +1,4 @@
-"""The stages on tiny models: what they leave behind, and what happens when they are cut off."""
+"""The stages on tiny models: what they write, and what happens when they are interrupted."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from bitexport.parity import parity
 from bitexport.train.config import TrainConfig
 from bitexport.train.loss_curve import read_log
 from bitexport.train.stages import train
-from bitexport.train.student.surgery import load_causal_lm
+from bitexport.train.student.checkpoint import load_causal_lm
 from tests.train.conftest import WORDS, student_config, tiny_config
 
 
@@ -44,7 +44,7 @@ def test_a_teacher_is_an_ordinary_float_checkpoint_that_learned(teacher: Path) -
 
 
 def test_a_student_converts_and_agrees_with_cpp(student_run: Path, tmp_path: Path) -> None:
-    """No flags: what training leaves says itself what it is."""
+    """Without flags: the checkpoint describes itself."""
     model = student_run / "stage3" / "model"
     for each in (model, max((student_run / "stage3").glob("checkpoint-*"))):
         convert(each, tmp_path / f"{each.name}.gguf", embed_type="f16")
@@ -62,7 +62,7 @@ def test_every_term_is_logged_raw_and_weighted(student_run: Path) -> None:
 
 
 def test_what_is_saved_is_what_the_last_forward_pass_used(student_run: Path) -> None:
-    """Master weights on the disk quantize to the weights that BitLinear multiplies with."""
+    """Saved master weights quantize to the weights that BitLinear multiplies with."""
     model = load_causal_lm(student_run / "stage3" / "model")
     kept = [module for module in model.modules() if getattr(module, "blend", None) is not None]
     assert len(kept) == 14
@@ -104,9 +104,9 @@ def test_a_resumed_run_repeats_an_uninterrupted_one_to_the_bit(
 
 def test_a_run_is_not_overwritten_and_a_resumed_one_must_be_the_same(teacher: Path, tmp_path: Path) -> None:
     shutil.copytree(teacher, tmp_path / "run")
-    with pytest.raises(OutputError, match="holds a run already; add --resume"):
+    with pytest.raises(OutputError, match="contains a run already; add --resume"):
         quiet(tiny_config(tmp_path), "pretrain")
-    with pytest.raises(UsageError, match="begun with data"):
+    with pytest.raises(UsageError, match="was started with data"):
         quiet(tiny_config(tmp_path), "pretrain", resume=True)
 
 

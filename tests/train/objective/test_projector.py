@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from bitexport.errors import BitexportWarning, UsageError
-from bitexport.train.objective.projector import LogitProjector, check_vocabularies
+from bitexport.errors import BitexportWarning
+from bitexport.train.objective.projector import LogitProjector
 
 pytestmark = pytest.mark.filterwarnings("ignore:the teacher is float16")
 
@@ -54,13 +54,6 @@ def test_a_float16_teacher_leaves_the_optimizer_finite() -> None:
         optimizer.zero_grad()
     assert projector.master.isfinite().all()
     assert (projector.master - before)[:4].abs().min() > 1e-3
-
-
-def test_unequal_vocabularies_are_refused_without_a_projector() -> None:
-    check_vocabularies(300, 300, projector=False)
-    check_vocabularies(300, 512, projector=True)
-    with pytest.raises(UsageError, match=r"300 tokens.*512.*logit_projector = true"):
-        check_vocabularies(300, 512, projector=False)
 
 
 def test_a_float16_teacher_is_warned_of() -> None:
