@@ -90,7 +90,7 @@ class TrainConfig(Settings):
 
     # Stage 1.
     sub_norms: bool = True  # adds SubLN in front of o_proj and down_proj
-    calibration_batches: int = 8  # of micro_batch_tokens, to set SubLN's gains; 0 leaves them at 1
+    calibration_batches: int = 8  # batches of micro_batch_tokens that set SubLN's gains; 0 leaves them at 1
 
     # Stage 3: the terms of the loss and their weights. With only next_token above 0 it is plain fine-tuning
     # and needs no teacher.

@@ -30,7 +30,7 @@ def check_torch() -> list[Check]:
     threads = torch.get_num_threads()
     value = f"{torch.__version__}, {kind}, {threads} thread{'s'[: threads > 1]}; on this CPU {bf16}"
     if not fast:
-        meaning += " On a CPU without it, bfloat16 is slower than float32: train with bf16 off there."
+        meaning += " On a CPU without it, bfloat16 is slower than float32: leave precision at float32 there."
     return [Check("torch", value, "ok", meaning)]
 
 
@@ -47,7 +47,7 @@ def check_accelerator(torch: Any = None, driver: bool | None = None) -> list[Che
         names = [_describe(torch.cuda.get_device_properties(i)) for i in range(torch.cuda.device_count())]
         bf16 = torch.cuda.is_bf16_supported()
         value = "; ".join(names) + ("" if bf16 else "; no bfloat16")
-        advice = "" if bf16 else "train with bf16 off"
+        advice = "" if bf16 else 'train with precision = "float32"'
         return [Check("accelerator", value, "ok" if bf16 else "warning", meaning, advice)]
     if driver:
         built = torch.version.cuda

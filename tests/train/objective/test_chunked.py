@@ -1,4 +1,4 @@
-"""The chunked losses against the whole ones: same values, same gradients, and no logits of all tokens."""
+"""The chunked losses against the full ones: same values, same gradients, and never logits of all tokens."""
 
 from __future__ import annotations
 
