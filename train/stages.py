@@ -16,7 +16,7 @@ from bitexport.progress import Progress, ignore
 from bitexport.reference.model import load_tokenizer
 from bitexport.system.files import write_atomically
 from bitexport.train.config import TrainConfig
-from bitexport.train.data.batches import BatchPlan, evaluation_batches
+from bitexport.train.data.batches import BatchPlan, sample_batches
 from bitexport.train.data.loading import StageData, load_data, template_of
 from bitexport.train.fsdp import gather_state_dict
 from bitexport.train.log import RunLog, Say
@@ -60,7 +60,7 @@ def train(
     state = PartialState(cpu=not torch.cuda.is_available())
     if not state.is_main_process:
         say, progress = _say_nothing, ignore
-    transformers_logging.disable_progress_bar()  # ours counts tokens
+    transformers_logging.disable_progress_bar()  # `progress` counts tokens instead
     check_before_training(config, stages)
     try:
         prepare_run(config, stages, resume=resume)
@@ -108,7 +108,7 @@ def _calibrate(config: TrainConfig, student: Any, tokenizer: Any, folder: Path) 
     stream_tokens = _CALIBRATION_STREAM * tokens
     data = load_data(config.data, config, template_of(config), tokenizer, folder, stream_tokens)
     examples = tokens // config.sequence_length
-    batches = evaluation_batches(data.train, config.micro_batch_tokens, examples, pad_id=0)
+    batches = sample_batches(data.train, config.micro_batch_tokens, examples, pad_id=0)
     calibrate(student, batches)
 
 
@@ -120,7 +120,7 @@ def _fit(config: TrainConfig, stage: str, folder: Path, say: Say, progress: Prog
     say(f"{data.summary}\n{describe_parameters(models.student)}")
     pad_id = models.tokenizer.eos_token_id
     plan = _plan(config, data, settings.tokens, pad_id)
-    held_out = evaluation_batches(data.held_out, config.micro_batch_tokens, config.eval_examples, pad_id)
+    held_out = sample_batches(data.held_out, config.micro_batch_tokens, config.eval_examples, pad_id)
 
     if config.compile:
         models.student.compile()

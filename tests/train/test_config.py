@@ -18,7 +18,7 @@ def write(folder: Path, text: str) -> Path:
     return path
 
 
-def test_what_a_run_saves_reads_back_the_same(tmp_path: Path) -> None:
+def test_a_saved_configuration_reads_back_equal(tmp_path: Path) -> None:
     config = tiny_config(tmp_path, run_dir='a "quoted" \\ folder \x7f é', learning_rate=3e-4, compile=True)
     assert load_config(write(tmp_path, config.to_toml())) == config
 
@@ -35,7 +35,7 @@ def test_an_override_wins_and_none_does_not(tmp_path: Path) -> None:
     assert load_config(path, run_dir=None).run_dir == str(tmp_path / "run")
 
 
-def test_an_integer_will_do_for_a_number(tmp_path: Path) -> None:
+def test_an_integer_is_accepted_for_a_number(tmp_path: Path) -> None:
     config = tiny_config(tmp_path, learning_rate=1)
     assert isinstance(config.learning_rate, float)
 

@@ -41,7 +41,7 @@ def run(capsys: pytest.CaptureFixture[str], config: TrainConfig, *arguments: str
 
 @contextlib.contextmanager
 def largest_file(size: int) -> Iterator[None]:
-    """No file may grow beyond ``size`` bytes: a write fails as it does on a full disk."""
+    """Limit the size of every file to ``size`` bytes: a write beyond it fails as on a full disk."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
@@ -158,7 +158,7 @@ def test_what_diverges_is_not_saved(
     assert not [*Path(config.run_dir).rglob("*.safetensors")]
 
 
-def test_a_full_disk_leaves_no_half_model(
+def test_a_full_disk_leaves_no_incomplete_model(
     capsys: pytest.CaptureFixture[str], teacher: Path, stage1: str, tmp_path: Path
 ) -> None:
     config = student_config(tmp_path, teacher)
@@ -190,7 +190,7 @@ def interrupted(config: TrainConfig, number: int, *, after: int, resume: bool) -
     return process.wait(60), process.communicate()[1]
 
 
-def test_a_run_that_is_stopped_again_and_again_ends_as_one_that_is_not(
+def test_a_run_that_is_stopped_repeatedly_ends_like_an_uninterrupted_one(
     capsys: pytest.CaptureFixture[str], teacher: Path, stage1: str, tmp_path: Path
 ) -> None:
     """Ctrl-C, a full disk, kill -9 in the middle of a checkpoint."""

@@ -61,7 +61,7 @@ def test_every_term_is_logged_raw_and_weighted(student_run: Path) -> None:
     assert (student_run / "stage3" / "loss.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_what_is_saved_is_what_the_last_forward_pass_used(student_run: Path) -> None:
+def test_the_saved_model_is_the_one_of_the_last_forward_pass(student_run: Path) -> None:
     """Saved master weights quantize to the weights that BitLinear multiplies with."""
     model = load_causal_lm(student_run / "stage3" / "model")
     kept = [module for module in model.modules() if getattr(module, "blend", None) is not None]
@@ -73,7 +73,7 @@ def test_what_is_saved_is_what_the_last_forward_pass_used(student_run: Path) -> 
 def test_a_resumed_run_repeats_an_uninterrupted_one_to_the_bit(
     teacher: Path, tmp_path: Path, optimizer: str
 ) -> None:
-    """Cut off after step 6 of a stage with all that has state; checkpoints are at 4 and 8."""
+    """Interrupted after step 6 of a stage that uses everything with state; checkpoints are at 4 and 8."""
     changes: dict[str, object] = {
         "optimizer": optimizer,
         "lambda_warmup_ratio": 0.5,
@@ -117,7 +117,7 @@ def test_a_stage_before_its_predecessor(teacher: Path, tmp_path: Path) -> None:
         quiet(tiny_config(tmp_path), "1")
 
 
-def test_a_run_that_did_not_begin_leaves_no_tokenizer_behind_for_the_next(tmp_path: Path) -> None:
+def test_a_failed_start_leaves_no_tokenizer_for_the_next_run(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no record fits"):
         quiet(tiny_config(tmp_path, sequence_length=4), "pretrain")
     quiet(tiny_config(tmp_path, vocab_size=280, pretrain_tokens=512), "pretrain")
@@ -132,12 +132,12 @@ def stream(folder: Path, texts: list[str]) -> list[str]:
 
 
 def words(number: int) -> str:
-    """Six words; numbers in figures would all count as one text."""
+    """Up to twelve words, chosen by the bits of ``number``; texts with figures would all count as one."""
     return " ".join(WORDS[name] for i, name in enumerate([*WORDS] * 2) if number >> i & 1)
 
 
 def test_a_stream_is_read_as_far_as_its_stage_needs(teacher: Path, tmp_path: Path) -> None:
-    """Stages 1 and 3, without a budget for stage 2; other data in the same folder are read anew."""
+    """Stages 1 and 3, without a budget for stage 2; in the same folder, other data is read again."""
     data = stream(tmp_path / "set", [words(number) for number in range(4096)])
     settings: dict[str, object] = {"template": "plain", "stage2_tokens": 0, "stage3_tokens": 1500}
     config = student_config(tmp_path, teacher, data=data, **settings)
@@ -154,7 +154,7 @@ def test_a_stream_is_read_as_far_as_its_stage_needs(teacher: Path, tmp_path: Pat
     assert (run / "stage3" / "tokens.bin").read_bytes() != before
 
 
-def test_a_stream_of_which_nothing_is_held_out(teacher: Path, tmp_path: Path) -> None:
+def test_a_stream_with_nothing_held_out(teacher: Path, tmp_path: Path) -> None:
     config = student_config(
         tmp_path, teacher, data=stream(tmp_path / "set", ["red"] * 4000), template="plain"
     )

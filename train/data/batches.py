@@ -66,7 +66,7 @@ class BatchPlan(Dataset[Batch]):
         return collate([self.examples.get(pass_number, int(i)) for i in indices], self.pad_id)
 
 
-def evaluation_batches(examples: Examples, micro_tokens: int, limit: int, pad_id: int) -> list[Batch]:
+def sample_batches(examples: Examples, micro_tokens: int, limit: int, pad_id: int) -> list[Batch]:
     """Micro-batches of at most ``limit`` examples, evenly spread over all of them and sorted by length."""
     lengths = examples.lengths
     if len(lengths) == 0:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from bitexport.errors import UsageError
-from bitexport.train.data.batches import BatchPlan, collate, evaluation_batches
+from bitexport.train.data.batches import BatchPlan, collate, sample_batches
 from bitexport.train.data.examples import ListedExamples
 
 
@@ -70,12 +70,12 @@ def test_no_example_is_a_usage_error() -> None:
         plan(ListedExamples([]))
 
 
-def test_evaluation_batches_are_spread_and_sorted_by_length() -> None:
-    batches = evaluation_batches(listed(), 32, 10, pad_id=0)
+def test_sampled_batches_are_spread_and_sorted_by_length() -> None:
+    batches = sample_batches(listed(), 32, 10, pad_id=0)
     chosen = [int(row[0]) for batch in batches for row in batch["input_ids"]]
     lengths = [int(row.sum()) for batch in batches for row in batch["attention_mask"]]
     assert len(chosen) == 10
     assert {0, 39} <= set(chosen)
     assert lengths == sorted(lengths)
     assert all(batch["input_ids"].numel() <= 32 for batch in batches)
-    assert evaluation_batches(ListedExamples([]), 32, 10, pad_id=0) == []
+    assert sample_batches(ListedExamples([]), 32, 10, pad_id=0) == []

@@ -36,13 +36,13 @@ def test_an_unknown_shape_is_refused() -> None:
         ("contrastive", [0, 0, 0, 0, 0, 0, 0, 0.5, 1]),
     ],
 )
-def test_the_curriculum_is_the_one_written_down(term: str, weights: list[float]) -> None:
+def test_the_curriculum_has_the_documented_ramps(term: str, weights: list[float]) -> None:
     progress = [0, 0.1, 0.25, 0.4, 0.5, 0.55, 0.7, 0.85, 1]
     assert [curriculum_factor(term, p) for p in progress] == pytest.approx(weights)
     assert curriculum_factor(term, 1.2) == 1.0
 
 
-def test_a_term_without_a_place_in_the_curriculum_is_refused() -> None:
+def test_an_unknown_term_is_refused() -> None:
     with pytest.raises(UsageError, match=r"'atention'.*next_token"):
         curriculum_factor("atention", 0.5)
     assert len(CURRICULUM) == 6

@@ -50,7 +50,7 @@ def trained(architecture: str, folder: Path, **options: Any) -> Any:
 
 
 @pytest.mark.parametrize("architecture", FLOAT)
-def test_a_student_goes_all_the_way(architecture: str, tmp_path: Path) -> None:
+def test_a_student_survives_saving_converting_and_packing(architecture: str, tmp_path: Path) -> None:
     student = trained(architecture, tmp_path, tied=architecture != "qwen2")
     folder, file = tmp_path / "student", tmp_path / "m.gguf"
     loaded = load_causal_lm(folder)
@@ -98,9 +98,9 @@ def test_the_configuration(saved: Path) -> None:
     assert (saved / "chat_template.jinja").exists()
 
 
-def test_the_doctor_finds_nothing(saved: Path) -> None:
+def test_doctor_finds_nothing_wrong_with_the_checkpoint(saved: Path) -> None:
     report = doctor(saved)
-    # one step makes no model that knows a text; but nothing is wrong with the checkpoint
+    # after one step the model knows no text, but nothing is wrong with the checkpoint
     assert report.verdict.name == "undertrained", report.verdict
 
 
@@ -120,7 +120,7 @@ def test_a_student_in_shards(saved: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("architecture", FLOAT)
-def test_a_teacher_is_transformers_own(architecture: str, tmp_path: Path) -> None:
+def test_a_teacher_equals_that_of_transformers(architecture: str, tmp_path: Path) -> None:
     teacher = float_model(architecture).to(torch.bfloat16)
     teacher.save_pretrained(tmp_path)
     loaded = load_causal_lm(tmp_path)

@@ -1,4 +1,4 @@
-"""The surgery: what it changes and what it keeps; the student equals one made of transformers' own layers."""
+"""Surgery: what it changes and keeps; the student equals one made of transformers' own layers."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def transformers_student(student: Any, architecture: str) -> Any:
 
 @pytest.mark.parametrize("architecture", FLOAT)
 @pytest.mark.parametrize("tied", [True, False])
-def test_the_student_is_the_one_of_transformers_layers(architecture: str, tied: bool) -> None:
+def test_a_student_equals_one_of_transformers_layers(architecture: str, tied: bool) -> None:
     student = make_student(float_model(architecture, tied=tied))
     calibrate(student, [batch()])
     reference = transformers_student(student, architecture)
