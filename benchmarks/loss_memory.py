@@ -1,10 +1,11 @@
-"""What the chunked losses save: peak memory and time of one pass, whole against chunked, for benchmarks.
+"""Memory that the chunked losses save: peak and time of one pass, whole against chunked.
 
 Usage: loss_memory.py [--vocabulary 128000] [--tokens 2048] [--hidden 256,1024] [--chunk 256] [--k 256]
 
 Prints a table in Markdown: the peak of resident memory (VmHWM) of a process that does one forward and
-backward pass in float32 on the CPU and nothing else, a fresh process for each figure. All tokens are counted.
-"top k of the teacher" has no backward pass. "inputs" is what such a process holds before the pass.
+backward pass in float32 on the CPU and nothing else; each figure is from a new process. All tokens are
+counted. "top k of the teacher" has no backward pass. "inputs" is the memory of such a process before the
+pass.
 """
 
 from __future__ import annotations
@@ -30,15 +31,16 @@ def run(loss: str, form: str, hidden: Tensor, weight: Tensor, k: int, chunk: int
     labels = torch.arange(positions)[None] % vocabulary
     if loss == "top k of the teacher":
         with torch.no_grad():
-            _ = (hidden @ weight.T).topk(k) if form == "whole" else chunked_top_k(hidden, weight, k, chunk)
+            if form == "whole":
+                (hidden @ weight.T).topk(k)
+            else:
+                chunked_top_k(hidden, weight, k, chunk)
         return
     if loss == "next token":
-        whole = form == "whole"
-        value = (
-            next_token(hidden @ weight.T, labels)
-            if whole
-            else chunked_next_token(hidden, weight, labels, chunk)
-        )
+        if form == "whole":
+            value = next_token(hidden @ weight.T, labels)
+        else:
+            value = chunked_next_token(hidden, weight, labels, chunk)
     else:
         values = torch.linspace(5, 0, k).expand(1, positions, k)
         indices = torch.randint(vocabulary, (1, positions, k))
@@ -50,13 +52,13 @@ def run(loss: str, form: str, hidden: Tensor, weight: Tensor, k: int, chunk: int
 
 
 def resident(name: str) -> float:
-    """MiB; ru_maxrss would be the parent's where that was larger."""
+    """VmRSS or VmHWM in MiB; ru_maxrss would be the parent's if that was larger."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(name + ":"))
 
 
 def measure(options: argparse.Namespace) -> None:
-    """In the process of its own: prints MiB before the pass, MiB at the peak, seconds."""
+    """In a new process: print MiB before the pass, MiB at the peak, seconds."""
     torch.manual_seed(0)
     torch.set_num_threads(2)
     hidden = torch.randn(1, options.tokens + 1, int(options.hidden), requires_grad=True)
@@ -74,8 +76,8 @@ def main() -> None:
     )
     parser.add_argument("--vocabulary", type=int, default=128_000)
     parser.add_argument("--tokens", type=int, default=2048)
-    parser.add_argument("--hidden", default="256,1024", help="sizes, with commas")
-    parser.add_argument("--chunk", type=int, default=256, help="tokens in a chunk")
+    parser.add_argument("--hidden", default="256,1024", help="hidden sizes, separated by commas")
+    parser.add_argument("--chunk", type=int, default=256, help="tokens per chunk")
     parser.add_argument("--k", type=int, default=256)
     parser.add_argument("--loss", choices=LOSSES, help=argparse.SUPPRESS)
     parser.add_argument("--form", choices=("whole", "chunked"), help=argparse.SUPPRESS)

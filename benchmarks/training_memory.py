@@ -1,12 +1,12 @@
-"""What distillation of a published shape holds in memory: parameters, and bytes kept for the backward pass.
+"""Memory of distillation at a published shape: parameters, and bytes kept for the backward pass.
 
 Usage: training_memory.py [--tokens 128]
 
-Parameters are counted on models without memory. What a micro-batch keeps for the backward pass is measured:
-every tensor that autograd saves in the objective of stage 3 (parameters apart), on models of the true widths
-with 1 and 2 layers, two small vocabularies and two lengths. Their differences are bytes a token and layer,
-bytes a token and entry of the vocabulary, and bytes a layer whatever the tokens. bfloat16 is mixed as
-accelerate does it. On the CPU: a GPU's attention may keep other tensors.
+Parameters are counted on models without memory. The bytes that a micro-batch keeps for the backward pass are
+measured: every tensor that autograd saves in the objective of stage 3 (except parameters), on models of the
+true widths with 1 and 2 layers, two small vocabularies and two lengths. Their differences are bytes per token
+and layer, bytes per token and vocabulary entry, and bytes per layer independent of the tokens. Mixed
+precision with bfloat16 is accelerate's. On the CPU: attention on a GPU may keep other tensors.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from bitexport.train.student.bitlinear import BitLinear
 from bitexport.train.student.surgery import make_student
 
 HEADS = {"num_attention_heads": 16, "head_dim": 128, "tie_word_embeddings": True}
-# Sizes as the checkpoints' config.json has them.
+# Sizes from the checkpoints' config.json.
 SHAPES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "Qwen3-0.6B": (
         Qwen3ForCausalLM,
@@ -62,18 +62,19 @@ FORMS: dict[str, dict[str, Any]] = {
 
 
 def make(name: str, **changes: int) -> Any:
-    """A model of the shape ``name``, with random weights on the default device."""
+    """A model of shape ``name`` with random weights on the default device."""
     model_class, config_class, sizes = SHAPES[name]
     return model_class(config_class(**(sizes | changes), attn_implementation="sdpa"))
 
 
 def parameters(name: str) -> str:
-    """How many there are: of the teacher, of its student, ternary among these."""
+    """A line: the numbers of parameters of teacher and student, and how many of the latter are ternary."""
     with torch.device("meta"):
         teacher, student = make(name), make_student(make(name))
-    counts = [sum(parameter.numel() for parameter in model.parameters()) for model in (teacher, student)]
-    counts.append(sum(m.weight.numel() for m in student.modules() if isinstance(m, BitLinear)))
-    return "{}: teacher {:,}, student {:,}, ternary {:,}".format(name, *counts)
+    teacher_count = sum(parameter.numel() for parameter in teacher.parameters())
+    student_count = sum(parameter.numel() for parameter in student.parameters())
+    ternary_count = sum(layer.weight.numel() for layer in student.modules() if isinstance(layer, BitLinear))
+    return f"{name}: teacher {teacher_count:,}, student {student_count:,}, ternary {ternary_count:,}"
 
 
 def kept(name: str, form: dict[str, Any], tokens: int, layers: int, vocabulary: int) -> int:
@@ -85,44 +86,51 @@ def kept(name: str, form: dict[str, Any], tokens: int, layers: int, vocabulary: 
     student.forward = convert_outputs_to_fp32(torch.autocast("cpu", torch.bfloat16)(student.forward))
     ids = torch.randint(3, vocabulary, (2, tokens // 2))
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
-    own = {parameter.untyped_storage().data_ptr() for parameter in student.parameters()}
-    found: dict[int, int] = {}
+    parameter_storages = {parameter.untyped_storage().data_ptr() for parameter in student.parameters()}
+    saved_bytes: dict[int, int] = {}  # by address of the storage
 
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
+    def record(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            found[storage.data_ptr()] = storage.nbytes()
+        if storage.data_ptr() not in parameter_storages:
+            saved_bytes[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    with saved_tensors_hooks(pack, lambda tensor: tensor):
-        total = objective(student, batch, student).total()
+    with saved_tensors_hooks(record, lambda tensor: tensor):
+        terms = objective(student, batch, student)
+        total = torch.stack([weight * terms[name] for name, weight in objective.weights().items()]).sum()
     assert torch.isfinite(total)
-    return sum(found.values())
+    return sum(saved_bytes.values())
+
+
+def slopes(name: str, settings: dict[str, Any], tokens: int) -> tuple[float, float, float]:
+    """Bytes per token and layer, per token and vocabulary entry, and per layer independent of the tokens."""
+    layer_bytes = []  # of one layer, with ``tokens`` and twice as many
+    vocabulary_bytes = []  # of 2,000 entries
+    for length in (tokens, 2 * tokens):
+        small = kept(name, settings, length, 1, 2000)
+        layer_bytes.append(kept(name, settings, length, 2, 2000) - small)
+        vocabulary_bytes.append(kept(name, settings, length, 1, 4000) - small)
+    per_token_and_layer = (layer_bytes[1] - layer_bytes[0]) / tokens
+    per_token_and_entry = (vocabulary_bytes[1] - vocabulary_bytes[0]) / 2000 / tokens
+    return per_token_and_layer, per_token_and_entry, layer_bytes[0] - per_token_and_layer * tokens
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--tokens", type=int, default=128, help="of a micro-batch")
+    parser.add_argument("--tokens", type=int, default=128, help="tokens of a micro-batch")
     tokens = parser.parse_args().tokens
     torch.manual_seed(0)
     for name in SHAPES:
         print(parameters(name))
-    print("| shape | form | a token and layer | a token and entry of the vocabulary | a layer |")
+    print("| shape | form | per token and layer | per token and vocabulary entry | per layer |")
     print("| --- | --- | --- | --- | --- |")
     for name in SHAPES:
         for form, settings in FORMS.items():
-            found = {
-                (many, layers, vocabulary): kept(name, settings, many, layers, vocabulary)
-                for many in (tokens, 2 * tokens)
-                for layers, vocabulary in ((1, 2000), (2, 2000), (1, 4000))
-            }
-            of_layer, long_layer = (found[t, 2, 2000] - found[t, 1, 2000] for t in (tokens, 2 * tokens))
-            of_words, long_words = (found[t, 1, 4000] - found[t, 1, 2000] for t in (tokens, 2 * tokens))
-            a_layer = (long_layer - of_layer) / tokens
-            entry = (long_words - of_words) / 2000 / tokens
-            print(f"| {name} | {form} | {a_layer:,.0f} | {entry:.2f} | {of_layer - a_layer * tokens:,.0f} |")
+            per_token_and_layer, per_token_and_entry, per_layer = slopes(name, settings, tokens)
+            figures = f"{per_token_and_layer:,.0f} | {per_token_and_entry:.2f} | {per_layer:,.0f}"
+            print(f"| {name} | {form} | {figures} |")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Write docs/config.md, every key of a training configuration, from TrainConfig itself.
+"""Write docs/config.md, the reference of a training configuration, from TrainConfig itself.
 
 Usage: config_reference.py [--check]
 
-``--check`` writes nothing and fails where docs/config.md is out of date. Types and defaults come from the
-class, words from its comments: one beside a key explains it, one above keys opens a section.
+``--check`` writes nothing and fails if docs/config.md is out of date. Types and defaults come from the class,
+words from its comments: a comment next to a key explains it, a comment above keys begins a section.
 """
 
 from __future__ import annotations
@@ -26,71 +26,68 @@ INTRODUCTION = """\
 
 <!-- made by scripts/config_reference.py from train/config.py: change the comments there instead -->
 
-`bitexport train CONFIG.toml` reads one flat TOML file. These are all its keys. An unknown key is an error
-that names the nearest known one; so is a value of the wrong type or out of range. Only `run_dir` has no
-default. A run prints every value in force when it starts and keeps them in `config.toml` in its folder,
-which is a configuration itself. [training.md](training.md) says what they are for.
+`bitexport train CONFIG.toml` reads one flat TOML file. This page lists all its keys;
+[training.md](training.md) explains how to use them. Only `run_dir` has no default. An unknown key is an error
+that names the closest known key; a value of the wrong type or out of range is an error that names the key and
+what was expected.
+
+A run prints all values when it starts and saves them as `config.toml` in its folder. That file is a
+configuration, too: a run can be repeated from it.
 """
 
 
 def page() -> str:
-    """The whole page."""
-    known = {field.name: field for field in fields(TrainConfig)}
+    """The text of docs/config.md."""
+    fields_by_name = {field.name: field for field in fields(TrainConfig)}
     kinds = typing.get_type_hints(TrainConfig)
-    text, seen = [INTRODUCTION], []
+    blocks = [INTRODUCTION]
+    documented = set()
     for heading, keys in sections(inspect.getsource(TrainConfig)):
-        text += [f"\n{heading}\n"] if heading else []
-        text += ["| key | value | default | |", "| --- | --- | --- | --- |"]
+        if heading:
+            blocks.append(f"\n{heading}\n")
+        blocks += ["| key | value | default | |", "| --- | --- | --- | --- |"]
         for name, comment in keys:
             choices = ", ".join(f"`{json.dumps(choice)}`" for choice in CHOICES.get(name, ()))
-            cells = (
-                f"`{name}`",
-                choices or KINDS[kinds[name]],
-                default(known[name]),
-                explanation(name, comment),
-            )
-            text.append(f"| {' | '.join(cells)} |")
-            seen.append(name)
-    if missing := known.keys() - set(seen):
-        sys.exit(
-            f"config_reference.py: keys that it cannot read in train/config.py: {', '.join(sorted(missing))}"
-        )
-    return "\n".join(text) + "\n"
+            value = choices or KINDS[kinds[name]]
+            blocks.append(f"| `{name}` | {value} | {default(fields_by_name[name])} | {comment} |")
+            documented.add(name)
+    missing = fields_by_name.keys() - documented
+    if missing:
+        names = ", ".join(sorted(missing))
+        sys.exit(f"config_reference.py: keys that it cannot read in train/config.py: {names}")
+    return "\n".join(blocks) + "\n"
 
 
 def sections(source: str) -> list[tuple[str, list[tuple[str, str]]]]:
-    """Headings with their keys and the keys' comments, in order."""
+    """Headings with their keys and the keys' comments, in the order of the source."""
     found: list[tuple[str, list[tuple[str, str]]]] = [("", [])]
     heading: list[str] = []
     for line in source.partition("def ")[0].splitlines():
-        if comment := re.fullmatch(r" {4}# (.*)", line):
-            heading.append(comment[1])
-        elif key := re.fullmatch(r" {4}(\w+): [^#]+?(?:  # (.*))?", line):
+        comment_line = re.fullmatch(r" {4}# (.*)", line)
+        key_line = re.fullmatch(r" {4}(\w+): [^#]+?(?:  # (.*))?", line)
+        if comment_line:
+            heading.append(comment_line[1])
+        elif key_line:
             if heading:
                 found.append((" ".join(heading), []))
                 heading = []
-            found[-1][1].append((key[1], key[2] or ""))
+            keys = found[-1][1]
+            keys.append((key_line[1], key_line[2] or ""))
     return found
 
 
 def default(field: Field[Any]) -> str:
-    """As TOML; nothing for a key that must be given."""
-    made = field.default if field.default_factory is MISSING else field.default_factory()
-    return "" if made is MISSING else f"`{json.dumps(made)}`"
-
-
-def explanation(name: str, comment: str) -> str:
-    """The comment without "or this, that" in front: the choices have a column of their own."""
-    choice = "|".join(map(re.escape, CHOICES.get(name, ())))
-    return re.sub(rf"^or (?:{choice})(?:, (?:{choice}))*(?:: |$)", "", comment) if choice else comment
+    """The default as TOML; nothing for a key that must be given."""
+    value = field.default if field.default_factory is MISSING else field.default_factory()
+    return "" if value is MISSING else f"`{json.dumps(value)}`"
 
 
 def main() -> None:
-    """Rewrite docs/config.md, or compare."""
-    after = page()
+    """Rewrite docs/config.md, or check that it is up to date."""
+    text = page()
     if "--check" not in sys.argv[1:]:
-        PAGE.write_text(after, encoding="utf-8")
-    elif not PAGE.exists() or PAGE.read_text(encoding="utf-8") != after:
+        PAGE.write_text(text, encoding="utf-8")
+    elif not PAGE.exists() or PAGE.read_text(encoding="utf-8") != text:
         sys.exit("docs/config.md is out of date; run scripts/config_reference.py")
 
 

@@ -1,9 +1,9 @@
-"""Pack a trained checkpoint, four trits a byte: how the examples are shipped.
+"""Pack a trained checkpoint into four trits per byte, as the examples are shipped.
 
 Usage: pack_checkpoint.py MASTER OUT [--force]
 
-MASTER is what a training stage saved, RUN/<stage>/model; OUT becomes a folder that transformers and
-`bitexport convert` read. Written again from the same masters it is the same, byte for byte.
+MASTER is the model of a training stage, RUN/<stage>/model; OUT becomes a folder that transformers and
+`bitexport convert` read. The same master weights always give the same bytes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def main() -> int:
     )
     parser.add_argument("master", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--force", action="store_true", help="replace a model that is there")
+    parser.add_argument("--force", action="store_true", help="replace an existing model")
     options = parser.parse_args()
     try:
         export_packed(options.master, options.out, force=options.force)

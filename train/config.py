@@ -19,31 +19,57 @@ CHOICES = {
     "precision": ("float32", "bfloat16"),
     "report_to": ("tensorboard", "wandb", "none"),
 }
+_POSITIVE = (
+    "rms_norm_eps",
+    "rope_theta",
+    "sequence_length",
+    "learning_rate",
+    "max_grad_norm",
+    "log_every",
+    "eval_every",
+    "eval_examples",
+    "save_every",
+    "logits_temperature",
+    "relation_temperature",
+    "relation_heads",
+    "batch_tokens",
+)
+_NEEDED_FROM_SCRATCH = (
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "pretrain_tokens",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(Settings):
-    """Everything a run needs to know. An empty string or 0 means: none, unless the comment says more."""
+    """All settings of a run. An empty string or 0 means none, unless the comment says otherwise.
 
-    run_dir: str  # where everything of the run goes: a folder a stage
+    scripts/config_reference.py turns the comments into docs/config.md.
+    """
+
+    run_dir: str  # the folder of the run, with a folder per stage
 
     # Models: folders of checkpoints.
-    teacher: str = ""  # full precision; stages 1 and 3
-    student: str = ""  # start stages 2 and 3 from here instead of from what the stage before left
+    teacher: str = ""  # the full-precision model; stages 1 and 3
+    student: str = ""  # starts stage 2 or 3 from this model instead of the result of the stage before
 
-    # Data. A source is stdlib or kind:place; text, jsonl, parquet, parallel, gettext, hub: see
-    # bitexport/text/sources.py
-    data: list[str] = field(default_factory=lambda: ["stdlib"])  # pretraining and stage 3
-    corpus: list[str] = field(default_factory=list)  # stage 2: documents, or pairs read as documents
-    held_out_percent: int = 5  # of the records, chosen by a hash of what they say
-    template: str = "plain"  # how a pair becomes prompt and answer: plain, tags, chat, hy-mt1.5
-    source_language: str = "en"
-    target_language: str = "fr"
-    sequence_length: int = 512  # tokens: of a packed window; of the longest prompt with its answer
+    # Data. A source is `stdlib` or `kind:place`, where kind is text, jsonl, parquet, parallel, gettext or
+    # hub; see [training.md](training.md#text).
+    data: list[str] = field(default_factory=lambda: ["stdlib"])  # sources of pretraining and stage 3
+    corpus: list[str] = field(default_factory=list)  # sources of stage 2; pairs are read as documents
+    held_out_percent: int = 5  # percentage of the records, chosen by a hash of their text
+    template: str = "plain"  # turns a pair into prompt and answer
+    source_language: str = "en"  # for the templates tags and hy-mt1.5
+    target_language: str = "fr"  # for the templates tags and hy-mt1.5
+    sequence_length: int = 512  # tokens of a packed window, or of the longest prompt with its answer
 
-    # A model from scratch (--stage pretrain), under transformers' names.
-    architecture: str = "bitnet"  # or llama
-    ternary: bool = True  # false: full precision, a teacher
+    # A model from scratch (`--stage pretrain`), with the names of transformers' configuration.
+    architecture: str = "bitnet"
+    ternary: bool = True  # false trains in full precision, for a teacher
     vocab_size: int = 4096
     hidden_size: int = 0
     intermediate_size: int = 0
@@ -57,103 +83,130 @@ class TrainConfig(Settings):
     tie_word_embeddings: bool = True
     initializer_range: float = 0.02
 
-    # How long: tokens, padding not counted. 0 tokens of stage 2: the student goes from stage 1 to stage 3.
+    # Length of each stage, in tokens without padding.
     pretrain_tokens: int = 0
-    stage2_tokens: int = 0
+    stage2_tokens: int = 0  # 0 skips stage 2
     stage3_tokens: int = 0
 
     # Stage 1.
-    sub_norms: bool = True  # SubLN in front of o_proj and down_proj
-    calibration_batches: int = 8  # of micro_batch_tokens, to set SubLN's gains by the teacher
+    sub_norms: bool = True  # adds SubLN in front of o_proj and down_proj
+    calibration_batches: int = 8  # batches of micro_batch_tokens that set SubLN's gains; 0 leaves them at 1
 
-    # Stage 3: weights of the terms; all but next_token at 0 is plain fine-tuning and needs no teacher.
+    # Stage 3: the terms of the loss and their weights. With only next_token above 0 it is plain fine-tuning
+    # and needs no teacher.
     next_token_weight: float = 1.0
     logits_weight: float = 1.0
     logits_temperature: float = 5.0  # tau
-    logits_tau_squared: bool = False  # times tau^2: the paper's formula has it not, its authors' code has
-    logits_top_k: int = 0  # only the teacher's k most likely tokens; 0: all
+    logits_tau_squared: bool = False  # a factor tau^2: not in the paper's formula, but in its authors' code
+    logits_top_k: int = 0  # compares only the teacher's k most likely tokens; 0: all
     logit_projector: bool = False  # for a teacher with another vocabulary
     relation_weight: float = 1000.0
-    relation_layer: int = -1  # the teacher's; -1: four fifths up
+    relation_layer: int = -1  # number of the teacher's layer; -1: four fifths of the way up
     relation_heads: int = 8
     relation_temperature: float = 1.0
     relation_form: str = "cosine"  # Algorithm 1 of BitNet Distillation; "scaled" is its equation 12
     feature_weight: float = 0.0
     attention_weight: float = 0.0
     contrastive_weight: float = 0.0
-    curriculum: bool = False  # terms ramp up over training
-    router: bool = False  # a mixture of teacher layers for each student layer in the feature term
-    chunk_tokens: int = 0  # logits of so many tokens at once in next_token and top-k; 0: all
+    curriculum: bool = False  # ramps the terms up over the stage
+    router: bool = False  # learns a mixture of teacher layers for each student layer in the feature term
+    chunk_tokens: int = 0  # computes logits of this many tokens at a time, in next_token and top-k; 0: all
 
-    # Optimization. The learning rate rises, stays, and falls to 0; ratios are of the steps.
-    optimizer: str = "adamw"  # or muon: Muon on the matrices of the layers, AdamW on the rest
-    learning_rate: float = 5e-5  # at its highest; of all stages unless one has its own
-    stage2_learning_rate: float = 0.0
-    stage3_learning_rate: float = 0.0
+    # Optimization. The learning rate rises, stays, and falls to 0; ratios are fractions of a stage's steps.
+    optimizer: str = "adamw"  # "muon" uses Muon for the matrices of the layers and AdamW for the rest
+    learning_rate: float = 5e-5  # the highest value; used by every stage that has no rate of its own
+    stage2_learning_rate: float = 0.0  # 0: learning_rate
+    stage3_learning_rate: float = 0.0  # 0: learning_rate
     warmup_ratio: float = 0.05
     decay_ratio: float = 0.5
-    schedule: str = "linear"  # how it falls: linear or cosine
+    schedule: str = "linear"  # shape of the decay
     weight_decay: float = 0.1  # on matrices and embeddings, not on norms and biases
     adam_beta1: float = 0.9
     adam_beta2: float = 0.95
     max_grad_norm: float = 1.0
-    batch_tokens: int = 4096  # of an optimizer step, over all processes, padding included
-    micro_batch_tokens: int = 4096  # of a forward pass of one process
-    lambda_warmup_ratio: float = 0.0  # quantization is blended in over this part of a stage's steps
-    lambda_shape: str = "linear"
-    early_stopping: bool = False
+    batch_tokens: int = 4096  # tokens of an optimizer step over all processes, including padding
+    micro_batch_tokens: int = 4096  # tokens of a forward pass in one process, including padding
+    lambda_warmup_ratio: float = 0.0  # fraction of a stage's steps over which quantization is blended in
+    lambda_shape: str = "linear"  # shape of that blend
+    early_stopping: bool = False  # ends a stage when the held-out loss no longer improves
     seed: int = 0
 
     # Machine.
-    precision: str = "float32"  # or bfloat16: mixed precision, master weights stay float32
+    precision: str = "float32"  # "bfloat16" is mixed precision; master weights stay float32
     compile: bool = False  # torch.compile: slow first steps, fast others; needs a C++ compiler
-    threads: int = 0  # 0: as many as torch chooses
+    threads: int = 0  # CPU threads; 0: torch decides
     log_every: int = 100  # steps
     eval_every: int = 200  # steps
-    eval_examples: int = 256  # held-out examples looked at during training
+    eval_examples: int = 256  # held-out examples evaluated during training
     save_every: int = 200  # steps
-    report_to: str = "tensorboard"  # or wandb, none
+    report_to: str = "tensorboard"
 
     def check(self) -> None:
-        need = self.require
-        need(bool(self.run_dir), "run_dir", "the name of a folder")
-        need(0 < self.held_out_percent < 100, "held_out_percent", "1 to 99")
-        need(self.vocab_size >= 257, "vocab_size", "at least 257: 256 bytes and <|endoftext|>")
-        positive = (
-            "rms_norm_eps rope_theta sequence_length learning_rate max_grad_norm log_every eval_every "
-            "eval_examples save_every logits_temperature relation_temperature relation_heads batch_tokens"
+        """Raise UsageError for the first value that is out of range or does not fit another."""
+        self.require(self.run_dir != "", "run_dir", "the name of a folder")
+        self.require(0 < self.held_out_percent < 100, "held_out_percent", "1 to 99")
+        self.require(self.vocab_size >= 257, "vocab_size", "at least 257: 256 bytes and <|endoftext|>")
+        self._check_signs()
+        self._check_choices()
+        self._check_ratios()
+        self._check_batches()
+
+    def check_shape(self) -> None:
+        """Check the sizes of a model from scratch.
+
+        Raises:
+            UsageError: a size is missing or does not fit another.
+        """
+        for name in _NEEDED_FROM_SCRATCH:
+            self.require(getattr(self, name) > 0, name, "a number above 0, to train from scratch")
+        self.require(
+            self.hidden_size % self.num_attention_heads == 0,
+            "num_attention_heads",
+            "a divisor of hidden_size",
         )
-        for name in positive.split():
-            need(getattr(self, name) > 0, name, "a number above 0")
-        need(self.relation_layer >= -1, "relation_layer", "-1 or the number of a layer")
+        self.require(
+            self.num_attention_heads % self.num_key_value_heads == 0,
+            "num_key_value_heads",
+            "a divisor of num_attention_heads",
+        )
+        self.require(
+            self.sequence_length <= self.max_position_embeddings,
+            "sequence_length",
+            "at most max_position_embeddings",
+        )
+
+    def _check_signs(self) -> None:
+        for name in _POSITIVE:
+            self.require(getattr(self, name) > 0, name, "a number above 0")
+        self.require(self.relation_layer >= -1, "relation_layer", "-1 or the number of a layer")
         for name, value in asdict(self).items():
             if isinstance(value, (int, float)) and name != "relation_layer":
-                need(value >= 0, name, "0 or more")
+                self.require(value >= 0, name, "0 or more")
+
+    def _check_choices(self) -> None:
         for name, choices in CHOICES.items():
-            need(getattr(self, name) in choices, name, " or ".join(f'"{choice}"' for choice in choices))
+            expected = " or ".join(f'"{choice}"' for choice in choices)
+            self.require(getattr(self, name) in choices, name, expected)
+
+    def _check_ratios(self) -> None:
         for name in ("adam_beta1", "adam_beta2"):
-            need(getattr(self, name) < 1, name, "at least 0 and below 1")
+            self.require(getattr(self, name) < 1, name, "at least 0 and below 1")
         for name in ("warmup_ratio", "decay_ratio", "lambda_warmup_ratio"):
-            need(getattr(self, name) <= 1, name, "0 to 1")
-        need(self.warmup_ratio + self.decay_ratio <= 1, "decay_ratio", "at most 1 with warmup_ratio")
+            self.require(getattr(self, name) <= 1, name, "0 to 1")
+        fits = self.warmup_ratio + self.decay_ratio <= 1
+        self.require(fits, "decay_ratio", "at most 1 together with warmup_ratio")
+
+    def _check_batches(self) -> None:
         fits = self.micro_batch_tokens >= self.sequence_length
-        need(fits, "micro_batch_tokens", "at least sequence_length")
+        self.require(fits, "micro_batch_tokens", "at least sequence_length")
         divides = self.batch_tokens % self.micro_batch_tokens == 0
-        need(divides, "micro_batch_tokens", "a divisor of batch_tokens")
-
-    def require_shape(self) -> None:
-        """Raise UsageError when a size that a model from scratch needs is missing, or fits no other."""
-        sizes = "hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads"
-        for name in [*sizes.split(), "pretrain_tokens"]:
-            self.require(getattr(self, name) > 0, name, "a number above 0, to train from scratch")
-        wholes = {"num_attention_heads": "hidden_size", "num_key_value_heads": "num_attention_heads"}
-        for part, whole in wholes.items():
-            divides = getattr(self, whole) % getattr(self, part) == 0
-            self.require(divides, part, f"a divisor of {whole}")
-        fits = self.sequence_length <= self.max_position_embeddings
-        self.require(fits, "sequence_length", "at most max_position_embeddings")
+        self.require(divides, "micro_batch_tokens", "a divisor of batch_tokens")
 
 
-def load_config(path: Path, **overrides: Any) -> TrainConfig:
-    """:func:`bitexport.train.settings.load_settings` of a run."""
-    return load_settings(TrainConfig, path, **overrides)
+def load_config(path: str | Path, **overrides: Any) -> TrainConfig:
+    """Read the configuration of a run; ``overrides`` that are not None replace values of the file.
+
+    Raises:
+        UsageError: see :func:`bitexport.train.settings.load_settings`.
+    """
+    return load_settings(TrainConfig, Path(path), **overrides)

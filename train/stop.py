@@ -1,4 +1,4 @@
-"""Being asked to stop while work must go on until it can stop without loss."""
+"""Ctrl-C and SIGTERM as a request that training honours after the step in progress."""
 
 from __future__ import annotations
 
@@ -8,21 +8,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-# Seconds in which a second signal is the first one again: torchrun passes on what the terminal sent already.
+# Within these seconds a second signal counts as the first one: torchrun passes on what the terminal has sent
+# already.
 _SAME_SIGNAL = 3.0
 
 
 class StopRequest:
-    """Ctrl-C and SIGTERM, noted in ``asked``; the one that follows later raises KeyboardInterrupt."""
+    """Records the first signal in ``asked``; a later one raises KeyboardInterrupt."""
 
     def __init__(self) -> None:
-        self.asked, self._since = False, 0.0
+        self.asked = False
+        self._asked_at = 0.0  # time.monotonic(), seconds
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Take the signals while the block lasts; in the main thread only."""
-        numbers = (signal.SIGINT, signal.SIGTERM)
-        before = {number: signal.signal(number, self._handle) for number in numbers}
+        """Handle both signals inside the block; in the main thread only."""
+        before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield
         finally:
@@ -30,6 +31,8 @@ class StopRequest:
                 signal.signal(number, handler)
 
     def _handle(self, *_: Any) -> None:
-        if self.asked and time.monotonic() - self._since > _SAME_SIGNAL:
+        now = time.monotonic()
+        if self.asked and now - self._asked_at > _SAME_SIGNAL:
             raise KeyboardInterrupt
-        self.asked, self._since = True, time.monotonic()
+        self.asked = True
+        self._asked_at = now

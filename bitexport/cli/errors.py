@@ -29,6 +29,7 @@ EXTRA_OF_MODULE = {
     "safetensors": "parity",
     "matplotlib": "plot",
     "sacrebleu": "eval",
+    "datasets": "train",
 }
 
 

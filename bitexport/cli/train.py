@@ -22,19 +22,20 @@ def train(
         typer.Option(
             "--stage",
             help="1: surgery; 2: continued pre-training; 3: distillation; all: these three; pretrain: a "
-            "model from scratch, a teacher for instance.",
+            "model from scratch, for example a teacher.",
         ),
     ] = "all",
     run_dir: Annotated[
-        str | None, typer.Option("--run-dir", help="Instead of the configuration's.", show_default=False)
+        str | None, typer.Option("--run-dir", help="Replaces run_dir of CONFIG.toml.", show_default=False)
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue from the last checkpoint.")] = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Distil a ternary student from a full-precision teacher; what it leaves, `bitexport convert` takes.
+    """Distil a ternary student from a full-precision teacher.
 
-    Under torchrun or accelerate launch, start it as `-m bitexport train CONFIG.toml`.
+    The result is a checkpoint that `bitexport convert` accepts. Under torchrun or accelerate launch, start
+    it as `-m bitexport train CONFIG.toml`.
     """
     from bitexport.checkpoint.shards import read_json
 
@@ -51,7 +52,7 @@ def train(
     with out.progress("train") as progress:
         model = run(settings, stage, resume=resume, say=out.info, progress=progress)
     if os.environ.get("RANK", "0") != "0":
-        return  # of several processes, as torchrun starts them, the first one speaks
+        return  # torchrun starts several processes; only the first prints the result
     result = model.parent / "result.json"
     document: dict[str, object] = {"model": str(model), "stage": stage, "result": None}
     if result.exists():

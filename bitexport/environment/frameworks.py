@@ -30,9 +30,7 @@ def check_torch() -> list[Check]:
     threads = torch.get_num_threads()
     value = f"{torch.__version__}, {kind}, {threads} thread{'s'[: threads > 1]}; this CPU has {bf16}"
     if not fast:
-        meaning += (
-            ' Without it, bfloat16 is slower than float32: on this CPU, train with precision = "float32".'
-        )
+        meaning += " On a CPU without it, bfloat16 is slower than float32: leave precision at float32 there."
     return [Check("torch", value, "ok", meaning)]
 
 

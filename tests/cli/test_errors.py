@@ -33,6 +33,7 @@ CASES = [
         "needs the Python package transformers",
     ),
     (ModuleNotFoundError("No module", name="matplotlib"), 1, "pip install 'bitexport[plot]'"),
+    (ModuleNotFoundError("No module", name="datasets"), 1, "pip install 'bitexport[train]'"),
     (ModuleNotFoundError("No module", name="left_pad"), 1, "pip install left_pad"),
     (
         OSError(errno.ENOSPC, "No space left on device", "out.gguf"),

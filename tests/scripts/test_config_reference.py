@@ -1,4 +1,4 @@
-"""docs/config.md: generated from TrainConfig, and recognised when it is out of date."""
+"""docs/config.md is generated from TrainConfig, and an outdated one is detected."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def test_every_key_has_a_row_with_its_default(script: dict[str, Any]) -> None:
     page = script["page"]()
     for field in dataclasses.fields(TrainConfig):
         assert page.count(f"\n| `{field.name}` |") == 1
-    assert '| `data` | list of strings | `["stdlib"]` | pretraining and stage 3 |' in page
-    assert '| `optimizer` | `"adamw"`, `"muon"` | `"adamw"` | Muon on the matrices of the layers' in page
+    assert '| `data` | list of strings | `["stdlib"]` | sources of pretraining and stage 3 |' in page
+    assert '| `optimizer` | `"adamw"`, `"muon"` | `"adamw"` | "muon" uses Muon for the matrices' in page
 
 
 def test_an_outdated_page_is_found(

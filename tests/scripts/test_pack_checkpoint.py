@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import load_file
 
 from bitexport.train.data.bpe import train_tokenizer
+from bitexport.train.student.checkpoint import save_checkpoint
 from bitexport.train.student.fresh import build_model
-from bitexport.train.student.surgery import save
 from tests.support.repository import REPOSITORY
 from tests.train.conftest import tiny_config
 
@@ -21,7 +21,7 @@ def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 
 def test_packs_the_model_of_a_stage_and_rejects_a_packed_one(tmp_path: Path) -> None:
     model = build_model(tiny_config(tmp_path, architecture="bitnet", ternary=True), 0)
-    save(model, train_tokenizer(["some text"], 257, 64), tmp_path / "model")
+    save_checkpoint(model, train_tokenizer(["some text"], 257, 64), tmp_path / "model")
     done = run(tmp_path / "model", tmp_path / "packed")
     assert done.returncode == 0, done.stderr
     assert "bytes of weights" in done.stdout

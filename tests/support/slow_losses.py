@@ -1,6 +1,6 @@
-"""The losses of train/objective/losses.py a second time: loops over nested lists, from the formulas.
+"""A second implementation of train/objective/losses.py: loops over nested lists, written from the formulas.
 
-Nothing here is shared with the code under test, torch not even imported. Arguments are ``tensor.tolist()``.
+It shares nothing with the code under test and does not even import torch. Arguments are ``tensor.tolist()``.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def mean(values):
 
 
 def predictions(labels):
-    """(row, position, token) wherever the token after a position is counted."""
+    """(row, position, next token) for every position whose next token is counted."""
     for b, row in enumerate(labels):
         for t in range(len(row) - 1):
             if row[t + 1] != -100:
@@ -50,16 +50,16 @@ def top_k_logits_distillation(student, values, indices, labels, tau):
 
 
 def relation(states, mask, i, head, heads, temperature, form):
-    """Distribution over the real positions that position ``i`` of one sequence, [T][width], relates to."""
+    """Relations of position ``i`` in one sequence [T][width]: a distribution over the real positions."""
     size = len(states[0]) // heads
-    parts = [state[head * size : (head + 1) * size] for state in states]
+    slices = [state[head * size : (head + 1) * size] for state in states]
     scores = []
     for j, real in enumerate(mask):
         if real:
-            score = math.fsum(parts[i][d] * parts[j][d] for d in range(size))
+            score = math.fsum(slices[i][d] * slices[j][d] for d in range(size))
             if form == "cosine":
-                score /= math.sqrt(math.fsum(x * x for x in parts[i]))
-                score /= math.sqrt(math.fsum(x * x for x in parts[j]))
+                score /= math.sqrt(math.fsum(x * x for x in slices[i]))
+                score /= math.sqrt(math.fsum(x * x for x in slices[j]))
             else:
                 score /= math.sqrt(size)
             scores.append(score)
@@ -73,8 +73,9 @@ def relation_distillation(students, teachers, mask, heads, temperature, form):
         for b, row in enumerate(mask):
             for i in (i for i, real in enumerate(row) if real):
                 for head in range(heads):
-                    how = (row, i, head, heads, temperature, form)
-                    found.append(divergence(relation(teacher[b], *how), relation(student[b], *how)))
+                    teacher_relation = relation(teacher[b], row, i, head, heads, temperature, form)
+                    student_relation = relation(student[b], row, i, head, heads, temperature, form)
+                    found.append(divergence(teacher_relation, student_relation))
         total += mean(found)
     return total
 
@@ -83,10 +84,10 @@ def feature_loss(student, teacher, mask):
     found = []
     for b, row in enumerate(mask):
         for t in (t for t, real in enumerate(row) if real):
-            s, u = student[b][t], teacher[b][t]
-            rms_s = math.sqrt(mean([x * x for x in s]))
-            rms_u = math.sqrt(mean([x * x for x in u]))
-            found.append(mean([(x / rms_s - y / rms_u) ** 2 for x, y in zip(s, u, strict=True)]))
+            student_rms = math.sqrt(mean([x * x for x in student[b][t]]))
+            teacher_rms = math.sqrt(mean([y * y for y in teacher[b][t]]))
+            pairs = zip(student[b][t], teacher[b][t], strict=True)
+            found.append(mean([(x / student_rms - y / teacher_rms) ** 2 for x, y in pairs]))
     return mean(found)
 
 

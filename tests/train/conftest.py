@@ -1,4 +1,4 @@
-"""A text that a model of 50,000 parameters can learn in seconds, and configurations to go with it."""
+"""A text that a model of 100,000 parameters can learn in seconds, and configurations for it."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ WORDS = {"red": "rouge", "house": "maison", "small": "petit", "dog": "chien", "o
 
 @pytest.fixture(autouse=True)
 def eager() -> Iterator[None]:
-    """transformers' quantizers compile themselves on first use; tiny models run faster without."""
+    """transformers' quantizers compile themselves on first use; tiny models run faster without that."""
     with torch.compiler.set_stance("force_eager"):
         yield
 
 
 def write_pairs(folder: Path, count: int = 240) -> str:
-    """Two text files, line for line; the source that names them."""
+    """Write two text files, aligned line by line, and return the source that names them."""
     folder.mkdir(parents=True, exist_ok=True)
     names = list(WORDS)
     english, french = [], []
@@ -37,7 +37,7 @@ def write_pairs(folder: Path, count: int = 240) -> str:
 
 
 def tiny_config(folder: Path, **changes: object) -> TrainConfig:
-    """A teacher of some 100,000 parameters in a few steps; ``folder`` receives pairs/ and run/."""
+    """A teacher of about 100,000 parameters in a few steps; ``folder`` gets pairs/ and run/."""
     settings: dict[str, object] = {
         "run_dir": str(folder / "run"),
         "data": [write_pairs(folder / "pairs")],
@@ -81,7 +81,7 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def student_run(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run folder of that teacher's student after all three stages."""
+    """The run folder of a student of that teacher after all three stages."""
     folder = tmp_path_factory.mktemp("student")
     config = student_config(folder, teacher)
     train(config, "all", say=lambda _: None)
@@ -89,7 +89,7 @@ def student_run(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 def student_config(folder: Path, teacher: Path, /, **changes: object) -> TrainConfig:
-    """:func:`tiny_config` of a student of ``teacher``'s run, with the very same data."""
+    """:func:`tiny_config` for a student of ``teacher``'s run, with the same data."""
     config = tiny_config(folder)
     settings = {"teacher": str(teacher / "pretrain" / "model"), "corpus": config.data, "learning_rate": 2e-3}
     return tiny_config(folder, **(settings | changes))

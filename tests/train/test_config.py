@@ -18,7 +18,7 @@ def write(folder: Path, text: str) -> Path:
     return path
 
 
-def test_what_a_run_saves_reads_back_the_same(tmp_path: Path) -> None:
+def test_a_saved_configuration_reads_back_equal(tmp_path: Path) -> None:
     config = tiny_config(tmp_path, run_dir='a "quoted" \\ folder \x7f é', learning_rate=3e-4, compile=True)
     assert load_config(write(tmp_path, config.to_toml())) == config
 
@@ -35,7 +35,7 @@ def test_an_override_wins_and_none_does_not(tmp_path: Path) -> None:
     assert load_config(path, run_dir=None).run_dir == str(tmp_path / "run")
 
 
-def test_an_integer_will_do_for_a_number(tmp_path: Path) -> None:
+def test_an_integer_is_accepted_for_a_number(tmp_path: Path) -> None:
     config = tiny_config(tmp_path, learning_rate=1)
     assert isinstance(config.learning_rate, float)
 
@@ -45,9 +45,9 @@ def test_an_integer_will_do_for_a_number(tmp_path: Path) -> None:
     [
         ("learnig_rate = 0.1", "unknown key learnig_rate; did you mean learning_rate?"),
         ("zzz = 1", "unknown key zzz; known keys: adam_beta1"),
-        ("threads = 2.5", "threads = 2.5 is a float; expected a int"),
-        ("seed = true", "seed = True is a bool; expected a int"),
-        ('compile = "yes"', "compile = 'yes' is a str; expected a bool"),
+        ("threads = 2.5", "threads = 2.5 has type float; expected int"),
+        ("seed = true", "seed = True has type bool; expected int"),
+        ('compile = "yes"', "compile = 'yes' has type str; expected bool"),
         ("seed = -1", "seed = -1; expected 0 or more"),
         ("weight_decay = nan", "weight_decay = nan; expected a finite number"),
         ("rope_theta = inf", "rope_theta = inf; expected a finite number"),
@@ -101,7 +101,7 @@ def test_settings_that_do_not_fit_each_other(tmp_path: Path, changes: dict[str, 
 )
 def test_a_model_from_scratch_needs_a_shape(tmp_path: Path, changes: dict[str, object], key: str) -> None:
     with pytest.raises(UsageError, match=f"^config: {key} = .*; expected "):
-        tiny_config(tmp_path, **changes).require_shape()
+        tiny_config(tmp_path, **changes).check_shape()
 
 
 def test_a_missing_key_is_named(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ TWO += ["--rdzv-endpoint", "localhost:0", "--local-addr", "localhost"]
 
 
 def test_two_processes_give_the_losses_of_one(teacher: Path, tmp_path: Path) -> None:
-    """The same global batch; the router's own parameters, which DDP does not see, and its use as well."""
+    """With the same global batch; also the router's parameters, which DDP does not see, and its usage."""
     changes: dict[str, object] = {"feature_weight": 0.5, "router": True, "stage3_tokens": 2000, "threads": 1}
     changes |= {"learning_rate": 1e-2, "log_every": 2, "save_every": 3, "lambda_warmup_ratio": 0.5}
     one = student_config(tmp_path / "one", teacher, stage2_tokens=0, **changes)
@@ -30,13 +30,15 @@ def test_two_processes_give_the_losses_of_one(teacher: Path, tmp_path: Path) -> 
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["result"]["stage"] == "3"  # one document of two processes
-    assert done.stderr.count("wrote ") == 2  # one line a stage
+    assert json.loads(done.stdout)["result"]["stage"] == "3"  # one document from two processes
+    assert done.stderr.count("wrote ") == 2  # one line per stage
     logs = [read_log(Path(config.run_dir) / "stage3" / "log.jsonl") for config in (one, two)]
     assert len(logs[0]) == len(logs[1])
-    for mine, theirs in zip(*logs, strict=True):
-        assert mine.keys() == theirs.keys()
-        for name in mine.keys() - {"seconds", "router"}:
-            assert mine[name] == pytest.approx(theirs[name], rel=2e-4, abs=1e-6), (name, mine["step"])
-        for ours, other in zip(mine.get("router", []), theirs.get("router", []), strict=True):
-            assert ours == pytest.approx(other, abs=1e-4)
+    for line_of_one, line_of_two in zip(*logs, strict=True):
+        assert line_of_one.keys() == line_of_two.keys()
+        for name in line_of_one.keys() - {"seconds", "router"}:
+            expected = pytest.approx(line_of_two[name], rel=2e-4, abs=1e-6)
+            assert line_of_one[name] == expected, (name, line_of_one["step"])
+        usages = zip(line_of_one.get("router", []), line_of_two.get("router", []), strict=True)
+        for usage_of_one, usage_of_two in usages:
+            assert usage_of_one == pytest.approx(usage_of_two, abs=1e-4)

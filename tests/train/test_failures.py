@@ -1,4 +1,4 @@
-"""What goes wrong in a training run: one clear line, and nothing lost. Tiny models, through the command."""
+"""Failures of a training run: one clear line, and nothing lost. Tiny models, through the command line."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from bitexport.cli import main
 from bitexport.train.config import TrainConfig
 from bitexport.train.loss_curve import read_log
-from bitexport.train.trainer import last_checkpoint
+from bitexport.train.run_folder import last_checkpoint
 from tests.train.conftest import student_config
 
 
 def command(config: TrainConfig, *arguments: str) -> list[str]:
-    """What follows ``bitexport``, or ``python -m bitexport``."""
+    """The arguments of ``bitexport``, or of ``python -m bitexport``."""
     path = Path(config.run_dir).parent / "config.toml"
     path.write_text(config.to_toml(), encoding="utf-8")
     return ["train", str(path), *arguments]
@@ -41,7 +41,7 @@ def run(capsys: pytest.CaptureFixture[str], config: TrainConfig, *arguments: str
 
 @contextlib.contextmanager
 def largest_file(size: int) -> Iterator[None]:
-    """No file may grow beyond ``size`` bytes: a write fails as it does on a full disk."""
+    """Limit the size of every file to ``size`` bytes: a write beyond it fails as on a full disk."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
@@ -118,7 +118,7 @@ def test_a_teacher_with_more_tokens_needs_the_projector(
 def test_nan_names_the_term_and_keeps_the_checkpoint(
     capsys: pytest.CaptureFixture[str], teacher: Path, stage1: str, tmp_path: Path
 ) -> None:
-    """The teacher's NaN is seen when the curriculum takes in the term that asks it, late in the run."""
+    """The teacher's NaN appears late in the run, when the curriculum adds the term that uses the teacher."""
     changes: dict[str, object] = {"logits_weight": 0.0, "relation_weight": 0.0, "contrastive_weight": 1.0}
     changes |= {"curriculum": True, "student": stage1, "teacher": poisoned(teacher, tmp_path / "bad")}
     config = student_config(tmp_path, teacher, **changes)
@@ -158,7 +158,7 @@ def test_what_diverges_is_not_saved(
     assert not [*Path(config.run_dir).rglob("*.safetensors")]
 
 
-def test_a_full_disk_leaves_no_half_model(
+def test_a_full_disk_leaves_no_incomplete_model(
     capsys: pytest.CaptureFixture[str], teacher: Path, stage1: str, tmp_path: Path
 ) -> None:
     config = student_config(tmp_path, teacher)
@@ -178,7 +178,7 @@ def test_a_full_disk_leaves_no_half_model(
 
 
 def interrupted(config: TrainConfig, number: int, *, after: int, resume: bool) -> tuple[int, str]:
-    """Start the module as a process of its own, send it the signal once ``after`` steps are logged."""
+    """Start the module as a process, send it the signal once ``after`` steps are logged."""
     arguments = ["-m", "bitexport", *command(config, "--stage", "3", *(["--resume"] if resume else []))]
     process = subprocess.Popen([sys.executable, *arguments], stderr=subprocess.PIPE, text=True)
     log, end = Path(config.run_dir) / "stage3" / "log.jsonl", time.monotonic() + 100
@@ -190,7 +190,7 @@ def interrupted(config: TrainConfig, number: int, *, after: int, resume: bool) -
     return process.wait(60), process.communicate()[1]
 
 
-def test_a_run_that_is_stopped_again_and_again_ends_as_one_that_is_not(
+def test_a_run_that_is_stopped_repeatedly_ends_like_an_uninterrupted_one(
     capsys: pytest.CaptureFixture[str], teacher: Path, stage1: str, tmp_path: Path
 ) -> None:
     """Ctrl-C, a full disk, kill -9 in the middle of a checkpoint."""
@@ -211,14 +211,14 @@ def test_a_run_that_is_stopped_again_and_again_ends_as_one_that_is_not(
     assert code == 130
     kept = last_checkpoint(stage)
     assert kept is not None
-    assert f"{kept} is saved: go on with --resume" in said
+    assert f"{kept} is saved: continue with --resume" in said
     with largest_file(
         (kept / "model.safetensors").stat().st_size + 10_000
     ):  # the optimizer's state is larger
         code, line = run(capsys, config, "--stage", "3", "--resume")
     assert code == 1
     assert ": cannot be saved: " in line
-    assert f"{kept} is kept; make room, then go on with --resume" in line
+    assert f"{kept} is kept; make room, then continue with --resume" in line
     assert [*stage.glob("checkpoint-*")] == [kept]
 
     at = int(kept.name.rpartition("-")[2])

@@ -1,4 +1,4 @@
-"""docs/training-recipes.md: its configurations load and share out, its parameter counts are the models'."""
+"""docs/training-recipes.md: its configurations load and fit its launches; its parameter counts are exact."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from bitexport.errors import UsageError
 from bitexport.train.config import TrainConfig, load_config
-from bitexport.train.data.examples import template_of
+from bitexport.train.data.loading import template_of
 from tests.support.repository import REPOSITORY
 
 TEXT = (REPOSITORY / "docs" / "training-recipes.md").read_text(encoding="utf-8")
@@ -24,7 +24,7 @@ def config_of(recipe: str, folder: Path) -> TrainConfig:
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=["hy-mt", "qwen3"])
-def test_a_recipe_loads_and_shares_out(recipe: str, tmp_path: Path) -> None:
+def test_a_recipe_loads_and_divides_among_the_processes(recipe: str, tmp_path: Path) -> None:
     config = config_of(recipe, tmp_path)
     template_of(config)  # knows its languages
     promised = re.search(r"# (\d+) micro-batches: ([\d, ]+) or (\d+) processes", recipe)
@@ -41,8 +41,8 @@ def test_a_recipe_with_a_wrong_key_would_be_found(tmp_path: Path) -> None:
         config_of(RECIPES[0].replace("relation_heads", "relations_heads"), tmp_path)
 
 
-def test_parameters_are_those_of_the_models() -> None:
-    script = runpy.run_path(str(REPOSITORY / "scripts" / "training_memory.py"))
+def test_parameter_counts_are_those_of_the_models() -> None:
+    script = runpy.run_path(str(REPOSITORY / "benchmarks" / "training_memory.py"))
     for name in script["SHAPES"]:
         for count in re.findall(r"[\d,]{9,}", script["parameters"](name)):
             assert f"| {count.rstrip(',')} |" in TEXT

@@ -1,4 +1,4 @@
-"""The checkpoint under examples/ is what its card says."""
+"""The checkpoint in examples/ matches its model card."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_it_is_complete_and_small() -> None:
 
 
 def test_it_has_learned_python() -> None:
-    """On a part of the held-out text of whatever Python runs the tests; an untrained model is at 4,096."""
+    """On held-out text of the Python that runs the tests; an untrained model has perplexity 4,096."""
     reference = load_reference(FOLDER)
     ids = reference.tokenize(held_out_text(max_bytes=100_000))[: 8 * 512]
     losses = np.concatenate([token_losses(reference.logits(part), part) for part in windows(ids, 512)])

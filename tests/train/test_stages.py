@@ -1,4 +1,4 @@
-"""The stages on tiny models: what they leave behind, and what happens when they are cut off."""
+"""The stages on tiny models: what they write, and what happens when they are interrupted."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from bitexport.parity import parity
 from bitexport.train.config import TrainConfig
 from bitexport.train.loss_curve import read_log
 from bitexport.train.stages import train
-from bitexport.train.student.surgery import load_causal_lm
+from bitexport.train.student.checkpoint import load_causal_lm
 from tests.train.conftest import WORDS, student_config, tiny_config
 
 
@@ -44,7 +44,7 @@ def test_a_teacher_is_an_ordinary_float_checkpoint_that_learned(teacher: Path) -
 
 
 def test_a_student_converts_and_agrees_with_cpp(student_run: Path, tmp_path: Path) -> None:
-    """No flags: what training leaves says itself what it is."""
+    """Without flags: the checkpoint describes itself."""
     model = student_run / "stage3" / "model"
     for each in (model, max((student_run / "stage3").glob("checkpoint-*"))):
         convert(each, tmp_path / f"{each.name}.gguf", embed_type="f16")
@@ -61,8 +61,8 @@ def test_every_term_is_logged_raw_and_weighted(student_run: Path) -> None:
     assert (student_run / "stage3" / "loss.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_what_is_saved_is_what_the_last_forward_pass_used(student_run: Path) -> None:
-    """Master weights on the disk quantize to the weights that BitLinear multiplies with."""
+def test_the_saved_model_is_the_one_of_the_last_forward_pass(student_run: Path) -> None:
+    """Saved master weights quantize to the weights that BitLinear multiplies with."""
     model = load_causal_lm(student_run / "stage3" / "model")
     kept = [module for module in model.modules() if getattr(module, "blend", None) is not None]
     assert len(kept) == 14
@@ -73,7 +73,7 @@ def test_what_is_saved_is_what_the_last_forward_pass_used(student_run: Path) -> 
 def test_a_resumed_run_repeats_an_uninterrupted_one_to_the_bit(
     teacher: Path, tmp_path: Path, optimizer: str
 ) -> None:
-    """Cut off after step 6 of a stage with all that has state; checkpoints are at 4 and 8."""
+    """Interrupted after step 6 of a stage that uses everything with state; checkpoints are at 4 and 8."""
     changes: dict[str, object] = {
         "optimizer": optimizer,
         "lambda_warmup_ratio": 0.5,
@@ -104,9 +104,9 @@ def test_a_resumed_run_repeats_an_uninterrupted_one_to_the_bit(
 
 def test_a_run_is_not_overwritten_and_a_resumed_one_must_be_the_same(teacher: Path, tmp_path: Path) -> None:
     shutil.copytree(teacher, tmp_path / "run")
-    with pytest.raises(OutputError, match="holds a run already; add --resume"):
+    with pytest.raises(OutputError, match="contains a run already; add --resume"):
         quiet(tiny_config(tmp_path), "pretrain")
-    with pytest.raises(UsageError, match="begun with data"):
+    with pytest.raises(UsageError, match="was started with data"):
         quiet(tiny_config(tmp_path), "pretrain", resume=True)
 
 
@@ -117,7 +117,7 @@ def test_a_stage_before_its_predecessor(teacher: Path, tmp_path: Path) -> None:
         quiet(tiny_config(tmp_path), "1")
 
 
-def test_a_run_that_did_not_begin_leaves_no_tokenizer_behind_for_the_next(tmp_path: Path) -> None:
+def test_a_failed_start_leaves_no_tokenizer_for_the_next_run(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no record fits"):
         quiet(tiny_config(tmp_path, sequence_length=4), "pretrain")
     quiet(tiny_config(tmp_path, vocab_size=280, pretrain_tokens=512), "pretrain")
@@ -132,12 +132,12 @@ def stream(folder: Path, texts: list[str]) -> list[str]:
 
 
 def words(number: int) -> str:
-    """Six words; numbers in figures would all count as one text."""
+    """Up to twelve words, chosen by the bits of ``number``; texts with figures would all count as one."""
     return " ".join(WORDS[name] for i, name in enumerate([*WORDS] * 2) if number >> i & 1)
 
 
 def test_a_stream_is_read_as_far_as_its_stage_needs(teacher: Path, tmp_path: Path) -> None:
-    """Stages 1 and 3, without a budget for stage 2; other data in the same folder are read anew."""
+    """Stages 1 and 3, without a budget for stage 2; in the same folder, other data is read again."""
     data = stream(tmp_path / "set", [words(number) for number in range(4096)])
     settings: dict[str, object] = {"template": "plain", "stage2_tokens": 0, "stage3_tokens": 1500}
     config = student_config(tmp_path, teacher, data=data, **settings)
@@ -154,7 +154,7 @@ def test_a_stream_is_read_as_far_as_its_stage_needs(teacher: Path, tmp_path: Pat
     assert (run / "stage3" / "tokens.bin").read_bytes() != before
 
 
-def test_a_stream_of_which_nothing_is_held_out(teacher: Path, tmp_path: Path) -> None:
+def test_a_stream_with_nothing_held_out(teacher: Path, tmp_path: Path) -> None:
     config = student_config(
         tmp_path, teacher, data=stream(tmp_path / "set", ["red"] * 4000), template="plain"
     )

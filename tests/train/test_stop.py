@@ -1,4 +1,4 @@
-"""A first signal is noted, a later one interrupts, and the same one twice is one."""
+"""The first signal is recorded, a later one interrupts, and one that arrives twice counts once."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def test_the_first_signal_is_noted_and_a_later_one_interrupts(monkeypatch: pytes
     with request.listening():
         os.kill(os.getpid(), signal.SIGINT)
         assert request.asked
-        os.kill(os.getpid(), signal.SIGTERM)  # torchrun hands on what the terminal sent
+        os.kill(os.getpid(), signal.SIGTERM)  # torchrun passes on what the terminal sent
         monkeypatch.setattr(stop, "_SAME_SIGNAL", -1.0)
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGTERM)

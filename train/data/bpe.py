@@ -1,6 +1,6 @@
 """A byte-level BPE tokenizer, trained on the corpus.
 
-The split into words is GPT-2's regular expression, without a space put in front of the text: exactly the
+Text is split into words by GPT-2's regular expression, without adding a space in front: exactly the
 pre-tokenizer that llama.cpp calls "gpt-2".
 """
 
@@ -22,11 +22,11 @@ END_OF_TEXT = "<|endoftext|>"  # begins and ends a document; id 0
 def train_tokenizer(
     texts: Iterable[str], vocab_size: int, max_length: int, special: Sequence[str] = ()
 ) -> PreTrainedTokenizerFast:
-    """Learn ``vocab_size`` tokens from ``texts``. Any text at all can be encoded and comes back unchanged.
+    """Learn ``vocab_size`` tokens from ``texts``. Every text can be encoded and is decoded unchanged.
 
     Args:
-        max_length: what the tokenizer reports as the model's context, in tokens.
-        special: tokens of their own beside ``<|endoftext|>``, a template's for instance.
+        max_length: the context length that the tokenizer reports for the model, in tokens.
+        special: special tokens in addition to ``<|endoftext|>``, for instance a template's.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
@@ -50,14 +50,16 @@ def train_tokenizer(
 def save_tokenizer(
     folder: Path, records: Iterable[Record], vocab_size: int, max_length: int, special: Sequence[str]
 ) -> None:
-    """:func:`train_tokenizer` on all texts of ``records``, saved as ``folder``, whole or not at all.
+    """:func:`train_tokenizer` on all texts of ``records``, saved as ``folder``, completely or not at all.
 
     Raises:
-        UsageError: the texts yield fewer tokens.
+        UsageError: the texts yield fewer tokens than ``vocab_size``.
+        OutputError: ``folder`` cannot be written.
     """
     texts = (text for record in records for text in texts_of(record))
     tokenizer = train_tokenizer(texts, vocab_size, max_length, special)
     if len(tokenizer) != vocab_size:
-        raise UsageError(f"config: vocab_size = {vocab_size}, but the text yields only {len(tokenizer)}")
-    with whole_folder(folder, "make room, then begin again"):
+        found = f"config: vocab_size = {vocab_size}, but the text yields only {len(tokenizer)} tokens"
+        raise UsageError(f"{found}; lower vocab_size or give more text")
+    with whole_folder(folder, "make room, then start again"):
         tokenizer.save_pretrained(folder)

@@ -1,12 +1,14 @@
 """The terms of a training loss, as pure functions: tensors in, one scalar out, no state.
 
-B batch, T positions, V vocabulary, D hidden size, H heads, K kept logits. Whatever the inputs are (bfloat16
-under autocast, say), a loss is computed in float32, or in float64 where its input is. What stands at a
-position that is not counted, NaN included, changes neither a loss nor a gradient. A batch in which nothing is
-counted gives 0, still with a gradient. No function detaches the teacher: run it under ``torch.no_grad``.
+B batch, T positions, V vocabulary, D hidden size, H heads, K kept logits. Whatever dtype the inputs have (for
+example bfloat16 under autocast), a loss is computed in float32, or in float64 where its input is float64. The
+content of a position that is not counted, even NaN, changes neither a loss nor a gradient. A batch in which
+nothing is counted gives 0, with a gradient of 0. No function detaches the teacher: run it under
+``torch.no_grad``.
 
-``labels`` is int64 [B, T] in line with the input ids, ``NOT_COUNTED`` where a token is no target. The shift
-by one happens here: logits of position t are judged by labels[t + 1]. A ``mask`` is [B, T], 1 at real tokens.
+``labels`` is int64 [B, T], aligned with the input ids, ``NOT_COUNTED`` where a token is not a target. The
+shift by one happens here: logits of position t are compared with labels[t + 1]. A ``mask`` is [B, T], 1 at
+real tokens.
 """
 
 from __future__ import annotations
@@ -19,13 +21,15 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from bitexport.errors import UsageError
+from bitexport.train.batch import NOT_COUNTED
 
-NOT_COUNTED = -100
+#: Outputs of q_proj, k_proj and v_proj of one layer, each [B, T, width].
 QKV = Sequence[Tensor]
+RELATION_FORMS = ("cosine", "scaled")
 
 
 def counted(labels: Tensor) -> Tensor:
-    """Bool [B, T]: position t predicts a counted token, which is labels[t + 1]; never true for the last t."""
+    """Bool [B, T]: position t predicts a counted token, labels[t + 1]; never true for the last position."""
     return F.pad(labels[:, 1:] != NOT_COUNTED, (0, 1), value=False)
 
 
@@ -34,14 +38,14 @@ def targets(labels: Tensor) -> Tensor:
     return labels.roll(-1, dims=1)[counted(labels)]
 
 
-def precise(values: Tensor) -> Tensor:
-    """The same in float32; what is float64 stays so."""
+def at_least_float32(values: Tensor) -> Tensor:
+    """``values`` in float32, or unchanged if they are float64."""
     return values if values.dtype == torch.float64 else values.float()
 
 
 def next_token(logits: Tensor, labels: Tensor) -> Tensor:
     """Mean cross-entropy in nats over counted tokens; ``logits`` [B, T, V], ``labels`` [B, T]."""
-    kept = precise(logits[counted(labels)])
+    kept = at_least_float32(logits[counted(labels)])  # [N, V]
     return F.cross_entropy(kept, targets(labels), reduction="sum") / max(len(kept), 1)
 
 
@@ -50,11 +54,18 @@ def logits_distillation(
 ) -> Tensor:
     """KL(teacher || student) of softmax(z / tau) in nats, mean over counted positions.
 
-    ``student`` and ``teacher`` [B, T, V], ``labels`` [B, T]. L_LD of BitNet Distillation (arXiv 2510.13998),
-    whose formula has no factor tau squared although its authors' code has; ``tau_squared`` puts it in front,
-    which keeps the gradient about as large at every tau (arXiv 1503.02531). UsageError: vocabularies differ.
+    L_LD of BitNet Distillation (arXiv 2510.13998), whose formula has no factor tau squared although its
+    authors' code has. ``tau_squared`` adds the factor, which keeps the gradient about equally large for every
+    tau (arXiv 1503.02531).
+
+    Args:
+        student, teacher: logits [B, T, V].
+        labels: [B, T].
+
+    Raises:
+        UsageError: the vocabularies differ in size.
     """
-    _same_width(student, teacher, "vocabulary", "configure a logit projector")
+    _check_same_width(student, teacher, "vocabulary", "configure a logit projector")
     keep = counted(labels)
     return tempered_kl(student[keep], teacher[keep], tau, tau_squared)
 
@@ -64,105 +75,149 @@ def top_k_logits_distillation(
 ) -> Tensor:
     """:func:`logits_distillation` over the teacher's K largest logits, both sides renormalised over these K.
 
-    ``logits`` [B, T, V], the student's; ``values`` and ``indices`` (int64) [B, T, K], the teacher's top-k.
     Both distributions are conditional on the token being one of the K, so that this is a KL divergence (never
-    negative, 0 where they agree) and at K = V the full loss. The student's mass outside of the K is not seen.
+    negative, 0 where they agree) and at K = V the full loss. The student's probability outside the K is
+    ignored.
+
+    Args:
+        logits: the student's, [B, T, V].
+        values, indices: the teacher's top-k and its int64 token ids, [B, T, K].
+        labels: [B, T].
     """
     keep = counted(labels)
-    # Gathered before selected, so that no second [N, V] exists.
-    kept = logits.gather(-1, indices.masked_fill(~keep[..., None], 0))
+    # Gather first, then select: the other order would need a second [N, V].
+    kept = logits.gather(-1, indices.masked_fill(~keep[..., None], 0))  # [B, T, K]
     return tempered_kl(kept[keep], values[keep], tau, tau_squared)
 
 
 def tempered_kl(student: Tensor, teacher: Tensor, tau: float, tau_squared: bool) -> Tensor:
-    """What both functions above take the mean of; ``student`` and ``teacher`` are logits [N, classes]."""
-    log_s, log_t = (F.log_softmax(precise(logits) / tau, dim=-1) for logits in (student, teacher))
-    total = F.kl_div(log_s, log_t, reduction="sum", log_target=True)
-    return total / max(len(student), 1) * (tau * tau if tau_squared else 1.0)
+    """Mean KL(teacher || student) over the rows of logits [N, classes], as both functions above use it."""
+    student_log = F.log_softmax(at_least_float32(student) / tau, dim=-1)
+    teacher_log = F.log_softmax(at_least_float32(teacher) / tau, dim=-1)
+    mean = F.kl_div(student_log, teacher_log, reduction="sum", log_target=True) / max(len(student), 1)
+    return mean * (tau * tau) if tau_squared else mean
 
 
 def relation_distillation(
-    mine: QKV, theirs: QKV, mask: Tensor, relation_heads: int, temperature: float = 1, form: str = "cosine"
+    student_qkv: QKV,
+    teacher_qkv: QKV,
+    mask: Tensor,
+    relation_heads: int,
+    temperature: float = 1,
+    form: str = "cosine",
 ) -> Tensor:
     """KL(teacher || student) in nats of the relations of queries, keys and values, summed over the three.
 
-    ``mine`` (student), ``theirs``: what q_proj, k_proj and v_proj of a layer put out, each [B, T, width],
-    every width its own, cut along it into ``relation_heads`` parts of d_r, whatever the models' own heads
-    are. Position i relates to the real positions j by softmax_j(a_i . a_j / temperature), without a causal
-    mask; mean over relation heads and all real i of the batch. ``form`` "cosine" takes each a_i at length 1
-    (arXiv 2510.13998, algorithm 1), "scaled" divides a_i . a_j by sqrt(d_r) (its equation 12). The backward
-    pass computes the relations anew, so that those of Q, K and V are never in memory together.
-    UsageError: a width is not divisible by ``relation_heads``, or ``form`` is unknown.
+    Each tensor is cut along its width into ``relation_heads`` slices of size d_r, independent of the models'
+    attention heads. Position i relates to the real positions j by softmax_j(a_i . a_j / temperature), without
+    a causal mask; the result is the mean over relation heads and all real i of the batch. ``form`` "cosine"
+    scales each a_i to length 1 (arXiv 2510.13998, algorithm 1), "scaled" divides a_i . a_j by sqrt(d_r) (its
+    equation 12).
+
+    The backward pass recomputes the relations, so that those of Q, K and V are never in memory together.
+
+    Args:
+        student_qkv, teacher_qkv: three tensors [B, T, width]; the widths may all differ.
+        mask: [B, T].
+
+    Raises:
+        UsageError: a width is not divisible by ``relation_heads``, or ``form`` is unknown.
     """
-    if form not in ("cosine", "scaled"):
+    if form not in RELATION_FORMS:
         raise UsageError(f'the relation form "{form}" is unknown; choose "cosine" or "scaled"')
-    for owner, states in (("student", mine), ("teacher", theirs)):
-        for name, width in zip("qkv", (state.shape[-1] for state in states), strict=True):
-            if width % relation_heads:
-                problem = f"the {owner}'s {name}_proj has width {width}, not divisible by {relation_heads}"
-                raise UsageError(f"{problem} relation heads; choose a divisor of all widths")
+    _check_widths("student", student_qkv, relation_heads)
+    _check_widths("teacher", teacher_qkv, relation_heads)
     real = mask.bool()
 
-    def divergence(*pair: Tensor) -> Tensor:
-        log_s, log_t = (_relations(states, real, relation_heads, temperature, form) for states in pair)
-        kl = F.kl_div(log_s, log_t, reduction="none", log_target=True).sum(-1)  # (B, heads, T)
+    def divergence(student: Tensor, teacher: Tensor) -> Tensor:
+        student_log = _relations(student, real, relation_heads, temperature, form)
+        teacher_log = _relations(teacher, real, relation_heads, temperature, form)
+        kl = F.kl_div(student_log, teacher_log, reduction="none", log_target=True).sum(-1)  # [B, heads, T]
         return kl.masked_fill(~real[:, None], 0.0).sum() / (real.sum().clamp(min=1) * relation_heads)
 
-    pairs = zip(mine, theirs, strict=True)
-    return torch.stack([checkpoint(divergence, *pair, use_reentrant=False) for pair in pairs]).sum()
+    terms = []
+    for student, teacher in zip(student_qkv, teacher_qkv, strict=True):
+        terms.append(checkpoint(divergence, student, teacher, use_reentrant=False))
+    return torch.stack(terms).sum()
 
 
 def feature_loss(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
     """Squared error of hidden states [B, T, D] at unit RMS, mean over D and over the real positions.
 
-    Raw states grow by orders of magnitude over the layers, and the RMSNorm that reads them drops their length
-    anyway. So all layers weigh alike: an error is 2 (1 - cosine), 0 to 4. UsageError: hidden sizes differ.
+    Hidden states grow by orders of magnitude over the layers, and the RMSNorm that reads them removes their
+    length anyway. At unit RMS every layer has the same weight: an error is 2 (1 - cosine), 0 to 4.
+
+    Raises:
+        UsageError: the hidden sizes differ.
     """
-    _same_width(student, teacher, "hidden size", "set this term's weight to 0")
-    student, teacher = student[mask.bool()], teacher[mask.bool()]
+    _check_same_width(student, teacher, "hidden size", "set this term's weight to 0")
+    real = mask.bool()
+    student, teacher = student[real], teacher[real]  # [N, D]
     # The mean over D at unit RMS is the sum over D at unit length.
     return (_unit(student) - _unit(teacher)).square().sum() / max(len(student), 1)
 
 
 def attention_loss(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
-    """Squared error of attention probabilities [B, H, T, T], summed over keys, mean over heads, real queries.
+    """Squared error of attention probabilities [B, H, T, T]: sum over keys, mean over heads and real queries.
 
-    The mean over queries is the division by the sequence length: 0 to 2 whatever T is. Squares, no KL, since
-    causal attention is full of exact zeros. Where H differs, the means over the heads are compared.
+    The mean over queries makes it independent of the sequence length: 0 to 2 for every T. Squares instead of
+    a KL divergence, because causal attention is full of exact zeros. Where H differs, the means over the
+    heads are compared.
     """
-    real, student, teacher = mask.bool(), precise(student), precise(teacher)
+    student, teacher = at_least_float32(student), at_least_float32(teacher)
     if student.shape[1] != teacher.shape[1]:
-        student, teacher = student.mean(1, keepdim=True), teacher.mean(1, keepdim=True)
-    pairs = (real[:, :, None] & real[:, None, :])[:, None]  # (B, 1, T, T)
+        student = student.mean(1, keepdim=True)
+        teacher = teacher.mean(1, keepdim=True)
+    heads = student.shape[1]
+    real = mask.bool()
+    pairs = (real[:, :, None] & real[:, None, :])[:, None]  # [B, 1, T, T]
     squares = (student - teacher).masked_fill(~pairs, 0.0).square()
-    return squares.sum() / (real.sum().clamp(min=1) * student.shape[1])
+    return squares.sum() / (real.sum().clamp(min=1) * heads)
 
 
 def masked_mean(hidden: Tensor, mask: Tensor) -> Tensor:
     """[B, D]: the mean of ``hidden`` [B, T, D] over the real positions; 0 for a row that has none."""
     real = mask.bool()[..., None]
-    return precise(hidden).masked_fill(~real, 0.0).sum(1) / real.sum(1).clamp(min=1)
+    return at_least_float32(hidden).masked_fill(~real, 0.0).sum(1) / real.sum(1).clamp(min=1)
 
 
 def contrastive_loss(student: Tensor, teacher: Tensor, temperature: float = 0.1) -> Tensor:
-    """InfoNCE (arXiv 1807.03748) in nats: each student finds its own teacher among the batch's, by cosine.
+    """InfoNCE (arXiv 1807.03748) in nats: each student vector should be closest to its own teacher vector.
 
-    ``student`` and ``teacher`` [B, D], D the same, pooled by :func:`masked_mean`; mean over B. By chance it
-    is ln B; a batch of 1 has nothing to contrast and gives 0. UsageError: the hidden sizes differ.
+    By chance it is ln B; a batch of 1 has nothing to contrast and gives 0.
+
+    Args:
+        student, teacher: [B, D] with the same D, pooled by :func:`masked_mean`; compared by cosine.
+
+    Returns:
+        The mean over B.
+
+    Raises:
+        UsageError: the hidden sizes differ.
     """
-    _same_width(student, teacher, "hidden size", "set this term's weight to 0")
-    similarities = _products(_unit(student), _unit(teacher)) / temperature
+    _check_same_width(student, teacher, "hidden size", "set this term's weight to 0")
+    similarities = _products(_unit(student), _unit(teacher)) / temperature  # [B, B]
     return F.cross_entropy(similarities, torch.arange(len(student), device=student.device))
 
 
-def _same_width(student: Tensor, teacher: Tensor, name: str, remedy: str) -> None:
-    if (s := student.shape[-1]) != (t := teacher.shape[-1]):
-        raise UsageError(f"the student's {name} is {s}, the teacher's {t}; make them equal or {remedy}")
+def _check_same_width(student: Tensor, teacher: Tensor, name: str, remedy: str) -> None:
+    student_width, teacher_width = student.shape[-1], teacher.shape[-1]
+    if student_width != teacher_width:
+        found = f"the student's {name} is {student_width}, the teacher's {teacher_width}"
+        raise UsageError(f"{found}; make them equal or {remedy}")
+
+
+def _check_widths(owner: str, qkv: QKV, relation_heads: int) -> None:
+    for name, states in zip("qkv", qkv, strict=True):
+        width = states.shape[-1]
+        if width % relation_heads:
+            problem = f"the {owner}'s {name}_proj has width {width}, not divisible by {relation_heads}"
+            raise UsageError(f"{problem} relation heads; choose a divisor of all widths")
 
 
 def _unit(vectors: Tensor) -> Tensor:
-    # The gradient of x / |x| grows as 1 / |x|, and quantization makes zeros: below 1e-4 none is stretched.
-    return F.normalize(precise(vectors), dim=-1, eps=1e-4)
+    # The gradient of x / |x| grows as 1 / |x|, and quantization makes zeros: none below 1e-4 is stretched.
+    return F.normalize(at_least_float32(vectors), dim=-1, eps=1e-4)
 
 
 def _products(left: Tensor, right: Tensor) -> Tensor:
@@ -170,11 +225,13 @@ def _products(left: Tensor, right: Tensor) -> Tensor:
         return left @ right.transpose(-1, -2)
 
 
-def _relations(states: Tensor, mask: Tensor, heads: int, temperature: float, form: str) -> Tensor:
-    """Log probabilities [B, heads, T, T] from [B, T, width]; rows are queries, padding is no key."""
-    real = precise(states).masked_fill(~mask[..., None], 0.0)
-    parts = real.reshape(*real.shape[:2], heads, -1).transpose(1, 2)  # (B, heads, T, d_r)
-    parts = _unit(parts) if form == "cosine" else parts / parts.shape[-1] ** 0.25
-    scores = _products(parts, parts) / temperature
-    # The lowest finite value, no -inf: a batch row without any real key stays free of NaN.
-    return F.log_softmax(scores.masked_fill(~mask[:, None, None], torch.finfo(scores.dtype).min), dim=-1)
+def _relations(states: Tensor, real: Tensor, heads: int, temperature: float, form: str) -> Tensor:
+    """Log probabilities [B, heads, T, T] from [B, T, width]; rows are queries, padding is never a key."""
+    B, T, _ = states.shape
+    states = at_least_float32(states).masked_fill(~real[..., None], 0.0)
+    slices = states.reshape(B, T, heads, -1).transpose(1, 2)  # [B, heads, T, d_r]
+    slices = _unit(slices) if form == "cosine" else slices / slices.shape[-1] ** 0.25
+    scores = _products(slices, slices) / temperature
+    # The lowest finite value instead of -inf: a batch row without any real key stays free of NaN.
+    lowest = torch.finfo(scores.dtype).min
+    return F.log_softmax(scores.masked_fill(~real[:, None, None], lowest), dim=-1)

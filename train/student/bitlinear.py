@@ -1,7 +1,7 @@
-"""A linear layer that quantizes in every forward pass: ternary weights, 8-bit activations, straight through.
+"""A linear layer that quantizes in every forward pass: ternary weights, 8-bit activations, straight-through.
 
-With blend 1 it computes what transformers' AutoBitLinear computes, to the last bit, with fewer passes over
-memory: on a processor the time goes into exactly these passes.
+With blend 1 it computes exactly, to the last bit, what transformers' AutoBitLinear computes, with fewer
+passes over memory, which dominate the time on a CPU.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import nn
 
 
 class _StraightThrough(torch.autograd.Function):
-    """The gradient of what comes out is that of what went in, whatever ``forward`` rounded."""
+    """Passes the gradient of the output to the input unchanged, as if ``forward`` did not round."""
 
     @staticmethod
     def backward(_context: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
@@ -27,7 +27,8 @@ class _QuantizeWeight(_StraightThrough):
         master = weight.float()
         quantized = master.abs()
         scale = 1.0 / quantized.mean().clamp_(min=1e-5)
-        torch.mul(master, scale, out=quantized).round_().clamp_(-1, 1).div_(scale)
+        torch.mul(master, scale, out=quantized)
+        quantized.round_().clamp_(-1, 1).div_(scale)
         return _blended(master, quantized, blend).to(weight.dtype)
 
 
@@ -35,34 +36,45 @@ class _QuantizeActivation(_StraightThrough):
     @staticmethod
     def forward(_context: Any, x: torch.Tensor, blend: float) -> torch.Tensor:
         exact = x.float()
-        # max|x| by two reductions, which PyTorch vectorizes; a norm of order infinity takes 20 times as long.
-        largest = torch.maximum(exact.amax(dim=-1, keepdim=True), exact.amin(dim=-1, keepdim=True).neg_())
+        # max|x| as two reductions, which PyTorch vectorizes; a norm of order infinity takes 20 times as long.
+        maximum = exact.amax(dim=-1, keepdim=True)
+        minimum = exact.amin(dim=-1, keepdim=True)
+        largest = torch.maximum(maximum, minimum.neg_())
         scale = 127 / largest.clamp_(min=1e-5)
-        # No clamp: |x| <= largest, so that x scale rounds to no more than 127, whatever the last bits say.
+        # No clamp: |x| <= largest, so x * scale rounds to at most 127 even with an error in the last bits.
         quantized = (exact * scale).round_().div_(scale)
         return _blended(exact, quantized, blend).to(x.dtype)
 
 
 def _blended(exact: torch.Tensor, quantized: torch.Tensor, blend: float) -> torch.Tensor:
-    """``exact + blend * (quantized - exact)``, written over ``quantized``."""
-    return quantized if blend == 1 else quantized.sub_(exact).mul_(blend).add_(exact)
+    """``exact + blend * (quantized - exact)``; overwrites ``quantized``."""
+    if blend == 1:
+        return quantized
+    return quantized.sub_(exact).mul_(blend).add_(exact)
 
 
 def quantize_weight(weight: torch.Tensor, blend: float = 1.0) -> torch.Tensor:
-    """``w + blend * (Q(w) - w)``, gradient that of w; Q gives trits times mean|w|, in float32, any shape."""
+    """``w + blend * (Q(w) - w)`` with straight-through gradient, for any shape.
+
+    Q(w) = mean|w| * clamp(round(w / mean|w|), -1, 1), computed in float32; mean|w| is over the whole tensor
+    (arXiv 2402.17764).
+    """
     return _QuantizeWeight.apply(weight, blend)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def quantize_activation(x: torch.Tensor, blend: float = 1.0) -> torch.Tensor:
-    """``x + blend * (Q(x) - x)``, gradient that of x [..., in]; Q rounds to max|x| / 127 a token, float32."""
+    """``x + blend * (Q(x) - x)`` with straight-through gradient, for ``x`` [..., in].
+
+    Q rounds to multiples of max|x| / 127, computed in float32; max|x| is per token (arXiv 2402.17764).
+    """
     return _QuantizeActivation.apply(x, blend)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class BitLinear(nn.Linear):
     """``nn.Linear`` with quantized weights and activations.
 
-    ``blend`` says how much, from 0 (exactly ``nn.Linear``) to 1. It is not in the state dict: what is saved
-    means 1.
+    ``blend`` goes from 0 (exactly ``nn.Linear``) to 1 (fully quantized). It is not in the state dict: a saved
+    model is meant to run with 1.
     """
 
     blend: float = 1.0
@@ -82,5 +94,8 @@ def set_blend(model: nn.Module, value: float) -> None:
 
 
 def get_blend(model: nn.Module) -> float:
-    """The blend of ``model``'s BitLinear layers; 0 where it has none."""
-    return next((module.blend for module in model.modules() if isinstance(module, BitLinear)), 0.0)
+    """The blend of ``model``'s BitLinear layers; 0 if it has none."""
+    for module in model.modules():
+        if isinstance(module, BitLinear):
+            return module.blend
+    return 0.0

@@ -9,26 +9,42 @@ from bitexport.reference.norms import connect_norms
 from bitexport.train.config import TrainConfig
 from bitexport.train.student.surgery import replace_projections
 
+# Keys that have the same name in our configuration and in transformers'.
+_SHARED_KEYS = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "hidden_act",
+    "max_position_embeddings",
+    "rms_norm_eps",
+    "tie_word_embeddings",
+    "initializer_range",
+)
+
 
 def build_model(config: TrainConfig, end_of_text: int) -> PreTrainedModel:
-    """A fresh model with float32 weights; ``end_of_text`` is the id that ends texts.
+    """A model with random float32 weights that depend on ``config.seed`` only.
 
     With ``config.ternary`` its projections quantize in every forward pass. Only BitNetForCausalLM has SubLN.
+
+    Args:
+        end_of_text: the token id that begins and ends a text.
     """
-    bitnet = config.architecture == "bitnet"
-    same_names = (
-        "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads "
-        "hidden_act max_position_embeddings rms_norm_eps tie_word_embeddings initializer_range"
-    )
-    model_config = (BitNetConfig if bitnet else LlamaConfig)(
-        **{name: getattr(config, name) for name in same_names.split()},
+    is_bitnet = config.architecture == "bitnet"
+    config_class = BitNetConfig if is_bitnet else LlamaConfig
+    model_class = BitNetForCausalLM if is_bitnet else LlamaForCausalLM
+    model_config = config_class(
+        **{key: getattr(config, key) for key in _SHARED_KEYS},
         rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
         bos_token_id=end_of_text,
         eos_token_id=end_of_text,
         dtype=torch.float32,
     )
     torch.manual_seed(config.seed)
-    model: PreTrainedModel = (BitNetForCausalLM if bitnet else LlamaForCausalLM)(model_config)
+    model: PreTrainedModel = model_class(model_config)
     if config.ternary:
         replace_projections(model)
         connect_norms(model)

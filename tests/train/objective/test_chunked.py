@@ -1,4 +1,4 @@
-"""The chunked losses against the whole ones: same values, same gradients, and no logits of all tokens."""
+"""The chunked losses against the full ones: same values, same gradients, and never logits of all tokens."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 def inputs(dtype: torch.dtype, B: int = B, T: int = T) -> tuple[Tensor, Tensor, Tensor]:
-    """Hidden states, a head, and labels of which the second row has none."""
+    """Hidden states, a head, and labels; no label of the second row is counted."""
     torch.manual_seed(0)
     hidden = torch.randn(B, T, D, dtype=dtype, requires_grad=True)
     weight = torch.randn(V, D, dtype=dtype, requires_grad=True)
@@ -39,10 +39,10 @@ def forms(name: str, labels: Tensor, chunk: int, dtype: torch.dtype) -> tuple[Lo
             lambda hidden, weight: chunked_next_token(hidden, weight, labels, chunk),
         )
     teacher = torch.randn(*labels.shape, V, generator=torch.manual_seed(1)).to(dtype).topk(K)
-    how: dict[str, Any] = {"tau": 2.0, "tau_squared": True}
+    tau: dict[str, Any] = {"tau": 2.0, "tau_squared": True}
     return (
-        lambda hidden, weight: top_k_logits_distillation(hidden @ weight.T, *teacher, labels, **how),
-        lambda hidden, weight: chunked_top_k_distillation(hidden, weight, *teacher, labels, chunk, **how),
+        lambda hidden, weight: top_k_logits_distillation(hidden @ weight.T, *teacher, labels, **tau),
+        lambda hidden, weight: chunked_top_k_distillation(hidden, weight, *teacher, labels, chunk, **tau),
     )
 
 
@@ -76,7 +76,7 @@ def test_values_and_gradients_are_those_of_the_whole_form(
     assert chunked.dtype == dtype
     near = {"rtol": 1e-5, "atol": 1e-6} if dtype == torch.float32 else {"rtol": 1e-12, "atol": 1e-14}
     torch.testing.assert_close(chunked, whole, **near)
-    # The factor stands for the term's weight in a total.
+    # The factor 3 is the term's weight in a total.
     expected = torch.autograd.grad(3 * whole, (hidden, weight))
     torch.testing.assert_close(torch.autograd.grad(3 * chunked, (hidden, weight)), expected, **near)
 
@@ -99,9 +99,11 @@ def test_under_autocast_the_head_is_bfloat16_and_gradients_are_float32(name: str
     assert whole.item() != exact(hidden, weight).item()
     assert chunked.item() == pytest.approx(whole.item(), rel=1e-5)
     results = torch.autograd.grad(chunked, (hidden, weight)), torch.autograd.grad(whole, (hidden, weight))
-    for ours, theirs, truth in zip(*results, best, strict=True):
-        assert ours.dtype == torch.float32
-        assert (ours - truth).norm() <= 1.1 * (theirs - truth).norm() < 0.02 * truth.norm()
+    for chunked_gradient, whole_gradient, exact_gradient in zip(*results, best, strict=True):
+        assert chunked_gradient.dtype == torch.float32
+        chunked_error = (chunked_gradient - exact_gradient).norm()
+        whole_error = (whole_gradient - exact_gradient).norm()
+        assert chunked_error <= 1.1 * whole_error < 0.02 * exact_gradient.norm()
 
 
 @NAMES
@@ -141,15 +143,16 @@ def test_nothing_counted_gives_zero_and_a_zero_gradient(name: str) -> None:
 
 
 @pytest.mark.parametrize("chunk", [1, 4, 100])
-def test_top_k_is_torchs(chunk: int) -> None:
+def test_top_k_equals_that_of_torch(chunk: int) -> None:
     hidden, weight, _ = inputs(torch.float64)
     values, indices = chunked_top_k(hidden, weight, K, chunk)
     expected = (hidden @ weight.T).topk(K)
     torch.testing.assert_close(values, expected.values.detach())
     assert torch.equal(indices, expected.indices)
     assert not values.requires_grad
-    picked = chunked_top_k(hidden[labels_picked := torch.ones(B, T) > 0], weight, K, chunk)
-    assert torch.equal(picked[1], indices[labels_picked])
+    keep = torch.ones(B, T) > 0
+    _, kept_indices = chunked_top_k(hidden[keep], weight, K, chunk)
+    assert torch.equal(kept_indices, indices[keep])
 
 
 def test_top_k_holds_one_chunk_of_logits() -> None:

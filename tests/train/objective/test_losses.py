@@ -39,7 +39,7 @@ class Case:
 
 
 def labels_and_mask(B: int, T: int) -> tuple[Tensor, Tensor]:
-    """Answers and padding on either side; the second row, where there is one, holds nothing."""
+    """Answers, and padding on both sides; in the second row, if there is one, nothing is counted."""
     labels = torch.randint(V, (B, T))
     labels[torch.rand(B, T) < 0.4] = -100
     labels[0, -1] = 3  # something is counted wherever T > 1
@@ -88,9 +88,9 @@ def make(name: str, B: int, T: int, nothing: bool = False) -> Case:
         )  # fmt: skip
     if name.startswith("relation"):
         _, form, heads = name.split("-")
-        how = {"relation_heads": int(heads), "temperature": TEMPERATURE, "form": form}
+        settings = {"relation_heads": int(heads), "temperature": TEMPERATURE, "form": form}
         return Case(
-            lambda s, t: losses.relation_distillation(s, t, mask, **how),
+            lambda s, t: losses.relation_distillation(s, t, mask, **settings),
             lambda s, t: slow.relation_distillation(s, t, padding, int(heads), TEMPERATURE, form),
             normal(*STUDENT_WIDTHS), normal(*TEACHER_WIDTHS), mask == 0,
         )  # fmt: skip
@@ -155,16 +155,16 @@ def test_every_gradient_entry_by_finite_differences(name: str) -> None:
     assert torch.autograd.gradcheck(lambda *s: case.value(list(s)), students)
 
 
-@pytest.mark.parametrize("rubbish", [1e4, float("nan"), float("-inf")], ids=str)
+@pytest.mark.parametrize("garbage", [1e4, float("nan"), float("-inf")], ids=str)
 @pytest.mark.parametrize("name", ALL)
-def test_what_is_not_counted_changes_neither_value_nor_gradient(name: str, rubbish: float) -> None:
+def test_what_is_not_counted_changes_neither_value_nor_gradient(name: str, garbage: float) -> None:
     case = make(name, 3, 7)
     free = case.free if name.startswith("attention") else case.free[..., None]
     assert free.any()
     assert not free.all()
 
     def spoil(tensor: Tensor) -> Tensor:
-        return tensor.masked_fill(free, rubbish if tensor.is_floating_point() else 2**40)
+        return tensor.masked_fill(free, garbage if tensor.is_floating_point() else 2**40)
 
     spoiled = [spoil(s).requires_grad_() for s in case.students]
     students = [s.requires_grad_() for s in case.students]
@@ -182,7 +182,7 @@ def test_nothing_counted_gives_zero_and_a_zero_gradient(name: str) -> None:
     case = make(name, 3, 7, nothing=True)
     students = [s.requires_grad_() for s in case.students]
     value = case.value(students)
-    # All vectors are zero then: every teacher's is as near as the own one.
+    # All vectors are zero then: every teacher vector is equally near.
     assert value.item() == pytest.approx(math.log(3) if name == "contrastive" else 0.0)
     for gradient in torch.autograd.grad(value, students):
         assert torch.equal(gradient, torch.zeros_like(gradient))
@@ -206,7 +206,7 @@ def test_bfloat16_is_computed_in_float32_under_autocast_too(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", TERMS)
-def test_a_student_that_equals_its_teacher_costs_nothing(name: str) -> None:
+def test_a_student_that_equals_its_teacher_has_loss_zero(name: str) -> None:
     case = make(name, 3, 7)
     teachers = list(case.students[0].topk(K)) if name == "top_k" else [s.clone() for s in case.students]
     students = [s.requires_grad_() for s in case.students]
@@ -240,7 +240,7 @@ def test_top_k_over_the_whole_vocabulary_is_the_full_loss() -> None:
     )
 
 
-def test_the_logits_of_a_position_are_judged_by_the_next_label() -> None:
+def test_the_logits_of_a_position_are_compared_with_the_next_label() -> None:
     labels = torch.tensor([[-100, 4, -100, 9]])
     assert losses.counted(labels).tolist() == [[True, False, True, False]]
     assert losses.targets(labels).tolist() == [4, 9]
@@ -259,7 +259,7 @@ def test_the_backward_pass_of_relations_keeps_only_the_projections() -> None:
 
 
 def test_an_all_zero_projection_has_a_bounded_gradient() -> None:
-    """As a ternary layer puts out where its activations round to zero."""
+    """A ternary layer returns zeros where all its activations round to zero."""
     student = torch.randn(1, 5, 8)
     student[0, 2] = 0
     student.requires_grad_()
@@ -269,7 +269,7 @@ def test_an_all_zero_projection_has_a_bounded_gradient() -> None:
     assert student.grad.abs().max() < 1e4  # x / |x| without a bound: 1e12
 
 
-def test_contrasting_a_batch_of_one_costs_nothing_and_a_mixed_up_batch_much() -> None:
+def test_contrastive_loss_of_one_text_is_zero_and_of_a_permuted_batch_large() -> None:
     torch.manual_seed(0)
     vectors = torch.randn(4, 32)
     assert losses.contrastive_loss(vectors[:1], vectors[1:2]).item() == 0.0

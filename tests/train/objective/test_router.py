@@ -6,7 +6,7 @@ from torch import Tensor
 
 from bitexport.errors import UsageError
 from bitexport.train.objective.losses import feature_loss
-from bitexport.train.objective.router import FeatureLoss, StudentAwareRouter, describe
+from bitexport.train.objective.router import FeatureLoss, StudentAwareRouter, describe_usage
 
 PLANTED = [2, 5, 7]
 
@@ -55,7 +55,7 @@ def test_finds_a_planted_map_of_layers(widths: tuple[int, int], loss: FeatureLos
     assert usage.max(-1).values.min() > 0.7
     assert value < uniform / 3
     for i, layer in enumerate(PLANTED):
-        assert f"{i}: {layer} (0." in describe(usage) or f"{i}: {layer} (1." in describe(usage)
+        assert f"{i}: {layer} (0." in describe_usage(usage) or f"{i}: {layer} (1." in describe_usage(usage)
 
 
 def test_a_gate_follows_its_students_state() -> None:

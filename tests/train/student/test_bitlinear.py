@@ -52,21 +52,21 @@ def same(first: dict[str, torch.Tensor | None], second: dict[str, torch.Tensor |
 @pytest.mark.parametrize("standard_deviation", [1e-7, 0.02, 3.0])
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("autocast", [False, True])
-def test_a_layer_is_transformers_own(standard_deviation: float, bias: bool, autocast: bool) -> None:
+def test_a_layer_equals_that_of_transformers(standard_deviation: float, bias: bool, autocast: bool) -> None:
     torch.manual_seed(1)
-    theirs = AutoBitLinear(96, 64, bias=bias, online_quant=True)
-    nn.init.normal_(theirs.weight, std=standard_deviation)
-    ours = BitLinear(96, 64, bias=bias)
-    ours.load_state_dict(theirs.state_dict())
+    expected = AutoBitLinear(96, 64, bias=bias, online_quant=True)
+    nn.init.normal_(expected.weight, std=standard_deviation)
+    layer = BitLinear(96, 64, bias=bias)
+    layer.load_state_dict(expected.state_dict())
     x = activations()
     same(
-        outputs_and_gradients(theirs, x, autocast=autocast),
-        outputs_and_gradients(ours, x, autocast=autocast),
+        outputs_and_gradients(expected, x, autocast=autocast),
+        outputs_and_gradients(layer, x, autocast=autocast),
     )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_the_quantizers_are_transformers_own_in_every_dtype(dtype: torch.dtype) -> None:
+def test_the_quantizers_equal_those_of_transformers_in_every_dtype(dtype: torch.dtype) -> None:
     for seed in range(20):
         x = activations(seed).clamp(-6e4, 6e4).to(dtype)  # what float16 can hold
         assert torch.equal(quantize_activation(x), ActQuant.apply(x))
@@ -74,8 +74,8 @@ def test_the_quantizers_are_transformers_own_in_every_dtype(dtype: torch.dtype) 
         assert torch.equal(quantize_weight(weight), WeightQuant.apply(weight))
 
 
-def test_what_is_quantized_stays_as_it_was() -> None:
-    """They work in place, on memory of their own: not even where float() has nothing to do."""
+def test_quantizing_does_not_change_its_input() -> None:
+    """They work in place on a copy, even if the input is float32 already and float() returns it."""
     x, weight = activations(), torch.randn(64, 96)
     before = x.clone(), weight.clone()
     for blend in (0.3, 1.0):

@@ -22,11 +22,14 @@ from bitexport.gguf.reader import read_gguf
 from bitexport.parity import parity
 from bitexport.parity.report import verdict
 from bitexport.train.student.bitlinear import BitLinear, quantize_weight
+from bitexport.train.student.calibration import calibrate
+from bitexport.train.student.checkpoint import load_causal_lm, save_checkpoint
 from bitexport.train.student.fresh import build_model
 from bitexport.train.student.pack import export_packed
-from bitexport.train.student.surgery import calibrate, load_causal_lm, make_student, save
+from bitexport.train.student.surgery import make_student
+from tests.support import models as test_models
 from tests.support.gguf_files import values
-from tests.support.models import MODEL_CLASSES, Shape, save_checkpoint, tiny_model, write_tokenizer
+from tests.support.models import MODEL_CLASSES, Shape, tiny_model, write_tokenizer
 from tests.train.conftest import tiny_config
 from tests.train.student.test_surgery import FLOAT, batch, float_model, logits
 
@@ -42,12 +45,12 @@ def trained(architecture: str, folder: Path, **options: Any) -> Any:
     optimizer = torch.optim.AdamW(student.parameters(), lr=1e-2)
     student.train()(**inputs, labels=inputs["input_ids"]).loss.backward()
     optimizer.step()
-    save(student.eval(), AutoTokenizer.from_pretrained(folder / "tokenizer"), folder / "student")
+    save_checkpoint(student.eval(), AutoTokenizer.from_pretrained(folder / "tokenizer"), folder / "student")
     return student
 
 
 @pytest.mark.parametrize("architecture", FLOAT)
-def test_a_student_goes_all_the_way(architecture: str, tmp_path: Path) -> None:
+def test_a_student_survives_saving_converting_and_packing(architecture: str, tmp_path: Path) -> None:
     student = trained(architecture, tmp_path, tied=architecture != "qwen2")
     folder, file = tmp_path / "student", tmp_path / "m.gguf"
     loaded = load_causal_lm(folder)
@@ -95,9 +98,9 @@ def test_the_configuration(saved: Path) -> None:
     assert (saved / "chat_template.jinja").exists()
 
 
-def test_the_doctor_finds_nothing(saved: Path) -> None:
+def test_doctor_finds_nothing_wrong_with_the_checkpoint(saved: Path) -> None:
     report = doctor(saved)
-    # one step makes no model that knows a text; but nothing is wrong with the checkpoint
+    # after one step the model knows no text, but nothing is wrong with the checkpoint
     assert report.verdict.name == "undertrained", report.verdict
 
 
@@ -117,7 +120,7 @@ def test_a_student_in_shards(saved: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("architecture", FLOAT)
-def test_a_teacher_is_transformers_own(architecture: str, tmp_path: Path) -> None:
+def test_a_teacher_equals_that_of_transformers(architecture: str, tmp_path: Path) -> None:
     teacher = float_model(architecture).to(torch.bfloat16)
     teacher.save_pretrained(tmp_path)
     loaded = load_causal_lm(tmp_path)
@@ -141,7 +144,7 @@ def test_a_pretrained_bitnet_model(tmp_path: Path) -> None:
 
 def test_a_quantized_model_without_sub_norms(tmp_path: Path) -> None:
     tiny = tiny_model(Shape(hidden=64, ffn=128), architecture="llama")
-    loaded = load_causal_lm(save_checkpoint(tiny, tmp_path))
+    loaded = load_causal_lm(test_models.save_checkpoint(tiny, tmp_path))
     assert sum(isinstance(module, BitLinear) for module in loaded.modules()) == 2 * 7
     expected = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
     assert torch.equal(logits(loaded, batch()), logits(expected, batch()))

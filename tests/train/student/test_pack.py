@@ -19,7 +19,7 @@ from bitexport.train.student.pack import export_packed, pack, quantize_as_forwar
 from tests.train.conftest import tiny_config
 
 
-def unpack_by_the_book(packed: npt.NDArray[np.uint8]) -> npt.NDArray[np.int8]:
+def unpack_slowly(packed: npt.NDArray[np.uint8]) -> npt.NDArray[np.int8]:
     """Bits 2k+1..2k of byte (r, c), minus 1, belong to row k * (out / 4) + r: one value at a time."""
     quarter, columns = packed.shape
     trits = np.empty((4 * quarter, columns), dtype=np.int8)
@@ -56,7 +56,7 @@ def test_the_byte_layout() -> None:
     # rows 0, 2, 4, 6 share the first byte of a column, lowest bits first; codes are trit + 1
     assert packed.tolist()[0] == [0 | 1 << 2 | 0 << 4 | 2 << 6, 1 | 2 << 2 | 0 << 4 | 1 << 6]
     assert packed.tolist()[1] == [2 | 2 << 2 | 1 << 4 | 1 << 6, 0 | 2 << 2 | 1 << 4 | 0 << 6]
-    assert (unpack_by_the_book(packed) == trits).all()
+    assert (unpack_slowly(packed) == trits).all()
 
 
 def test_rows_that_do_not_fill_bytes() -> None:
@@ -66,7 +66,7 @@ def test_rows_that_do_not_fill_bytes() -> None:
 
 @pytest.mark.parametrize("standard_deviation", [1e-7, 0.02, 3.0])
 def test_trits_and_scale_are_those_of_the_forward_pass(standard_deviation: float) -> None:
-    """Read them off the layer's output: a one-hot input selects a column."""
+    """Compared with the output of the layer: a one-hot input selects a column."""
     torch.manual_seed(1)
     layer = AutoBitLinear(16, 12, bias=False, online_quant=True)
     torch.nn.init.normal_(layer.weight, std=standard_deviation)
@@ -103,7 +103,7 @@ def test_every_layer_is_stored_as_it_was_computed(finished_run: Path, exported: 
         scale = packed.pop(name + "_scale")
         assert scale.dtype == torch.float32
         assert scale.shape == (1,)
-        trits = torch.from_numpy(unpack_by_the_book(packed.pop(name).numpy()))
+        trits = torch.from_numpy(unpack_slowly(packed.pop(name).numpy()))
         assert torch.equal(trits * scale, WeightQuant.apply(master[name]))
     embeddings = packed.pop("model.embed_tokens.weight")
     assert torch.equal(embeddings, master["model.embed_tokens.weight"].half().float())
@@ -132,7 +132,7 @@ def test_transformers_computes_the_same_from_both(finished_run: Path, exported: 
     assert difference.max() < 0.05
 
 
-def test_the_tokenizer_comes_along(finished_run: Path, exported: Path) -> None:
+def test_the_tokenizer_is_copied(finished_run: Path, exported: Path) -> None:
     text = "def add_1(first, second):\n    return 'ü'\n"
     before, after = (AutoTokenizer.from_pretrained(folder) for folder in (finished_run / "master", exported))
     assert after.encode(text) == before.encode(text)
@@ -147,7 +147,7 @@ def test_generation_stops_where_a_text_ends(exported: Path) -> None:
     assert model.config.use_cache
 
 
-def test_a_model_that_is_there_stays_unless_forced(finished_run: Path, exported: Path) -> None:
+def test_an_existing_model_is_kept_unless_forced(finished_run: Path, exported: Path) -> None:
     before = (exported / "model.safetensors").read_bytes()
     with pytest.raises(OutputError, match="add --force"):
         export_packed(finished_run / "master", exported)
@@ -156,7 +156,7 @@ def test_a_model_that_is_there_stays_unless_forced(finished_run: Path, exported:
     assert not list(exported.glob("*.tmp"))
 
 
-def test_an_exported_model_is_no_master(exported: Path, tmp_path: Path) -> None:
+def test_a_packed_model_is_not_accepted_as_master(exported: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"'offline'.*expected autobitlinear and online"):
         export_packed(exported, tmp_path / "again")
 
