@@ -11,7 +11,7 @@ from accelerate import PartialState
 from transformers.utils import logging as transformers_logging
 
 from bitexport.errors import OutputError, UsageError
-from bitexport.evaluation import write_pairs
+from bitexport.evaluation import render_pairs, write_pairs
 from bitexport.progress import Progress, ignore
 from bitexport.reference.model import load_tokenizer
 from bitexport.system.files import write_atomically
