@@ -1,4 +1,4 @@
-"""Parity fails, and names the place, when one tensor of the file is broken."""
+"""Parity fails and names the affected layer when one tensor of the file is broken."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ PROMPTS = ["def add(left, right):\n    return left + right\n"]
 @pytest.mark.parametrize(
     ("tensor", "change", "first"),
     [
-        ("blk.0.attn_v.weight", double_scale, None),  # SubLN divides it out: no mistake to be seen
+        ("blk.0.attn_v.weight", double_scale, None),  # SubLN divides it out, so nothing shows
         ("blk.0.ffn_up.weight", flip_one_trit, "blk.0.ffn_down.weight"),
         ("blk.1.attn_norm.weight", halve_gain, "blk.1.attn_output.weight"),  # queries and keys shrink
         ("blk.1.attn_k.weight", double_scale, "blk.1.attn_output.weight"),
@@ -71,7 +71,7 @@ def test_planted_fault(
 def test_faults_that_no_ternary_layer_sees(
     checkpoint_of: Maker, gguf_of: Maker, tmp_path: Path, tensor: str, change: ByteChange, said: str
 ) -> None:
-    """The embedding, the head and what stands between the last ternary layer and the logits."""
+    """The embedding, the head, and everything between the last ternary layer and the logits."""
     file = changed(gguf_of("packed-multiply", tied=False), tmp_path / "bad.gguf", tensor, change)
     found = parity(checkpoint_of("packed-multiply", tied=False), file, PROMPTS)
     assert not found.passed

@@ -1,4 +1,4 @@
-"""``parity --report`` and ``--plot``: one page without anything from elsewhere, and a picture."""
+"""``parity --report`` and ``--plot``: one page without external resources, and a figure."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def bad(checkpoint_of: Maker, gguf_of: Maker, tmp_path_factory: pytest.TempPathF
 
 
 class Page(HTMLParser):
-    """Tags in order, texts, and addresses; complains about a tag that is not closed."""
+    """Collects tags in order, texts and addresses; fails on a tag that is not closed."""
 
     VOID = frozenset({"meta", "img", "br"})
 
@@ -77,7 +77,7 @@ def test_the_page(bad: ParityReport) -> None:
     assert "FAIL" in found.words
     for heading in ("Summary", "Prompts", "Logits", "Depth", "Where the most likely token differs"):
         assert heading in found.words
-    # nothing from elsewhere
+    # no external resources
     assert len(found.addresses) == 2
     assert all(address.startswith("data:image/") for address in found.addresses)
     assert not re.search(r"https?:|url\(|@import", re.sub(r'src="[^"]*"', "", text).replace("http-equiv", ""))
@@ -134,7 +134,7 @@ def test_a_good_file_and_plain(checkpoint_of: Maker, gguf_of: Maker) -> None:
 
 
 def test_a_picture_of_zeros(checkpoint_of: Maker, gguf_of: Maker, tmp_path: Path) -> None:
-    """Steps without length have no cosine; there is still a picture."""
+    """Steps whose values are all zero have no cosine; the figure is drawn all the same."""
     file = changed(gguf_of("packed-multiply"), tmp_path / "bad.gguf", "blk.0.attn_sub_norm.weight", zero)
     report = parity(checkpoint_of("packed-multiply"), file, PROMPTS[:1], layers=True)
     assert report.layers is not None

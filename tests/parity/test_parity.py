@@ -1,4 +1,4 @@
-"""Parity passes on what convert writes, and fails, in the right words, on what is planted."""
+"""Parity passes on files that convert writes, and fails with the right message on planted faults."""
 
 from __future__ import annotations
 
@@ -179,7 +179,7 @@ def test_progress(checkpoint_of: Maker, gguf_of: Maker) -> None:
 
 
 class _Table:
-    """A model that gives one row of logits per step, whatever it is fed."""
+    """A model that returns one given row of logits per step, for any input."""
 
     def __init__(self, *rows: Sequence[float]) -> None:
         self.rows = [np.array(row, np.float32) for row in rows]
@@ -287,12 +287,16 @@ def test_command_below_threshold(checkpoint_of: Maker, gguf_of: Maker, tmp_path:
     file = changed(
         gguf_of("packed-multiply"), tmp_path / "bad.gguf", "blk.0.attn_output.weight", double_scale
     )
-    (tmp_path / "prompts.txt").write_text("one prompt\nand another\n")
+    (tmp_path / "prompts.txt").write_text("one prompt\nand another\na prompt longer than its column\n")
     result = run_cli("parity", checkpoint_of("packed-multiply"), file, "--prompts", tmp_path / "prompts.txt")
     assert result.returncode == 3
     assert "FAIL" in result.stdout
     assert "1 one prompt" in result.stdout
     assert "2 and another" in result.stdout
+    assert "3 a prompt lon…" in result.stdout
+    tables = [line for line in result.stdout.splitlines() if line.startswith(" ")]
+    assert len(tables) > 10
+    assert max(map(len, tables)) <= 80
     assert result.stderr.startswith("failed: C++ and PyTorch disagree")
     assert result.stderr.count("\n") == 1
 

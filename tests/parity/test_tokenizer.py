@@ -1,4 +1,4 @@
-"""``parity --tokenizer-only`` passes on what convert writes, for every kind, and names what differs."""
+"""``parity --tokenizer-only`` passes on files that convert writes, and names the texts that differ."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ KINDS = {
 
 
 def test_the_strings() -> None:
-    """Enough of them, always the same, and none that a normalizer changes."""
+    """There are enough of them, always the same, and a normalizer changes none of them."""
     found = strings(["<tool>"])
     assert found == strings(["<tool>"])
     assert len(found) > 450
@@ -96,7 +96,7 @@ def test_a_swapped_pre_tokenizer(
 def test_where_transformers_does_not_follow_the_file(
     checkpoint_of: Maker, gguf_of: Maker, tmp_path: Path
 ) -> None:
-    """transformers 5 gives its LlamaTokenizer a rule of its own for leading spaces."""
+    """LlamaTokenizer in transformers 5 treats leading spaces differently from tokenizer.json."""
     folder = tmp_path / "model"
     edited(checkpoint_of(tokenizer="llama2"), folder, lambda _: None)
     settings = json.loads((folder / "tokenizer_config.json").read_text())

@@ -1,4 +1,4 @@
-"""The norms that we add to transformers' classes change nothing but what they say."""
+"""The norms added to transformers' classes act where they should and change nothing else."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ IDS = [0, 17, 33, 250, 99, 4, 61, 300, 12, 5]
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """As the reference runs small models: the order of a sum depends on the number of threads."""
+    """One thread, as for small models: the order of a sum depends on the number of threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -37,13 +37,13 @@ def saved(folder: Path, architecture: str, packing: str = "master", **options: A
 
 @pytest.mark.parametrize("packing", ["master", "packed-multiply", "packed-divide"])
 def test_a_llama_with_sub_norms_is_a_bitnet_with_silu(tmp_path: Path, packing: str) -> None:
-    """To the last bit: our surgery against transformers' own class with SubLN."""
-    ours = load_reference(saved(tmp_path / "ours", "llama-student", packing)).logits(IDS)
+    """Bit for bit: a Llama with added SubLN against transformers' own class with SubLN."""
+    llama = load_reference(saved(tmp_path / "llama", "llama-student", packing)).logits(IDS)
     silu = {"hidden_act": "silu", "rope_theta": 10000.0, "rms_norm_eps": 1e-6}
-    # the random numbers are drawn in the order of the parameters, which differs: take the same tensors
-    theirs = saved(tmp_path / "theirs", "bitnet", packing, model=silu)
-    (theirs / "model.safetensors").write_bytes((tmp_path / "ours" / "model.safetensors").read_bytes())
-    np.testing.assert_array_equal(ours, load_reference(theirs).logits(IDS))
+    # random values are drawn in the order of the parameters, which differs, so copy the tensors
+    bitnet = saved(tmp_path / "bitnet", "bitnet", packing, model=silu)
+    (bitnet / "model.safetensors").write_bytes((tmp_path / "llama" / "model.safetensors").read_bytes())
+    np.testing.assert_array_equal(llama, load_reference(bitnet).logits(IDS))
 
 
 @pytest.mark.parametrize("packing", ["master", "packed-multiply", "packed-divide"])
@@ -88,7 +88,7 @@ def test_weights_that_are_ternary_already_are_not_quantized_again(tmp_path: Path
 
 
 def test_no_norm_is_left_out(tmp_path: Path) -> None:
-    """A student whose checkpoint lacks one of its sub-norms is not run without."""
+    """A student whose checkpoint lacks a sub-norm is rejected."""
     from safetensors.torch import load_file, save_file
 
     from bitexport.errors import CheckpointError

@@ -1,4 +1,4 @@
-"""``parity --layers`` names the step that is broken, and nothing on a good file."""
+"""``parity --layers`` names the broken step, and no step on a correct file."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_the_broken_step_is_named(
     file = changed(gguf_of("packed-multiply", tied=False), tmp_path / "bad.gguf", tensor, change)
     report, layers = layers_of(checkpoint_of("packed-multiply", tied=False), file)
     assert layers.first == first
-    assert [step.name for step in layers.diverged][1:] == []  # nothing that only inherits the fault
+    assert [step.name for step in layers.diverged][1:] == []  # no step that only inherits the fault
     assert f"first step that diverges is {first}" in layers.describe()
     assert evidence in layers.describe()
     assert not report.passed
@@ -98,7 +98,7 @@ def test_the_broken_step_is_named(
 
 @pytest.mark.parametrize("architecture", ["bitnet", "llama"])
 def test_another_rope_base(checkpoint_of: Maker, gguf_of: Maker, tmp_path: Path, architecture: str) -> None:
-    """It shows where queries are rotated, from the second token on; keys are wrong in every block too."""
+    """It shows at q_rope, from the second token on; keys are wrong as well, in every block."""
     key = {"bitnet": "bitnet-b1.58", "llama": "llama"}[architecture] + ".rope.freq_base"
     good = gguf_of("packed-multiply", architecture=architecture)
     file = with_float(good, tmp_path / "bad.gguf", key, 20000.0)
@@ -110,7 +110,7 @@ def test_another_rope_base(checkpoint_of: Maker, gguf_of: Maker, tmp_path: Path,
 
 
 def test_a_scale_that_subln_divides_out(checkpoint_of: Maker, gguf_of: Maker, tmp_path: Path) -> None:
-    """The logits cannot show it; the step does, and the check fails for it."""
+    """The logits do not show it, but the step does, and the check fails."""
     file = changed(gguf_of("packed-multiply"), tmp_path / "bad.gguf", "blk.0.attn_v.weight", double_scale)
     assert parity(checkpoint_of("packed-multiply"), file, PROMPTS).passed
     report, layers = layers_of(checkpoint_of("packed-multiply"), file)
@@ -146,7 +146,7 @@ def test_a_good_file(
 
 
 def test_without_alignment_the_runs_drift_apart(checkpoint_of: Maker, gguf_of: Maker) -> None:
-    """What each step is worth by itself does not depend on that."""
+    """The isolated comparison of each step does not depend on alignment."""
     checkpoint, file = checkpoint_of("packed-multiply"), gguf_of("packed-multiply", "q6_k")
     _, layers = layers_of(checkpoint, file, align=False, min_cosine=0)
     last = layers.steps[-2]
@@ -155,8 +155,8 @@ def test_without_alignment_the_runs_drift_apart(checkpoint_of: Maker, gguf_of: M
     assert last.isolated.cosine_gap < 1e-12
 
 
-def test_all_that_a_step_depends_on_is_named(tmp_path: Path) -> None:
-    """A norm in front of a layer belongs to the layer's step, and a norm's epsilon to the norm's."""
+def test_everything_a_step_depends_on_is_named(tmp_path: Path) -> None:
+    """A norm before a layer is part of the layer's step, and its epsilon is part of a norm's step."""
     checkpoint = made(CASES["2B4T with use_rms_norm"], tmp_path)
     convert(checkpoint, tmp_path / "good.gguf", embed_type="f16")
     norm = "blk.1.attn_q_norm_in.weight"
