@@ -27,7 +27,7 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def in_float(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model trained in float that claims to be ternary; deep and narrow, so that quantization hurts it."""
-    model = trained.train(trained.fresh(quantized=False, hidden=64, layers=6), 300)
+    model = trained.train(trained.fresh(quantized=False, hidden=64, layers=12), 600)
     return trained.save(model, tmp_path_factory.mktemp("float") / "c")
 
 
