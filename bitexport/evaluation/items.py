@@ -54,7 +54,7 @@ def read_pairs(path: Path, limit: int | None = None) -> list[PromptAnswer]:
         limit: read only this many; all when None.
 
     Raises:
-        UsageError: the file cannot be read, is not UTF-8, contains no pair, or a line that is not one.
+        UsageError: the file cannot be read, is not UTF-8, contains no pair, or has a line that is not one.
     """
     try:
         text = path.read_text(encoding="utf-8")

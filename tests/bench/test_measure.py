@@ -71,7 +71,7 @@ def test_batches_are_decoded_together(gguf_of: Maker) -> None:
     single, *together = report.rows
     assert single.percent_of_multiply_adds is None
     for row in together:
-        # one reading of the weights serves the whole batch
+        # the weights are read once for the complete batch
         assert row.memory_read_gbps is not None
         steps = row.tokens_per_second / row.batch
         assert row.percent_of_bandwidth == pytest.approx(

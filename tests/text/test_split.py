@@ -95,7 +95,7 @@ def test_duplicates_and_near_duplicates_are_counted() -> None:
     assert isinstance(held_out, Pair)
     same_target = Pair(
         held_out.source + "!", f"  {train.target.upper()}..."
-    )  # asked as held out, answered as trained
+    )  # its prompt is held out, its answer is in training
     again = split([*every, same_target], 10)
     assert again.too_close == 1
     assert same_target not in again.train + again.held_out
