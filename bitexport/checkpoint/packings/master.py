@@ -8,7 +8,8 @@ The value is ``trit * m``. (transformers divides by ``s``, which is the same num
 ``1 / (1 / m)``.) The mean is summed here in float64 and rounded once to float32, so that it is the closest
 float32 and does not depend on the order of summation.
 
-Weights that are already ternary, {-a, 0, a}, are not quantized again: see pre_dequantized.py.
+Weights that are already ternary, {-a, 0, a}, are not quantized again: see pre_dequantized.py. Weights that
+are ternary with several scales are rejected: see scale_groups.py.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from bitexport.checkpoint.packings.base import checked_scale
-from bitexport.checkpoint.packings.pre_dequantized import CHUNK, only_magnitude, signs
+from bitexport.checkpoint.packings.pre_dequantized import CHUNK, first_rows, only_magnitude, signs
+from bitexport.checkpoint.packings.scale_groups import reject_scale_groups
 from bitexport.checkpoint.reader import FLOAT_DTYPES, Checkpoint
 from bitexport.errors import CheckpointError
 from bitexport.ternary import TernaryTensor
@@ -42,14 +44,18 @@ class MasterWeights:
         return shape
 
     def check(self, checkpoint: Checkpoint, weight_name: str) -> None:
-        """The weight must be a float tensor."""
-        dtype = checkpoint.info(weight_name).dtype
+        """The weight must be a float tensor whose first rows are not ternary with several scales."""
+        info = checkpoint.info(weight_name)
+        dtype = info.dtype
         if dtype not in FLOAT_DTYPES:
             raise CheckpointError(
                 f"tensor '{weight_name}' has dtype {dtype}, but quantization_config says online; expected "
                 f"master weights in {', '.join(FLOAT_DTYPES)}: for packed weights, set quantization_mode to "
                 "offline"
             )
+        rows = first_rows(checkpoint, weight_name)
+        if rows is not None and only_magnitude(rows) is None:
+            reject_scale_groups(rows, weight_name, _advice(checkpoint))
 
     def bias_factor(self, checkpoint: Checkpoint, weight_name: str) -> np.float32:  # noqa: ARG002
         """1: the bias is added unchanged."""
@@ -60,7 +66,18 @@ class MasterWeights:
         weights = checkpoint.read(weight_name)
         if magnitude := only_magnitude(weights):
             return signs(weights, magnitude, weight_name)
+        reject_scale_groups(weights, weight_name, _advice(checkpoint))
         return absmean(weights, weight_name)
+
+
+def _advice(checkpoint: Checkpoint) -> str:
+    """What to do with a tensor that is ternary with several scales."""
+    if "quantization_config" in checkpoint.config:
+        return (
+            "quantized as master weights, its values would change; remove quantization_config from "
+            "config.json and convert with --float, which keeps them (16 bits per weight)"
+        )
+    return "quantized as master weights, its values would change; save the model with one scale per tensor"
 
 
 def absmean(weights: npt.NDArray[np.float32], name: str) -> TernaryTensor:

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bitexport.checkpoint.packings.base import checked_scale
+from bitexport.checkpoint.packings.scale_groups import find_scale_groups
 from bitexport.checkpoint.reader import FLOAT_DTYPES, Checkpoint
 from bitexport.errors import CheckpointError, UnsupportedError
 from bitexport.ternary import TernaryTensor
@@ -47,11 +48,10 @@ class PreDequantized:
                 'weights, set its linear_class to "bitlinear" if the model divides by weight_scale or '
                 '"autobitlinear" if it multiplies'
             )
-        if len(info.shape) == 2 and info.shape[1]:
-            # check the first rows, so that a float model fails before anything is written
-            rows = next(checkpoint.read_rows(weight_name, max(1, CHUNK // info.shape[1])), None)
-            if rows is not None and only_magnitude(rows) is None:
-                raise _not_ternary(rows, weight_name)
+        # so that a float model fails before anything is written
+        rows = first_rows(checkpoint, weight_name)
+        if rows is not None and only_magnitude(rows) is None:
+            raise _not_ternary(rows, weight_name)
 
     def bias_factor(self, checkpoint: Checkpoint, weight_name: str) -> np.float32:  # noqa: ARG002
         """1: the bias is added unchanged."""
@@ -64,6 +64,14 @@ class PreDequantized:
         if magnitude is None:
             raise _not_ternary(weights, weight_name)
         return signs(weights, magnitude, weight_name)
+
+
+def first_rows(checkpoint: Checkpoint, name: str) -> npt.NDArray[np.float32] | None:
+    """The first rows of a float matrix, about :data:`CHUNK` elements; None if it has none."""
+    shape = checkpoint.info(name).shape
+    if len(shape) != 2 or shape[1] == 0:
+        return None
+    return next(checkpoint.read_rows(name, max(1, CHUNK // shape[1])), None)
 
 
 def only_magnitude(weights: npt.NDArray[np.float32]) -> np.float32 | None:
@@ -94,15 +102,11 @@ def signs(weights: npt.NDArray[np.float32], magnitude: np.float32, name: str) ->
 
 def _not_ternary(weights: npt.NDArray[np.float32], name: str) -> CheckpointError | UnsupportedError:
     """The error to raise for float weights without a quantization_config that are not ternary."""
-    magnitudes = np.abs(weights)
-    largest = magnitudes.max(axis=1, keepdims=True)
-    if np.all((magnitudes == 0) | (magnitudes == largest)):
-        low, high = float(largest[largest > 0].min()), float(largest.max())
+    groups = find_scale_groups(weights)
+    if groups is not None:
         return UnsupportedError(
-            f"tensor '{name}' is ternary with a scale for each row or group of rows, {low:g} to {high:g}; "
-            "expected one scale per tensor, as in I2_S: TQ1_0 and TQ2_0 have one per 256 weights of a row, "
-            "Q2_0 one per 64; write one of those types with llama.cpp's convert_hf_to_gguf.py --outtype "
-            "tq2_0"
+            f"tensor '{name}' {groups.describe()}; expected one scale per tensor: convert with --float, "
+            "which keeps the values (16 bits per weight)"
         )
     return CheckpointError(
         f"no quantization_config in config.json, and tensor '{name}' holds other values than -a, 0 and a, so "

@@ -147,15 +147,6 @@ def test_float_weights_without_a_quantization_config(tmp_path: Path) -> None:
             step(checkpoint, "w.weight")
 
 
-def test_a_scale_per_row_names_the_types_that_support_it(tmp_path: Path) -> None:
-    weights = torch.tensor([[0.5, 0.0, -0.5, 0.5], [0.25, -0.25, 0.0, 0.25]])
-    save_file({"w.weight": weights}, str(tmp_path / "model.safetensors"))
-    (tmp_path / "config.json").write_text("{}")
-    checkpoint = open_checkpoint(tmp_path)
-    with pytest.raises(UnsupportedError, match=r"each row or group of rows, 0\.25 to 0\.5.*TQ2_0.*Q2_0"):
-        packing_of(checkpoint).check(checkpoint, "w.weight")
-
-
 def test_packed_weights_without_a_quantization_config(tmp_path: Path) -> None:
     save_file({"w.weight": torch.zeros(1, 4, dtype=torch.uint8)}, str(tmp_path / "model.safetensors"))
     (tmp_path / "config.json").write_text("{}")
