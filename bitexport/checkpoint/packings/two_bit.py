@@ -76,6 +76,11 @@ def check_packed(checkpoint: Checkpoint, weight_name: str) -> None:
         UnsupportedError: there is more than one scale.
     """
     dtype = checkpoint.info(weight_name).dtype
+    if dtype != "U8" and scale_name(weight_name) in checkpoint.tensors:
+        raise CheckpointError(
+            f"tensor '{weight_name}' has dtype {dtype}, but has a weight_scale as packed weights do; "
+            "expected U8: the tool that saved it again has unpacked it, so convert the original checkpoint"
+        )
     if dtype != "U8":
         raise CheckpointError(
             f"tensor '{weight_name}' has dtype {dtype}, but quantization_config says packed (offline); "
@@ -90,9 +95,9 @@ def check_packed(checkpoint: Checkpoint, weight_name: str) -> None:
         )
     if scale.shape not in ((), (1,), (1, 1)):
         raise UnsupportedError(
-            f"tensor '{scale.name}' has shape {list(scale.shape)}; expected one scale per tensor, as in "
-            "I2_S: TQ1_0 and TQ2_0 have one per 256 weights of a row, Q2_0 one per 64; write one of those "
-            "types with llama.cpp's convert_hf_to_gguf.py"
+            f"tensor '{scale.name}' has shape {list(scale.shape)}; expected one scale per tensor: bitexport "
+            "does not convert packed weights with a scale per row or group; save the model with one scale "
+            "per tensor"
         )
 
 

@@ -230,6 +230,11 @@ def test_a_scale_with_an_infinite_reciprocal(tmp_path: Path) -> None:
     ("tensors", "error", "message"),
     [
         ({"w.weight": torch.zeros(1, 4, dtype=torch.uint8)}, CheckpointError, "'w.weight_scale' is missing"),
+        (
+            {"w.weight": torch.zeros(4, 4), "w.weight_scale": torch.ones(1)},
+            CheckpointError,
+            "'w.weight' has dtype F32, but has a weight_scale .* convert the original checkpoint",
+        ),
         ({"w.weight": torch.zeros(4, 4)}, CheckpointError, "has dtype F32.*expected U8"),
         (
             {"w.weight": torch.zeros(1, 4, dtype=torch.uint8), "w.weight_scale": torch.ones(4)},
