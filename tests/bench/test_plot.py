@@ -133,7 +133,7 @@ def test_check_picture_finds_errors_without_writing(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc accepts no files, not even from root")
 def test_a_folder_that_accepts_no_files() -> None:
-    with pytest.raises(OutputError, match=r"/proc/p\.png: .*give another place"):
+    with pytest.raises(OutputError, match=r"/proc/p\.png: .*choose another location"):
         check_picture(Path("/proc/p.png"))
 
 
