@@ -16,7 +16,7 @@ export CCACHE_BASEDIR := $(CURDIR)
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | expand -t 16
 
-# The bindings are built without their own llama.cpp; no pip cache, lest another project be handed that build.
+# The bindings are built without their own llama.cpp; no pip cache, so that no other project gets that build.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "bitexport needs Python 3.10 or newer; $(PYTHON) is older. Try make PYTHON=python3.11"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
@@ -25,8 +25,8 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --config-settings wheel.cmake=false --editable '.[dev]'
 	touch $@
 
-# Configured every time, which takes a second or two: a first try that failed, or another BITEXPORT_LLAMA_CPP, mends
-# itself. Ninja when it is there; that is chosen once, when the tree is new.
+# Configured every time, which takes a second or two, so that a failed first try or another BITEXPORT_LLAMA_CPP needs no
+# manual repair. Uses Ninja if it is installed; that is decided once, when the tree is new.
 configure = cmake -S native -B $(1) -Wno-dev --log-level=WARNING \
 	$$(test -f $(1)/CMakeCache.txt || ! command -v ninja >/dev/null || echo -G Ninja) \
 	"-DPython3_EXECUTABLE=$(CURDIR)/$(BIN)/python" "-DBITEXPORT_DOWNLOAD_DIR=$(CURDIR)/build/download" \
@@ -38,7 +38,7 @@ native: $(VENV)/.installed ## Build libllama with I2_S
 	@$(call configure,$(NATIVE))
 	@cmake --build $(NATIVE) --parallel $(JOBS)
 
-stock: native ## Build the same llama.cpp unpatched, the peer that tests compare with
+stock: native ## Build the same llama.cpp unpatched, for tests to compare with
 	@$(call configure,$(STOCK),-DBITEXPORT_STOCK=ON)
 	@cmake --build $(STOCK) --parallel $(JOBS)
 
@@ -54,7 +54,7 @@ test-native: native
 test-python: native stock
 	$(BIN)/python -m pytest
 
-check: $(VENV)/.installed ## Lint, type-check, hold the layers, compare generated tables with the code
+check: $(VENV)/.installed ## Lint, type-check, check the layers, compare generated tables with the code
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -71,7 +71,7 @@ sanitize: ## Run the kernel tests under address and undefined-behaviour sanitize
 	cmake --build build/sanitized --parallel $(JOBS)
 	cd build/sanitized && ctest --output-on-failure
 
-# One CPU for each ARM tier: what it has decides which tiers are tested on it, and the last of them must be chosen.
+# One CPU for each ARM tier: its features decide which tiers are tested on it, and the last of them must be chosen.
 test-arm: ## Run the kernel tests as 64-bit ARM, cross-compiled and emulated
 	@missing=""; \
 	command -v aarch64-linux-gnu-g++ >/dev/null || missing="$$missing g++-aarch64-linux-gnu"; \
@@ -98,7 +98,7 @@ bench-native: native ## Time the kernels against the machine's own peaks (ARGS='
 train-tiny: $(VENV)/.installed ## Train the shipped checkpoint again (an hour or two on 2 cores)
 	$(BIN)/bitexport train examples/tiny-python/train.toml --stage pretrain
 
-# Takes up where it stopped. Without French catalogs on the machine it says so.
+# Continues where it stopped. Without French catalogs on the machine it fails with a message.
 en-fr: setup ## Distil English to French, three ways and two seeds, and measure it (two hours on 2 cores)
 	$(BIN)/python examples/en-fr/reproduce.py $(ARGS)
 

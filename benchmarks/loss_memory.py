@@ -1,4 +1,4 @@
-"""Memory that the chunked losses save: peak and time of one pass, whole against chunked.
+"""Memory that the chunked losses save: peak and time of one pass, full against chunked.
 
 Usage: loss_memory.py [--vocabulary 128000] [--tokens 2048] [--hidden 256,1024] [--chunk 256] [--k 256]
 
@@ -26,25 +26,25 @@ LOSSES = ("next token", "top k of the teacher", "top-k distillation")
 
 
 def run(loss: str, form: str, hidden: Tensor, weight: Tensor, k: int, chunk: int) -> None:
-    """One pass of ``loss``; ``form`` is "whole" or "chunked"."""
+    """One pass of ``loss``; ``form`` is "full" or "chunked"."""
     positions, vocabulary = hidden.shape[1], len(weight)
     labels = torch.arange(positions)[None] % vocabulary
     if loss == "top k of the teacher":
         with torch.no_grad():
-            if form == "whole":
+            if form == "full":
                 (hidden @ weight.T).topk(k)
             else:
                 chunked_top_k(hidden, weight, k, chunk)
         return
     if loss == "next token":
-        if form == "whole":
+        if form == "full":
             value = next_token(hidden @ weight.T, labels)
         else:
             value = chunked_next_token(hidden, weight, labels, chunk)
     else:
         values = torch.linspace(5, 0, k).expand(1, positions, k)
         indices = torch.randint(vocabulary, (1, positions, k))
-        if form == "whole":
+        if form == "full":
             value = top_k_logits_distillation(hidden @ weight.T, values, indices, labels)
         else:
             value = chunked_top_k_distillation(hidden, weight, values, indices, labels, chunk)
@@ -80,23 +80,23 @@ def main() -> None:
     parser.add_argument("--chunk", type=int, default=256, help="tokens per chunk")
     parser.add_argument("--k", type=int, default=256)
     parser.add_argument("--loss", choices=LOSSES, help=argparse.SUPPRESS)
-    parser.add_argument("--form", choices=("whole", "chunked"), help=argparse.SUPPRESS)
+    parser.add_argument("--form", choices=("full", "chunked"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.loss:
         measure(options)
         return
-    print("| loss | hidden | inputs, MiB | whole, MiB | chunked, MiB | saved, MiB | whole, s | chunked, s |")
+    print("| loss | hidden | inputs, MiB | full, MiB | chunked, MiB | saved, MiB | full, s | chunked, s |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     for hidden in options.hidden.split(","):
         for loss in LOSSES:
             figures = []
-            for form in ("whole", "chunked"):
+            for form in ("full", "chunked"):
                 command = [sys.executable, __file__, *sys.argv[1:]]
                 command += ["--hidden", hidden, "--loss", loss, "--form", form]
                 done = subprocess.run(command, check=True, capture_output=True, text=True)
                 figures.append([float(figure) for figure in done.stdout.split()])
-            (before, whole, slow), (_, chunked, fast) = figures
-            sizes = [before, whole, chunked, whole - chunked]
+            (before, full, slow), (_, chunked, fast) = figures
+            sizes = [before, full, chunked, full - chunked]
             cells = [loss, hidden, *(f"{size:,.0f}" for size in sizes), f"{slow:.1f}", f"{fast:.1f}"]
             print("|", " | ".join(cells), "|", flush=True)
 

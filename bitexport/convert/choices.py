@@ -8,15 +8,15 @@ from bitexport.errors import UnsupportedError, UsageError
 from bitexport.gguf.types import I2_S, MAX_I2_S_ROW, TERNARY_KINDS, TYPES, TensorType, alternatives, runs
 from bitexport.gguf.writer import TensorSpec
 
-#: what ``--type`` offers for ternary tensors, the default first.
+#: The values of ``--type``, the type of ternary tensors; the default first.
 TERNARY_TYPES = tuple(kind.name for kind in TERNARY_KINDS)
 
-#: what ``--embed-type`` offers for the token embedding and the output head, the default first.
+#: The values of ``--embed-type``, the type of the token embedding and the output head; the default first.
 EMBED_TYPES = ("q6_k", "q5_k", "q4_k", "q8_0", "f16")
 
 
 def check_choice(option: str, value: str, known: tuple[str, ...]) -> None:
-    """Raise UsageError where an option's value is not one of those that it offers."""
+    """Raise UsageError if ``value`` is not one of ``known``, the values that ``option`` accepts."""
     if value not in known:
         raise UsageError(f"{option} {value!r} is unknown; expected one of {', '.join(known)}")
 
@@ -25,8 +25,8 @@ def check_fits(name: str, shape: Sequence[int], kind: TensorType, *, embedding: 
     """Raise UnsupportedError, with the types that do fit, unless ``kind`` can store a tensor.
 
     Args:
-        name: of the tensor, as the source has it.
-        embedding: whether ``--embed-type`` decides its type, and not ``--type``.
+        name: the tensor's name in the source.
+        embedding: whether its type is that of ``--embed-type`` rather than ``--type``.
     """
     if runs(kind, shape):
         return
@@ -51,7 +51,7 @@ def _needs(kind: TensorType) -> str:
 
 
 def straddling_warnings(specs: Iterable[TensorSpec]) -> list[str]:
-    """A warning where rows of I2_S tensors are not a whole number of blocks."""
+    """A warning if rows of I2_S tensors are not a whole number of blocks."""
     straddling = [spec for spec in specs if spec.type is I2_S and spec.shape[-1] % I2_S.block]
     if not straddling:
         return []

@@ -28,7 +28,7 @@ def convert(
     checkpoint: str | Path,
     output: str | Path,
     *,
-    type: str | None = None,  # the command line's name for it
+    type: str | None = None,  # named after the option
     embed_type: str | None = None,
     force: bool = False,
     dry_run: bool = False,
@@ -41,18 +41,19 @@ def convert(
 
     Args:
         checkpoint: the folder or the file. The trits of a GGUF file never change.
-        type: of the ternary tensors, one of :data:`~bitexport.convert.choices.TERNARY_TYPES`; the first of
-            them when None.
-        embed_type: of the embeddings and the head, one of :data:`~bitexport.convert.choices.EMBED_TYPES`;
-            when None, the first of them, or what a GGUF file has already.
+        type: the type of the ternary tensors, one of
+            :data:`~bitexport.convert.choices.TERNARY_TYPES`; the first of them if None.
+        embed_type: the type of the embeddings and the head, one of
+            :data:`~bitexport.convert.choices.EMBED_TYPES`. If None, a checkpoint gets the first of them, and
+            a GGUF file keeps its type.
         force: replace ``output`` if it exists.
         dry_run: read and encode everything, write nothing. The check of the tokenizer against llama.cpp
-            needs a file and is not made.
-        pre_tokenizer: llama.cpp's name of the pre-tokenizer, where it cannot be derived. A GGUF file keeps
-            the one that it names when None.
+            needs a file, so it does not run.
+        pre_tokenizer: llama.cpp's name for the pre-tokenizer, if it cannot be derived. If None, a GGUF file
+            keeps the one that it names.
         strict: refuse a checkpoint that shows any warning of :data:`bitexport.health.SIGNS`.
         all_float: the model is not ternary, for example a teacher: its matrices become float16, and so do
-            the embeddings when ``embed_type`` is None.
+            the embeddings if ``embed_type`` is None.
         progress: called for every piece of a tensor, in bytes of the source.
 
     Raises:
@@ -116,7 +117,7 @@ def convert_source(
     """Encode and write every tensor of a source; arguments and errors as in :func:`convert`.
 
     Args:
-        started: the ``time.monotonic()`` from which the report counts seconds; now when None.
+        started: the ``time.monotonic()`` from which the report counts seconds; now if None.
     """
     started = time.monotonic() if started is None else started
     conversion = Conversion(source, progress)
@@ -157,7 +158,7 @@ class Conversion:
 
     Attributes:
         specs: the tensors of the output, in order.
-        statistics: of each of the source's tensors that is encoded, by its name in the output.
+        statistics: those of each tensor encoded so far, by its name in the output.
     """
 
     def __init__(self, source: Source[Any], progress: Progress) -> None:

@@ -1,4 +1,4 @@
-"""From a tensor's values to its bytes in a GGUF file, and statistics of them."""
+"""Encodes a tensor's values as the bytes of a GGUF type, and collects statistics about them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class TensorStatistics:
         weights: how many were encoded.
         zeros: how many of a ternary tensor's trits are zero.
         scale_min, scale_max: the scales of a ternary tensor, before the output type rounds them.
-        scale_rounding: by which fraction the output type changes a scale, at most.
+        scale_rounding: the largest relative change of a scale by the output type.
         dequantized: see :class:`~bitexport.ternary.TernaryTensor`.
         flushed: how many float weights are too small for float16 and became zero.
     """
@@ -73,7 +73,7 @@ def encode_float(
         statistics: added to.
 
     Raises:
-        UnsupportedError: a value that float16 cannot hold.
+        UnsupportedError: float16 cannot hold a value.
     """
     statistics.weights += values.size
     if spec.type is F32:
@@ -84,7 +84,7 @@ def encode_float(
         statistics.flushed += int(np.count_nonzero(values) - np.count_nonzero(halves))
         if not np.isfinite(halves.sum(dtype=np.float64)):
             worst = float(np.abs(values).max())
-            # linear layers are F32 where this could happen: see the plan
+            # never a linear layer: the plan makes those F32 if this could happen
             raise UnsupportedError(
                 f"tensor '{spec.name}' holds {worst:g}, more than float16's 65504; use another --embed-type"
             )

@@ -25,13 +25,13 @@ from bitexport.gguf.writer import MetadataValue
 from bitexport.health import Health, check_trainer_state, check_vocabulary
 from bitexport.tokenizer.vocabulary import Vocabulary, read_vocabulary
 
-#: the fraction of a float tensor's values that may become zero in float16 without a warning: a few that are
-#: next to nothing are in every large tensor.
+#: The fraction of a float tensor's values that may become zero in float16 without a warning: every large
+#: tensor has a few values that are almost zero.
 MAX_FLUSHED = 1e-3
 
 
 def check_outside(checkpoint: Checkpoint, output: Path, target: Path) -> None:
-    """Raise OutputError where the output would destroy the weights, or another file of the checkpoint.
+    """Raise OutputError if the output would destroy the weights, or another file of the checkpoint.
 
     Args:
         output: as the user gave it.
@@ -42,8 +42,8 @@ def check_outside(checkpoint: Checkpoint, output: Path, target: Path) -> None:
     inside = target.is_relative_to(checkpoint.path.resolve()) and target.suffix != ".gguf"
     if target in shards or inside:
         raise OutputError(
-            f"{output} is in the checkpoint that is converted and is not a .gguf file, so writing it could "
-            "destroy the checkpoint; expected another folder, or a name that ends in .gguf"
+            f"{output} is inside the checkpoint being converted and is not a .gguf file, so writing it "
+            "could destroy the checkpoint; expected another folder, or a name that ends in .gguf"
         )
 
 
@@ -61,7 +61,7 @@ def plan_checkpoint(
 
 
 class CheckpointSource:
-    """A :class:`~bitexport.convert.source.Source`: one tensor of the checkpoint after another is read."""
+    """A :class:`~bitexport.convert.source.Source` that reads one tensor of the checkpoint at a time."""
 
     def __init__(self, plan: Plan, vocabulary: Vocabulary) -> None:
         self.plan = plan
@@ -95,12 +95,12 @@ class CheckpointSource:
     ) -> Iterator[npt.NDArray[Any]]:
         """The bytes of one tensor, in pieces.
 
-        Embeddings, which are the largest, are never whole in memory. A ternary tensor is, because its scale
-        follows from all of it, and so is a float one whose rows are reordered.
+        Embeddings, the largest tensors, are read some rows at a time. A ternary tensor is read completely,
+        because its scale depends on all of its weights, and so is a float tensor whose rows are reordered.
 
         Raises:
-            CheckpointError: a value that cannot be.
-            UnsupportedError: a value that the output type cannot hold.
+            CheckpointError: a value is invalid.
+            UnsupportedError: the output type cannot hold a value.
         """
         if tensor.ternary:
             yield self._encode_ternary(tensor, statistics)
@@ -112,7 +112,8 @@ class CheckpointSource:
     def _encode_ternary(
         self, tensor: PlannedTensor[Claim], statistics: TensorStatistics
     ) -> npt.NDArray[np.uint8]:
-        plan, claim = self.plan, tensor.origin
+        plan = self.plan
+        claim = tensor.origin
         weights = plan.packing.unpack(plan.checkpoint, claim.source)
         self.health.ternary(claim.source, weights)
         order = plan.family.row_order(claim, plan.numbers)
@@ -127,8 +128,8 @@ class CheckpointSource:
         """Compare the file's tokenizer with the checkpoint's."""
         return check_tokenizer(path, self.plan.checkpoint.path, self.vocabulary)
 
-    def conclusions(self, statistics: Mapping[str, TensorStatistics]) -> list[str]:
-        """Warnings of values that float16 does not hold, and of weights that are ternary already."""
+    def final_warnings(self, statistics: Mapping[str, TensorStatistics]) -> list[str]:
+        """Warnings about values too small for float16, and about master weights that are already ternary."""
         found = []
         for tensor in self.tensors:
             seen = statistics[tensor.spec.name]
@@ -144,10 +145,10 @@ class CheckpointSource:
 
 
 def float_rows(plan: Plan, tensor: PlannedTensor[Claim]) -> Iterator[npt.NDArray[np.float32]]:
-    """A float tensor of a checkpoint as it is written, some rows at a time.
+    """The values of a float tensor as they are written, some rows at a time.
 
     Raises:
-        CheckpointError: a value that is NaN or infinite.
+        CheckpointError: a value is NaN or infinite.
     """
     claim = tensor.origin
     order = plan.family.row_order(claim, plan.numbers)
@@ -168,7 +169,7 @@ def _bias_factor(plan: Plan, bias: Claim) -> np.float32:
 
 
 def already_ternary_warning(statistics: Mapping[str, TensorStatistics]) -> list[str]:
-    """A warning where master weights are ternary already, which quantization_mode online would shrink.
+    """A warning if master weights are already ternary, which quantization_mode online would shrink.
 
     Args:
         statistics: of the ternary tensors.

@@ -32,33 +32,34 @@ from bitexport.health import Health
 from bitexport.ternary import AnyTernary, TernaryTensor
 from bitexport.tokenizer.missing_pre_tokenizer import MODEL_KEY, PRE_KEY, derived_pre, lacks_pre
 
-#: bytes of a tensor that is only copied, in memory at once.
+#: Bytes in memory at once of a tensor that is only copied.
 CHUNK_BYTES = 8 * 1024 * 1024
 
 LINEAR_LAYER = re.compile(r"blk\.\d+\..+\.weight")
 FLOAT_TYPES = ("f32", "f16", "bf16")
 
-#: types that hold nothing but trits and scales.
+#: Types that hold nothing but trits and scales.
 TRIT_TYPES = tuple(name for name in TERNARY_TYPES if name not in FLOAT_TYPES)
 
-#: the excess of one sign over the other, over a whole file, that no training is known to give.
+#: The difference between the numbers of +1 and -1, as a fraction of both, that no trained model is known to
+#: exceed.
 MAX_EXCESS = 0.05
 
-#: files with fewer trits than this say too little about their excess.
+#: With fewer nonzero trits than this, the difference is too uncertain to judge.
 MIN_SIGNS = 1 << 20
 
 FileTensor = PlannedTensor[GGUFTensor]
 
 
 def check_another_file(file: GGUFFile, output: Path, target: Path) -> None:
-    """Raise OutputError where the output is the file that is converted.
+    """Raise OutputError if the output is the file being converted.
 
     Args:
         output: as the user gave it.
         target: the file that would be written, links followed.
     """
     if target == file.path.resolve():
-        raise OutputError(f"{output} is the file that is converted; expected another name")
+        raise OutputError(f"{output} is the file being converted; expected another name")
 
 
 def plan_gguf(file: GGUFFile, type: str, embed_type: str | None, pre_tokenizer: str | None) -> GGUFSource:
@@ -102,7 +103,7 @@ class GGUFSource:
             wanted: the metadata to write; all other keys stay as they are in the file.
             type: of the ternary tensors, for the report.
             pre_tokenizer: one that the user gave, which is checked against llama.cpp.
-            warnings: of the plan.
+            warnings: those of the plan.
         """
         self.file = file
         self.pre_tokenizer = pre_tokenizer
@@ -114,7 +115,7 @@ class GGUFSource:
         self.metadata: Mapping[str, MetadataValue]
         self.metadata, changed = _metadata(file, wanted)
         self.summary = _summary(file, tensors, wanted, type, changed)
-        #: how many weights are +1 and -1 so far.
+        #: The numbers of weights that are +1 and -1 so far.
         self._plus = 0
         self._minus = 0
 
@@ -148,7 +149,7 @@ class GGUFSource:
         return packed
 
     def _copy(self, tensor: GGUFTensor) -> Iterator[npt.NDArray[np.uint8]]:
-        """A tensor's bytes; read, because mapped ones would count as memory of this process."""
+        """A tensor's bytes, read rather than mapped: mapped pages would count as this process's memory."""
         with self.file.path.open("rb") as stream:
             stream.seek(tensor.offset)
             for start in range(0, tensor.nbytes, CHUNK_BYTES):
@@ -160,10 +161,10 @@ class GGUFSource:
         read_gguf(path)
         return [] if self.pre_tokenizer is None else check_loads(path, self.pre_tokenizer)
 
-    def conclusions(self, statistics: Mapping[str, TensorStatistics]) -> list[str]:
-        """Warnings of what was rounded, and of a layout that may be another."""
+    def final_warnings(self, statistics: Mapping[str, TensorStatistics]) -> list[str]:
+        """Warnings about what was rounded, and about a layout that may not be I2_S."""
         found = [
-            f"'{tensor.spec.name}' was rounded to {tensor.origin.type.name} before, and is rounded again, to "
+            f"'{tensor.spec.name}' was already rounded to {tensor.origin.type.name} and is rounded again, to "
             f"{tensor.spec.type.name}; converting the checkpoint itself loses less"
             for tensor in self.tensors
             if tensor.spec.type is not tensor.origin.type
@@ -177,8 +178,8 @@ class GGUFSource:
                 " but converting back does not give the same file"
             )
         signs = self._plus + self._minus
-        foreign = any(tensor.ternary and tensor.origin.type is I2_S for tensor in self.tensors)
-        if foreign and signs >= MIN_SIGNS and abs(self._plus - self._minus) / signs > MAX_EXCESS:
+        has_i2_s = any(tensor.ternary and tensor.origin.type is I2_S for tensor in self.tensors)
+        if has_i2_s and signs >= MIN_SIGNS and abs(self._plus - self._minus) / signs > MAX_EXCESS:
             found.append(
                 f"{self._plus:,} weights are +1 and {self._minus:,} are -1, which is unusual for a trained "
                 "model: perhaps it is another layout that shares type number 36; check the output with "
@@ -210,7 +211,7 @@ def _plan_tensors(
         tensors.append(PlannedTensor(tensor, spec, tensor.name in ternary, tensor.nbytes))
     if not ternary:
         raise UnsupportedError(
-            f"{file.path.name} is a float model, as convert --float makes it: none of its linear layers is "
+            f"{file.path.name} is a float model, as convert --float writes it: none of its linear layers is "
             "ternary; expected a ternary model: convert the checkpoint that was trained as one"
         )
     warnings = []
@@ -249,7 +250,7 @@ def _is_ternary(layer: GGUFTensor, packed: bool) -> bool:
         packed: the file has types that hold nothing but trits, so that its floats are not ternary.
 
     Raises:
-        UnsupportedError: the file has floats only, and the layer is neither.
+        UnsupportedError: the file has no such types, and the layer is not float either.
     """
     if layer.type.name in (TRIT_TYPES if packed else FLOAT_TYPES):
         return True
@@ -272,7 +273,7 @@ def _check_type(tensor: GGUFTensor, kind: TensorType, ternary: bool) -> None:
 
 
 def _unpack(file: GGUFFile, tensor: GGUFTensor) -> AnyTernary:
-    """A ternary tensor's trits and scales; those of experts one below the other."""
+    """A ternary tensor's trits and scales; experts are stacked into one matrix."""
     kind = tensor.type
     unpack = partial(f16.unpack, kind=kind) if kind.name in FLOAT_TYPES else PACKERS[kind.name].unpack
     return unpack(file.data(tensor), (math.prod(tensor.shape[:-1]), tensor.shape[-1]))
@@ -321,7 +322,7 @@ def _summary(
 
 
 def _pre_tokenizer(file: GGUFFile, given: str | None) -> tuple[str | None, list[str]]:
-    """The pre-tokenizer to write, None where the file's own stays; and warnings."""
+    """The pre-tokenizer to write, None if the file's own stays; and warnings."""
     if given is not None:
         return given, []
     if not lacks_pre(file):
@@ -330,9 +331,9 @@ def _pre_tokenizer(file: GGUFFile, given: str | None) -> tuple[str | None, list[
     if derived is None:
         return None, [
             f"{file.path.name} names no pre-tokenizer, and its vocabulary is unknown: the output names none "
-            "either, and will not load; give llama.cpp's name of it with --pre-tokenizer"
+            "either, and will not load; give llama.cpp's name for it with --pre-tokenizer"
         ]
     return derived, [
-        f"{file.path.name} names no pre-tokenizer; '{derived}' is written, which llama.cpp's table has for "
+        f"{file.path.name} names no pre-tokenizer; '{derived}' is written, which llama.cpp's table lists for "
         "this vocabulary"
     ]

@@ -26,11 +26,11 @@ from bitexport.gguf.writer import TensorSpec
 
 HEAD = "lm_head.weight"
 
-#: float16's largest number, and the mean magnitude below which its rounding grows.
+#: Float16's largest number, and the mean magnitude below which its rounding error grows.
 MAX_F16 = 65504.0
 MIN_F16_MEAN = 2.0**-13
 
-#: weights of a linear layer that are in memory at once while its float type is chosen.
+#: Weights of a linear layer that are in memory at once while its float type is chosen.
 SCANNED_WEIGHTS = 1 << 20
 
 
@@ -43,7 +43,7 @@ class Plan:
         ternary_type, embed_type: the output types of ternary tensors, and of the embeddings and the head.
         tensors: in the order of the output.
         warnings: what a user should know.
-        all_float: the model is not ternary, so that no tensor is.
+        all_float: whether the model is a float model, in which no tensor is ternary.
     """
 
     checkpoint: Checkpoint
@@ -63,13 +63,13 @@ class Plan:
 
 
 def make_plan(checkpoint: Checkpoint, ternary_type: str, embed_type: str, *, all_float: bool = False) -> Plan:
-    """Decide what is written, and check that the checkpoint has all of that and nothing else.
+    """Decide what to write, and check that the checkpoint has exactly the tensors for it.
 
     Args:
         all_float: the model is not ternary; its linear layers are written as F16.
 
     Raises:
-        CheckpointError: a tensor is missing, is claimed by nobody, or has a wrong shape or dtype; or
+        CheckpointError: a tensor is missing, is claimed by no rule, or has a wrong shape or dtype; or
             ``all_float`` is set for a model that calls itself ternary.
         UnsupportedError: an unknown architecture or packing, or a type that cannot hold a tensor.
     """
@@ -86,7 +86,7 @@ def make_plan(checkpoint: Checkpoint, ternary_type: str, embed_type: str, *, all
     claims = [claim for claim in family.claims(numbers) if not absent(checkpoint, claim)]
     if numbers.tied:
         claims += _separate_head(checkpoint, family, numbers, warnings)
-    _warn_of_head(checkpoint, numbers, warnings)
+    _warn_about_head(checkpoint, numbers, warnings)
     tensors = tuple(
         _planned(checkpoint, packing, claim, TYPES[ternary_type], TYPES[embed_type], all_float, warnings)
         for claim in claims
@@ -141,7 +141,7 @@ def _planned(
     all_float: bool,
     warnings: list[str],
 ) -> PlannedTensor[Claim]:
-    """One tensor of the output, once its dtype and its shape are those that its claim expects."""
+    """Plan one tensor of the output, after checking that its dtype and shape are those of its claim."""
     ternary = claim.role is Role.TERNARY and not all_float and not keeps_float(checkpoint, claim.source)
     info = checkpoint.info(claim.source)
     stored = claim.shape
@@ -155,7 +155,7 @@ def _planned(
         )
     if info.shape != stored:
         raise CheckpointError(
-            f"tensor '{claim.source}' has shape {list(info.shape)}; config.json makes it {list(stored)}: "
+            f"tensor '{claim.source}' has shape {list(info.shape)}; config.json implies {list(stored)}: "
             "config and weights are from different models"
         )
     kind = {Role.NORM: F32, Role.BIAS: F32, Role.EMBEDDING: embed_type, Role.TERNARY: ternary_type}[
@@ -170,13 +170,15 @@ def _planned(
 
 
 def _float_type(checkpoint: Checkpoint, claim: Claim, warnings: list[str]) -> TensorType:
-    """F16 for a linear layer that stays float, or F32 where float16 would change it too much.
+    """F16 for a linear layer that stays float, or F32 if float16 would change it too much.
 
-    That is the case where a value is too large, or where most are so small that they are rounded as float16's
-    subnormal numbers are, by 2^-25, and no longer by the usual 2^-12 of the value. A few small values among
-    larger ones do no harm. Reads the tensor, because the type is written before the data.
+    It would if a value is too large, or if most values are so small that they become subnormal: their
+    rounding error is up to 2^-25, instead of 2^-11 of the value. A few small values among larger ones do no
+    harm. Reads the tensor, because the type is written before the data.
     """
-    total, count, top = 0.0, 0, 0.0
+    total = 0.0
+    count = 0
+    top = 0.0
     for piece in checkpoint.read_rows(claim.source, rows_per_chunk(claim.shape, SCANNED_WEIGHTS)):
         magnitudes = np.abs(piece)
         total += float(magnitudes.sum(dtype=np.float64))
@@ -186,7 +188,7 @@ def _float_type(checkpoint: Checkpoint, claim: Claim, warnings: list[str]) -> Te
     if top <= MAX_F16 and (mean == 0 or mean >= MIN_F16_MEAN):
         return F16
     warnings.append(
-        f"tensor '{claim.source}' stays float and is written as f32: float16 does not hold its values "
+        f"tensor '{claim.source}' stays float and is written as f32: float16 cannot hold its values "
         f"(the largest is {top:g}, the mean magnitude {mean:g})"
     )
     return F32
@@ -216,7 +218,7 @@ def _check_all_claimed(
 def _separate_head(
     checkpoint: Checkpoint, family: Family, numbers: Hyperparameters, warnings: list[str]
 ) -> list[Claim]:
-    """The head of a tied model that has one all the same, where it differs from the embedding.
+    """The separate head that a tied model may have all the same, if it differs from the embedding.
 
     transformers keeps such a head as well.
     """
@@ -228,19 +230,19 @@ def _separate_head(
         return []
     if not heads:
         raise UnsupportedError(
-            "tie_word_embeddings is true, but lm_head.weight is there and differs from the embeddings, and "
+            "tie_word_embeddings is true, but lm_head.weight is present and differs from the embeddings, and "
             f"the {family.gguf_architecture} graph has no separate output matrix; expected a tied head"
         )
     (head,) = heads
     warnings.append(
-        "tie_word_embeddings is true, but lm_head.weight is there and differs from the embeddings: it is "
+        "tie_word_embeddings is true, but lm_head.weight is present and differs from the embeddings: it is "
         "written as the head"
     )
     sizes = numbers.dimensions()
     return [Claim(head.source, head.target, head.role, tuple(sizes[dim] for dim in head.shape))]
 
 
-def _warn_of_head(checkpoint: Checkpoint, numbers: Hyperparameters, warnings: list[str]) -> None:
+def _warn_about_head(checkpoint: Checkpoint, numbers: Hyperparameters, warnings: list[str]) -> None:
     listed = modules_to_not_convert(checkpoint)
     if listed is not None and not numbers.tied and not keeps_float(checkpoint, HEAD):
         warnings.append(

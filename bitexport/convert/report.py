@@ -22,7 +22,7 @@ class TypeRow:
         bytes_before, bytes_after: in the source and in the output.
         bits_per_weight: of the output.
         zero_fraction, scale_min, scale_max: of ternary tensors; None for others.
-        scale_rounding: the largest relative change of a scale; 0 where the type keeps float32.
+        scale_rounding: the largest relative change of a scale; 0 if the type keeps float32.
     """
 
     type: str
@@ -47,12 +47,12 @@ class ConvertReport:
         tensors, ternary_tensors: how many were written, and how many of them are ternary.
         input_bytes: of the source's tensors.
         output_bytes: of the file; with ``dry_run``, of its tensors.
-        peak_rss_bytes: the most memory that this process has had.
-        tokenizer, pre_tokenizer: llama.cpp's names of them.
+        peak_rss_bytes: the peak memory of this process.
+        tokenizer, pre_tokenizer: llama.cpp's names for them.
         tokens, padded_tokens: ids of the vocabulary, and how many of them have no text.
         types: one row for each GGUF type, ternary tensors first.
         health: signs of a bad checkpoint; the warnings among them are in ``warnings`` as well.
-        changed: where a GGUF file was converted, the metadata that differs from the source's, as clauses.
+        changed: if a GGUF file was converted, the metadata that differs from the source's, as clauses.
     """
 
     output: str
@@ -94,8 +94,8 @@ def make_report(
     """The report of a finished conversion.
 
     Args:
-        statistics: of each of the source's tensors, by its name in the output.
-        warnings: of the check of the written file; those of the source and of health are added here.
+        statistics: those of each of the source's tensors, by its name in the output.
+        warnings: those of the check of the written file; those of the source and of health are added here.
     """
     findings = source.health.findings()
     unhealthy = [finding.message for finding in findings if finding.level == "warning"]
@@ -109,7 +109,7 @@ def make_report(
         output_bytes=output_bytes,
         seconds=seconds,
         peak_rss_bytes=peak_rss_bytes(),
-        warnings=[*source.warnings, *source.conclusions(statistics), *warnings, *unhealthy],
+        warnings=[*source.warnings, *source.final_warnings(statistics), *warnings, *unhealthy],
         packing=summary.packing,
         type=summary.type,
         embed_type=summary.embed_type,
@@ -140,7 +140,7 @@ def type_rows(
 
 
 def _type_row(tensors: Sequence[PlannedTensor[Any]], ternary: Sequence[TensorStatistics]) -> TypeRow:
-    """The row of tensors of one type; ``ternary`` has their statistics where they are ternary."""
+    """The row of tensors of one type; ``ternary`` has their statistics if they are ternary."""
     weights = sum(math.prod(tensor.spec.shape) for tensor in tensors)
     bytes_after = sum(tensor.spec.nbytes for tensor in tensors)
     return TypeRow(

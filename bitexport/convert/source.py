@@ -1,4 +1,4 @@
-"""What a conversion reads: a source plans its tensors, and encodes them one after another."""
+"""The interface of a source: it plans the tensors of a conversion, and encodes them one at a time."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from bitexport.convert.encoding import TensorStatistics
 from bitexport.gguf.writer import MetadataValue, TensorSpec
 from bitexport.health import Health
 
-#: the metadata key that lists linear layers which are not ternary, where there are any.
+#: The metadata key that lists the linear layers that are not ternary, if there are any.
 KEPT_FLOAT_KEY = "bitexport.kept_float"
 
 Origin = TypeVar("Origin")
@@ -61,7 +61,7 @@ class Source(Protocol[Origin]):
         metadata: its other keys.
         tensors: its tensors, in order.
         extra_tensors: small float32 tensors that are not in the source, by name; written first.
-        warnings: what the plan warns of.
+        warnings: those of the plan.
         summary: for the report.
         health: is given every tensor that is read.
     """
@@ -84,6 +84,6 @@ class Source(Protocol[Origin]):
         """Check the finished file before it gets its name; returns warnings."""
         ...
 
-    def conclusions(self, statistics: Mapping[str, TensorStatistics]) -> list[str]:
+    def final_warnings(self, statistics: Mapping[str, TensorStatistics]) -> list[str]:
         """Warnings that follow from the statistics of all tensors, by their names in the output."""
         ...

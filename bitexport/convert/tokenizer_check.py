@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 
 def check_tokenizer(gguf_path: Path, folder: Path, vocabulary: Vocabulary) -> list[str]:
-    """Compare the file's tokenizer with the checkpoint's, where our libllama is built.
+    """Compare the file's tokenizer with the checkpoint's, if our libllama is built.
 
     Returns:
-        A warning where the check could not be made.
+        A warning if the check could not run.
 
     Raises:
         TokenizerError: see :func:`verify_tokenizer`.
@@ -56,10 +56,10 @@ def verify_tokenizer(gguf_path: Path, folder: Path, vocabulary: Vocabulary) -> N
 
 
 def check_loads(gguf_path: Path, pre: str) -> list[str]:
-    """Load a file's vocabulary where our libllama is built.
+    """Load a file's vocabulary, if our libllama is built.
 
     Returns:
-        A warning where the check could not be made.
+        A warning if the check could not run.
 
     Raises:
         TokenizerError: libllama cannot load it; ``pre`` is the pre-tokenizer that it names.
@@ -91,8 +91,8 @@ def _check_special_ids(reference: Tokenizer, model: Llama) -> None:
     got = encode(model, text, True)
     if expected != got:
         raise TokenizerError(
-            f"llama.cpp puts other tokens around a text: {got} for {text!r}, tokenizer.json gives {expected};"
-            " check its post_processor and the special tokens in tokenizer_config.json"
+            f"llama.cpp adds other special tokens to a text: {got} for {text!r}, tokenizer.json gives "
+            f"{expected}; check its post_processor and the special tokens in tokenizer_config.json"
         )
 
 
@@ -107,7 +107,6 @@ def _check_ids(text: str, expected: list[int], got: list[int], vocabulary: Vocab
     at = first_difference(expected, got)
     raise TokenizerError(
         f"llama.cpp tokenizes {text!r} differently from token {at} on: {got[at : at + 6]}, tokenizer.json "
-        "gives "
-        f"{expected[at : at + 6]}; pre-tokenizer '{vocabulary.pre}' is not this model's: give another with "
-        "--pre-tokenizer"
+        f"gives {expected[at : at + 6]}; pre-tokenizer '{vocabulary.pre}' is not this model's: give another "
+        "with --pre-tokenizer"
     )

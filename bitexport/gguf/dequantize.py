@@ -22,10 +22,10 @@ from bitexport.gguf.types import I2_S, Q2_0, TYPES_BY_ID, TensorType
 Bytes = npt.NDArray[np.uint8]
 Matrix = npt.NDArray[np.float32]
 
-#: about how many weights of a float tensor are in memory at once.
+#: Roughly how many weights of a float tensor are in memory at once.
 CHUNK_WEIGHTS = 8 * 1024 * 1024
 
-#: ternary types with a scale for every block of a row.
+#: Ternary types with a scale for every block of a row.
 BLOCK_TERNARY_TYPES = ("tq1_0", "tq2_0", "q2_0")
 
 
@@ -33,7 +33,7 @@ def rows_per_chunk(shape: Sequence[int], weights: int | None = None) -> int:
     """How many rows of a tensor of ``shape`` hold about ``weights`` weights, at least 1.
 
     Args:
-        weights: :data:`CHUNK_WEIGHTS` when None.
+        weights: :data:`CHUNK_WEIGHTS` if None.
     """
     return max(1, (CHUNK_WEIGHTS if weights is None else weights) // max(1, math.prod(shape[1:])))
 
@@ -43,7 +43,7 @@ def _by_gguf(rows: Bytes, kind: gguf.GGMLQuantizationType) -> Matrix:
 
 
 def _implemented(kind: gguf.GGMLQuantizationType) -> bool:
-    """Whether the gguf package can dequantize a type: it only says so when it is asked to."""
+    """Whether the gguf package can dequantize a type, which only a call shows."""
     try:
         gguf.quants.dequantize(np.zeros((1, TYPES_BY_ID[int(kind)].block_bytes), dtype=np.uint8), kind)
     except NotImplementedError:
@@ -51,7 +51,7 @@ def _implemented(kind: gguf.GGMLQuantizationType) -> bool:
     return True
 
 
-#: by type number: the bytes of some rows, uint8 ``[rows, bytes]``, to their values, ``[rows, columns]``.
+#: By type number: the bytes of some rows, uint8 ``[rows, bytes]``, to their values, ``[rows, columns]``.
 DEQUANTIZERS: Mapping[int, Callable[[Bytes], Matrix]] = MappingProxyType(
     {
         int(kind): partial(_by_gguf, kind=kind)
@@ -60,8 +60,8 @@ DEQUANTIZERS: Mapping[int, Callable[[Bytes], Matrix]] = MappingProxyType(
     }
 )
 
-#: types that are read whole, by their packers: blocks of I2_S straddle rows, and an error in Q2_0 names the
-#: block of the tensor.
+#: Types that are read completely, by their packers: blocks of I2_S straddle rows, and an error in Q2_0 names
+#: the block of the tensor.
 READ_WHOLE = (I2_S, Q2_0)
 
 
@@ -88,7 +88,7 @@ def dequantize_rows(file: GGUFFile, tensor: GGUFTensor) -> Iterator[Matrix]:
 
     Raises:
         GGUFError: the type cannot be dequantized, or the bytes are not what the type says.
-        UnsupportedError: a Q2_0 tensor that is not ternary.
+        UnsupportedError: a Q2_0 tensor is not ternary.
     """
     kind = tensor.type
     if not can_dequantize(kind):
@@ -110,6 +110,6 @@ def dequantize_rows(file: GGUFFile, tensor: GGUFTensor) -> Iterator[Matrix]:
 
 
 def _matrix_shape(tensor: GGUFTensor) -> tuple[int, int]:
-    """Its shape with all dimensions but the first as one."""
+    """The tensor's shape as a matrix: all dimensions but the first are merged; a vector is one row."""
     shape = tensor.shape if len(tensor.shape) > 1 else (1, *tensor.shape)
     return shape[0], math.prod(shape[1:])

@@ -17,9 +17,9 @@ class Embeddings:
 
     Attributes:
         embedding: float32 ``[vocab, hidden]``.
-        head: float32 ``[vocab, hidden]``; None where the embedding is the head as well.
+        head: float32 ``[vocab, hidden]``; None if the embedding is also the head.
         embedding_type, head_type: their GGUF types, for example ``"q6_k"``. The head's decides how ggml
-            rounds what enters it.
+            rounds its input.
     """
 
     embedding: Matrix
@@ -48,7 +48,7 @@ def read_embeddings(path: str | os.PathLike[str]) -> Embeddings:
 
 
 def _values(file: GGUFFile, tensor: GGUFTensor) -> Matrix:
-    # parity does not know how ggml rounds what enters a head of I2_S or Q2_0
+    # parity does not know how ggml rounds the input of a head of I2_S or Q2_0
     if tensor.type in READ_WHOLE or not can_dequantize(tensor.type):
         raise GGUFError(
             f"{file.path}: {tensor.name} is {tensor.type.name}, which cannot be read back; expected f16, "

@@ -21,7 +21,7 @@ def encode(model: Llama, text: str, add_special: bool) -> list[int]:
 def first_difference(expected: Sequence[int], found: Sequence[int]) -> int:
     """The first index at which two lists of ids differ.
 
-    Where one list only continues the other, that is the length of the shorter one.
+    If one list is the beginning of the other, this is the length of the shorter one.
     """
     pairs = zip(expected, found, strict=False)
     return next((at for at, (a, b) in enumerate(pairs) if a != b), min(len(expected), len(found)))

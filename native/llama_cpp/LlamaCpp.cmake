@@ -65,7 +65,7 @@ function(_bitexport_patch source)
     endforeach()
     find_program(GIT_EXECUTABLE git REQUIRED)
     foreach(patch IN LISTS _patches)
-        # The ceiling keeps git from patching our own repository, in which the build tree may lie.
+        # The ceiling keeps git from patching our own repository, which may contain the build tree.
         get_filename_component(ceiling ${source} DIRECTORY)
         execute_process(
             COMMAND ${CMAKE_COMMAND} -E env GIT_CEILING_DIRECTORIES=${ceiling}
@@ -80,7 +80,7 @@ function(_bitexport_patch source)
 endfunction()
 
 if(BITEXPORT_LLAMA_CPP AND NOT EXISTS ${BITEXPORT_LLAMA_CPP}/ggml/include/ggml.h)
-    message(FATAL_ERROR "BITEXPORT_LLAMA_CPP is ${BITEXPORT_LLAMA_CPP}, which holds no ggml/include/ggml.h. "
+    message(FATAL_ERROR "BITEXPORT_LLAMA_CPP is ${BITEXPORT_LLAMA_CPP}, which has no ggml/include/ggml.h. "
                         "Point it at the top folder of a llama.cpp source tree.")
 endif()
 

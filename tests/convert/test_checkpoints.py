@@ -118,7 +118,7 @@ def test_a_separate_head_of_a_tied_model(tmp_path: Path, checkpoint_of: Checkpoi
     report = convert(
         resaved(checkpoint_of(), tmp_path / "other", other), tmp_path / "other.gguf", embed_type="f16"
     )
-    assert any("lm_head.weight is there and differs" in warning for warning in report.warnings)
+    assert any("lm_head.weight is present and differs" in warning for warning in report.warnings)
     assert "output.weight" in tensors_of(tmp_path / "other.gguf")
 
 

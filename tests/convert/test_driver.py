@@ -57,7 +57,7 @@ class MemorySource:
             raise CheckpointError(f"refused {len(read_gguf(path).tensors)} tensors")
         return ["checked"]
 
-    def conclusions(self, statistics: Mapping[str, TensorStatistics]) -> list[str]:
+    def final_warnings(self, statistics: Mapping[str, TensorStatistics]) -> list[str]:
         return [f"{name}: {seen.flushed} of {seen.weights}" for name, seen in statistics.items()]
 
 
@@ -112,7 +112,7 @@ def test_a_file_that_fails_its_check_is_not_kept(tmp_path: Path) -> None:
         convert_source(MemorySource(refuse_file=True), tmp_path / "x.gguf")
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "x.gguf").write_text("mine")
-    with pytest.raises(OutputError, match="exists already"):
+    with pytest.raises(OutputError, match=r"x\.gguf already exists; use --force"):
         convert_source(MemorySource(), tmp_path / "x.gguf")
     with pytest.raises(BitexportError, match="refused 3 tensors"):
         convert_source(MemorySource(refuse_file=True), tmp_path / "x.gguf", force=True)

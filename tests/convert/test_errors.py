@@ -98,13 +98,13 @@ CASES: dict[str, tuple[str, dict[str, Any], Callable[[Path], object], str]] = {
         "master",
         {},
         tensors(lambda t: t.update({f"{LAYER}.weight": torch.ones(256, 512)})),
-        rf"'{LAYER}.weight' has shape \[256, 512\]; config.json makes it \[512, 256\]",
+        rf"'{LAYER}.weight' has shape \[256, 512\]; config.json implies \[512, 256\]",
     ),
     "wrong packed shape": (
         "packed-multiply",
         {},
         tensors(lambda t: t.update({f"{LAYER}.weight": torch.zeros(512, 64, dtype=torch.uint8)})),
-        r"has shape \[512, 64\]; config.json makes it \[128, 256\]",
+        r"has shape \[512, 64\]; config.json implies \[128, 256\]",
     ),
     "wrong dtype": (
         "master",
@@ -208,7 +208,7 @@ CASES: dict[str, tuple[str, dict[str, Any], Callable[[Path], object], str]] = {
         "master",
         {},
         config(lambda c: c.update(vocab_size=100)),
-        r"embed_tokens.*config.json makes it",
+        r"embed_tokens.*config.json implies",
     ),
     "no weights": ("master", {}, lambda f: (f / "model.safetensors").unlink(), r"no model.safetensors"),
 }

@@ -155,7 +155,7 @@ def test_embeddings_stay_unless_asked(tmp_path: Path, checkpoint_of: Checkpoints
     assert asked.changed == ["bitexport.embedding_type f16 -> q6_k"]
     assert asked.warnings == []
     again = convert(tmp_path / "q6_k.gguf", tmp_path / "z.gguf", embed_type="q8_0")
-    assert [text for text in again.warnings if "rounded to q6_k before" in text] == again.warnings
+    assert [text for text in again.warnings if "already rounded to q6_k" in text] == again.warnings
     assert len(again.warnings) == 2
     np.testing.assert_allclose(
         values(read_gguf(tmp_path / "z.gguf"), "output.weight"),
@@ -269,7 +269,7 @@ def test_outputs_that_are_refused(tmp_path: Path, gguf_of: Ggufs) -> None:
     (tmp_path / "link.gguf").symlink_to(source)
     before = source.read_bytes()
     for target in (source, tmp_path / "link.gguf"):
-        with pytest.raises(OutputError, match="is the file that is converted"):
+        with pytest.raises(OutputError, match="is the file being converted"):
             convert(source, target, force=True)
         with pytest.raises(OutputError, match="already exists"):
             convert(source, target)

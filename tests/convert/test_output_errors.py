@@ -67,7 +67,7 @@ def test_the_checkpoint_is_never_the_output(
         # another name of the same bytes: the name is replaced, the bytes stay
         assert done.returncode == 0, done.stderr
     else:
-        assert "is in the checkpoint that is converted" in one_line(done, 1)
+        assert "is inside the checkpoint being converted" in one_line(done, 1)
     assert {path.name: path.read_bytes() for path in source.iterdir()} == before
 
 

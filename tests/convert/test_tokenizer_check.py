@@ -45,7 +45,7 @@ def test_the_check_is_independent_of_the_vocabulary(
 ) -> None:
     monkeypatch.setattr("bitexport.tokenizer.vocabulary._added_ends", lambda *_: (False, False))
     with pytest.raises(
-        TokenizerError, match=r"puts other tokens around a text: \[(\d+)\] .* gives \[0, \1\]"
+        TokenizerError, match=r"adds other special tokens to a text: \[(\d+)\] .* gives \[0, \1\]"
     ):
         convert(checkpoint_of(), tmp_path / "x.gguf", embed_type="f16")
 

@@ -3,7 +3,7 @@
 //   fuzz_gguf --executions 200000 --seed 1 --findings DIR SEED.gguf...
 //
 // Build it with address and undefined-behaviour sanitizers (BITEXPORT_SANITIZE). Executions run in a child process, a
-// hundred per fork; the child reports its progress through shared memory, so that its end has a culprit. An end is
+// hundred per fork; the child reports its progress through shared memory, which shows the file that ended it. Outcomes:
 //   a refusal     libllama returned an error: what should happen
 //   an assertion  llama.cpp ended the process with a message (GGML_ASSERT): noted by place, with one file each, because
 //                 the Python side must refuse such a file before libllama sees it (bitexport/gguf/checks.py)
@@ -88,7 +88,7 @@ struct Seed {
     size_t            data;
 };
 
-// One damage; most hit the header's numbers, since bytes anywhere are mostly names of tokens.
+// Damages one place, mostly a number of the header: random bytes are mostly names of tokens.
 void damage(std::string & file, const Seed & seed, std::mt19937_64 & random) {
     const uint64_t kind = below(random, 10);
     if (file.empty()) {

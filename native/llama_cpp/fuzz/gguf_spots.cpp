@@ -43,7 +43,7 @@ class Walker {
     std::vector<Spot> spots;
 
   private:
-    // Of a long array the first elements are as good as all: the vocabulary would crowd out everything else.
+    // The first elements of a long array represent all of them: the vocabulary would crowd out everything else.
     void array() {
         constexpr size_t noted = 4;
         const uint64_t type  = number(4);

@@ -1,4 +1,4 @@
-// Where the numbers of a GGUF header lie, so that a fuzzer can change them without breaking what stands around them.
+// The positions of the numbers in a GGUF header, so that a fuzzer can change them without damaging what is around them.
 #pragma once
 
 #include <cstdint>

@@ -61,7 +61,7 @@ attention::Token token_of(const ggml_tensor * op) {
     return token;
 }
 
-// The cache is longer than what is in it: without the hidden positions at its end the shares of threads are fair.
+// The cache is longer than its content: without the hidden positions at its end, threads get equal shares.
 void leave_out_hidden_end(attention::Token & token) {
     constexpr uint16_t hidden = 0xfc00;  // -infinity
     while (token.mask != nullptr && token.positions > 1 && token.mask[token.positions - 1] == hidden) {

@@ -1,6 +1,6 @@
 // The output head in ggml: a CPU buffer type that repacks it as it is loaded and multiplies with the kernels in
-// native/kernels/head. The head is read whole for every token, a third of all bytes in a 2B model, and ggml's own kernels
-// do not reach the memory's speed.
+// native/kernels/head. Every token reads the complete head, a third of all bytes in a 2B model, and ggml's own kernels do
+// not reach the memory's speed.
 //
 // The values are those of the file and the activations are rounded as ggml rounds them (Q8_K); only the order in which
 // floats are added differs.
@@ -41,8 +41,8 @@ bool type_of(const ggml_tensor * weights, head::Type & type) {
     }
 }
 
-// All other weights keep ggml's kernels. A tied embedding keeps its own name where it is the head; looking tokens up in it
-// is another operation, which this buffer type does not support, and so has a copy of its own.
+// All other weights keep ggml's kernels. A tied embedding keeps its name as the head; looking up tokens in it is another
+// operation, which this buffer type does not support, so llama.cpp keeps a second copy for that.
 bool is_head(const ggml_tensor * weights) {
     return std::strcmp(weights->name, "output.weight") == 0 || std::strcmp(weights->name, "token_embd.weight") == 0;
 }
@@ -103,7 +103,7 @@ class HeadBufferType : public RepackedBufferType {
     HeadBufferType() : RepackedBufferType("CPU_HEAD", "read the file, or set BITEXPORT_HEAD=stock") {}
 
   private:
-    bool takes(const ggml_tensor * weights) const override {
+    bool accepts(const ggml_tensor * weights) const override {
         if (!is_head(weights)) {
             return false;
         }

@@ -1,4 +1,4 @@
-// What bitexport's benchmark asks the library about: this machine's limits, and what the kernels read.
+// Loops that measure this machine's limits, for bitexport's benchmark.
 #pragma once
 
 #include "ggml-backend.h"
@@ -13,7 +13,7 @@ extern "C" {
 // multiply-adds were done; 0 when the tier has no such instruction (scalar) or there is no tier.
 GGML_BACKEND_API int64_t bitexport_multiply_adds(int64_t iterations);
 
-// Reads `bytes` (a multiple of 1024) once, in the calling thread, as the tier in use reads best. The result means nothing.
+// Reads `bytes` (a multiple of 1024) once, in the calling thread, as suits the tier in use. The result is meaningless.
 GGML_BACKEND_API uint64_t bitexport_read_memory(const void * data, int64_t bytes);
 
 #ifdef __cplusplus

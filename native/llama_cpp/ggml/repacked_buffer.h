@@ -1,4 +1,4 @@
-// The frame of our CPU buffer types: memory for weights that are repacked as they are loaded, multiplied by our kernels and
+// The base of our CPU buffer types: memory for weights that are repacked as they are loaded, multiplied by our kernels and
 // never read back. Each kind of weight is a class derived from RepackedBufferType.
 #pragma once
 
@@ -12,17 +12,17 @@
 // One object for each kind, which lives as long as the process: ggml holds pointers to it.
 class RepackedBufferType : public ggml::cpu::extra_buffer_type {
   public:
-    // What ggml knows it by.
+    // ggml's handle for it.
     ggml_backend_buffer_type_t type() { return &type_; }
 
-    // True when the tensor lies in this kind of buffer.
+    // True if the tensor is in this kind of buffer.
     bool holds(const ggml_tensor * tensor) const {
         return tensor != nullptr && tensor->buffer != nullptr && tensor->buffer->buft == &type_;
     }
 
-    // A matrix product of float32 activations with a whole matrix of ours, both in memory that we can read.
+    // A matrix product of float32 activations with a complete matrix of ours, both in memory that we can read.
     bool supports_op(ggml_backend_dev_t, const ggml_tensor * op) override {
-        if (op->op != GGML_OP_MUL_MAT || !holds(op->src[0]) || !takes(op->src[0])) {
+        if (op->op != GGML_OP_MUL_MAT || !holds(op->src[0]) || !accepts(op->src[0])) {
             return false;
         }
         const ggml_tensor * weights = op->src[0];
@@ -57,12 +57,12 @@ class RepackedBufferType : public ggml::cpu::extra_buffer_type {
 
   private:
     // Whether these weights, which llama.cpp offers, are of the kind that the kernels multiply.
-    virtual bool takes(const ggml_tensor * weights) const = 0;
+    virtual bool accepts(const ggml_tensor * weights) const = 0;
 
-    // Bytes of a tensor of this kind once it is repacked; of any other, what the file has.
+    // Bytes of a tensor of this kind once it is repacked; of any other, its bytes in the file.
     virtual size_t bytes(const ggml_tensor * tensor) const = 0;
 
-    // Repacks the tensor's bytes as the file has them into tensor->data. Throws std::runtime_error when they are damaged.
+    // Repacks the tensor's bytes, as in the file, into tensor->data. Throws std::runtime_error if they are damaged.
     virtual void repack(const ggml_tensor * tensor, const void * data) const = 0;
 
     // Computes a product with a tensor of this kind.

@@ -17,7 +17,7 @@ struct Share {
         : begin(total * index / count), end(total * (index + 1) / count) {}
 };
 
-// Row `index` of the float32 matrices x, one behind the other.
+// Row `index` of the float32 matrices x, counted through all of them.
 inline const float * activation_row(const ggml_tensor * x, int64_t index) {
     const int64_t i1 = index % x->ne[1];
     const int64_t i2 = index / x->ne[1] % x->ne[2];
@@ -26,12 +26,12 @@ inline const float * activation_row(const ggml_tensor * x, int64_t index) {
                                            i3 * x->nb[3]);
 }
 
-// One token is quantized faster than threads can meet, so that each thread makes its own copy. More are shared out.
+// Quantizing one token takes less time than a barrier, so each thread makes its own copy. Several tokens are divided.
 inline bool each_quantizes(int64_t tokens) {
     return tokens == 1;
 }
 
-// Copies of the quantized tokens, and the one that this thread writes and reads.
+// The number of copies of the quantized tokens, and the index of the one that this thread writes and reads.
 inline int64_t quantized_copies(int64_t tokens, int64_t threads) {
     return each_quantizes(tokens) ? threads : 1;
 }
@@ -39,7 +39,7 @@ inline int64_t own_copy(int64_t tokens, const ggml_compute_params * params) {
     return each_quantizes(tokens) ? params->ith : 0;
 }
 
-// Calls quantize(token) for what this thread has to do; returns when its copy is complete.
+// Calls quantize(token) for this thread's share of the tokens; returns when its copy is complete.
 template <class Quantize>
 void quantize_tokens(int64_t tokens, const ggml_compute_params * params, const Quantize & quantize) {
     const Share own = each_quantizes(tokens) ? Share(tokens, 0, 1) : Share(tokens, params->ith, params->nth);
@@ -51,8 +51,8 @@ void quantize_tokens(int64_t tokens, const ggml_compute_params * params, const Q
     }
 }
 
-// Calls work(panel_begin, panel_end) until all panels of a matrix are done, in as many threads as there are processors; a
-// small matrix is not worth a second one. work does not throw.
+// Calls work(panel_begin, panel_end) until all panels of a matrix are done, in at most one thread per processor; a small
+// matrix gets only one. work does not throw.
 template <class Work>
 void repack_in_threads(int64_t panels, int64_t elements, const Work & work) {
     constexpr int64_t elements_per_thread = 1 << 20;
@@ -67,7 +67,7 @@ void repack_in_threads(int64_t panels, int64_t elements, const Work & work) {
         try {
             threads.emplace_back(part, index);
         } catch (const std::system_error &) {
-            part(index);  // no more threads to be had
+            part(index);  // no more threads available
         }
     }
     part(0);

@@ -1,4 +1,4 @@
-// An environment variable that gives a part of the work back to llama.cpp.
+// An environment variable that leaves a part of the work to llama.cpp.
 #pragma once
 
 #include <cstdlib>
@@ -6,7 +6,7 @@
 
 class StockSwitch {
   public:
-    // `what` is the part, in the plural or as a mass: "kernels", "attention".
+    // `what` completes "llama.cpp's own ...": "kernels", "attention".
     StockSwitch(const char * variable, const char * what) {
         const char * text = std::getenv(variable);
         value_            = text == nullptr ? "" : text;
@@ -19,7 +19,7 @@ class StockSwitch {
     bool ours() const { return value_.empty(); }
     bool stock() const { return value_ == "stock"; }
 
-    // What is wrong with the value; NULL when nothing is.
+    // What is wrong with the value; NULL if nothing is.
     const char * error() const { return error_.empty() ? nullptr : error_.c_str(); }
 
   private:

@@ -1,8 +1,8 @@
 // I2_S in ggml: a CPU buffer type that repacks weights as they are loaded and multiplies with our kernels.
 //
-// ggml asks every extra buffer type, in order, whether it can hold a weight and run its operation. This one says yes
-// to MUL_MAT with an I2_S matrix and float32 activations, and to nothing else; patches/0002 makes the ordinary CPU
-// path say no to everything that touches I2_S. So I2_S bytes are only ever read by the kernels in native/kernels/ternary.
+// ggml asks every extra buffer type, in order, whether it can hold a weight and run its operation. This one accepts
+// MUL_MAT with an I2_S matrix and float32 activations, and nothing else; patches/0002 makes the ordinary CPU path
+// decline everything that involves I2_S. So I2_S bytes are only ever read by the kernels in native/kernels/ternary.
 
 #include "ternary_buffer.h"
 
@@ -146,7 +146,7 @@ class TernaryBufferType : public RepackedBufferType {
     }
 
   private:
-    bool takes(const ggml_tensor * weights) const override {
+    bool accepts(const ggml_tensor * weights) const override {
         return weights->type == GGML_TYPE_I2_S && weights->ne[0] <= ternary::max_cols;
     }
 
@@ -196,7 +196,7 @@ void bitexport_refuse_ternary(const ggml_tensor * op) {
 }
 
 void bitexport_wait(int * spins) {
-    // Some 20 microseconds: longer than threads with a processor each are apart, far shorter than a time slice.
+    // About 20 microseconds: longer than the skew of threads with a processor each, far shorter than a time slice.
     constexpr int patience = 1024;
     if (++*spins == patience) {
         *spins = 0;

@@ -7,7 +7,7 @@
 
 namespace {
 
-// Where ggml cannot start a thread it ends the process. So as many are started beforehand, all alive at once.
+// If ggml cannot start a thread, it ends the process. So the same number is started first, all alive at once.
 bool can_start(int count) {
     std::mutex               until_all_are_started;
     std::vector<std::thread> threads;
@@ -35,7 +35,7 @@ ggml_threadpool * bitexport_new_threads(int count) {
         return nullptr;
     }
     ggml_threadpool_params params = ggml_threadpool_params_default(count);
-    // How long a thread looks for the next graph before it sleeps: some 5 to 20 milliseconds here, more than a program
+    // How long a thread polls for the next graph before it sleeps: about 5 to 20 milliseconds here, more than a program
     // needs between two tokens. ggml's own choice, ten times that, keeps a processor busy after the last token.
     params.poll = 5;
     return ggml_threadpool_new(&params);

@@ -1,4 +1,4 @@
-// Pages of a mapped model file that nobody will read soon.
+// Releases pages of a mapped model file that will not be read soon.
 #pragma once
 
 #include <cstddef>
@@ -9,10 +9,10 @@
 #include <unistd.h>
 #endif
 
-// Takes the whole pages within [data, data + size) of a file mapping out of this process's memory. They stay in the
-// system's page cache, and reading them again brings them back; so this is right for a tied embedding, too, of which
-// only the rows of the prompt's tokens are read again. Only for shared or untouched private file mappings: other memory
-// would lose its content. Where the system refuses (locked pages) nothing happens.
+// Removes the complete pages within [data, data + size) of a file mapping from this process's memory. They stay in the
+// system's page cache, and reading them again brings them back; so this is safe for a tied embedding, too, of which only
+// the rows of the prompt's tokens are read again. Only for shared or untouched private file mappings: other memory would
+// lose its content. If the system refuses (locked pages), nothing happens.
 inline void bitexport_forget_pages(const void * data, size_t size) {
 #if defined(__linux__)
     const uintptr_t page  = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));

@@ -108,7 +108,7 @@ llama_model_bitnet_b158::graph::graph(const llama_model_bitnet_b158 & model, con
     for (int il = 0; il < n_layer; ++il) {
         ggml_tensor * cur = attention(residual, positions, cache, il);
         if (il == n_layer - 1 && wanted != nullptr) {
-            // Past the last attention only the tokens whose logits were asked for matter.
+            // After the last attention, only the tokens whose logits were requested matter.
             cur      = ggml_get_rows(ctx0, cur, wanted);
             residual = ggml_get_rows(ctx0, residual, wanted);
         }
@@ -173,7 +173,7 @@ ggml_tensor * llama_model_bitnet_b158::graph::attention(ggml_tensor * input, ggm
         norm_heads();
     }
 
-    // No output matrix here: SubLN stands between the heads and it.
+    // No output matrix here: SubLN comes between the heads and it.
     cur = build_attn(cache, nullptr, nullptr, nullptr, query, key, value, nullptr, nullptr, nullptr,
                      1.0f / std::sqrt(float(n_embd_head)), il);
     cb(cur, "attn_heads", il);

@@ -6,7 +6,7 @@
 #include <vector>
 
 // x + o(attn_sub_norm(attention(q, k, v of attn_norm(x)))), then y + down(ffn_sub_norm(act(gate) * up)) of ffn_norm(y).
-// RoPE rotates halves (NEOX); the output head is token_embd unless the file has an output matrix of its own.
+// RoPE rotates halves (NEOX); the output head is token_embd unless the file has a separate output matrix.
 //
 // Without the keys below it is Microsoft's 2B4T: act is ReLU squared, and there are sub-norms and nothing else.
 //   hidden_activation    "relu2" or "silu"

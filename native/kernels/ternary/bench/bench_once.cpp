@@ -1,5 +1,5 @@
 // Runs one kernel a fixed number of times and nothing else: for counting instructions, which are repeatable where
-// seconds are not. scripts/check_instruction_counts.py runs it under callgrind.
+// seconds are not. benchmarks/check_instruction_counts.py runs it under callgrind.
 //
 //   bench_once                                    the tiers that can run here, as JSON
 //   bench_once TIER LAYOUT ROWSxCOLS TOKENS CALLS
