@@ -18,7 +18,7 @@ from bitexport.errors import CheckpointError
 from bitexport.health.signs import MIN_WEIGHTS, SCALE_FLOOR, ZERO_FRACTION, Finding, Sign, fold
 from bitexport.ternary import TernaryTensor
 
-#: dead rows or columns count as a sign only if fewer than this many are expected by chance.
+#: Dead rows or columns count as a sign only if fewer than this many are expected by chance.
 MAX_BY_CHANCE = 0.01
 
 
