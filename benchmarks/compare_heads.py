@@ -76,11 +76,11 @@ def main() -> None:
         for child in both:
             measured(child, what)  # the first run touches every page
         rounds = [[measured(child, what) for child in both] for _ in range(options.rounds)]
-        ratios = sorted(ours / theirs for ours, theirs in rounds)
-        ours, theirs = (statistics.median(column) for column in zip(*rounds, strict=True))
+        ratios = sorted(bitexport / stock for bitexport, stock in rounds)
+        bitexport, stock = (statistics.median(column) for column in zip(*rounds, strict=True))
         print(
-            f"{what.replace(' ', '')}, {options.threads} threads: bitexport's head {ours:.2f} t/s, "
-            f"llama.cpp's {theirs:.2f} t/s, ratio {statistics.median(ratios):.2f} "
+            f"{what.replace(' ', '')}, {options.threads} threads: bitexport's head {bitexport:.2f} t/s, "
+            f"llama.cpp's {stock:.2f} t/s, ratio {statistics.median(ratios):.2f} "
             f"({ratios[0]:.2f} .. {ratios[-1]:.2f})"
         )
     for child in both:

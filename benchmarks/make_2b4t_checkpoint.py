@@ -30,7 +30,7 @@ HIDDEN, FFN, HEADS, KV_HEADS, VOCAB = 2560, 6912, 20, 5, 128256
 HEAD_DIM = HIDDEN // HEADS
 BOS, EOS = "<|begin_of_text|>", "<|end_of_text|>"
 
-#: the 81 bytes that encode four trits
+#: The 81 bytes that encode four trits
 FOUR_TRITS = np.array([b for b in range(256) if all(b >> shift & 3 != 3 for shift in (0, 2, 4, 6))], np.uint8)
 CHUNK = 16 * 1024 * 1024
 

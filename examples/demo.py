@@ -1,6 +1,6 @@
 """The whole path on the shipped checkpoints, as a user would type it: `make demo`.
 
-Every step runs the real command in its own process and stops the story when it fails.
+Every step runs the real command in its own process and stops the demo if it fails.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ PARITY_PROMPTS = [word for prompt in PROMPTS for word in ("--prompt", prompt)]
 SAMPLING = ["--temperature", "0.5", "--top-k", "20", "--seed", "3"]
 
 STEPS: list[tuple[str, list[str]]] = [
-    ("What the checkpoint holds", ["inspect", str(CHECKPOINT)]),
+    ("What the checkpoint contains", ["inspect", str(CHECKPOINT)]),
     ("Convert it to I2_S", ["convert", str(CHECKPOINT), str(GGUF), "--force"]),
     ("Compare C++ with PyTorch, logit by logit", ["parity", str(CHECKPOINT), str(GGUF), "--tokens", "32"]),
     ("Measure it", ["bench", str(GGUF), "--threads", "1,2", "--repetitions", "3"]),

@@ -12,8 +12,8 @@ import pytest
 
 from tests.support.cli import run
 
-# A shell starts what it runs in the background with Ctrl-C ignored, and every process that a test starts
-# would inherit that: those that are to be interrupted would run on.
+# A shell starts background jobs with Ctrl-C ignored, and every process that a test starts would inherit that:
+# an interrupted one would keep running.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 

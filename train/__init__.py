@@ -6,7 +6,7 @@ The result is a checkpoint that ``bitexport convert`` accepts. transformers' Tra
     from bitexport.train import load_config, train
     model_folder = train(load_config("student.toml"), "all")
 
-``stages`` reads from top to bottom; ``data``, ``objective`` and ``student`` hold what it uses.
+``stages`` reads from top to bottom; ``data``, ``objective`` and ``student`` have the parts that it uses.
 """
 
 from __future__ import annotations

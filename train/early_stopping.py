@@ -17,7 +17,7 @@ class WarmedEarlyStopping(TrainerCallback, ExportableState):  # type: ignore[mis
     Evaluations before step ``warmup_steps`` are ignored, even as the best: while quantization is being
     blended in, the model is better than it will ever be again.
 
-    Where the Trainer restores the state, it makes a new object: look for ``stopped`` in ``log_history``.
+    The Trainer makes a new object when it restores the state: look for ``stopped`` in ``log_history``.
 
     Raises:
         UsageError: an evaluation has no loss.
@@ -66,6 +66,8 @@ class WarmedEarlyStopping(TrainerCallback, ExportableState):  # type: ignore[mis
         return math.isfinite(loss) and (self.best is None or self.best - loss > self.min_delta)
 
     def _explain(self, loss: float, step: int) -> str:
-        best = "never a number" if self.best is None else f"{self.best:.4f} at step {self.best_step}"
-        since = f"{self.waited} evaluations in a row were not {self.min_delta} below the best, {best}"
+        since = f"none of {self.waited} evaluations in a row was finite"
+        if self.best is not None:
+            best = f"{self.best:.4f} at step {self.best_step}"
+            since = f"{self.waited} evaluations in a row were not {self.min_delta} below the best, {best}"
         return f"stopped at step {step}: eval_loss is {loss:.4f}, and {since}"

@@ -72,7 +72,8 @@ class RunLog(TrainerCallback):  # type: ignore[misc]  # transformers is untyped 
         if now - self.progress_shown <= _PROGRESS_EVERY:
             return
         self.progress_shown = now
-        done, total = int(self.tokens_after[state.global_step]), int(self.tokens_after[-1])
+        done = int(self.tokens_after[state.global_step])
+        total = int(self.tokens_after[-1])
         label = f"loss {self.loss:.3f}, {self._tokens_per_second(state.global_step):,.0f} tokens/s"
         self.progress(ProgressEvent(done, total, "tokens", label))
 

@@ -39,7 +39,7 @@ def load_models(config: TrainConfig, stage: str) -> Models:
         CheckpointError, UnsupportedError: a checkpoint cannot be loaded.
     """
     if stage == "pretrain":
-        tokenizer = _own_tokenizer(config)
+        tokenizer = _pretraining_tokenizer(config)
         return Models(build_model(config, tokenizer.eos_token_id), None, tokenizer)
     start = starting_model(config, stage)
     student = load_causal_lm(start)
@@ -66,8 +66,8 @@ def describe_parameters(model: nn.Module) -> str:
     return f"{ternary:,} ternary parameters, {total - ternary:,} float"
 
 
-def _own_tokenizer(config: TrainConfig) -> Any:
-    """The tokenizer of pretraining: trained on the training side, or kept where a run is resumed."""
+def _pretraining_tokenizer(config: TrainConfig) -> Any:
+    """The tokenizer of pretraining: trained on the training side, or kept if the run is resumed."""
     folder = Path(config.run_dir) / "tokenizer"
     state = PartialState()
     with state.main_process_first():

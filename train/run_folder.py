@@ -71,7 +71,7 @@ def remove_incomplete_checkpoints(folder: Path) -> None:
 def resume_advice(folder: Path) -> str:
     """For the message when the disk is full: which checkpoint of the stage is left, and what to do."""
     last = last_checkpoint(folder)
-    kept = "no checkpoint was saved before" if last is None else f"{last} is kept"
+    kept = "there is no checkpoint yet" if last is None else f"{last} is kept"
     return f"{kept}; make room, then continue with --resume"
 
 
@@ -93,7 +93,7 @@ def _check_unused(folders: list[Path]) -> None:
     for folder in folders:
         if last_checkpoint(folder) is not None or (folder / MODEL).exists():
             raise OutputError(
-                f"{folder}: contains a run already; add --resume to continue it, or give another --run-dir"
+                f"{folder}: already contains a run; add --resume to continue it, or give another --run-dir"
             )
 
 

@@ -20,9 +20,9 @@ class StageSettings:
     """What a stage trains on.
 
     Attributes:
-        sources: of its text.
-        tokens: its budget, padding not counted.
-        learning_rate: the highest of the stage.
+        sources: the sources of its text.
+        tokens: its budget, not counting padding.
+        learning_rate: the peak of its schedule.
     """
 
     sources: list[str]
@@ -48,7 +48,7 @@ def stages_of(config: TrainConfig, stage: str) -> list[str]:
     """The stages behind the value of ``--stage``; "all" skips stage 2 if ``stage2_tokens`` is 0.
 
     Raises:
-        UsageError: not one of :data:`STAGES`.
+        UsageError: ``stage`` is not one of :data:`STAGES`.
     """
     if stage not in STAGES:
         raise UsageError(f"stage {stage!r}; expected {', '.join(STAGES)}")
@@ -88,7 +88,7 @@ def starting_model(config: TrainConfig, stage: str) -> Path:
 
 
 def check_before_training(config: TrainConfig, stages: list[str]) -> None:
-    """Raise now, before anything is written, what would otherwise end a later stage.
+    """Raise errors that would otherwise end a later stage, before anything is written.
 
     Raises:
         UsageError: a setting is missing or does not fit the stages.

@@ -79,7 +79,7 @@ def train(
 def _run_stage(config: TrainConfig, stage: str, stages: list[str], say: Say, progress: Progress) -> None:
     folder = stage_folder(config.run_dir, stage)
     if (folder / MODEL).exists():
-        say(f"{folder}: finished already")
+        say(f"{folder}: already finished")
     elif stage == "1":
         _surgery(config, folder, say, will_distil="3" in stages)
     else:

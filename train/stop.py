@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-# Within these seconds a second signal counts as the first one: torchrun passes on what the terminal has sent
-# already.
+# Within these seconds a second signal counts as the first one: torchrun forwards the signal that the terminal
+# has already sent.
 _SAME_SIGNAL = 3.0
 
 

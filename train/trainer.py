@@ -35,19 +35,19 @@ _TERM_SUMS_FILE = "terms.json"
 
 
 class DivergedError(BitexportError):
-    """A loss, a gradient or a weight is NaN or infinite; the last checkpoint is from before."""
+    """A loss, a gradient or a weight is NaN or infinite; the last checkpoint precedes it."""
 
 
 class StudentTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped here
     """Trains ``models.student`` on the micro-batches of ``plan``; checkpoints go into ``folder``.
 
     Args:
-        folder: of the stage.
+        folder: the stage's folder.
         held_out: the micro-batches that :meth:`evaluate` uses.
-        learning_rate: the highest of the stage.
+        learning_rate: the peak of the stage's schedule.
 
     Raises:
-        UsageError: settings that do not fit the models or the way training was launched.
+        UsageError: settings do not fit the models or the way training was launched.
     """
 
     def __init__(
@@ -134,7 +134,7 @@ class StudentTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped 
 
     def _diverged(self, what: str, step: int) -> DivergedError:
         before = last_checkpoint(Path(self.args.output_dir))
-        kept = "no checkpoint was saved before" if before is None else f"{before} is the last good checkpoint"
+        kept = "there is no checkpoint yet" if before is None else f"{before} is the last good checkpoint"
         return DivergedError(
             f"step {step}: {what}; expected a finite number; {kept}; check the data, or start another run "
             "with a lower learning_rate, from that checkpoint if you set student to it"

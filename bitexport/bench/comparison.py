@@ -185,8 +185,8 @@ def _check_memory(sizes: dict[str, int]) -> None:
     have = available_bytes()
     if have is not None and need > have:
         raise UnsupportedError(
-            f"{', '.join(sizes)} loaded together need about {_gib(need)} of memory, and {_gib(have)} are "
-            f"free; compare fewer types: --compare {min(list(sizes)[1:], key=lambda name: sizes[name])}"
+            f"{', '.join(sizes)} loaded together need about {_gib(need)} of memory, but only {_gib(have)} "
+            f"is free; compare fewer types: --compare {min(list(sizes)[1:], key=lambda name: sizes[name])}"
         )
 
 

@@ -17,7 +17,7 @@ from bitexport.gguf.types import F16, FILE_TYPES, I2_S, Q4_0, TQ2_0, TYPES
 from bitexport.gguf.writer import TensorSpec
 from bitexport.progress import Progress, ignore
 
-#: the types that a twin can have. ``convert`` does not offer Q4_0, which holds trits but is not ternary.
+#: The types that a twin can have. ``convert`` does not offer Q4_0, which holds trits but is not ternary.
 TWIN_TYPES = (F16.name, TQ2_0.name, Q4_0.name)
 
 

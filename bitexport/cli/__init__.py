@@ -75,7 +75,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit: never a traceback, always a documented exit code.
 
     Args:
-        arguments: without the program's name; ``sys.argv[1:]`` when None.
+        arguments: without the program's name; ``sys.argv[1:]`` if None.
     """
     _open_closed_streams()
     warnings.showwarning = show_warning

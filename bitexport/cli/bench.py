@@ -54,14 +54,14 @@ def bench(
     ] = "",
     keep: Annotated[
         Path | None,
-        typer.Option("--keep", metavar="DIR", help="Keep the twins of --compare here, and reuse them."),
+        typer.Option("--keep", metavar="DIR", help="Folder to keep the twins of --compare in, for reuse."),
     ] = None,
     plot: Annotated[
         Path | None,
         typer.Option(
             "--plot",
             metavar="FILE.png",
-            help="Draw tokens/s over threads, with the limits, as .png or .svg.",
+            help="Plot tokens/s against threads, with the limits, as .png or .svg.",
             show_default=False,
         ),
     ] = None,
@@ -164,9 +164,7 @@ def _show_comparison(out: Output, report: CompareReport) -> None:
         for row in report.rows
     ]
     out.table(columns, rows, right=columns, markdown=True)
-    out.wrapped(
-        "speed-up: how many times as fast as that type i2_s is, median and range over alternating rounds"
-    )
+    out.wrapped("speed-up: i2_s's speed divided by that type's; median and range over alternating rounds")
     out.wrapped(
         f"{report.model}; {report.tier} kernels; each file in its own process and read into memory, the "
         "twins' head on llama.cpp's own kernels"

@@ -39,7 +39,7 @@ def convert(
         EmbedType | None,
         typer.Option(
             "--embed-type",
-            help="GGUF type of the embeddings and the output head; default q6_k, or what a GGUF file has.",
+            help="GGUF type of the embeddings and the output head; default q6_k, or that of a GGUF file.",
             show_default=False,
         ),
     ] = None,
@@ -52,7 +52,7 @@ def convert(
         typer.Option(
             "--pre-tokenizer",
             metavar="NAME",
-            help="llama.cpp's name of the pre-tokenizer, where it cannot be derived.",
+            help="llama.cpp's name for the pre-tokenizer, if it cannot be derived.",
             show_default=False,
         ),
     ] = None,
@@ -63,8 +63,7 @@ def convert(
         bool,
         typer.Option(
             "--float",
-            help="The checkpoint is a float model, to compare a ternary one with: matrices and embeddings "
-            "become f16.",
+            help="Convert a float model, to compare a ternary one with: matrices and embeddings become f16.",
         ),
     ] = False,
     json: options.Json = False,

@@ -135,7 +135,8 @@ def _show_stages(out: Output, report: DoctorReport) -> None:
         rows = []
         for name in STAGES:
             if name in stages:
-                stage, kind = stages[name], sample.kind
+                stage = stages[name]
+                kind = sample.kind
                 end = stage.end[kind]
                 rows.append(
                     (

@@ -104,7 +104,7 @@ def evaluate(
         typer.Option("--limit", min=1, help="Use only the first N pairs, and windows of the text."),
     ] = None,
     max_tokens: Annotated[
-        int, typer.Option("--max-tokens", min=0, help="Limit of a greedy answer; 0: no answers.")
+        int, typer.Option("--max-tokens", min=0, help="Most tokens of a greedy answer; 0: no answers.")
     ] = 128,
     threads: Annotated[
         int, typer.Option("--threads", "-t", min=0, help="Threads; 0: chosen to suit the model.")
@@ -187,11 +187,11 @@ def _rows(report: EvaluationReport) -> list[list[str]]:
     ]
 
 
-def _predictions(what: str, tallies: list[PredictionScore | None]) -> list[list[str]]:
+def _predictions(what: str, scores: list[PredictionScore | None]) -> list[list[str]]:
     return [
-        _row(f"{what}: tokens", tallies, lambda t: t.tokens, "{:,}"),
-        _row(f"{what}: perplexity", tallies, lambda t: t.perplexity, "{:,.3f}"),
-        _row(f"{what}: next token right", tallies, lambda t: 100 * t.accuracy, "{:.1f}%"),
+        _row(f"{what}: tokens", scores, lambda s: s.tokens, "{:,}"),
+        _row(f"{what}: perplexity", scores, lambda s: s.perplexity, "{:,.3f}"),
+        _row(f"{what}: next token right", scores, lambda s: 100 * s.accuracy, "{:.1f}%"),
     ]
 
 

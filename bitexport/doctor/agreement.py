@@ -15,10 +15,10 @@ from bitexport.reference import Reference
 from bitexport.runtime.session import Session
 from bitexport.tokenizer.hard_strings import HARD_STRINGS
 
-#: how many tokens of each kind of text are compared.
+#: The number of tokens compared of each kind of text.
 COMPARED_TOKENS = 128
 
-#: by how much the loss may differ, relatively, if the file is not I2_S: other types round activations
+#: The largest relative difference of the loss if the file is not I2_S: other types round activations
 #: differently, so that logits cannot be compared one by one.
 MAX_LOSS_DIFFERENCE = 0.05
 

@@ -22,7 +22,7 @@ from bitexport.progress import Progress, ProgressEvent, ignore
 from bitexport.reference import Reference, load_reference
 from bitexport.runtime.session import Session
 
-#: signs of tensors with which no model can run.
+#: Signs of tensors with which no model can run.
 UNUSABLE = ("not-finite", "bad-scale", "unreadable")
 
 STEPS = 9

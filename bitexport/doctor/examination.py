@@ -21,10 +21,10 @@ from bitexport.gguf.types import I2_S
 from bitexport.reference.embeddings import ROW_ERROR
 from bitexport.ternary import TernaryTensor
 
-#: by how much a row of a type that is not in ROW_ERROR may be off, as a fraction of its norm.
+#: The largest error of a row of a type that is not in ROW_ERROR, as a fraction of its norm.
 OTHER_ROW_ERROR = 0.1
 
-#: by how much a scale may be off, relatively: I2_S stores float32, the other ternary types float16.
+#: The largest relative error of a scale: I2_S stores float32, the other ternary types float16.
 FLOAT32_ERROR = 1e-6
 FLOAT16_ERROR = 1e-3
 
@@ -137,7 +137,9 @@ def _ternary_difference(
         return None
     if found.type is I2_S:
         tensor = i2_s.unpack(file.data(found), (found.shape[0], found.shape[1]))
-        trits, scale, allowed = tensor.trits, float(tensor.scale), FLOAT32_ERROR
+        trits = tensor.trits
+        scale = float(tensor.scale)
+        allowed = FLOAT32_ERROR
     else:
         values = dequantize(file, found)
         scale, allowed = float(np.abs(values).max(initial=0)), FLOAT16_ERROR

@@ -7,13 +7,13 @@ import math
 from bitexport.convert.plan import Plan
 from bitexport.gguf.reader import GGUFFile
 
-#: two names of one graph: ours reads Microsoft's old spelling too.
+#: Two names for one graph: the second one is Microsoft's old spelling.
 SAME_GRAPH = ("bitnet-b1.58", "bitnet-25")
 
-#: keys that do not affect the result, so a file may omit them.
+#: Keys that do not affect the result, so a file may omit them.
 OPTIONAL = ("vocab_size", "context_length", "rope.dimension_count", "attention.head_count_kv")
 
-#: keys that change the graph's arithmetic if a file has them.
+#: Keys that change the graph's arithmetic if a file has them.
 CHANGES_ARITHMETIC = (
     "rope.scaling.",
     "attention.scale",

@@ -44,7 +44,8 @@ class DoctorReport:
 
     def to_json(self) -> dict[str, Any]:
         """The report as one JSON object, without ``schema``."""
-        sample, examination = self.sample, self.facts.examination or Examination([], [], [])
+        sample = self.sample
+        examination = self.facts.examination or Examination([], [], [])
         return {
             "checkpoint": self.checkpoint,
             "gguf": self.gguf,

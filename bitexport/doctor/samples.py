@@ -15,20 +15,20 @@ from bitexport.errors import UsageError
 from bitexport.metrics.likelihood import WINDOW, windows
 from bitexport.text.prompts import built_in_prompts
 
-#: indices of the built-in prompts to use, by kind.
+#: Indices of the built-in prompts to use, by kind.
 BUILT_IN: Mapping[str, Sequence[int]] = {"code": (0, 1, 5), "prose": (13, 15, 16)}
 
-#: the text whose next token is shown if the user gives no prompt; empty: the beginning of the user's text.
+#: The text whose next token is shown if the user gives no prompt; empty: the beginning of the user's text.
 PROMPTS: Mapping[str, str] = {
     "code": "def add(a, b):\n    return",
     "prose": "The sun rises in the",
     "text": "",
 }
 
-#: the prompt is at most this many characters of the user's text, cut at a space.
+#: The prompt is at most this many characters of the user's text, cut at a space.
 PROMPT_CHARS = 60
 
-#: how many tokens of each document are used: enough for a judgement, and quick.
+#: The number of tokens used of each document: enough for a judgement, and quick.
 MAX_TOKENS = 1024
 
 

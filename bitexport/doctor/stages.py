@@ -22,7 +22,7 @@ from bitexport.metrics.likelihood import GivesLogits, token_losses
 from bitexport.metrics.logits import log_softmax
 from bitexport.reference import Reference
 
-#: the stages by name, in the order in which they run, and what the ternary layers compute in each.
+#: The stages by name, in the order in which they run, and what the ternary layers compute in each.
 STAGES: Mapping[str, str] = MappingProxyType(
     {
         "float": "master weights, nothing quantized",

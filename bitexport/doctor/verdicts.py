@@ -40,20 +40,20 @@ from bitexport.doctor.samples import Sample
 from bitexport.doctor.stages import Stage
 from bitexport.health import Finding
 
-#: the fraction of the baseline's entropy that context must remove.
+#: The fraction of the baseline's entropy that context must remove.
 MIN_SKILL = 0.2
 
-#: the fraction of the float model's skill that must remain after quantization.
+#: The fraction of the float model's skill that must remain after quantization.
 MIN_SKILL_LEFT = 0.75
 
-#: the skill that freely sampled text must have to count as a language: twice :data:`MIN_SKILL`, because the
+#: The skill that freely sampled text must have to count as a language: twice :data:`MIN_SKILL`, because the
 #: model wrote the text itself.
 MIN_SAMPLED_SKILL = 0.4
 
-#: in a language, at most this fraction of the tokens repeat the previous one.
+#: In a language, at most this fraction of the tokens repeat the previous one.
 MAX_REPEATED = 0.5
 
-#: the tokenizer is the model's own if re-encoding the sampled text keeps more tokens than re-encoding the
+#: The tokenizer is the model's own if re-encoding the sampled text keeps more tokens than re-encoding the
 #: same tokens shuffled, by at least this fraction of what shuffling loses. If shuffling loses less than a
 #: fifth, half of that is within the noise of the 384 sampled tokens, and the comparison decides nothing.
 MIN_KEPT = 0.5
@@ -61,7 +61,7 @@ MAX_KEPT_SHUFFLED = 0.8
 
 GUIDE = "docs/troubleshooting.md"
 
-#: advice for each verdict; a verdict's name is also the name of its section in the guide.
+#: Advice for each verdict; a verdict's name is also the name of its section in the guide.
 VERDICTS: Mapping[str, str] = MappingProxyType(
     {
         "healthy": "if the output is still wrong, check the prompt format and the sampling settings",

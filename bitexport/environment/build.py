@@ -90,7 +90,7 @@ def check_native(probe: str = _PROBE, flags: frozenset[str] | None = None) -> li
 
     Args:
         probe: the Python program that loads the library and prints what it found.
-        flags: the CPU's instruction sets; this CPU's when None.
+        flags: the CPU's instruction sets; this CPU's if None.
     """
     meaning = "Runs GGUF files: `run`, `bench`, `parity`, `eval` and `doctor CKPT` need it."
     path = os.pathsep.join([str(_SOURCE_TREE), *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -131,7 +131,7 @@ def _judge_build(found: dict[str, Any], meaning: str, flags: frozenset[str]) -> 
 
 
 def _judge_kernels(found: dict[str, Any]) -> Check:
-    meaning = "The ternary kernels for I2_S models. All give the same bits; the best for this CPU is chosen."
+    meaning = "The ternary kernels for I2_S models. All compute the same bits; the best for this CPU is used."
     if "tier_error" in found:
         what, _, todo = found["tier_error"].rpartition("; ")
         return Check("kernels", what or todo, "problem", meaning, todo)

@@ -38,8 +38,8 @@ def check_accelerator(torch: Any = None, driver: bool | None = None) -> list[Che
     """The devices that torch can use.
 
     Args:
-        torch: the module; imported when None.
-        driver: whether NVIDIA's driver is installed; looked up when None.
+        torch: the module; imported if None.
+        driver: whether NVIDIA's driver is installed; looked up if None.
     """
     meaning = "Stages 2 and 3 of training are meant for one; converting and running ternary models need none."
     if torch is None:

@@ -59,8 +59,8 @@ def check_memory(available: int | None = None, left: int | None = None) -> list[
     """Available memory.
 
     Args:
-        available: bytes that the machine has available; looked up when None.
-        left: bytes left under the container's limit; looked up when None.
+        available: bytes that the machine has available; looked up if None.
+        left: bytes left under the container's limit; looked up if None.
     """
     available = available_bytes() if available is None else available
     left = memory_limit() if left is None else left

@@ -66,7 +66,7 @@ def check_packages(requirements: Iterable[str] | None = None) -> list[Check]:
     """One check for what every command needs, and one for each extra.
 
     Args:
-        requirements: lines as in a package's metadata; bitexport's own when None.
+        requirements: lines as in a package's metadata; bitexport's own if None.
     """
     requirements = _own_requirements() if requirements is None else requirements
     if requirements is None:

@@ -76,7 +76,7 @@ class CppRunner:
 
     def score(self, items: Sequence[Item], progress: Progress) -> PredictionScore:
         """How well the counted tokens of all items are predicted."""
-        tally = PredictionScore()
+        score = PredictionScore()
         for done, item in enumerate(items):
             progress(ProgressEvent(done, len(items), "items", "predicting"))
             self._session.clear()
@@ -86,9 +86,9 @@ class CppRunner:
                 # row t of this chunk predicts ids[begin + t + 1]
                 skip = max(0, item.first - 1 - begin)
                 targets = ids[begin + 1 : begin + 1 + len(logits)]
-                tally.add(logits[skip:], targets[skip:])
+                score.add(logits[skip:], targets[skip:])
                 begin += len(logits)
-        return tally
+        return score
 
     def greedy(
         self, prompts: Sequence[Sequence[int]], ends: frozenset[int], max_tokens: int, progress: Progress

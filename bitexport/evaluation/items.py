@@ -51,7 +51,7 @@ def read_pairs(path: Path, limit: int | None = None) -> list[PromptAnswer]:
 
     Args:
         path: the file.
-        limit: read only this many; all when None.
+        limit: read only this many; all if None.
 
     Raises:
         UsageError: the file cannot be read, is not UTF-8, contains no pair, or has a line that is not one.
@@ -69,7 +69,7 @@ def read_pairs(path: Path, limit: int | None = None) -> list[PromptAnswer]:
         if line.strip():
             pairs.append(_pair(line, f"--pairs {path}, line {number}", number))
     if not pairs:
-        raise UsageError(f'--pairs {path}: no pair; write {{"prompt": ..., "answer": ...}}, one per line')
+        raise UsageError(f'--pairs {path}: no pairs; write {{"prompt": ..., "answer": ...}}, one per line')
     return pairs
 
 
@@ -123,8 +123,10 @@ def pair_items(pairs: Sequence[PromptAnswer], encode: Encode, end: int, context:
 
 
 def _pair_item(pair: PromptAnswer, encode: Encode, end: int, context: int) -> Item:
-    where, remedy = f"--pairs, line {pair.line}", "shorten it, or remove that pair"
-    if not pair.line:
+    if pair.line:
+        where = f"--pairs, line {pair.line}"
+        remedy = "shorten it, or remove that pair"
+    else:
         where = f"--data, the pair {pair.prompt[:40]!r}"
         remedy = "give the run's held_out.jsonl as --pairs: it contains the pairs that fit"
     prompt = encode(pair.prompt, True)

@@ -13,7 +13,7 @@ from bitexport.evaluation.side import Role, Side
 from bitexport.gguf.reader import is_gguf_path
 from bitexport.progress import Progress
 
-#: types in a temporary file. With float16 embeddings, C++ and Python use practically the same weights.
+#: Types in a temporary file. With float16 embeddings, C++ and Python use practically the same weights.
 TERNARY_TYPE, FLOAT_TYPE, EMBEDDING_TYPE = "i2_s", "f16", "f16"
 
 ModelPath = str | Path
@@ -38,7 +38,7 @@ class Models:
         ):
             if file is not None and folder is not None and is_gguf_path(folder):
                 raise UsageError(
-                    f"{option} {file} was given with {folder}, which is a file as well; expected a "
+                    f"{option} {file} was given with {folder}, which is also a file; expected a "
                     "checkpoint folder there, or no second file"
                 )
             if file is not None and not is_gguf_path(file):

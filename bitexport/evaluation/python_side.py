@@ -21,7 +21,7 @@ from bitexport.progress import Progress, ProgressEvent
 from bitexport.reference.float_model import float_sizes, is_ternary, load_float
 from bitexport.reference.model import SMALL, eager, load_reference, load_tokenizer, torch_threads
 
-#: at most this many logits at once: 256 MiB of float32
+#: The most logits computed at once: 256 MiB of float32.
 _MAX_LOGITS = 1 << 26
 _MAX_ROWS = 64
 
@@ -117,7 +117,7 @@ class PythonRunner:
 
     def score(self, items: Sequence[Item], progress: Progress) -> PredictionScore:
         """How well the counted tokens of all items are predicted."""
-        tally = PredictionScore()
+        score = PredictionScore()
         for done, batch in self._batches([item.ids for item in items]):
             progress(ProgressEvent(done, len(items), "items", "predicting"))
             ids = [items[index].ids for index in batch]
@@ -126,8 +126,8 @@ class PythonRunner:
             for row, index in enumerate(batch):
                 item = items[index]
                 counted = logits[row, item.first - 1 : len(item.ids) - 1].numpy()
-                tally.add(counted, np.asarray(item.ids[item.first :]))
-        return tally
+                score.add(counted, np.asarray(item.ids[item.first :]))
+        return score
 
     def greedy(
         self, prompts: Sequence[Sequence[int]], ends: frozenset[int], max_tokens: int, progress: Progress

@@ -253,11 +253,11 @@ class Family:
         return found
 
     def gguf_name(self, source: str) -> str | None:
-        """The GGUF name of a checkpoint's tensor; None if no rule claims it."""
+        """The GGUF name for a checkpoint's tensor; None if no rule claims it."""
         return self._forward.rename(source)
 
     def source_name(self, target: str) -> str | None:
-        """The checkpoint's name of a GGUF tensor; None if no rule claims it."""
+        """The checkpoint's name for a GGUF tensor; None if no rule claims it."""
         return self._backward.rename(target)
 
     def is_derived(self, source: str) -> bool:

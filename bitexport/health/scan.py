@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 from bitexport.checkpoint import Checkpoint
 from bitexport.checkpoint.packings import Packing, keeps_float, packing_of
 from bitexport.checkpoint.reader import FLOAT_DTYPES
-from bitexport.errors import BitexportError, CheckpointError, GGUFError
+from bitexport.errors import BitexportError, CheckpointError, GGUFError, UnsupportedError
 from bitexport.families import Claim, Role, family_of
 from bitexport.gguf.dequantize import (
     BLOCK_TERNARY_TYPES,
@@ -52,7 +52,7 @@ def scan_checkpoint(checkpoint: Checkpoint, progress: Progress = ignore) -> list
             elif info.dtype in FLOAT_DTYPES and name not in partners:
                 for piece in _pieces(checkpoint, name):
                     health.floats(name, piece)
-        except CheckpointError as error:
+        except (CheckpointError, UnsupportedError) as error:
             health.failed(name, error)
     check_trainer_state(health, checkpoint.path)
     ids = checkpoint.config.get("vocab_size")

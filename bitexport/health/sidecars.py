@@ -13,7 +13,7 @@ from bitexport.health.tensors import Health
 
 TRAINER_STATE = "trainer_state.json"
 
-#: names for the best loss so far, in transformers' Trainer and in common training scripts.
+#: Names for the best loss so far, in transformers' Trainer and in common training scripts.
 BEST_KEYS = ("best_metric", "best_loss", "best_eval_loss", "best_val_loss")
 
 

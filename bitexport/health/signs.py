@@ -19,20 +19,20 @@ from typing import Any
 
 from bitexport.errors import CheckpointError
 
-#: the fraction of zeros that a ternary tensor may have without a warning.
+#: The fraction of zeros that a ternary tensor may have without a warning.
 ZERO_FRACTION = (0.15, 0.75)
 
-#: below this size, the fraction of zeros is too uncertain (here its standard deviation is 0.007).
+#: Below this size, the fraction of zeros is too uncertain (here its standard deviation is 0.007).
 MIN_WEIGHTS = 4096
 
 #: absmean's lower bound of 1e-5, with a margin for scales that were rounded to bfloat16.
 SCALE_FLOOR = 1.01e-5
 
-#: up to this many ids without a token are padding, or up to this fraction of the vocabulary.
+#: Up to this many ids without a token are padding, or up to this fraction of the vocabulary.
 MAX_PADDING = 1024
 MAX_PADDING_FRACTION = 0.05
 
-#: how many tensors a message names.
+#: The number of tensors that a message names.
 EXAMPLES = 3
 
 

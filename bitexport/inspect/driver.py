@@ -18,7 +18,7 @@ from bitexport.health.scan import scan_checkpoint, scan_gguf
 from bitexport.inspect.report import InspectReport, TensorRow
 from bitexport.progress import Progress, ignore
 
-#: of longer arrays, only this many elements are shown.
+#: The number of elements shown of a longer array.
 MAX_SHOWN = 16
 
 
@@ -87,8 +87,10 @@ def _preview(file: GGUFFile, key: str) -> Any:
 
 def _packing_and_problems(checkpoint: Checkpoint) -> tuple[str, list[str]]:
     """The packing's name, and the reasons why the checkpoint cannot be converted."""
-    name, problems = "unknown", []
-    packing, numbers = None, None
+    name = "unknown"
+    problems = []
+    packing = None
+    numbers = None
     try:
         packing = packing_of(checkpoint)
         name = packing.name

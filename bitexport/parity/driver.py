@@ -51,7 +51,7 @@ def parity(
     Args:
         checkpoint: folder of the checkpoint, run by transformers in float32.
         gguf: the file converted from it, run by our libllama with a float32 key-value cache.
-        prompts: texts; the built-in ones when None.
+        prompts: texts; the built-in ones if None.
         tokens: number of greedy tokens to continue each prompt with, on both sides.
         min_cosine: threshold for the smallest cosine of any position.
         align: judge with embeddings and rounding decisions aligned, see

@@ -145,7 +145,8 @@ def verdict(report: ParityReport) -> str:
 
 
 def _logits_verdict(report: ParityReport) -> str:
-    judged, threshold = report.judged, report.min_cosine
+    judged = report.judged
+    threshold = report.min_cosine
     if report.passed:
         how = " with embeddings and rounding decisions aligned" if report.judged_aligned else ""
         return (

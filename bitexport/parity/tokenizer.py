@@ -76,7 +76,7 @@ class TokenizerReport:
         strings, prompts: number of texts of each kind compared.
         tokens: number of tokens in all texts, as tokenized in Python.
         mismatches: the texts that differ, in order.
-        model, pre: llama.cpp's names of the file's tokenizer and pre-tokenizer; None if the file has none.
+        model, pre: llama.cpp's names for the file's tokenizer and pre-tokenizer; None if the file has none.
     """
 
     strings: int

@@ -14,7 +14,7 @@ from bitexport.families import Role, family_of
 from bitexport.reference.loading import check_tensors
 from bitexport.reference.model import first_line, quiet
 
-#: exceptions that transformers raises for a damaged checkpoint
+#: Exceptions that transformers raises for a damaged checkpoint.
 _FAILURES = (OSError, ValueError, RuntimeError, KeyError, AttributeError, TypeError, ImportError)
 
 
@@ -22,7 +22,7 @@ def is_ternary(checkpoint: Checkpoint) -> bool:
     """Whether config.json says that the weights are ternary, or the first linear layer holds only -a, 0, a.
 
     Raises:
-        UnsupportedError: a quantization other than ternary.
+        UnsupportedError: the quantization is not ternary.
     """
     if quantization_config(checkpoint.config) is not None:
         return True

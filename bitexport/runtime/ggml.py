@@ -122,7 +122,8 @@ def _selected(name: bytes | None) -> str:
     library = cpu_library()
     variable, message = TIER_VARIABLE, library.bitexport_tier_error()
     if message is None:
-        variable, message = LAYOUT_VARIABLE, library.bitexport_layout_error()
+        variable = LAYOUT_VARIABLE
+        message = library.bitexport_layout_error()
     reason = (message or b"no kernel tier can be used").decode()
     raise NativeLibraryError(f"{variable}={os.environ.get(variable, '')}: {reason}")
 

@@ -41,7 +41,7 @@ def capture(llama_cpp: ModuleType) -> None:
 
 
 def clear() -> None:
-    """Discard all errors; call it before an operation whose errors :func:`reason` shall return."""
+    """Discard all errors; call it before an operation whose errors :func:`reason` is to report."""
     with _lock:
         _errors.clear()
 

@@ -17,7 +17,7 @@ def check_folder(path: Path) -> None:
     if path.is_dir():
         raise OutputError(f"{path} is a folder; expected a file name")
     if not path.absolute().parent.is_dir():
-        raise OutputError(f"{path}: there is no folder {path.absolute().parent}; create it first")
+        raise OutputError(f"{path}: folder {path.absolute().parent} does not exist; create it first")
     try:
         with tempfile.TemporaryFile(dir=path.absolute().parent):
             pass

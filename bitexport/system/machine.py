@@ -71,7 +71,7 @@ def old_cpu_quota(root: Path = Path("/sys/fs/cgroup/cpu")) -> int | None:
 
 
 def cpu_model() -> str:
-    """The vendor's name of this CPU, as far as the system knows it."""
+    """The vendor's name for this CPU, as far as the system knows it."""
     return _cpuinfo("model name") or platform.processor() or "unknown CPU model"
 
 

@@ -42,7 +42,7 @@ def find_library_dir() -> Path:
         chosen = Path(override).resolve()
         if not (chosen / name).is_file():
             raise NativeLibraryError(
-                f"{DIRECTORY_VARIABLE} is {override}, which holds no {name}; "
+                f"{DIRECTORY_VARIABLE} is {override}, which does not contain {name}; "
                 "give the folder of bitexport's libraries, or unset it"
             )
         return chosen

@@ -188,16 +188,16 @@ def _jsonl(spec: str, where: str) -> Iterator[Record]:
             try:
                 row = json.loads(line) if line.strip() else None
             except json.JSONDecodeError as error:
-                raise _bad_source(
-                    spec, f"line {number} is not JSON ({error})", "one object a line"
-                ) from error
+                found = f"line {number} is not JSON ({error})"
+                raise _bad_source(spec, found, "one object per line") from error
             if line.strip():
                 yield _record(row, spec, f"line {number}: ")
 
 
 def _hub(spec: str, where: str) -> Iterator[Record]:
     name, split, columns = (*where.split(":", 2), "", "")[:3]
-    repository, config = name, None
+    repository = name
+    config = None
     if name.count("/") == 2 and not Path(name).is_dir():
         repository, _, config = name.rpartition("/")
     sets = (tuple(columns.split(",")),) if columns else COLUMNS
@@ -243,7 +243,7 @@ def _record(row: Any, spec: str, where: str, sets: tuple[tuple[str, ...], ...] =
 def _conversation(messages: list[Any], spec: str, where: str) -> Chat:
     turns = [(_column(message, "role"), _column(message, "content")) for message in messages]
     if not turns or turns[-1][0] != "assistant" or not all(isinstance(text, str) for _, text in turns):
-        raise _bad_source(spec, f"{where}messages", "a list of role and content, the assistant's last")
+        raise _bad_source(spec, f"{where}messages", "role and content in each, the assistant's last")
     return Chat(tuple(turns))
 
 

@@ -27,7 +27,7 @@ def lacks_pre(file: GGUFFile) -> bool:
 
 
 def derived_pre(file: GGUFFile) -> str | None:
-    """llama.cpp's name of the pre-tokenizer of the file's vocabulary; None if it is unknown.
+    """llama.cpp's name for the pre-tokenizer of the file's vocabulary; None if it is unknown.
 
     Takes about a second for a large vocabulary.
 

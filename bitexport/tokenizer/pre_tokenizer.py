@@ -1,4 +1,4 @@
-"""Finds llama.cpp's name of a tokenizer's pre-tokenizer: the rule by which text is split before the merges.
+"""Finds llama.cpp's name for a tokenizer's pre-tokenizer: the rule by which text is split before the merges.
 
 A wrong name gives wrong tokens, and without a name llama.cpp uses its default, which almost no model was
 trained with. So the name is determined in this order, and never assumed:
@@ -61,7 +61,7 @@ class SplitRule:
         return pre_tokenizers.Sequence(steps)
 
 
-#: llama.cpp's name of each rule.
+#: llama.cpp's name for each rule.
 SPLIT_RULES: Mapping[SplitRule, str] = {
     SplitRule(("gpt2",), False): "gpt-2",
     SplitRule(("digits", "gpt2"), False): "smollm",
@@ -72,7 +72,7 @@ SPLIT_RULES: Mapping[SplitRule, str] = {
 
 
 def name_of(tokenizer: Tokenizer, description: Mapping[str, Any], given: str | None) -> str:
-    """llama.cpp's name of the pre-tokenizer of a byte-level BPE tokenizer.
+    """llama.cpp's name for the pre-tokenizer of a byte-level BPE tokenizer.
 
     Args:
         tokenizer: the tokenizer.
@@ -97,7 +97,7 @@ def name_of(tokenizer: Tokenizer, description: Mapping[str, Any], given: str | N
         else f"{' then '.join(rule.steps)}, ignore_merges {rule.ignore_merges}"
     )
     raise TokenizerError(
-        f"the pre-tokenizer of tokenizer.json is unknown ({steps}); give llama.cpp's name of it with "
+        f"the pre-tokenizer of tokenizer.json is unknown ({steps}); give llama.cpp's name for it with "
         f"--pre-tokenizer, such as {', '.join(sorted(SPLIT_RULES.values()))}"
     )
 

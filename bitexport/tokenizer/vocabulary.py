@@ -120,14 +120,19 @@ def read_vocabulary(folder: Path, vocab_size: int, given_pre: str | None = None)
             "not supported"
         )
     if model.get("byte_fallback"):
-        kind, pre, merges = "llama", "default", []
+        kind = "llama"
+        pre = "default"
+        merges = []
         scores = _scores(tokens, special.merges)
         types = _byte_types(tokens, types, special.special_token_ids.get("unk"))
         space_prefix: bool | None = _space_prefix(description)
     else:
         _check_byte_level(description, warnings)
-        kind, pre = "gpt2", pre_tokenizer.name_of(tokenizer, description, given_pre)
-        merges, scores, space_prefix = special.merges, [], None
+        kind = "gpt2"
+        pre = pre_tokenizer.name_of(tokenizer, description, given_pre)
+        merges = special.merges
+        scores = []
+        space_prefix = None
     add_bos, add_eos = _added_ends(tokenizer, special.special_token_ids, settings, warnings)
     _check_encodable(special.chat_template)
     return Vocabulary(
@@ -345,7 +350,7 @@ def _check_encodable(template: Any) -> None:
         json.dumps(template, ensure_ascii=False).encode("utf-8")
     except UnicodeEncodeError as error:
         raise TokenizerError(
-            f"the chat template contains half a character ({error.object[error.start : error.end]!r}); "
+            f"the chat template contains a lone surrogate ({error.object[error.start : error.end]!r}); "
             "expected UTF-8: correct tokenizer_config.json"
         ) from error
 

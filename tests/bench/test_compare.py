@@ -141,7 +141,7 @@ def test_too_little_room(gguf_of: Maker, tmp_path: Path, monkeypatch: pytest.Mon
         compare(file)
     monkeypatch.setattr(module, "available_bytes", lambda: 1 << 30)
     with pytest.raises(
-        UnsupportedError, match=r"and 1\.00 GiB are free; compare fewer types: --compare tq2_0"
+        UnsupportedError, match=r"but only 1\.00 GiB is free; compare fewer types: --compare tq2_0"
     ):
         compare(file)
 

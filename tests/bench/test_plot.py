@@ -126,7 +126,7 @@ def test_check_picture_finds_errors_without_writing(tmp_path: Path) -> None:
     check_picture(tmp_path / "P.PNG")
     with pytest.raises(UsageError, match=r"p: a picture's name must end in \.png or \.svg"):
         check_picture(tmp_path / "p")
-    with pytest.raises(OutputError, match="there is no folder"):
+    with pytest.raises(OutputError, match=r"folder .*none does not exist; create it first"):
         check_picture(tmp_path / "none" / "p.png")
     assert list(tmp_path.iterdir()) == []
 
@@ -157,7 +157,7 @@ def test_the_command(gguf_of: Maker, tmp_path: Path, run_cli: Cli) -> None:
     ("options", "code", "message"),
     [
         (("--plot", "p.jpg"), 2, "must end in .png or .svg"),
-        (("--plot", "none/p.png"), 1, "there is no folder"),
+        (("--plot", "none/p.png"), 1, "none does not exist; create it first"),
         (("--plot", "p.png", "--compare", "f16"), 2, "leave one of them out"),
     ],
 )

@@ -11,7 +11,7 @@ ATTENTION, MLP = "model.layers.12.self_attn.", "model.layers.12.mlp."
 
 
 @pytest.mark.parametrize(
-    ("theirs", "ours"),
+    ("spelling", "normalized"),
     [
         (f"{ATTENTION}o_proj.0.weight", f"{ATTENTION}attn_sub_norm.weight"),
         (f"{ATTENTION}o_proj.1.weight", f"{ATTENTION}o_proj.weight"),
@@ -24,8 +24,8 @@ ATTENTION, MLP = "model.layers.12.self_attn.", "model.layers.12.mlp."
         (f"{MLP}up_proj.norm.weight", f"{MLP}up_proj.rms_norm.weight"),
     ],
 )
-def test_a_spelling(theirs: str, ours: str) -> None:
-    assert respell({theirs: 1}) == {ours: 1}
+def test_a_spelling(spelling: str, normalized: str) -> None:
+    assert respell({spelling: 1}) == {normalized: 1}
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""``convert`` and what checkpoints may hold: shards, dtypes, families, float layers, odd tensors."""
+"""``convert`` and what checkpoints may contain: shards, dtypes, families, float layers, odd tensors."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ def test_the_three_packings_give_identical_tensors(
 
 
 def test_values_are_those_of_the_checkpoint(tmp_path: Path, checkpoint_of: Checkpoints) -> None:
-    """Against the master weights themselves, quantized here, and not by our packings."""
+    """Against the master weights, quantized here rather than by our packings."""
     source = checkpoint_of("master", tied=False)
     convert(source, tmp_path / "x.gguf", embed_type="f16")
     file = read_gguf(tmp_path / "x.gguf")

@@ -45,8 +45,8 @@ def test_cpp_computes_what_transformers_does(tmp_path: Path, architecture: str, 
         expected = model(input_ids=torch.tensor([IDS])).logits[0].numpy()
     with Session(tmp_path / "x.gguf", n_threads=1) as session:
         found = session.logits(IDS)
-    for ours, theirs in zip(found, expected, strict=True):
-        cosine = ours @ theirs / np.linalg.norm(ours) / np.linalg.norm(theirs)
+    for cpp, python in zip(found, expected, strict=True):
+        cosine = cpp @ python / np.linalg.norm(cpp) / np.linalg.norm(python)
         assert cosine > 0.99999
 
 

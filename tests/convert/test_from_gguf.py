@@ -88,16 +88,16 @@ def test_a_layer_that_was_kept_float_stays(tmp_path: Path, checkpoint_of: Checkp
 def test_files_of_microsoft(tmp_path: Path, gguf_of: Ggufs) -> None:
     """Metadata of every type stays byte for byte, one scale is read, and the tokenizer is not guessed."""
     odd = {
-        "general.author": RawValue(b"\x08\0\0\0\x03\0\0\0\0\0\0\0\xff\xfe!"),  # text that is no UTF-8
+        "general.author": RawValue(b"\x08\0\0\0\x03\0\0\0\0\0\0\0\xff\xfe!"),  # text that is not UTF-8
         "x.u64": RawValue(b"\x0a\0\0\0\x01\x02\x03\x04\x05\x06\x07\x08"),
         "x.f64": RawValue(b"\x0c\0\0\0\x01\x02\x03\x04\x05\x06\x07\x40"),
         "x.bools": RawValue(b"\x09\0\0\0\x07\0\0\0\x02\0\0\0\0\0\0\0\x01\x00"),
         "x.none": RawValue(b"\x09\0\0\0\x05\0\0\0\0\0\0\0\0\0\0\0"),
     }
-    theirs = as_microsoft_writes(gguf_of("packed-multiply"), tmp_path / "theirs.gguf")
-    theirs = rewritten(theirs, tmp_path / "theirs.gguf", metadata=odd)
-    report = convert(theirs, tmp_path / "x.gguf", type="tq2_0")
-    before, after = read_gguf(theirs), read_gguf(tmp_path / "x.gguf")
+    foreign = as_microsoft_writes(gguf_of("packed-multiply"), tmp_path / "foreign.gguf")
+    foreign = rewritten(foreign, tmp_path / "foreign.gguf", metadata=odd)
+    report = convert(foreign, tmp_path / "x.gguf", type="tq2_0")
+    before, after = read_gguf(foreign), read_gguf(tmp_path / "x.gguf")
     assert list(before.metadata) == list(after.metadata)
     assert {key for key in before.metadata if before.raw(key) != after.raw(key)} == {"general.file_type"}
     assert after.metadata["general.architecture"] == report.architecture == "bitnet-25"
@@ -108,10 +108,11 @@ def test_files_of_microsoft(tmp_path: Path, gguf_of: Ggufs) -> None:
         if tensor.type.name == "i2_s":
             rounded = np.sign(rounded) * np.float32(np.float16(np.abs(rounded).max()))
         np.testing.assert_array_equal(values(after, tensor.name), rounded)
-    convert(theirs, tmp_path / "y.gguf", type="i2_s", pre_tokenizer="gpt-2")
+    convert(foreign, tmp_path / "y.gguf", type="i2_s", pre_tokenizer="gpt-2")
     assert read_gguf(tmp_path / "y.gguf").metadata["tokenizer.ggml.pre"] == "gpt-2"
-    ours, copied = tensors_of(gguf_of("packed-multiply")), tensors_of(tmp_path / "y.gguf")
-    assert copied == ours  # the scale eight times again
+    original = tensors_of(gguf_of("packed-multiply"))
+    copied = tensors_of(tmp_path / "y.gguf")
+    assert copied == original  # the scale eight times again
 
 
 def test_rounded_scales_are_reported(tmp_path: Path, gguf_of: Ggufs) -> None:
@@ -341,7 +342,7 @@ def test_the_command_line(tmp_path: Path, exact: Path, run_cli: Callable[..., Co
     assert refused.stderr.count("\n") == 1
 
 
-def test_the_shipped_example_there_and_back(tmp_path: Path) -> None:
+def test_the_shipped_example_round_trip(tmp_path: Path) -> None:
     convert(REPOSITORY / "examples" / "tiny-python", tmp_path / "a.gguf")
     source = tmp_path / "a.gguf"
     for kind in TERNARY_TYPES[1:]:

@@ -95,7 +95,7 @@ def test_an_output_next_to_the_weights(tmp_path: Path, checkpoint_of: Checkpoint
 
 
 def small_disk(place: Path) -> bool:
-    """Mount a disk of 256 KiB, which needs root and a kernel that lets us."""
+    """Mount a disk of 256 KiB, which needs root and a kernel that allows it."""
     if os.geteuid() != 0 or shutil.which("mount") is None:
         return False
     done = subprocess.run(
@@ -129,7 +129,7 @@ main()
 
 @pytest.mark.parametrize("reserve", [True, False])
 def test_a_file_that_may_not_grow(empty_folder: Path, checkpoint_of: Checkpoints, reserve: bool) -> None:
-    """Both where the space is asked for at once and, without that, in the middle of the tensors."""
+    """Both if the space is reserved at the start and, without that, in the middle of the tensors."""
     before = "" if reserve else "import os; del os.posix_fallocate"
     done = subprocess.run(
         [

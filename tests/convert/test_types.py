@@ -1,4 +1,4 @@
-"""``convert`` and the types of GGUF tensors: what each holds, and what none can."""
+"""``convert`` and the types of GGUF tensors: what each can store, and what none can."""
 
 from __future__ import annotations
 

@@ -180,7 +180,7 @@ def test_table(run_cli: Cli, teacher_gguf: Path, student_gguf: Path, write_pairs
 
 
 def test_wrong_combinations(student: Path, student_gguf: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="which is a file as well"):
+    with pytest.raises(UsageError, match="which is also a file"):
         evaluate(student_gguf, student_gguf=student_gguf)
     with pytest.raises(UsageError, match="give --teacher"):
         evaluate(student, teacher_gguf=student_gguf)

@@ -51,7 +51,7 @@ def test_bad_lines_are_named(write_pairs: Write, line: object, message: str) -> 
 
 
 def test_empty_or_missing_file(write_pairs: Write, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="no pair; write"):
+    with pytest.raises(UsageError, match="no pairs; write"):
         read_pairs(write_pairs(""))
     with pytest.raises(UsageError, match="No such file"):
         read_pairs(tmp_path / "none.jsonl")

@@ -226,8 +226,8 @@ def test_the_alpha_of_hunyuan() -> None:
     assert rope.theta == pytest.approx(11158839.925)
     assert np.float32(rope.theta) == 11158840  # as stored in the file
     peer = HunYuanDenseV1RotaryEmbedding(HunYuanDenseV1Config(**entries))
-    ours = rope.theta ** -(np.arange(0, 128, 2) / 128)
-    np.testing.assert_allclose(ours, peer.inv_freq.numpy(), rtol=2e-6)
+    frequencies = rope.theta ** -(np.arange(0, 128, 2) / 128)
+    np.testing.assert_allclose(frequencies, peer.inv_freq.numpy(), rtol=2e-6)
     metadata = HUNYUAN.metadata(HUNYUAN.hyperparameters(entries))
     assert not any("rope.scaling" in key for key in metadata)
     with pytest.raises(UnsupportedError, match="'dynamic'"):

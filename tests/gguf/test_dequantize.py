@@ -16,7 +16,7 @@ from bitexport.gguf.types import TYPES
 from bitexport.gguf.writer import TensorSpec, write_gguf
 from bitexport.ternary import TernaryTensor
 
-#: the types of ggml that hold something else than weights, or that the gguf package does not read.
+#: The types of ggml that hold something other than weights, or that the gguf package does not read.
 UNREADABLE = {"q8_1", "q8_k", "i8", "i16", "i32", "i64", "f64", "q1_0"}
 
 

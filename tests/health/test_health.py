@@ -76,7 +76,7 @@ def zero_norm(tensors: Tensors) -> None:
     tensors["model.norm.weight"].zero_()
 
 
-#: the defect to plant, the sign that must be found, at how many places, and part of the message.
+#: The defect to plant, the sign that must be found, at how many places, and part of the message.
 PLANTED: list[tuple[Callable[[Tensors], None], str, int, str]] = [
     (zero_mlps, "all-zero", 6, "6 tensors, such as 'model.layers.0.mlp.down_proj.weight' (all 131,072"),
     (repeat_a_layer, "identical-tensors", 7, "the same trits and scale as 'model.layers.0.mlp.down_proj"),

@@ -155,7 +155,7 @@ def test_the_command(checkpoint_of: Maker, gguf_of: Maker, tmp_path: Path, run_c
         assert picture.format == "PNG"
     early = run_cli(*command, "--report", tmp_path / "none" / "r.html")
     assert early.returncode == 1
-    assert "there is no folder" in early.stderr
+    assert "does not exist; create it first" in early.stderr
     early = run_cli(*command, "--plot", tmp_path / "p.jpg")
     assert early.returncode == 2
     assert "must end in .png or .svg" in early.stderr

@@ -234,7 +234,7 @@ def test_built_in_prompts() -> None:
     assert len(prompts) == len(set(prompts)) >= 20
 
 
-def test_prompts_one_a_line(tmp_path: Path) -> None:
+def test_prompts_one_per_line(tmp_path: Path) -> None:
     file = tmp_path / "prompts.txt"
     file.write_text("first\n\n  second \n   \n", encoding="utf-8")
     assert read_prompts(file) == ["first", "  second "]

@@ -30,7 +30,7 @@ from tests.support.repository import REPOSITORY
 
 Ggufs = Callable[..., Path]
 
-#: vocabularies of real models, in the llama.cpp that we build.
+#: Vocabularies of real models, in the llama.cpp that we build.
 VOCABULARIES = REPOSITORY / "build" / "native" / "llama.cpp-source" / "models"
 CHECK_TEXT = "The quick brown fox; check 123 that's   known\n\n\tЁж 12345 don't?"
 

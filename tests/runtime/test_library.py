@@ -54,7 +54,7 @@ def test_bound_library_is_ours() -> None:
 
 def test_named_folder_without_a_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BITEXPORT_LIB_DIR", str(tmp_path))
-    with pytest.raises(NativeLibraryError, match=r"BITEXPORT_LIB_DIR is .* which holds no libllama"):
+    with pytest.raises(NativeLibraryError, match=r"BITEXPORT_LIB_DIR is .* which does not contain libllama"):
         native_files.find_library_dir()
 
 

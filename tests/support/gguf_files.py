@@ -74,8 +74,8 @@ def as_microsoft_writes(source: Path, target: Path) -> Path:
             data[-28:] = np.arange(28)  # readers ignore these bytes
         return kind, data
 
-    ours = [key for key in read_gguf(source).metadata if key.startswith("bitexport.")]
-    drop = ["tokenizer.ggml.pre", "tokenizer.ggml.add_eos_token", *ours]
+    bitexport_keys = [key for key in read_gguf(source).metadata if key.startswith("bitexport.")]
+    drop = ["tokenizer.ggml.pre", "tokenizer.ggml.add_eos_token", *bitexport_keys]
     return rewritten(source, target, architecture="bitnet-25", drop=drop, change=once)
 
 

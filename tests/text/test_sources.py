@@ -169,9 +169,9 @@ def schema_of(rows: list[dict[str, object]]) -> pyarrow.Schema:
         ),
         ('{"text": 3}', "line 1: columns text (int)"),
         ('{"messages": [{"role": "user", "content": "a"}]}', "the assistant's last"),
-        ('{"messages": [{"role": "assistant", "content": ["a"]}]}', "a list of role and content"),
-        ('{"messages": ["a"]}', "a list of role and content"),
-        ('{"messages": []}', "a list of role and content"),
+        ('{"messages": [{"role": "assistant", "content": ["a"]}]}', "role and content in each"),
+        ('{"messages": ["a"]}', "role and content in each"),
+        ('{"messages": []}', "role and content in each"),
     ],
 )
 def test_a_bad_row_is_named_by_its_line(tmp_path: Path, text: str, expected: str) -> None:

@@ -137,9 +137,9 @@ def test_named_chat_templates(folder: Path) -> None:
     assert metadata["tokenizer.chat_template.tool_use"] == "B"
 
 
-def test_a_chat_template_with_half_a_character(folder: Path) -> None:
+def test_a_chat_template_with_a_lone_surrogate(folder: Path) -> None:
     edit(folder, lambda c: c.update(chat_template="\ud83d"), "tokenizer_config.json")
-    with pytest.raises(TokenizerError, match="half a character"):
+    with pytest.raises(TokenizerError, match="contains a lone surrogate"):
         read_vocabulary(folder, 512)
 
 

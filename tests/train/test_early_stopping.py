@@ -50,7 +50,7 @@ def run(
 
 
 def test_it_stops_after_patience_and_says_why(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    # The best of all, 0.5 at step 2, is of the warm-up.
+    # The best of all, 0.5 at step 2, is from the warm-up.
     # 1.95 and 1.91 are no improvement of 0.1 on 2.0; 1.8 is.
     held_out = [0.5, 2.0, 1.95, 1.91, 1.8, math.nan, 1.75, 1.9, 0.1, 0.1]
     trainer, stopping = run(tmp_path, held_out, 20)
@@ -73,7 +73,7 @@ def test_nothing_stops_before_the_warm_up_is_over() -> None:
 
 
 def test_its_state_survives_a_kill(tmp_path: Path) -> None:
-    """Two of three evaluations before the kill, one after it: a fresh count would go on."""
+    """Two of three evaluations before the kill, one after it: a fresh count would continue."""
     held_out = [0.5, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0]
     trainer, stopping = run(tmp_path, held_out, 8)
     assert trainer.state.global_step == 8

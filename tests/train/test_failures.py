@@ -154,7 +154,7 @@ def test_what_diverges_is_not_saved(
     config = student_config(tmp_path, teacher, student=stage1, **changes)
     code, line = run(capsys, config, "--stage", "3")
     assert (code, words in line) == (1, True), line
-    assert "no checkpoint was saved before" in line
+    assert "there is no checkpoint yet" in line
     assert not [*Path(config.run_dir).rglob("*.safetensors")]
 
 

@@ -34,7 +34,7 @@ def test_the_last_checkpoint_is_the_complete_one_with_the_highest_step(tmp_path:
 
 
 def test_advice_names_the_checkpoint_that_is_left(tmp_path: Path) -> None:
-    advice = "no checkpoint was saved before; make room, then continue with --resume"
+    advice = "there is no checkpoint yet; make room, then continue with --resume"
     assert resume_advice(tmp_path) == advice
     path = checkpoint(tmp_path, 5)
     assert resume_advice(tmp_path) == f"{path} is kept; make room, then continue with --resume"

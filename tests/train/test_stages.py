@@ -104,7 +104,7 @@ def test_a_resumed_run_repeats_an_uninterrupted_one_to_the_bit(
 
 def test_a_run_is_not_overwritten_and_a_resumed_one_must_be_the_same(teacher: Path, tmp_path: Path) -> None:
     shutil.copytree(teacher, tmp_path / "run")
-    with pytest.raises(OutputError, match="contains a run already; add --resume"):
+    with pytest.raises(OutputError, match="already contains a run; add --resume"):
         quiet(tiny_config(tmp_path), "pretrain")
     with pytest.raises(UsageError, match="was started with data"):
         quiet(tiny_config(tmp_path), "pretrain", resume=True)

@@ -45,7 +45,8 @@ def chunked_top_k(hidden: Tensor, head_weight: Tensor, k: int, chunk_tokens: int
     vocabulary = len(head_weight)
     if k > vocabulary:
         raise UsageError(f"top-k is {k}, but the vocabulary has {vocabulary} entries; choose a smaller k")
-    values, indices = [], []
+    values = []
+    indices = []
     for chunk in torch.split(hidden.flatten(0, -2), chunk_tokens):
         top = F.linear(chunk, head_weight).topk(k)
         values.append(top.values)

@@ -152,7 +152,8 @@ def feature_loss(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
     """
     _check_same_width(student, teacher, "hidden size", "set this term's weight to 0")
     real = mask.bool()
-    student, teacher = student[real], teacher[real]  # [N, D]
+    student = student[real]  # [N, D]
+    teacher = teacher[real]
     # The mean over D at unit RMS is the sum over D at unit length.
     return (_unit(student) - _unit(teacher)).square().sum() / max(len(student), 1)
 
@@ -164,7 +165,8 @@ def attention_loss(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
     a KL divergence, because causal attention is full of exact zeros. Where H differs, the means over the
     heads are compared.
     """
-    student, teacher = at_least_float32(student), at_least_float32(teacher)
+    student = at_least_float32(student)
+    teacher = at_least_float32(teacher)
     if student.shape[1] != teacher.shape[1]:
         student = student.mean(1, keepdim=True)
         teacher = teacher.mean(1, keepdim=True)

@@ -33,7 +33,7 @@ class Objective(nn.Module):
     Without a ``teacher`` it is the next-token loss only.
 
     Raises:
-        UsageError: settings that do not fit the two models.
+        UsageError: settings do not fit the two models.
     """
 
     def __init__(self, config: TrainConfig, student: Any, teacher: Any | None) -> None:
@@ -102,7 +102,8 @@ class Objective(nn.Module):
             student: the student itself, for its layers.
         """
         weights = self.weights()
-        mask, labels = inputs["attention_mask"], inputs["labels"]
+        mask = inputs["attention_mask"]
+        labels = inputs["labels"]
         options = self._forward_options(inputs, weights)
 
         with _capture_qkv(student, self.student_layer if "relation" in weights else None) as student_qkv:

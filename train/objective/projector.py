@@ -19,8 +19,8 @@ class LogitProjector(torch.nn.Module):
     position.
 
     The result has ``dtype``, the teacher's, for every input dtype and under autocast. The parameter that the
-    optimizer updates stays float32: AdamW at 5e-5 moved not one bfloat16 entry, and produced NaN in float16,
-    where its epsilon is 0.
+    optimizer updates stays float32: AdamW at 5e-5 did not change a single bfloat16 entry, and gave NaN in
+    float16, where its epsilon is 0.
     """
 
     def __init__(self, hidden_size: int, teacher_vocabulary: int, dtype: torch.dtype) -> None:

@@ -24,7 +24,7 @@ def ramp(step: int, warmup_steps: int, shape: str = "linear") -> float:
     """0 at step 0, exactly 1 from ``warmup_steps`` on; between them linear or half a cosine.
 
     Raises:
-        UsageError: another shape than linear or cosine.
+        UsageError: the shape is neither linear nor cosine.
     """
     if step >= warmup_steps:
         return 1.0
@@ -40,7 +40,7 @@ def curriculum_factor(term: str, progress: float) -> float:
     """The factor, 0 to 1, on a term's configured weight at ``progress`` (0 to 1) of a run.
 
     Raises:
-        UsageError: an unknown term.
+        UsageError: the term is unknown.
     """
     if term not in CURRICULUM:
         raise UsageError(f"the curriculum has no term {term!r}; expected one of {', '.join(CURRICULUM)}")

@@ -16,9 +16,8 @@ def calibrate(student: Any, batches: Sequence[Mapping[str, torch.Tensor]]) -> No
     """Set each SubLN gain such that the float student (blend 0) starts near its teacher.
 
     SubLN scales to RMS 1 what the teacher never scaled. The gain restores the scale: it is the geometric
-    mean, over tokens, of the RMS that the norm divides by. A root mean square over tokens would not do: in
-    many models the first token is hundreds of times larger than all others in some layer, and would dominate
-    it.
+    mean, over tokens, of the RMS that the norm divides by. A root mean square over tokens would not work: in
+    some layer of many models the first token is hundreds of times larger than all others, and would dominate.
 
     Measured with blend 0 and the norms bypassed, which is the teacher itself; so call it before any training.
 
@@ -54,7 +53,8 @@ def _measure(
         return states
 
     hooks = [norm.register_forward_hook(measure_and_bypass) for norm in norms]
-    blend, training = get_blend(student), student.training
+    blend = get_blend(student)
+    was_training = student.training
     set_blend(student.eval(), 0)
     try:
         with torch.no_grad():
@@ -63,7 +63,7 @@ def _measure(
                 mask = batch["attention_mask"].to(student.device)
                 student(input_ids=input_ids, attention_mask=mask, use_cache=False)
     finally:
-        set_blend(student.train(training), blend)
+        set_blend(student.train(was_training), blend)
         for hook in hooks:
             hook.remove()
     return log_rms

@@ -40,11 +40,11 @@ def export_packed(master: Path, output: Path, *, force: bool = False) -> None:
 
     Raises:
         CheckpointError: ``master`` is incomplete, or is not a checkpoint with online quantization.
-        OutputError: ``output`` contains a model already and ``force`` is off, or it cannot be written.
+        OutputError: ``output`` already contains a model and ``force`` is off, or it cannot be written.
     """
     config = read_online_config(master)
     if (output / "model.safetensors").exists() and not force:
-        raise OutputError(f"{output}: contains a model already; add --force to replace it")
+        raise OutputError(f"{output}: already contains a model; add --force to replace it")
     tensors = _packed_tensors(_load(master))
     config["quantization_config"] = FLOAT_HEAD | {"quantization_mode": "offline"}
     config["dtype"] = "float32"

@@ -37,15 +37,17 @@ def make_student(model: Any) -> Any:
     """Turn a float model into a student, in place: SubLN with gain 1, seven BitLinear per layer.
 
     Raises:
-        UnsupportedError: another class than :data:`STUDENTS`, or a configuration that convert would reject.
-        UsageError: it is a student already.
+        UnsupportedError: its class is not one of :data:`STUDENTS`, or convert would reject its configuration.
+        UsageError: it is already a student.
     """
     architecture = type(model).__name__
     if architecture not in STUDENTS:
         expected = f"expected {', '.join(STUDENTS)}: start from one of those"
         raise UnsupportedError(f"{architecture} cannot become a student; {expected}")
     if getattr(model, "sub_norms_added", False):
-        raise UsageError("the model has SubLN already; expected a float model: train it on without surgery")
+        raise UsageError(
+            "the model already has SubLN; expected a float model: continue training it without surgery"
+        )
     _check_convertible(model, architecture)
     replace_projections(model)
     add_sub_norms(model)
@@ -59,7 +61,7 @@ def replace_projections(model: Any) -> None:
     Also sets ``model.config.quantization_config``.
 
     Raises:
-        UnsupportedError: a projection is missing or not a plain linear layer; then nothing was changed.
+        UnsupportedError: a projection is missing or not a plain linear layer; nothing is changed then.
     """
     layers = model.model.layers
     modules = dict(layers.named_modules())
@@ -83,7 +85,7 @@ def _check_convertible(model: Any, architecture: str) -> None:
 
 
 def _as_bit_linear(linear: nn.Linear) -> BitLinear:
-    """A BitLinear with the very parameters of ``linear``."""
+    """A BitLinear that shares the parameters of ``linear``."""
     has_bias = linear.bias is not None
     bit_linear = BitLinear(linear.in_features, linear.out_features, has_bias, device="meta")
     bit_linear.weight = linear.weight

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bitexport.checkpoint.packings.base import checked_scale
-from bitexport.checkpoint.packings.pre_dequantized import CHUNK, first_rows, only_magnitude, signs
+from bitexport.checkpoint.packings.pre_dequantized import CHUNK, only_magnitude, signs
 from bitexport.checkpoint.packings.scale_groups import reject_scale_groups
 from bitexport.checkpoint.reader import FLOAT_DTYPES, Checkpoint
 from bitexport.errors import CheckpointError
@@ -44,25 +44,25 @@ class MasterWeights:
         return shape
 
     def check(self, checkpoint: Checkpoint, weight_name: str) -> None:
-        """The weight must be a float tensor whose first rows are not ternary with several scales."""
-        info = checkpoint.info(weight_name)
-        dtype = info.dtype
+        """The weight must be a float tensor."""
+        dtype = checkpoint.info(weight_name).dtype
         if dtype not in FLOAT_DTYPES:
             raise CheckpointError(
                 f"tensor '{weight_name}' has dtype {dtype}, but quantization_config says online; expected "
                 f"master weights in {', '.join(FLOAT_DTYPES)}: for packed weights, set quantization_mode to "
                 "offline"
             )
-        rows = first_rows(checkpoint, weight_name)
-        if rows is not None and only_magnitude(rows) is None:
-            reject_scale_groups(rows, weight_name, _advice(checkpoint))
 
     def bias_factor(self, checkpoint: Checkpoint, weight_name: str) -> np.float32:  # noqa: ARG002
         """1: the bias is added unchanged."""
         return np.float32(1)
 
     def unpack(self, checkpoint: Checkpoint, weight_name: str) -> TernaryTensor:
-        """Quantize one weight by the module's formula, unless it is already ternary."""
+        """Quantize one weight by the module's formula, unless it is already ternary.
+
+        Raises:
+            UnsupportedError: it is already ternary with several scales.
+        """
         weights = checkpoint.read(weight_name)
         if magnitude := only_magnitude(weights):
             return signs(weights, magnitude, weight_name)

@@ -55,6 +55,8 @@ def find_scale_groups(weights: npt.NDArray[np.float32]) -> ScaleGroups | None:
     A tensor with a single magnitude has such groups, too: look for that first. Ordinary weights are ruled out
     by their first rows.
     """
+    if weights.ndim != 2 or weights.size == 0:
+        return None
     columns = weights.shape[1]
     first = weights[: max(1, FIRST_ELEMENTS // columns)]
     for size in (columns, *GROUP_SIZES):

@@ -19,7 +19,7 @@ from bitexport.ternary import AnyTernary, TernaryTensor
 
 SCALE_BYTES = 2
 
-#: blocks handled at once.
+#: Blocks processed at once.
 CHUNK_BLOCKS = 1 << 17
 
 

@@ -125,7 +125,8 @@ class _StepComparison:
     @contextmanager
     def _running(self, mode: _Mode, recorded: Recorded, visit: Visit) -> Iterator[None]:
         """Within the block, the reference runs in ``mode`` and every step is passed to ``visit``."""
-        model, modules = self.reference.model, self.reference.modules()
+        model = self.reference.model
+        modules = self.reference.modules()
         with ExitStack() as stack:
             if mode != "plain":
                 stack.enter_context(replaced_embeddings(model, self.embeddings))

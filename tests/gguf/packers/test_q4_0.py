@@ -1,4 +1,4 @@
-"""Q4_0 of trits: what bench's twins are written in."""
+"""Q4_0 of trits, a type of bench's twins."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ def test_it_is_not_offered() -> None:
     assert ALL_PACKERS.keys() - PACKERS.keys() == {"q4_0"}
 
 
-def test_it_holds_trits_and_a_float16_scale_exactly() -> None:
+def test_it_stores_trits_and_a_float16_scale_exactly() -> None:
     trits = random_trits(6, 96)
     packed = q4_0.pack(TernaryTensor(trits, np.float32(0.0371)))
     read = gguf.quants.dequantize(packed.reshape(6, -1), gguf.GGMLQuantizationType.Q4_0)
     np.testing.assert_array_equal(read, trits * np.float32(np.float16(0.0371)))
 
 
-def test_there_and_back(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_round_trip(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(q4_0, "CHUNK_BLOCKS", 5)
     tensor = TernaryTensor(random_trits(6, 96), np.float32(0.5))
     back = q4_0.unpack(q4_0.pack(tensor), (6, 96))
@@ -35,7 +35,7 @@ def test_there_and_back(monkeypatch: pytest.MonkeyPatch) -> None:
     np.testing.assert_array_equal(back.trits, tensor.trits)
 
 
-def test_what_it_does_not_hold() -> None:
+def test_what_it_cannot_store() -> None:
     packed = q4_0.pack(TernaryTensor(random_trits(1, 32), np.float32(1)))
     packed[5] = 0x5F
     with pytest.raises(UnsupportedError, match="codes other than 7, 8 and 9"):

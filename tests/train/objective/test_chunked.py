@@ -32,7 +32,7 @@ def inputs(dtype: torch.dtype, B: int = B, T: int = T) -> tuple[Tensor, Tensor, 
 
 
 def forms(name: str, labels: Tensor, chunk: int, dtype: torch.dtype) -> tuple[Loss, Loss]:
-    """The whole and the chunked form as functions of hidden states and head weight."""
+    """The full and the chunked form as functions of hidden states and head weight."""
     if name == "next_token":
         return (
             lambda hidden, weight: next_token(hidden @ weight.T, labels),
@@ -68,7 +68,7 @@ NAMES = pytest.mark.parametrize("name", ["next_token", "top_k_distillation"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("chunk", [1, 4, 100])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_values_and_gradients_are_those_of_the_whole_form(
+def test_values_and_gradients_are_those_of_the_full_form(
     name: str, dtype: torch.dtype, chunk: int, shape: tuple[int, int]
 ) -> None:
     hidden, weight, labels = inputs(dtype, *shape)

@@ -70,7 +70,7 @@ def test_trits_and_scale_are_those_of_the_forward_pass(standard_deviation: float
     torch.manual_seed(1)
     layer = AutoBitLinear(16, 12, bias=False, online_quant=True)
     torch.nn.init.normal_(layer.weight, std=standard_deviation)
-    layer.weight.data[0, 0] = 1e-3  # else all trits of the tiniest are zero
+    layer.weight.data[0, 0] = 1e-3  # otherwise all trits of the tiniest are zero
     with torch.no_grad():
         columns = layer(127 * torch.eye(16)) / 127
     ternary = quantize_as_forward(layer.weight, "w")
@@ -125,8 +125,8 @@ def test_transformers_computes_the_same_from_both(finished_run: Path, exported: 
     ids = torch.randint(300, (2, 32), generator=torch.manual_seed(0))
     with torch.no_grad():
         difference = (offline(ids).logits - online(ids).logits).abs().amax(dim=-1)  # (B, T)
-    # The scale multiplies before the sum in one, after it in the other, which rounds differently: a value
-    # that lies between two int8 steps may fall to the other side, and later positions look back at it.
+    # The scale multiplies before the sum in one and after it in the other, which rounds differently: a value
+    # between two int8 steps may be rounded the other way, and later positions attend to it.
     assert difference[:, 0].max() < 1e-4
     assert difference.median() < 1e-4
     assert difference.max() < 0.05

@@ -132,7 +132,7 @@ def test_what_could_not_be_converted_is_refused_before_training(config: Any, mes
 
 def test_no_second_surgery() -> None:
     student = make_student(float_model())
-    with pytest.raises(UsageError, match="has SubLN already"):
+    with pytest.raises(UsageError, match="already has SubLN"):
         make_student(student)
     with pytest.raises(UnsupportedError, match=r"layers\.0\.self_attn\.q_proj is BitLinear"):
         replace_projections(student)
