@@ -23,7 +23,7 @@ from bitexport.train.student.fresh import build_model
 
 
 @dataclass(frozen=True)
-class Models:
+class StageModels:
     """The model to train, its teacher if a term of the loss needs one, and the tokenizer that they share."""
 
     student: Any
@@ -31,7 +31,7 @@ class Models:
     tokenizer: Any
 
 
-def load_models(config: TrainConfig, stage: str) -> Models:
+def load_models(config: TrainConfig, stage: str) -> StageModels:
     """The models of stage "pretrain", "2" or "3".
 
     Raises:
@@ -40,7 +40,7 @@ def load_models(config: TrainConfig, stage: str) -> Models:
     """
     if stage == "pretrain":
         tokenizer = _pretraining_tokenizer(config)
-        return Models(build_model(config, tokenizer.eos_token_id), None, tokenizer)
+        return StageModels(build_model(config, tokenizer.eos_token_id), None, tokenizer)
     start = starting_model(config, stage)
     student = load_causal_lm(start)
     teacher = None
@@ -49,7 +49,7 @@ def load_models(config: TrainConfig, stage: str) -> Models:
         if config.attention_weight:
             for model in (student, teacher):
                 model.set_attn_implementation("eager")  # the only one that returns its probabilities
-    return Models(student, teacher, load_tokenizer(start))
+    return StageModels(student, teacher, load_tokenizer(start))
 
 
 def rebuild_model(config: TrainConfig, stage: str, tokenizer: Any) -> Any:

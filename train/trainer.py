@@ -19,7 +19,7 @@ from bitexport.train.config import TrainConfig
 from bitexport.train.data.batches import BatchPlan
 from bitexport.train.early_stopping import WarmedEarlyStopping
 from bitexport.train.fsdp import check_fsdp
-from bitexport.train.models import Models
+from bitexport.train.models import StageModels
 from bitexport.train.objective.objective import Objective
 from bitexport.train.objective.schedules import ramp
 from bitexport.train.optimizer import build_optimizer
@@ -54,7 +54,7 @@ class StudentTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped 
         self,
         config: TrainConfig,
         folder: Path,
-        models: Models,
+        models: StageModels,
         plan: BatchPlan,
         held_out: list[Batch],
         learning_rate: float,

@@ -138,7 +138,7 @@ def convert_source(
             source.architecture,
             source.metadata,
             conversion.specs,
-            conversion.encode,
+            conversion.encode_tensor,
             force=force,
             check=check,
         )
@@ -171,7 +171,7 @@ class Conversion:
         self._done_bytes = 0
         self._total_bytes = sum(tensor.source_bytes for tensor in source.tensors)
 
-    def encode(self, spec: TensorSpec) -> Iterator[npt.NDArray[Any]]:
+    def encode_tensor(self, spec: TensorSpec) -> Iterator[npt.NDArray[Any]]:
         """The bytes of one tensor, in pieces."""
         if spec.name in self._source.extra_tensors:
             yield self._source.extra_tensors[spec.name]
@@ -180,7 +180,7 @@ class Conversion:
         statistics = TensorStatistics()
         written = 0
         self._report(spec.name, 0)
-        for piece in self._source.encode(tensor, statistics):
+        for piece in self._source.encode_tensor(tensor, statistics):
             yield piece
             # an embedding is half of a small model: the bar has to move while it is written
             written += piece.nbytes
@@ -191,7 +191,7 @@ class Conversion:
     def discard(self) -> int:
         """Encode every tensor and keep nothing; returns how many bytes their data would take."""
         for spec in self.specs:
-            for _ in self.encode(spec):
+            for _ in self.encode_tensor(spec):
                 pass
         return sum(spec.nbytes for spec in self.specs)
 

@@ -90,7 +90,7 @@ class CheckpointSource:
             embeddings=None,
         )
 
-    def encode(
+    def encode_tensor(
         self, tensor: PlannedTensor[Claim], statistics: TensorStatistics
     ) -> Iterator[npt.NDArray[Any]]:
         """The bytes of one tensor, in pieces.

@@ -119,7 +119,7 @@ class GGUFSource:
         self._plus = 0
         self._minus = 0
 
-    def encode(self, tensor: FileTensor, statistics: TensorStatistics) -> Iterator[npt.NDArray[Any]]:
+    def encode_tensor(self, tensor: FileTensor, statistics: TensorStatistics) -> Iterator[npt.NDArray[Any]]:
         """The bytes of one tensor, in pieces.
 
         Raises:

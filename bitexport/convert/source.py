@@ -74,7 +74,7 @@ class Source(Protocol[Origin]):
     summary: SourceSummary
     health: Health
 
-    def encode(
+    def encode_tensor(
         self, tensor: PlannedTensor[Origin], statistics: TensorStatistics
     ) -> Iterator[npt.NDArray[Any]]:
         """The bytes of one tensor, in pieces; ``statistics`` is complete after the last one."""

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from bitexport.evaluation.items import Item
-from bitexport.evaluation.side import Role
+from bitexport.evaluation.side import ModelRole
 from bitexport.gguf.reader import read_gguf
 from bitexport.metrics.likelihood import PredictionScore
 from bitexport.progress import Progress, ProgressEvent
@@ -34,7 +34,7 @@ class CppSide:
 
     kind = "gguf"
 
-    def __init__(self, role: Role, path: str | Path, threads: int = 0) -> None:
+    def __init__(self, role: ModelRole, path: str | Path, threads: int = 0) -> None:
         self.role = role
         self.name = f"{role}-c++"
         self.path = str(path)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bitexport.errors import UnsupportedError, UsageError
-from bitexport.evaluation.side import Role, Side
+from bitexport.evaluation.side import ModelRole, Side
 from bitexport.gguf.reader import is_gguf_path
 from bitexport.progress import Progress
 
@@ -72,7 +72,7 @@ def open_sides(
     """
     sides: list[Side] = []
     converted = None
-    roles: tuple[tuple[Role, ModelPath | None, ModelPath | None], ...] = (
+    roles: tuple[tuple[ModelRole, ModelPath | None, ModelPath | None], ...] = (
         ("teacher", models.teacher, models.teacher_gguf),
         ("student", models.student, models.student_gguf),
     )
@@ -95,13 +95,13 @@ def open_sides(
 
 
 # Imported when needed: a GGUF file alone needs no PyTorch, and a float folder alone needs no libllama.
-def _python_side(role: Role, path: ModelPath, threads: int) -> Side:
+def _python_side(role: ModelRole, path: ModelPath, threads: int) -> Side:
     from bitexport.evaluation.python_side import PythonSide
 
     return PythonSide(role, path, threads)
 
 
-def _cpp_side(role: Role, path: ModelPath, threads: int) -> Side:
+def _cpp_side(role: ModelRole, path: ModelPath, threads: int) -> Side:
     from bitexport.evaluation.cpp_side import CppSide
 
     return CppSide(role, path, threads)

@@ -14,7 +14,7 @@ import torch
 
 from bitexport.checkpoint import open_checkpoint
 from bitexport.evaluation.items import Item
-from bitexport.evaluation.side import Role
+from bitexport.evaluation.side import ModelRole
 from bitexport.families import family_of
 from bitexport.metrics.likelihood import PredictionScore
 from bitexport.progress import Progress, ProgressEvent
@@ -38,7 +38,7 @@ class PythonSide:
         CheckpointError, TokenizerError, UnsupportedError: it cannot be run.
     """
 
-    def __init__(self, role: Role, path: str | Path, threads: int = 0) -> None:
+    def __init__(self, role: ModelRole, path: str | Path, threads: int = 0) -> None:
         self.role = role
         self.name = f"{role}-python"
         self.path = str(path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from bitexport.evaluation.side import Role
+from bitexport.evaluation.side import ModelRole
 from bitexport.evaluation.translation import Translation
 from bitexport.metrics.likelihood import PredictionScore
 
@@ -25,7 +25,7 @@ class Column:
     """
 
     name: str
-    role: Role
+    role: ModelRole
     path: str
     kind: str
     text: PredictionScore | None = None

@@ -13,7 +13,7 @@ from bitexport.evaluation.items import Item
 from bitexport.metrics.likelihood import PredictionScore
 from bitexport.progress import Progress
 
-Role = Literal["teacher", "student"]
+ModelRole = Literal["teacher", "student"]
 
 
 class Runner(Protocol):
@@ -53,7 +53,7 @@ class Side(Protocol):
     """
 
     name: str
-    role: Role
+    role: ModelRole
     path: str
     kind: str
     n_vocab: int

@@ -12,7 +12,7 @@ from __future__ import annotations
 from tokenizers import AddedToken, Tokenizer, models
 
 from bitexport.gguf.reader import Array, GGUFFile
-from bitexport.tokenizer.pre_tokenizer import SPLIT_RULES, check_text, name_of_ids
+from bitexport.tokenizer.pre_tokenizer import SPLIT_RULES, name_of_ids, recognition_text
 
 MODEL_KEY = "tokenizer.ggml.model"
 PRE_KEY = "tokenizer.ggml.pre"
@@ -34,7 +34,7 @@ def derived_pre(file: GGUFFile) -> str | None:
     Raises:
         TokenizerError: llama.cpp's table, installed next to our libraries, is damaged.
     """
-    text, tokenizer = check_text(), _tokenizer(file)
+    text, tokenizer = recognition_text(), _tokenizer(file)
     if text is None or tokenizer is None:
         return None
     for rule in SPLIT_RULES:

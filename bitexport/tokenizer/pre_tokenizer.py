@@ -118,11 +118,11 @@ def _by_behaviour(tokenizer: Tokenizer, described: SplitRule) -> str | None:
 
 
 def _by_hash(tokenizer: Tokenizer) -> str | None:
-    text = check_text()
+    text = recognition_text()
     return None if text is None else name_of_ids(tokenizer.encode(text).ids)
 
 
-def check_text() -> str | None:
+def recognition_text() -> str | None:
     """The text by whose ids llama.cpp recognises tokenizers; None if the native libraries are not built."""
     table = _table()
     return None if table is None else str(table["check_text"])

@@ -43,7 +43,7 @@ class MemorySource:
         self.health = Health()
         self.refuse_file = refuse_file
 
-    def encode(self, tensor: PlannedTensor[str], statistics: TensorStatistics) -> Iterator[np.ndarray]:
+    def encode_tensor(self, tensor: PlannedTensor[str], statistics: TensorStatistics) -> Iterator[np.ndarray]:
         values = self.values[tensor.origin]
         if tensor.ternary:
             self.health.ternary(tensor.origin, values)

@@ -164,12 +164,12 @@ def test_a_folder_that_may_not_be_written(
 SLOW = """
 import sys, time
 from bitexport.convert.from_checkpoint import CheckpointSource
-original = CheckpointSource.encode
+original = CheckpointSource.encode_tensor
 def slow(*arguments):
     print("started", flush=True)
     time.sleep(0.2)
     yield from original(*arguments)
-CheckpointSource.encode = slow
+CheckpointSource.encode_tensor = slow
 from bitexport.cli import main
 main()
 """

@@ -13,7 +13,7 @@ import sacrebleu
 
 from bitexport.evaluation import EvaluationReport, PromptAnswer, evaluate
 from bitexport.evaluation.items import Item
-from bitexport.evaluation.side import Role
+from bitexport.evaluation.side import ModelRole
 from bitexport.metrics.likelihood import PredictionScore
 
 END = 0
@@ -40,7 +40,7 @@ class Planted:
     end: int | None = END
     ends = frozenset({END})
 
-    def __init__(self, role: Role, answers: dict[str, str], loss: float, state: Sequence[float]) -> None:
+    def __init__(self, role: ModelRole, answers: dict[str, str], loss: float, state: Sequence[float]) -> None:
         self.role, self.name = role, f"{role}-python"
         self.answers, self.loss = answers, loss
         self.states: npt.NDArray[np.float32] = np.array([state] * len(PAIRS), dtype=np.float32)

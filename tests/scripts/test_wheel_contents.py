@@ -22,8 +22,8 @@ def test_the_only_package_of_a_wheel_is_bitexport() -> None:
 def test_training_is_a_part_of_bitexport() -> None:
     package = REPOSITORY / "bitexport" / "train"
     assert Path(bitexport.train.__file__ or "").parent == package
-    assert package.resolve() == REPOSITORY / "train"
-    assert package.is_symlink()
-    assert not package.readlink().is_absolute()  # it must work in a copy, too
+    if package.is_symlink():  # in a source distribution it is a folder
+        assert package.resolve() == REPOSITORY / "train"
+        assert not package.readlink().is_absolute()  # it must work in a copy, too
     folders = {path.parent for path in package.rglob("*.py")}
     assert all((folder / "__init__.py").is_file() for folder in folders)

@@ -12,10 +12,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from bitexport.checkpoint import open_checkpoint
 from bitexport.checkpoint.packings.scale_groups import find_scale_groups
 from bitexport.convert import convert
 from bitexport.errors import UnsupportedError
 from bitexport.gguf.reader import read_gguf
+from bitexport.health.scan import scan_checkpoint
 from tests.support.gguf_files import values
 from tests.support.models import Shape
 
@@ -129,3 +131,16 @@ def test_convert_refuses_and_its_advice_keeps_the_values(
 def test_one_scale_per_tensor_is_still_accepted(tmp_path: Path, checkpoint_of: Checkpoints) -> None:
     source = checkpoint_of("pre-dequantized", shape=SHAPE)
     assert convert(source, tmp_path / "x.gguf", dry_run=True).packing == "pre-dequantized"
+
+
+@pytest.mark.parametrize("shape", [(8,), (4, 0)])
+def test_tensors_of_an_odd_shape_have_no_groups(shape: tuple[int, ...]) -> None:
+    assert find_scale_groups(np.ones(shape, np.float32)) is None
+
+
+def test_health_reports_the_groups(tmp_path: Path, checkpoint_of: Checkpoints) -> None:
+    online = {"quant_method": "bitnet", "linear_class": "autobitlinear", "quantization_mode": "online"}
+    source = with_groups(checkpoint_of("master", shape=SHAPE), tmp_path / "c", 64, online)
+    findings = scan_checkpoint(open_checkpoint(source))
+    (finding,) = [finding for finding in findings if finding.sign == "unreadable"]
+    assert "is already ternary with a scale per group of 64 columns" in finding.message
