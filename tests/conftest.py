@@ -24,7 +24,7 @@ def checkpoint_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Pat
 
     Read-only by agreement: a test that damages a checkpoint copies it first.
     """
-    from tests.support.models import tiny_checkpoint
+    from tests.support.tiny_models import tiny_checkpoint
 
     made: dict[tuple[Any, ...], Path] = {}
 

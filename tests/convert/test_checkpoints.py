@@ -16,9 +16,9 @@ from bitexport.checkpoint.packings import packing_of
 from bitexport.convert import convert
 from bitexport.errors import CheckpointError
 from bitexport.gguf.reader import read_gguf
-from tests.support.checkpoints import edited, resaved
+from tests.support.damaged_checkpoints import edited, resaved
 from tests.support.gguf_files import tensors_of, values
-from tests.support.models import PACKINGS, Shape
+from tests.support.tiny_models import PACKINGS, Shape
 
 Checkpoints = Callable[..., Path]
 SMALL = Shape(hidden=128, ffn=256, layers=1, heads=4, kv_heads=1, vocab=416)

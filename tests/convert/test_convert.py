@@ -22,10 +22,10 @@ from bitexport.convert.choices import EMBED_TYPES, TERNARY_TYPES
 from bitexport.errors import CheckpointError, UsageError
 from bitexport.gguf.reader import read_gguf
 from bitexport.progress import ProgressEvent
-from tests.support.checkpoints import resaved
+from tests.support.damaged_checkpoints import resaved
 from tests.support.gguf_files import tensors_of, values
-from tests.support.models import PACKINGS, Shape, stable_master, tiny_checkpoint
 from tests.support.repository import REPOSITORY
+from tests.support.tiny_models import PACKINGS, Shape, stable_master, tiny_checkpoint
 
 Checkpoints = Callable[..., Path]
 

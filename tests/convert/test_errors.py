@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 import torch
 
-from tests.support.checkpoints import (
+from tests.support.cli import one_line
+from tests.support.damaged_checkpoints import (
     config,
     corrupt_header,
     huge_header,
@@ -22,7 +23,6 @@ from tests.support.checkpoints import (
     tensors,
     truncate,
 )
-from tests.support.cli import one_line
 
 RunCli = Callable[..., CompletedProcess[str]]
 Checkpoints = Callable[..., Path]

@@ -15,7 +15,7 @@ from bitexport.convert import convert
 from bitexport.errors import CheckpointError, UnsupportedError, UsageError
 from bitexport.gguf.reader import read_gguf
 from bitexport.runtime.session import Session
-from tests.support.models import Shape, save_checkpoint, tiny_model
+from tests.support.tiny_models import Shape, save_checkpoint, tiny_model
 
 Checkpoints = Callable[..., Path]
 Cli = Callable[..., "CompletedProcess[str]"]

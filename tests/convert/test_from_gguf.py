@@ -22,10 +22,10 @@ from bitexport.gguf.types import Q2_0, TYPES, TensorType
 from bitexport.gguf.writer import RawValue
 from bitexport.progress import ProgressEvent
 from bitexport.ternary import GroupedTernary
-from tests.support.checkpoints import edited, resaved
+from tests.support.damaged_checkpoints import edited, resaved
 from tests.support.gguf_files import as_microsoft_writes, rewritten, tensors_of, values
-from tests.support.models import Shape
 from tests.support.repository import REPOSITORY
+from tests.support.tiny_models import Shape
 
 Checkpoints = Callable[..., Path]
 Ggufs = Callable[..., Path]

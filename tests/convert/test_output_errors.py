@@ -14,8 +14,8 @@ from subprocess import CompletedProcess
 
 import pytest
 
-from tests.support.checkpoints import tensors
 from tests.support.cli import one_line
+from tests.support.damaged_checkpoints import tensors
 from tests.support.repository import REPOSITORY
 
 RunCli = Callable[..., CompletedProcess[str]]

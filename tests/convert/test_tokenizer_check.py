@@ -11,7 +11,7 @@ import pytest
 
 from bitexport.convert import convert
 from bitexport.errors import TokenizerError
-from tests.support.models import tiny_checkpoint
+from tests.support.tiny_models import tiny_checkpoint
 from tests.support.tokenizer_files import EOS, edit, settings, template
 
 

@@ -17,10 +17,10 @@ from bitexport.convert.choices import TERNARY_TYPES
 from bitexport.errors import UnsupportedError
 from bitexport.gguf.reader import read_gguf
 from bitexport.gguf.types import MAX_I2_S_ROW
-from tests.support.checkpoints import edited, resaved
+from tests.support.damaged_checkpoints import edited, resaved
 from tests.support.gguf_files import tensors_of, values
-from tests.support.models import Shape
 from tests.support.repository import REPOSITORY
+from tests.support.tiny_models import Shape
 
 Checkpoints = Callable[..., Path]
 

@@ -20,7 +20,7 @@ from bitexport.doctor import VERDICTS, DoctorReport, doctor
 from bitexport.doctor.verdicts import decide
 from bitexport.system.native_files import library_file
 from tests.support import trained
-from tests.support.checkpoints import resaved
+from tests.support.damaged_checkpoints import resaved
 from tests.support.gguf_files import changed, double_scale, flip_one_trit, halve_gain
 from tests.support.repository import REPOSITORY, TINY_PYTHON
 
@@ -126,7 +126,7 @@ def test_a_text_of_another_kind(good: Path) -> None:
 
 
 def test_a_tokenizer_with_more_ids_than_the_model(good: Path, text: Path, tmp_path: Path) -> None:
-    from tests.support.models import tiny_tokenizer
+    from tests.support.tiny_models import tiny_tokenizer
 
     shutil.copytree(good, tmp_path / "c")
     tiny_tokenizer(480).save(str(tmp_path / "c" / "tokenizer.json"))

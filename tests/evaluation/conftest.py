@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedModel
 
 from bitexport.evaluation import PromptAnswer
-from tests.support.models import Shape, save_checkpoint, tiny_model
+from tests.support.tiny_models import Shape, save_checkpoint, tiny_model
 
 SHAPE = Shape(hidden=128, ffn=256, context=128)
 

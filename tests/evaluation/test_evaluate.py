@@ -20,8 +20,8 @@ from bitexport.errors import GGUFError, UsageError
 from bitexport.evaluation import PromptAnswer, evaluate
 from bitexport.progress import ProgressEvent
 from tests.evaluation.conftest import PAIRS, SHAPE
-from tests.support.models import TEXT, Shape, save_checkpoint, tiny_model, write_tokenizer
 from tests.support.repository import REPOSITORY
+from tests.support.tiny_models import TEXT, Shape, save_checkpoint, tiny_model, write_tokenizer
 
 Cli = Callable[..., "CompletedProcess[str]"]
 Write = Callable[..., Path]

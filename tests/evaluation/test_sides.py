@@ -21,7 +21,7 @@ from bitexport.metrics.likelihood import PredictionScore
 from bitexport.progress import ignore
 from bitexport.reference import load_reference
 from tests.evaluation.conftest import PAIRS, SHAPE
-from tests.support.models import TEXT
+from tests.support.tiny_models import TEXT
 
 
 def items_of(side: Side) -> list[Item]:

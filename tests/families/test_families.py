@@ -22,7 +22,7 @@ from bitexport.families.onebitllm import ONEBITLLM
 from bitexport.families.qwen2 import QWEN2
 from bitexport.families.qwen3 import QWEN3
 from bitexport.families.rope import Rope, llama3_divisors, read_rope
-from tests.support.models import Shape
+from tests.support.tiny_models import Shape
 
 CONFIG: dict[str, Any] = {
     "hidden_size": 64,

@@ -20,7 +20,7 @@ from bitexport.parity import parity
 from bitexport.parity.report import verdict
 from bitexport.runtime.session import Session
 from tests.support.family_cases import CASES, made
-from tests.support.models import MODEL_CLASSES
+from tests.support.tiny_models import MODEL_CLASSES
 
 PROMPT = "def add(left, right):\n    return left + right\n"
 

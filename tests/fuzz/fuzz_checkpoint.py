@@ -29,7 +29,7 @@ from typing import Any, NoReturn
 
 from bitexport.convert import convert
 from bitexport.errors import BitexportError
-from tests.support.models import Shape, tiny_checkpoint
+from tests.support.tiny_models import Shape, tiny_checkpoint
 
 HANG_SECONDS = 20
 MOST_MEMORY = 4 << 30  # address space beyond what the imports took

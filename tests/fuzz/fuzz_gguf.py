@@ -18,7 +18,7 @@ import tempfile
 from pathlib import Path
 
 from bitexport.convert import convert
-from tests.support.models import Shape, tiny_checkpoint
+from tests.support.tiny_models import Shape, tiny_checkpoint
 
 GATE = """
 import sys

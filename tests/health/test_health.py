@@ -19,11 +19,11 @@ from bitexport.errors import CheckpointError
 from bitexport.health import SIGNS, Finding, Health
 from bitexport.inspect import inspect
 from bitexport.ternary import TernaryTensor
-from tests.support.checkpoints import edited, resaved
 from tests.support.cli import one_line
+from tests.support.damaged_checkpoints import edited, resaved
 from tests.support.gguf_files import changed
-from tests.support.models import Shape, tiny_checkpoint, tiny_tokenizer
 from tests.support.repository import TINY_PYTHON
+from tests.support.tiny_models import Shape, tiny_checkpoint, tiny_tokenizer
 
 SHIPPED = TINY_PYTHON
 RunCli = Callable[..., CompletedProcess[str]]

@@ -10,7 +10,7 @@ import pytest
 
 from bitexport.convert import convert
 from tests.integration.test_head import run
-from tests.support.models import Shape
+from tests.support.tiny_models import Shape
 
 # Five tokens at once, then 60 one by one, with the settings of an ordinary context.
 DECODE = """

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from bitexport.convert import convert
 from bitexport.gguf.reader import read_gguf
-from tests.support.models import Shape
 from tests.support.repository import PROGRAMS
+from tests.support.tiny_models import Shape
 
 ROUNDS = 50
 

@@ -12,8 +12,8 @@ import pytest
 
 from bitexport.convert import convert
 from bitexport.system.native_files import find_library_dir
-from tests.support.models import tiny_checkpoint
 from tests.support.repository import PROGRAMS, REPOSITORY
+from tests.support.tiny_models import tiny_checkpoint
 
 STOCK = REPOSITORY / "build" / "stock" / "lib"
 PROMPT = [5, 17, 101, 42, 7, 230]

@@ -23,7 +23,7 @@ from bitexport.runtime.session import Session
 from bitexport.text.prompts import built_in_prompts, read_prompts
 from tests.support.decoding import greedy
 from tests.support.gguf_files import changed, double_scale
-from tests.support.models import PACKINGS, Shape, tiny_checkpoint
+from tests.support.tiny_models import PACKINGS, Shape, tiny_checkpoint
 
 Maker = Callable[..., Path]
 Cli = Callable[..., "CompletedProcess[str]"]

@@ -14,9 +14,9 @@ from bitexport.convert import convert
 from bitexport.errors import GGUFError, TokenizerError, UsageError
 from bitexport.parity.tokenizer import tokenizer_parity
 from bitexport.tokenizer.hard_strings import strings
-from tests.support.checkpoints import edited
+from tests.support.damaged_checkpoints import edited
 from tests.support.gguf_files import with_text
-from tests.support.models import tiny_checkpoint
+from tests.support.tiny_models import tiny_checkpoint
 
 Maker = Callable[..., Path]
 Cli = Callable[..., "CompletedProcess[str]"]

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 from bitexport.reference import load_reference
 from bitexport.reference.model import eager
 from tests.support.family_cases import CASES, made, sequential
-from tests.support.models import save_checkpoint, tiny_model
+from tests.support.tiny_models import save_checkpoint, tiny_model
 
 IDS = [0, 17, 33, 250, 99, 4, 61, 300, 12, 5]
 

@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save_file
 from bitexport.errors import CheckpointError, TokenizerError, UsageError
 from bitexport.reference import load_reference
 from tests.support.decoding import greedy
-from tests.support.models import PACKINGS
 from tests.support.repository import REPOSITORY
+from tests.support.tiny_models import PACKINGS
 
 Checkpoints = Callable[..., Path]
 IDS = [0, 17, 33, 250, 99, 4, 61, 300, 12, 5]

@@ -18,8 +18,8 @@ from bitexport.errors import GGUFError, UsageError
 from bitexport.runtime.completion import Completion, Sampling
 from bitexport.runtime.session import Session
 from tests.support.decoding import greedy
-from tests.support.models import Shape
 from tests.support.repository import REPOSITORY
+from tests.support.tiny_models import Shape
 
 Maker = Callable[..., Path]
 Cli = Callable[..., "CompletedProcess[str]"]

@@ -43,7 +43,7 @@ def known(gguf_of: Ggufs, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path
 
     def make(kind: str, name: str) -> Path:
         path = gguf_of("packed-multiply", tokenizer=kind)
-        from tests.support.models import tiny_tokenizer
+        from tests.support.tiny_models import tiny_tokenizer
 
         ids = tiny_tokenizer(400, kind).encode(CHECK_TEXT).ids
         table["hashes"][sha256(str(ids).encode()).hexdigest()] = name
@@ -90,7 +90,7 @@ def test_words_that_are_not_the_result_of_merges(
     gguf_of: Ggufs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As in Llama 3: a word that is a token is encoded as that token, without merges."""
-    from tests.support.models import tiny_tokenizer
+    from tests.support.tiny_models import tiny_tokenizer
 
     description = json.loads(tiny_tokenizer(400, "llama3").to_str())
     merges = description["model"]["merges"] = description["model"]["merges"][:20]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from bitexport.gguf.reader import read_gguf
 from bitexport.runtime.session import Session
-from tests.support.models import Shape
+from tests.support.tiny_models import Shape
 
 PAGE = 4096
 

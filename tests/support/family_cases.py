@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from tests.support.models import Shape, save_checkpoint, tiny_model
+from tests.support.tiny_models import Shape, save_checkpoint, tiny_model
 
 EVEN = Shape()
 #: q is wider than hidden, as in Qwen3-0.6B.

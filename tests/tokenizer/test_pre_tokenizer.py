@@ -14,7 +14,7 @@ from bitexport.convert import convert
 from bitexport.errors import TokenizerError
 from bitexport.tokenizer.pre_tokenizer import LLAMA3_SPLIT, QWEN2_SPLIT, SPLIT_RULES, SplitRule, name_of
 from bitexport.tokenizer.vocabulary import read_vocabulary
-from tests.support.models import tiny_checkpoint, tiny_tokenizer
+from tests.support.tiny_models import tiny_checkpoint, tiny_tokenizer
 from tests.support.tokenizer_files import edit
 
 

@@ -17,7 +17,7 @@ from transformers import AutoTokenizer
 from bitexport.convert import convert
 from bitexport.errors import TokenizerError
 from bitexport.tokenizer.vocabulary import UNMERGED_SCORE, read_vocabulary
-from tests.support.models import tiny_checkpoint, tiny_tokenizer, write_tokenizer
+from tests.support.tiny_models import tiny_checkpoint, tiny_tokenizer, write_tokenizer
 from tests.support.tokenizer_files import BOS, EOS, NO_POST_PROCESSOR, PAD, Edit, edit, settings, template
 
 

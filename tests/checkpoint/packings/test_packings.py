@@ -22,7 +22,7 @@ from bitexport.checkpoint.packings.master import absmean
 from bitexport.checkpoint.packings.pre_dequantized import CHUNK, only_magnitude
 from bitexport.checkpoint.packings.two_bit import unpack_trits
 from bitexport.errors import CheckpointError, UnsupportedError
-from tests.support.models import pack_two_bit, stable_master
+from tests.support.tiny_models import pack_two_bit, stable_master
 
 
 def folder_of(folder: Path, tensors: dict[str, torch.Tensor], **quantization: Any) -> Checkpoint:

@@ -19,7 +19,7 @@ from bitexport.errors import UnsupportedError
 from bitexport.gguf.reader import read_gguf
 from bitexport.health.scan import scan_checkpoint
 from tests.support.gguf_files import values
-from tests.support.models import Shape
+from tests.support.tiny_models import Shape
 
 Checkpoints = Callable[..., Path]
 
@@ -142,5 +142,5 @@ def test_health_reports_the_groups(tmp_path: Path, checkpoint_of: Checkpoints) -
     online = {"quant_method": "bitnet", "linear_class": "autobitlinear", "quantization_mode": "online"}
     source = with_groups(checkpoint_of("master", shape=SHAPE), tmp_path / "c", 64, online)
     findings = scan_checkpoint(open_checkpoint(source))
-    (finding,) = [finding for finding in findings if finding.sign == "unreadable"]
+    (finding,) = [finding for finding in findings if finding.name == "unreadable"]
     assert "is already ternary with a scale per group of 64 columns" in finding.message

@@ -29,7 +29,7 @@ from bitexport.train.student.pack import export_packed
 from bitexport.train.student.surgery import make_student
 from tests.support import models as test_models
 from tests.support.gguf_files import values
-from tests.support.models import MODEL_CLASSES, Shape, tiny_model, write_tokenizer
+from tests.support.tiny_models import MODEL_CLASSES, Shape, tiny_model, write_tokenizer
 from tests.train.conftest import tiny_config
 from tests.train.student.test_surgery import FLOAT, batch, float_model, logits
 

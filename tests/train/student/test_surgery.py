@@ -19,7 +19,7 @@ from bitexport.train.student.bitlinear import BitLinear
 from bitexport.train.student.calibration import calibrate
 from bitexport.train.student.pack import FLOAT_HEAD
 from bitexport.train.student.surgery import make_student, replace_projections
-from tests.support.models import MODEL_CLASSES, Shape, tiny_model
+from tests.support.tiny_models import MODEL_CLASSES, Shape, tiny_model
 
 SMALL = Shape(hidden=64, ffn=128)
 FLOAT = ["llama", "qwen2", "qwen3", "hunyuan"]
