@@ -20,7 +20,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 @pytest.fixture(scope="session")
 def checkpoint_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """``checkpoint_of(packing, **options)`` -> folder of a ``models.tiny_checkpoint``, made once.
+    """``checkpoint_of(packing, **options)`` -> folder of a ``tiny_models.tiny_checkpoint``, made once.
 
     Read-only by agreement: a test that damages a checkpoint copies it first.
     """

@@ -27,7 +27,7 @@ from bitexport.train.student.checkpoint import load_causal_lm, save_checkpoint
 from bitexport.train.student.fresh import build_model
 from bitexport.train.student.pack import export_packed
 from bitexport.train.student.surgery import make_student
-from tests.support import models as test_models
+from tests.support import tiny_models
 from tests.support.gguf_files import values
 from tests.support.tiny_models import MODEL_CLASSES, Shape, tiny_model, write_tokenizer
 from tests.train.conftest import tiny_config
@@ -144,7 +144,7 @@ def test_a_pretrained_bitnet_model(tmp_path: Path) -> None:
 
 def test_a_quantized_model_without_sub_norms(tmp_path: Path) -> None:
     tiny = tiny_model(Shape(hidden=64, ffn=128), architecture="llama")
-    loaded = load_causal_lm(test_models.save_checkpoint(tiny, tmp_path))
+    loaded = load_causal_lm(tiny_models.save_checkpoint(tiny, tmp_path))
     assert sum(isinstance(module, BitLinear) for module in loaded.modules()) == 2 * 7
     expected = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
     assert torch.equal(logits(loaded, batch()), logits(expected, batch()))
