@@ -73,10 +73,7 @@ class Worker:
         line = self._process.stdout.readline()
         if not line:
             code = self._process.wait()
-            raise errors.GGUFError(
-                f"the process that ran {self._path} ended with code {code}; "
-                "is there enough memory for all files at once?"
-            )
+            raise errors.GGUFError(f"the process that ran {self._path} {_end_of(code)}")
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
             kind = getattr(errors, answer["kind"], BitexportError)
@@ -98,6 +95,18 @@ class Worker:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _end_of(code: int) -> str:
+    """How a worker ended without an answer, and what to do; ``code`` as in ``Popen.returncode``."""
+    if code == -signal.SIGILL:
+        return (
+            "was ended by SIGILL: it reached an instruction that this CPU cannot execute; build the native "
+            "libraries on this machine, with `make native`"
+        )
+    if code == -signal.SIGKILL:
+        return "was ended by SIGKILL; is there enough memory for all files at once?"
+    return f"ended with code {code}; run the file alone with `bitexport run`, which shows the reason"
 
 
 def main(path: str, n_ctx: int) -> None:

@@ -150,6 +150,23 @@ class _Usage:
     free = 1000
 
 
+@pytest.mark.parametrize(
+    ("number", "message"),
+    [
+        (signal.SIGILL, "ended by SIGILL: .*cannot execute; build .* `make native`"),
+        (signal.SIGKILL, "ended by SIGKILL; is there enough memory"),
+        (signal.SIGSEGV, "ended with code -11; run the file alone"),
+    ],
+)
+def test_a_worker_that_dies_says_how(gguf_of: Maker, number: signal.Signals, message: str) -> None:
+    from bitexport.bench.worker import Worker
+
+    with Worker(gguf_of(), 32, {}) as worker:
+        os.kill(worker._process.pid, number)
+        with pytest.raises(GGUFError, match=message):
+            worker.seconds(BenchTest("pp", 8), threads=1)
+
+
 def test_a_worker_that_cannot_load_says_why(gguf_of: Maker, tmp_path: Path) -> None:
     from bitexport.bench.worker import Worker
 
