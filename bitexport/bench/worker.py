@@ -7,6 +7,7 @@ answers each with ``{"seconds": 0.7}``. Its first line says that the model is lo
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -86,7 +87,9 @@ class Worker:
         self._process.wait()
         for stream in (self._process.stdin, self._process.stdout):
             if stream is not None:
-                stream.close()
+                # a request that a dead worker never read is still buffered
+                with contextlib.suppress(BrokenPipeError):
+                    stream.close()
 
     def __enter__(self) -> Worker:
         return self
