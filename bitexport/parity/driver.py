@@ -66,9 +66,12 @@ def parity(
 
     Raises:
         TokenizerError: the two sides tokenize a prompt differently.
-        UsageError: a prompt is empty, or with ``tokens`` exceeds the model's context.
+        UsageError: a prompt is empty, or with ``tokens`` exceeds the model's context; or
+            ``min_cosine`` is not a number from -1 to 1.
         CheckpointError, GGUFError, NativeLibraryError: a side cannot be loaded.
     """
+    if not -1 <= min_cosine <= 1:  # NaN is not
+        raise UsageError(f"min_cosine is {min_cosine}; expected a number from -1 to 1")
     texts = _texts(prompts)
     read_gguf(Path(gguf))  # a missing or damaged file fails before PyTorch loads gigabytes
     progress(ProgressEvent(0, len(texts), "prompts", "loading"))

@@ -159,6 +159,16 @@ def test_prompt_that_does_not_fit(checkpoint_of: Maker, gguf_of: Maker) -> None:
         parity(checkpoint_of("packed-multiply"), gguf_of("packed-multiply"), ["x", "word " * 500])
 
 
+@pytest.mark.parametrize("threshold", [float("nan"), 1.5, -2.0])
+def test_a_threshold_that_is_not_a_cosine(
+    threshold: float, checkpoint_of: Maker, gguf_of: Maker, run_cli: Cli
+) -> None:
+    paths = checkpoint_of("packed-multiply"), gguf_of("packed-multiply")
+    with pytest.raises(UsageError, match=f"min_cosine is {threshold}; expected a number from -1 to 1"):
+        parity(*paths, ["x"], min_cosine=threshold)
+    assert run_cli("parity", *paths, "--min-cosine", threshold, "--prompt", "x").returncode == 2
+
+
 def test_no_prompts(checkpoint_of: Maker, gguf_of: Maker) -> None:
     with pytest.raises(UsageError, match="no prompts"):
         parity(checkpoint_of("packed-multiply"), gguf_of("packed-multiply"), [])
