@@ -103,12 +103,16 @@ def _show(out: Output, report: ConvertReport) -> None:
                 format_bytes(row.bytes_after),
                 f"{row.bits_per_weight:.3f}",
                 f"{row.zero_fraction:.4f}" if ternary else "",
-                f"{row.scale_min:.6g} .. {row.scale_max:.6g}" if ternary else "",
-                f"{row.scale_rounding:.2g}" if ternary else "",
             )
         )
-    columns = ("type", "tensors", "before", "after", "bits/weight", "zeros", "scale", "scale rounding")
-    out.table(columns, rows, right=columns[1:6])
+    columns = ("type", "tensors", "before", "after", "bits/weight", "zeros")
+    out.table(columns, rows, right=columns[1:])
+    for row in report.types:
+        if row.scale_min is not None:
+            out.line(
+                f"{row.type} scales: {row.scale_min:.6g} to {row.scale_max:.6g}, rounded by at most "
+                f"{row.scale_rounding:.2g} of their value"
+            )
     padding = f", {report.padded_tokens} of them padding" if report.padded_tokens else ""
     out.line(
         f"tokenizer {report.tokenizer}, pre-tokenizer {report.pre_tokenizer}, {report.tokens} tokens{padding}"
