@@ -19,6 +19,9 @@ GROUP_SIZES = (256, 128, 64, 32)
 #: Elements of the first rows, by which ordinary weights are ruled out.
 FIRST_ELEMENTS = 1 << 18
 
+#: Columns of a group that are compared first.
+LOOKAHEAD = 8
+
 #: The share of groups that must have a single magnitude. Trained float weights have none.
 MIN_SHARE = 0.9
 
@@ -93,11 +96,23 @@ def _single_magnitude(
 
     A group with one nonzero value has one magnitude by itself and does not count.
     """
-    magnitudes = np.abs(weights.reshape(-1, size))
+    groups = weights.reshape(-1, size)
+    # two magnitudes among the first columns settle almost every group of ordinary weights
+    single = _one_magnitude(groups[:, :LOOKAHEAD])
+    counted = ~single
+    left = np.flatnonzero(single)
+    rest = groups[left]
+    single[left] = _one_magnitude(rest)
+    counted[left] = np.count_nonzero(rest, axis=1) > 1
+    return single & counted, counted
+
+
+def _one_magnitude(groups: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
+    """Of every row: whether all its nonzero values have the same magnitude."""
+    magnitudes = np.abs(groups)
     largest = magnitudes.max(axis=1, keepdims=True)
-    counted = np.count_nonzero(magnitudes, axis=1) > 1
-    fits = np.all((magnitudes == 0) | (magnitudes == largest), axis=1) & counted
-    return fits, counted
+    single: npt.NDArray[np.bool_] = np.all((magnitudes == 0) | (magnitudes == largest), axis=1)
+    return single
 
 
 def _enough(fits: npt.NDArray[np.bool_], counted: npt.NDArray[np.bool_]) -> bool:
