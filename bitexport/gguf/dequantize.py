@@ -1,14 +1,13 @@
-"""A GGUF tensor's values as float32: one table from type to function.
+"""A GGUF tensor's values as float32.
 
-``gguf.quants`` has most of the functions; I2_S and Q2_0, which it lacks, are read by their packers.
+``gguf.quants`` has the table from type to function; I2_S and Q2_0, which it lacks, are read by their packers.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
-from types import MappingProxyType
+from collections.abc import Iterator, Sequence
+from functools import cache
 
 import gguf
 import numpy as np
@@ -17,7 +16,7 @@ import numpy.typing as npt
 from bitexport.errors import GGUFError
 from bitexport.gguf.packers import PACKERS
 from bitexport.gguf.reader import GGUFFile, GGUFTensor
-from bitexport.gguf.types import I2_S, Q2_0, TYPES_BY_ID, TensorType
+from bitexport.gguf.types import I2_S, Q2_0, TensorType
 
 Bytes = npt.NDArray[np.uint8]
 Matrix = npt.NDArray[np.float32]
@@ -38,27 +37,20 @@ def rows_per_chunk(shape: Sequence[int], weights: int | None = None) -> int:
     return max(1, (CHUNK_WEIGHTS if weights is None else weights) // max(1, math.prod(shape[1:])))
 
 
-def _by_gguf(rows: Bytes, kind: gguf.GGMLQuantizationType) -> Matrix:
-    return np.asarray(gguf.quants.dequantize(rows, kind), dtype=np.float32)
+def _by_gguf(rows: Bytes, kind: TensorType) -> Matrix:
+    """The bytes of some rows, uint8 ``[rows, bytes]``, to their values, ``[rows, columns]``."""
+    return np.asarray(gguf.quants.dequantize(rows, gguf.GGMLQuantizationType(kind.id)), dtype=np.float32)
 
 
-def _implemented(kind: gguf.GGMLQuantizationType) -> bool:
+@cache
+def _gguf_implements(kind: TensorType) -> bool:
     """Whether the gguf package can dequantize a type, which only a call shows."""
     try:
-        gguf.quants.dequantize(np.zeros((1, TYPES_BY_ID[int(kind)].block_bytes), dtype=np.uint8), kind)
-    except NotImplementedError:
+        _by_gguf(np.zeros((1, kind.block_bytes), dtype=np.uint8), kind)
+    except (NotImplementedError, ValueError):  # ValueError: not even the type's number
         return False
     return True
 
-
-#: By type number: the bytes of some rows, uint8 ``[rows, bytes]``, to their values, ``[rows, columns]``.
-DEQUANTIZERS: Mapping[int, Callable[[Bytes], Matrix]] = MappingProxyType(
-    {
-        int(kind): partial(_by_gguf, kind=kind)
-        for kind in gguf.GGMLQuantizationType
-        if int(kind) in TYPES_BY_ID and _implemented(kind)
-    }
-)
 
 #: Types that are read completely, by their packers: blocks of I2_S straddle rows, and an error in Q2_0 names
 #: the block of the tensor.
@@ -67,7 +59,7 @@ READ_WHOLE = (I2_S, Q2_0)
 
 def can_dequantize(kind: TensorType) -> bool:
     """Whether tensors of a type can be read as floats."""
-    return kind in READ_WHOLE or kind.id in DEQUANTIZERS
+    return kind in READ_WHOLE or _gguf_implements(kind)
 
 
 def dequantize(file: GGUFFile, tensor: GGUFTensor) -> Matrix:
@@ -106,7 +98,7 @@ def dequantize_rows(file: GGUFFile, tensor: GGUFTensor) -> Iterator[Matrix]:
     data = file.data(tensor).reshape(rows, -1)
     step = rows_per_chunk(tensor.shape)
     for start in range(0, rows, step):
-        yield DEQUANTIZERS[kind.id](np.ascontiguousarray(data[start : start + step]))
+        yield _by_gguf(np.ascontiguousarray(data[start : start + step]), kind)
 
 
 def _matrix_shape(tensor: GGUFTensor) -> tuple[int, int]:
