@@ -9,19 +9,18 @@ from __future__ import annotations
 
 
 class BitexportError(Exception):
-    """A failure with a known cause. The command line exits with ``exit_code``."""
-
-    exit_code = 1
-
-
-class CheckpointError(BitexportError):
-    """The source checkpoint cannot be read, or contains something that no family or packing accepts.
+    """A failure with a known cause. The command line exits with ``exit_code``.
 
     Attributes:
         sign: if a single tensor is the cause, the key of the problem in :data:`bitexport.health.SIGNS`.
     """
 
+    exit_code = 1
     sign = "unreadable"
+
+
+class CheckpointError(BitexportError):
+    """The source checkpoint cannot be read, or contains something that no family or packing accepts."""
 
 
 class NotFiniteError(CheckpointError):
@@ -46,6 +45,12 @@ class TokenizerError(BitexportError):
 
 class GGUFError(BitexportError):
     """A GGUF file is damaged or contains something that this version cannot read."""
+
+
+class GGUFScaleError(GGUFError):
+    """A scale in a GGUF file is negative, NaN or infinite, or zero where it must not be."""
+
+    sign = "bad-scale"
 
 
 class OutputError(BitexportError):

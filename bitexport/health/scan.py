@@ -115,8 +115,7 @@ def scan_gguf(file: GGUFFile, progress: Progress = ignore) -> list[Finding]:
         try:
             _check_tensor(health, file, tensor)
         except GGUFError as error:
-            sign = "bad-scale" if " has scale " in str(error) else "unreadable"
-            health.add(sign, tensor.name, str(error))
+            health.add(error.sign, tensor.name, str(error))
     tokens = file.metadata.get("tokenizer.ggml.tokens")
     ids = file.metadata.get(f"{file.metadata.get('general.architecture')}.vocab_size")
     embedding = next((tensor.shape[0] for tensor in file.tensors if tensor.name == TOKEN_EMBEDDING), None)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from bitexport.errors import CheckpointError, UnsupportedError
+from bitexport.errors import BitexportError
 from bitexport.health.signs import MIN_WEIGHTS, SCALE_FLOOR, ZERO_FRACTION, Finding, Sign, fold
 from bitexport.ternary import TernaryTensor
 
@@ -78,10 +78,9 @@ class Health:
         """Add a sign that was found elsewhere. ``place`` is a tensor or a file, without quotes."""
         self._signs.append(Sign(sign, f"'{place}'", value))
 
-    def failed(self, name: str, error: CheckpointError | UnsupportedError) -> None:
+    def failed(self, name: str, error: BitexportError) -> None:
         """Add a tensor that could not be read, under the sign that the error names."""
-        sign = error.sign if isinstance(error, CheckpointError) else CheckpointError.sign
-        self.add(sign, name, str(error).removeprefix(f"tensor '{name}' "))
+        self.add(error.sign, name, str(error).removeprefix(f"tensor '{name}' "))
 
     def findings(self) -> list[Finding]:
         """Everything found so far, one finding per sign."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from bitexport.errors import GGUFError, UnsupportedError
+from bitexport.errors import GGUFScaleError, UnsupportedError
 from bitexport.gguf.types import TensorType, alternatives
 from bitexport.ternary import AnyTernary, GroupedTernary, TernaryTensor, collapse_equal_scales
 
@@ -84,11 +84,11 @@ def from_blocks(
         scales: the scale of each block, float16 ``[blocks]``.
 
     Raises:
-        GGUFError: a scale is negative, NaN or infinite.
+        GGUFScaleError: a scale is negative, NaN or infinite.
     """
     wrong = ~np.isfinite(scales) | (scales < 0)
     if wrong.any():
-        raise GGUFError(
+        raise GGUFScaleError(
             f"block {int(np.argmax(wrong))} of {kind.name} has scale {scales[np.argmax(wrong)]}; expected a "
             "positive, finite number: the file is damaged, convert or download it again"
         )

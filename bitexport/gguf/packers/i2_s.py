@@ -13,7 +13,7 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from bitexport.errors import GGUFError, UnsupportedError
+from bitexport.errors import GGUFError, GGUFScaleError, UnsupportedError
 from bitexport.gguf.packers.base import Packer
 from bitexport.gguf.types import I2_S, alternatives
 from bitexport.ternary import AnyTernary, TernaryTensor
@@ -101,11 +101,11 @@ def read_scale(data: npt.NDArray[np.uint8]) -> np.float32:
     """The scale of an I2_S tensor, from its bytes.
 
     Raises:
-        GGUFError: it is zero, negative, NaN or infinite.
+        GGUFScaleError: it is zero, negative, NaN or infinite.
     """
     scale = np.float32(np.frombuffer(data[-I2_S.tail_bytes :][:4].tobytes(), dtype="<f4")[0])
     if not np.isfinite(scale) or not scale > 0:
-        raise GGUFError(
+        raise GGUFScaleError(
             f"an I2_S tensor has scale {scale}; expected a positive, finite number: "
             "the file is damaged or uses type number 36 for another layout"
         )
