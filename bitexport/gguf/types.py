@@ -99,6 +99,26 @@ def alternatives(shape: Sequence[int], group: int | None = None) -> str:
     return " or ".join(found)
 
 
+def smallest_exact(shape: Sequence[int], group: int | None) -> TensorType:
+    """The smallest type in :data:`TERNARY_KINDS` that has a scale for every group of a linear layer.
+
+    I2_S is chosen for every layer with one scale that it can store: it alone stores float32 scales. F16,
+    which stores any group, is chosen when no other type can.
+
+    Args:
+        shape: ``[out, in]``, or ``[experts, out, in]``.
+        group: how many neighbouring weights of a row share a scale; None if the whole tensor does.
+    """
+    if group is None and runs(I2_S, shape):
+        return I2_S
+    fitting = [
+        kind
+        for kind in TERNARY_KINDS
+        if kind is not I2_S and runs(kind, shape) and (group is None or group % kind.block == 0)
+    ]
+    return min(fitting, key=lambda kind: kind.block_bytes / kind.block)
+
+
 #: ``general.file_type`` by the type of the ternary tensors. 40 is Microsoft's number, which upstream uses for
 #: Q1_0.
 FILE_TYPES: Mapping[str, int] = MappingProxyType(
