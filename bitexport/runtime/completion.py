@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 import time
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 
 from bitexport.errors import UsageError
 from bitexport.gguf.reader import read_gguf
+from bitexport.runtime.library import bind
 from bitexport.runtime.limits import check_context, check_text, check_threads
 from bitexport.runtime.loading import load
 from bitexport.runtime.threads import default_threads
@@ -50,7 +52,7 @@ class Completion:
         prompt_tokens: the number of tokens of the prompt.
         tokens: the number of generated tokens.
         finish_reason: ``"stop"`` at an end-of-text token, ``"length"`` at the limit; None before.
-        max_tokens: the maximum number of tokens: as requested, or fewer if the context ends before.
+        max_tokens: the limit: as requested, or fewer if the context ends before.
         load_seconds: the time to load the model.
         seconds: the time from the start of the iteration to its end.
     """
@@ -90,6 +92,8 @@ class Completion:
             path, n_ctx=n_ctx or _default_context(path), n_threads=threads, n_threads_batch=threads
         )
         self.load_seconds = time.perf_counter() - start
+        self._api = bind().llama_cpp
+        self._vocab = self._api.llama_model_get_vocab(self._llama.model)
         self._prompt = self._llama.tokenize(prompt.encode("utf-8"), special=True)
         self.prompt_tokens = len(self._prompt)
         self.tokens = 0
@@ -108,28 +112,38 @@ class Completion:
 
     def __iter__(self) -> Iterator[str]:
         start = time.perf_counter()
-        chunks = self._llama.create_completion(
-            self._prompt,
-            max_tokens=self.max_tokens,
-            temperature=self._sampling.temperature,
-            top_k=self._sampling.top_k,
-            top_p=self._sampling.top_p,
-            seed=self._sampling.seed,
-            min_p=0.0,
-            repeat_penalty=1.0,
-            stream=True,
-        )
+        # a token may be a part of a character; bytes that never become one are dropped
+        decoder = codecs.getincrementaldecoder("utf-8")(errors="ignore")
         try:
-            for chunk in chunks:
-                choice = chunk["choices"][0]
-                self.finish_reason = choice["finish_reason"] or self.finish_reason
-                if choice["text"]:
-                    yield choice["text"]
+            for token in self._generated_tokens():
+                text = decoder.decode(self._llama.detokenize([token], prev_tokens=self._prompt))
+                if text:
+                    yield text
         finally:
             self.seconds = time.perf_counter() - start
-            # n_tokens counts evaluated tokens; the last one before the limit was sampled but not evaluated
-            self.tokens = self._llama.n_tokens - self.prompt_tokens + (self.finish_reason == "length")
             self._llama.close()
+
+    def _generated_tokens(self) -> Iterator[int]:
+        """The tokens up to an end of text, which is not counted, or up to the limit."""
+        self._llama.set_seed(self._sampling.seed)
+        generated = self._llama.generate(
+            self._prompt,
+            temp=self._sampling.temperature,
+            top_k=self._sampling.top_k,
+            top_p=self._sampling.top_p,
+            min_p=0.0,
+            repeat_penalty=1.0,
+        )
+        for token in generated:
+            if self._api.llama_vocab_is_eog(self._vocab, token):
+                self.finish_reason = "stop"
+                return
+            self.tokens += 1
+            if self.tokens == self.max_tokens:
+                self.finish_reason = "length"
+            yield token
+            if self.finish_reason:
+                return
 
 
 def _default_context(path: str | os.PathLike[str]) -> int:

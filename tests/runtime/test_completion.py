@@ -159,3 +159,23 @@ def test_a_reader_that_closes_the_pipe(model: Path) -> None:
     assert process.returncode == 1
     assert "Traceback" not in error
     assert "Exception ignored" not in error
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_at_most_as_many_tokens_as_asked_for(model: Path, seed: int) -> None:
+    """Also inside a character of several bytes: this model writes random bytes."""
+    hot = Sampling(temperature=500.0, top_k=0, top_p=1.0, seed=seed)
+    for limit in (1, 4, 7):
+        completion = Completion(model, "é", sampling=hot, max_tokens=limit, threads=1)
+        list(completion)
+        assert completion.tokens == limit or (
+            completion.finish_reason == "stop" and completion.tokens < limit
+        )
+
+
+def test_lone_bytes_up_to_the_end_of_the_context(model: Path) -> None:
+    hot = Sampling(temperature=500.0, top_k=0, top_p=1.0, seed=11)
+    completion = Completion(model, "é", sampling=hot, max_tokens=10_000, n_ctx=256, threads=1)
+    list(completion)
+    assert completion.finish_reason in ("length", "stop")
+    assert completion.prompt_tokens + completion.tokens <= 256
