@@ -12,6 +12,8 @@ import importlib.metadata
 import os
 import re
 import sys
+import threading
+from contextlib import nullcontext
 from pathlib import Path
 from types import ModuleType
 
@@ -24,6 +26,7 @@ _MAPS = Path("/proc/self/maps")
 _OURS_OR_THEIRS = re.compile(r"^lib(llama|ggml)([-.].*)?\.(so|dylib)(\.\d+)*$")
 
 _bound: ModuleType | None = None
+_binding = threading.Lock()
 
 
 def bind() -> ModuleType:
@@ -37,12 +40,30 @@ def bind() -> ModuleType:
             libllama or libggml is already loaded in this process.
     """
     global _bound
-    if _bound is None:
-        directory = find_library_dir()
-        refuse_foreign_libraries(directory)
-        _bound = _import_with(directory)
-        log.capture(_bound)
+    with _binding:
+        if _bound is None:
+            directory = find_library_dir()
+            refuse_foreign_libraries(directory)
+            bound = _import_with(directory)
+            log.capture(bound)
+            _leave_output_alone()
+            _bound = bound
     return _bound
+
+
+def _leave_output_alone() -> None:
+    """Keep llama-cpp-python from redirecting the process's output while it loads a model.
+
+    It does so to silence llama.cpp, which :mod:`bitexport.runtime.log` has already done. It points file
+    descriptors 1 and 2 of the whole process at /dev/null, for all threads, and two loads at once never undo
+    that.
+    """
+    for name in ("llama_cpp.llama", "llama_cpp._internals", "llama_cpp.llama_chat_format"):
+        vars(sys.modules[name])["suppress_stdout_stderr"] = _no_redirection
+
+
+def _no_redirection(disable: bool = True) -> nullcontext[None]:  # noqa: ARG001  # called with disable=...
+    return nullcontext()
 
 
 def refuse_foreign_libraries(directory: Path) -> None:

@@ -2,25 +2,43 @@
 
 from __future__ import annotations
 
+import atexit
+import difflib
+import inspect
 import os
+import threading
 import warnings
+import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from bitexport.errors import BitexportWarning, GGUFError
+from bitexport.errors import BitexportWarning, GGUFError, UsageError
 from bitexport.gguf.checks import check_hyperparameters
 from bitexport.gguf.reader import MAGIC, read_gguf
 from bitexport.runtime import ggml, log
 from bitexport.runtime.assumptions import assumptions
 from bitexport.runtime.library import bind
 from bitexport.runtime.limits import check_threads
+from bitexport.runtime.model import model_class
 from bitexport.runtime.threads import ThreadPool, default_threads
 from bitexport.tokenizer.missing_pre_tokenizer import PRE_KEY
 
 if TYPE_CHECKING:
     from llama_cpp import Llama
+
+#: llama.cpp's log does not say which model a message is about.
+_one_at_a_time = threading.Lock()
+
+_open_models: weakref.WeakSet[Llama] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_models() -> None:
+    """Close models that are still open, while the modules that closing needs still exist."""
+    for model in list(_open_models):
+        model.close()
 
 
 def load(path: str | os.PathLike[str], **kwargs: Any) -> Llama:
@@ -29,15 +47,26 @@ def load(path: str | os.PathLike[str], **kwargs: Any) -> Llama:
     file, overrides = checked_file(path, given)
     if overrides:
         kwargs["kv_overrides"] = overrides
-    llama_cpp = bind()
+    bind()
     ggml.cpu_tier()
+    _check_arguments(kwargs)
     kwargs.setdefault("verbose", False)
     for threads in ("n_threads", "n_threads_batch"):
         kwargs[threads] = kwargs.get(threads) or default_threads()
         check_threads(kwargs[threads])
+    with _one_at_a_time:
+        model = _open(file, kwargs)
+    pool = ThreadPool(model.ctx, max(kwargs["n_threads"], kwargs["n_threads_batch"]))
+    model._stack.callback(pool.close)  # runs before the context is freed: callbacks run last in, first out
+    _open_models.add(model)
+    return model
+
+
+def _open(file: Path, kwargs: Mapping[str, Any]) -> Llama:
+    """The model of a checked file."""
     log.clear()
     try:
-        model = llama_cpp.Llama(str(file), **kwargs)
+        return model_class()(str(file), **kwargs)
     except ValueError as error:  # llama-cpp-python raises it when libllama returns a null pointer
         raise load_error(file, str(error)) from error
     except Exception as error:
@@ -47,9 +76,24 @@ def load(path: str | os.PathLike[str], **kwargs: Any) -> Llama:
             f"{file}: the chat template is damaged ({error}); correct tokenizer_config.json or "
             "chat_template.jinja and convert the checkpoint again"
         ) from error
-    pool = ThreadPool(model.ctx, max(kwargs["n_threads"], kwargs["n_threads_batch"]))
-    model._stack.callback(pool.close)  # runs before the context is freed: callbacks run last in, first out
-    return model
+
+
+def _check_arguments(given: Mapping[str, Any]) -> None:
+    """Refuse arguments that llama_cpp.Llama would ignore, and a LoRA file that it would crash on.
+
+    Raises:
+        UsageError: names the argument.
+    """
+    parameters = inspect.signature(bind().Llama.__init__).parameters.values()
+    known = [each.name for each in parameters if each.kind is inspect.Parameter.KEYWORD_ONLY]
+    for name in given:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, 1)
+            hint = f"did you mean {close[0]}?" if close else "see llama_cpp.Llama for those that exist"
+            raise UsageError(f"load has no argument {name!r}; {hint}")
+    for name in ("lora_path", "lora_base"):
+        if (path := given.get(name)) is not None and not Path(path).is_file():
+            raise UsageError(f"{name} is {path}, which is not a file; give the path of a GGUF file")
 
 
 def checked_file(

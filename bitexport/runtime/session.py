@@ -16,6 +16,7 @@ from bitexport.runtime import ggml, log
 from bitexport.runtime.library import bind
 from bitexport.runtime.limits import check_context, check_threads
 from bitexport.runtime.loading import checked_file, load_error
+from bitexport.runtime.processes import Owner
 from bitexport.runtime.threads import ThreadPool, default_threads
 from bitexport.runtime.trace import Tracer
 
@@ -55,6 +56,7 @@ class Session:
         self._context: Any = None
         self._pools: list[ThreadPool] = []  # the last one is in use
         self._tracer = tracer
+        self._owner = Owner("this session's model")
         self.path, overrides = checked_file(path)
         self._api = bind().llama_cpp
         self.tier = ggml.cpu_tier()
@@ -274,6 +276,7 @@ class Session:
 
     def _decode(self, ids: Sequence[int], *, every_position: bool, together: bool = False) -> None:
         """Evaluate ``ids``: as consecutive tokens, or ``together`` as the next token of one sequence each."""
+        self._owner.check()
         count = len(ids)
         batch = self._api.llama_batch_init(count, 0, 1)
         try:

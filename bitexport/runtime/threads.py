@@ -12,6 +12,7 @@ from pathlib import Path
 
 from bitexport.errors import NativeLibraryError
 from bitexport.runtime.ggml import cpu_library, processors
+from bitexport.runtime.processes import Owner
 from bitexport.system.native_files import library_file
 
 _TOPOLOGY = Path("/sys/devices/system/cpu")
@@ -73,6 +74,7 @@ class ThreadPool:
     """
 
     def __init__(self, context: int, count: int) -> None:
+        self._owner = Owner("the thread pool")
         self._context = ctypes.c_void_p(context)
         self._pool: int | None = _cpu().bitexport_new_threads(count)
         if not self._pool:
@@ -91,7 +93,9 @@ class ThreadPool:
 
         Call it only after the context has computed once with the new pool: ggml then pauses the old one.
         """
-        if self._pool:
+        if (
+            self._pool and self._owner.here()
+        ):  # freeing it in a forked child would wait for threads that are not there
             _cpu().ggml_threadpool_free(self._pool)
         self._pool = None
 

@@ -1,0 +1,46 @@
+"""The class of the models that :func:`bitexport.load` returns: ``llama_cpp.Llama`` with fewer traps."""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Any
+
+from bitexport.errors import UsageError
+from bitexport.runtime.library import bind
+from bitexport.runtime.processes import Owner
+
+if TYPE_CHECKING:
+    from llama_cpp import Llama
+
+
+@functools.cache
+def model_class() -> type[Llama]:
+    """A subclass of ``llama_cpp.Llama``, made once our libraries are bound.
+
+    It refuses to compute in a forked child, which lacks ggml's threads and would wait for them forever. It
+    refuses log-probabilities of an echoed prompt, which llama-cpp-python assigns to the wrong tokens.
+    """
+
+    class Model(bind().Llama):  # type: ignore[misc]
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            self._owner = Owner("this model")
+            super().__init__(*args, **kwargs)
+
+        def eval(self, tokens: Any) -> None:
+            self._owner.check()
+            super().eval(tokens)
+
+        def create_embedding(self, *args: Any, **kwargs: Any) -> Any:
+            self._owner.check()
+            return super().create_embedding(*args, **kwargs)
+
+        def create_completion(self, prompt: Any, *args: Any, **kwargs: Any) -> Any:
+            if kwargs.get("echo") and kwargs.get("logprobs") is not None:
+                raise UsageError(
+                    "echo=True with logprobs: llama-cpp-python assigns the log-probabilities of an echoed "
+                    "prompt to the wrong tokens; leave one of them out, or use bitexport eval for likelihoods"
+                )
+            return super().create_completion(prompt, *args, **kwargs)
+
+    Model.__name__ = Model.__qualname__ = "Llama"
+    return Model
