@@ -6,6 +6,8 @@ BIN    := $(VENV)/bin
 NATIVE := build/native
 STOCK  := build/stock
 JOBS   ?= $(shell nproc 2>/dev/null || echo 2)
+# Processes of the Python tests. Each of them loads PyTorch, about 1 GB, so a large machine does not start one per core.
+TEST_JOBS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$((n < 4 ? n : 4)))
 
 # ccache compares paths relative to here, so that a second clone finds the first one's objects.
 export CCACHE_BASEDIR := $(CURDIR)
@@ -52,7 +54,7 @@ test-native: native
 	cd $(NATIVE) && ctest --output-on-failure
 
 test-python: native stock
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(TEST_JOBS) --dist loadfile
 
 check: $(VENV)/.installed ## Lint, type-check, check the layers, compare generated tables with the code
 	$(BIN)/ruff check .
