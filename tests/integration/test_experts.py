@@ -144,14 +144,14 @@ def test_observed_activations_are_those_of_each_expert(folder: Path) -> None:
         session.logits(IDS)
     for part in ("gate", "up", "down"):
         rows = {
-            name: len(found)
+            name: len(found.q)
             for name, found in recorded.items()
             if name.startswith(f"blk.0.ffn_{part}_exps.weight#")
         }
         assert set(rows) <= {f"blk.0.ffn_{part}_exps.weight#{expert}" for expert in range(8)}
         assert sum(rows.values()) == 2 * len(IDS)
     np.testing.assert_array_equal(
-        recorded["blk.0.ffn_gate_exps.weight#3"], recorded["blk.0.ffn_up_exps.weight#3"]
+        recorded["blk.0.ffn_gate_exps.weight#3"].q, recorded["blk.0.ffn_up_exps.weight#3"].q
     )
 
 

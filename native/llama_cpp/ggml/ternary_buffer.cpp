@@ -118,7 +118,7 @@ struct ExpertProduct {
 
     bool observed() const { return observer != nullptr; }
     void observe(const char * name, const Batch & batch) const {
-        observer(name, batch.q, batch.stride, batch.scale, weights.cols(), batch.tokens);
+        observer(name, batch.q, batch.stride, batch.scale, weights.cols(), weights.cols(), batch.tokens);
     }
 };
 
@@ -152,7 +152,7 @@ class TernaryTraits : public ggml::cpu::tensor_traits {
                                    batch.scale + token, batch.sum + token);
         });
         if (params->ith == 0 && observer != nullptr) {
-            observer(weights.tensor->name, batch.q, batch.stride, batch.scale, weights.cols(), tokens);
+            observer(weights.tensor->name, batch.q, batch.stride, batch.scale, weights.cols(), weights.cols(), tokens);
         }
 
         const Share panels(ternary::panel_count(weights.rows()), params->ith, params->nth);

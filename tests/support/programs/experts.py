@@ -88,14 +88,15 @@ def compare_observed() -> None:
         ids = random.integers(0, 3, (tokens, 2), dtype=np.int32)  # none for expert 3
         with record_activations() as recorded:
             ours.mul_mat_id(x, ids, 2)
-        q, _ = quantized(x)
+        q, scale = quantized(x)
         rows: dict[str, Any] = {}
         for token, slot in np.ndindex(*ids.shape):
             name = f"blk.0.ffn_up_exps.weight#{ids[token, slot]}"
-            rows.setdefault(name, []).append(q[token, slot % different])
+            rows.setdefault(name, []).append((q[token, slot % different], scale[token, slot % different]))
         assert recorded.keys() == rows.keys()
         for name, found in recorded.items():
-            np.testing.assert_array_equal(found, np.stack(rows[name]))
+            np.testing.assert_array_equal(found.q, np.stack([values for values, _ in rows[name]]))
+            np.testing.assert_array_equal(found.scales, np.stack([each for _, each in rows[name]]))
 
 
 def compare_bias() -> None:
