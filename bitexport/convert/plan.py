@@ -163,7 +163,8 @@ def _planned(
     ]
     if claim.role is Role.TERNARY and not ternary:
         kind = _float_type(checkpoint, claim, warnings)
-    check_fits(claim.source, claim.shape, kind, embedding=claim.role is Role.EMBEDDING)
+    embedding = claim.role is Role.EMBEDDING
+    check_fits(claim.source, claim.shape, kind, embedding=embedding, target=claim.target)
     partners = packing.partners(claim.source) if ternary else ()
     source_bytes = info.nbytes + sum(checkpoint.info(name).nbytes for name in partners)
     return PlannedTensor(claim, TensorSpec(claim.target, claim.shape, kind), ternary, source_bytes)

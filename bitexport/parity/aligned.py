@@ -19,7 +19,7 @@ from bitexport.reference import Reference
 from bitexport.reference.alignment import Decisions, aligned_rounding
 from bitexport.reference.embeddings import replaced_embeddings, unfaithful_row
 from bitexport.reference.float_layers import rounded_float_layers
-from bitexport.runtime.observe import record_activations
+from bitexport.runtime.observe import one_scale_per_token, record_activations
 from bitexport.runtime.session import Session
 
 #: Half of float32's machine epsilon: the largest relative error of a single rounding.
@@ -129,10 +129,11 @@ def _run_aligned(reference: Reference, session: Session, ids: Sequence[int], tok
     with record_activations() as recorded:
         prefill = session.logits(ids)
         steps = _greedy_steps(session, prefill[-1], tokens)
-    _check_recorded(session, layers, recorded)
+    inputs = one_scale_per_token(recorded)
+    _check_recorded(session, layers, inputs)
     chosen = [int(step.argmax()) for step in steps]
     run = [*ids, *chosen[:-1]]
-    with aligned_rounding(layers, recorded) as decisions:
+    with aligned_rounding(layers, inputs) as decisions:
         python = reference.logits(run)
     return _AlignedRun(run, python, np.stack([*prefill, *steps[1:]]), decisions)
 

@@ -1,10 +1,11 @@
-"""Records the int8 activations of every ternary product, as our kernels quantized them."""
+"""Records the int8 activations of every product that our kernels compute, as they quantized them."""
 
 from __future__ import annotations
 
 import ctypes
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,15 +23,42 @@ _Observer = ctypes.CFUNCTYPE(
     ctypes.POINTER(ctypes.c_float),
     ctypes.c_int64,
     ctypes.c_int64,
+    ctypes.c_int64,
 )
 
-#: Input activations by GGUF weight name: int8 [tokens, in], in the order of the tokens.
-Recorded = dict[str, npt.NDArray[np.int8]]
+
+@dataclass(frozen=True, slots=True)
+class Activations:
+    """The quantized inputs of one weight, in the order of the tokens.
+
+    An activation is ``q / scales``, where a scale is for ``group`` neighbouring columns.
+
+    Attributes:
+        q: int8 ``[tokens, in]``.
+        scales: float32 ``[tokens, in / group]``; infinite where a group is zero, NaN where it was not finite.
+    """
+
+    q: npt.NDArray[np.int8]
+    scales: npt.NDArray[np.float32]
+
+    @property
+    def group(self) -> int:
+        """How many columns share a scale: all of them for I2_S, 32 for Q2_0, 256 for TQ1_0 and TQ2_0."""
+        return int(self.q.shape[1]) // int(self.scales.shape[1])
+
+
+#: Input activations by GGUF weight name.
+Recorded = dict[str, Activations]
+
+
+def one_scale_per_token(recorded: Recorded) -> dict[str, npt.NDArray[np.int8]]:
+    """The ``q`` of the weights whose activations have one scale per token, 127 over the largest magnitude."""
+    return {name: inputs.q for name, inputs in recorded.items() if inputs.scales.shape[1] == 1}
 
 
 @contextmanager
 def record_activations() -> Iterator[Recorded]:
-    """Record the activations of every ternary product until the block ends.
+    """Record the activations of every product of our kernels until the block ends.
 
     The dictionary is filled when the block ends. Products of later batches are appended as further tokens.
     Only one recording is possible at a time, and no other thread may run a model during it.
@@ -49,11 +77,14 @@ def record_activations() -> Iterator[Recorded]:
     observe.argtypes = [_Observer]
     observe.restype = None
 
-    batches: dict[str, list[npt.NDArray[np.int8]]] = {}
+    batches: dict[str, list[Activations]] = {}
 
-    def on_product(weight: bytes, q: Any, stride: int, _scale: Any, cols: int, tokens: int) -> None:
-        view = np.ctypeslib.as_array(q, shape=(tokens, stride))
-        batches.setdefault(weight.decode(), []).append(view[:, :cols].copy())
+    def on_product(
+        weight: bytes, q: Any, stride: int, scales: Any, group: int, cols: int, tokens: int
+    ) -> None:
+        rows = np.ctypeslib.as_array(q, shape=(tokens, stride))
+        of_groups = np.ctypeslib.as_array(scales, shape=(tokens, cols // group))
+        batches.setdefault(weight.decode(), []).append(Activations(rows[:, :cols].copy(), of_groups.copy()))
 
     callback = _Observer(on_product)
     recorded: Recorded = {}
@@ -62,4 +93,7 @@ def record_activations() -> Iterator[Recorded]:
         yield recorded
     finally:
         observe(_Observer())  # a null pointer removes the observer
-        recorded.update({weight: np.concatenate(arrays) for weight, arrays in batches.items()})
+        for weight, parts in batches.items():
+            recorded[weight] = Activations(
+                np.concatenate([part.q for part in parts]), np.concatenate([part.scales for part in parts])
+            )

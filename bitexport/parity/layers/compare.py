@@ -16,13 +16,14 @@ smallest possible mistake, one trit of a matrix, is a hundred times as large.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from bitexport.gguf.embeddings import Embeddings
@@ -35,7 +36,7 @@ from bitexport.reference.embeddings import ROW_ERROR, replaced_embeddings, unfai
 from bitexport.reference.float_layers import rounded_float_layers
 from bitexport.reference.steps import TENSORS, Place, places
 from bitexport.reference.visit import Visit, visited
-from bitexport.runtime.observe import Recorded, record_activations
+from bitexport.runtime.observe import one_scale_per_token, record_activations
 from bitexport.runtime.session import Session
 from bitexport.runtime.trace import Trace, Tracer
 
@@ -54,6 +55,7 @@ OTHER_GRID_ERROR = 0.1
 _EMBEDDING, _LOGITS, _SHARED_INPUT = "embd", "result_output", "ffn_inp"
 
 _Mode = Literal["plain", "aligned", "isolated"]
+_Recorded = Mapping[str, npt.NDArray[np.int8]]
 
 
 def compare_layers(
@@ -85,7 +87,7 @@ def compare_layers(
         ids = ids[:MAX_TOKENS]
         with record_activations() as recorded, tracer.record(TENSORS) as trace:
             session.logits(ids)
-        comparison.add_prompt(ids, trace, recorded, align)
+        comparison.add_prompt(ids, trace, one_scale_per_token(recorded), align)
     return LayersReport(
         steps=comparison.results(),
         absent=absent,
@@ -111,7 +113,7 @@ class _StepComparison:
     unnamed: set[Place] = field(default_factory=set)
     _differences: dict[_Mode, dict[Place, DifferenceAccumulator]] = field(default_factory=dict)
 
-    def add_prompt(self, ids: Sequence[int], trace: Trace, recorded: Recorded, align: bool) -> None:
+    def add_prompt(self, ids: Sequence[int], trace: Trace, recorded: _Recorded, align: bool) -> None:
         """Run one prompt through PyTorch in every mode and compare it with what C++ recorded."""
         ternary = self.reference.ternary_layers().keys()
         modes: list[_Mode] = ["plain", "isolated"]
@@ -123,7 +125,7 @@ class _StepComparison:
                 self.reference.logits(ids)
 
     @contextmanager
-    def _running(self, mode: _Mode, recorded: Recorded, visit: Visit) -> Iterator[None]:
+    def _running(self, mode: _Mode, recorded: _Recorded, visit: Visit) -> Iterator[None]:
         """Within the block, the reference runs in ``mode`` and every step is passed to ``visit``."""
         model = self.reference.model
         modules = self.reference.modules()
@@ -138,7 +140,7 @@ class _StepComparison:
                 stack.enter_context(aligned_rounding(known, recorded))
             yield
 
-    def _visit(self, mode: _Mode, tokens: int, trace: Trace, recorded: Recorded) -> Visit:
+    def _visit(self, mode: _Mode, tokens: int, trace: Trace, recorded: _Recorded) -> Visit:
         """A function that compares a step with the trace, and in isolated mode replaces its values."""
         orders = self.reference.column_orders()
         ternary = self.reference.ternary_layers().keys()
