@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,8 +25,29 @@ _Observer = ctypes.CFUNCTYPE(
     ctypes.c_int64,
 )
 
-#: Input activations by GGUF weight name: int8 [tokens, in], in the order of the tokens.
-Recorded = dict[str, npt.NDArray[np.int8]]
+
+@dataclass(frozen=True, slots=True)
+class Activations:
+    """The quantized inputs of one weight, in the order of the tokens.
+
+    An activation is ``q / scales``, where a scale is for ``group`` neighbouring columns.
+
+    Attributes:
+        q: int8 ``[tokens, in]``.
+        scales: float32 ``[tokens, in / group]``; infinite where a group is zero, NaN where it was not finite.
+    """
+
+    q: npt.NDArray[np.int8]
+    scales: npt.NDArray[np.float32]
+
+    @property
+    def group(self) -> int:
+        """How many columns share a scale: all of them for I2_S, 32 for Q2_0, 256 for TQ1_0 and TQ2_0."""
+        return self.q.shape[1] // self.scales.shape[1]
+
+
+#: Input activations by GGUF weight name.
+Recorded = dict[str, Activations]
 
 
 @contextmanager
@@ -49,11 +71,13 @@ def record_activations() -> Iterator[Recorded]:
     observe.argtypes = [_Observer]
     observe.restype = None
 
-    batches: dict[str, list[npt.NDArray[np.int8]]] = {}
+    batches: dict[str, list[Activations]] = {}
 
-    def on_product(weight: bytes, q: Any, stride: int, _scale: Any, cols: int, tokens: int) -> None:
+    def on_product(weight: bytes, q: Any, stride: int, scale: Any, cols: int, tokens: int) -> None:
         view = np.ctypeslib.as_array(q, shape=(tokens, stride))
-        batches.setdefault(weight.decode(), []).append(view[:, :cols].copy())
+        batches.setdefault(weight.decode(), []).append(
+            Activations(view[:, :cols].copy(), np.ctypeslib.as_array(scale, shape=(tokens, 1)).copy())
+        )
 
     callback = _Observer(on_product)
     recorded: Recorded = {}
@@ -62,4 +86,10 @@ def record_activations() -> Iterator[Recorded]:
         yield recorded
     finally:
         observe(_Observer())  # a null pointer removes the observer
-        recorded.update({weight: np.concatenate(arrays) for weight, arrays in batches.items()})
+        recorded.update({weight: _joined(found) for weight, found in batches.items()})
+
+
+def _joined(batches: list[Activations]) -> Activations:
+    return Activations(
+        np.concatenate([each.q for each in batches]), np.concatenate([each.scales for each in batches])
+    )

@@ -16,7 +16,7 @@ smallest possible mistake, one trit of a matrix, is a hundred times as large.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +26,7 @@ import numpy as np
 import torch
 
 from bitexport.gguf.embeddings import Embeddings
+from bitexport.parity.aligned import ternary_types
 from bitexport.parity.layers.difference import DifferenceAccumulator
 from bitexport.parity.layers.result import LayersReport, StepResult
 from bitexport.progress import Progress, ProgressEvent, ignore
@@ -46,10 +47,6 @@ MAX_TOKENS = 256
 ANGLE_ERROR = 127 * 2**0.5 * 4 * 2**-24
 #: Tolerance for logits, whose activations ggml rounds for a quantized head: a fraction of their L2 norm.
 LOGITS_ERROR = 0.005
-#: Tolerance for the product of a ternary weight that is not I2_S, a fraction of the L2 norm: ggml rounds its
-#: activations in a different way, or not at all. 3% was measured where a few values are far larger than the
-#: rest. A smaller mistake does not show there.
-OTHER_GRID_ERROR = 0.1
 
 _EMBEDDING, _LOGITS, _SHARED_INPUT = "embd", "result_output", "ffn_inp"
 
@@ -72,14 +69,15 @@ def compare_layers(
         session: opened with ``tracer``.
         embeddings: those of the file.
         ids_of: the token ids of each prompt.
-        align: also run aligned, if every ternary weight in the file is I2_S.
+        align: also run aligned.
 
     Raises:
-        UnsupportedError: the reference has no attention function to observe.
+        UnsupportedError: see :func:`ternary_types`; or the reference has no attention function to observe.
         NativeLibraryError: a tensor of the graph could not be read.
     """
+    types = ternary_types(session.path, reference.ternary_layers())
     found, absent = places(reference.modules(), reference.n_layer)
-    comparison = _StepComparison(reference, embeddings, session.path, found)
+    comparison = _StepComparison(reference, embeddings, session.path, types, found)
     for index, ids in enumerate(ids_of):
         progress(ProgressEvent(index, len(ids_of), "prompts", "comparing layers"))
         ids = ids[:MAX_TOKENS]
@@ -107,18 +105,16 @@ class _StepComparison:
     reference: Reference
     embeddings: Embeddings
     path: Path
+    types: Mapping[str, str]
     places: list[Place]
     unnamed: set[Place] = field(default_factory=set)
     _differences: dict[_Mode, dict[Place, DifferenceAccumulator]] = field(default_factory=dict)
 
     def add_prompt(self, ids: Sequence[int], trace: Trace, recorded: Recorded, align: bool) -> None:
         """Run one prompt through PyTorch in every mode and compare it with what C++ recorded."""
-        ternary = self.reference.ternary_layers().keys()
-        modes: list[_Mode] = ["plain", "isolated"]
-        if align and ternary <= recorded.keys():
-            modes.insert(1, "aligned")
+        modes: list[_Mode] = ["plain", "aligned", "isolated"] if align else ["plain", "isolated"]
         for mode in modes:
-            visit = self._visit(mode, len(ids), trace, recorded)
+            visit = self._visit(mode, len(ids), trace)
             with self._running(mode, recorded, visit):
                 self.reference.logits(ids)
 
@@ -134,14 +130,12 @@ class _StepComparison:
             stack.enter_context(visited(model, modules, self.places, visit))
             if mode != "plain":
                 layers = self.reference.ternary_layers()
-                known = {name: layer for name, layer in layers.items() if name in recorded}
-                stack.enter_context(aligned_rounding(known, recorded))
+                stack.enter_context(aligned_rounding(layers, recorded, self.types))
             yield
 
-    def _visit(self, mode: _Mode, tokens: int, trace: Trace, recorded: Recorded) -> Visit:
+    def _visit(self, mode: _Mode, tokens: int, trace: Trace) -> Visit:
         """A function that compares a step with the trace, and in isolated mode replaces its values."""
         orders = self.reference.column_orders()
-        ternary = self.reference.ternary_layers().keys()
         differences = self._differences.setdefault(mode, {})
 
         def visit(place: Place, python: torch.Tensor) -> torch.Tensor | None:
@@ -151,8 +145,7 @@ class _StepComparison:
                 return None
             order = orders.get(place.rotated or "")
             cpp = torch.from_numpy(traced if order is None else traced[:, np.argsort(order)])
-            other_grid = place.weight in ternary and place.weight not in recorded
-            tolerance, relative = self._tolerance(place, tokens, other_grid)
+            tolerance, relative = self._tolerance(place, tokens)
             differences.setdefault(place, DifferenceAccumulator()).add(
                 python, cpp, tolerance, relative=relative
             )
@@ -160,14 +153,12 @@ class _StepComparison:
 
         return visit
 
-    def _tolerance(self, place: Place, tokens: int, other_grid: bool) -> tuple[torch.Tensor, bool]:
+    def _tolerance(self, place: Place, tokens: int) -> tuple[torch.Tensor, bool]:
         """The tolerance for each token, and whether it is a fraction of the L2 norm instead of grid steps."""
         if place.step.name == _EMBEDDING:
             return torch.full((tokens,), ROW_ERROR.get(self.embeddings.embedding_type, 0.1)), True
         if place.step.name == _LOGITS:
             return torch.full((tokens,), LOGITS_ERROR), True
-        if other_grid:
-            return torch.full((tokens,), OTHER_GRID_ERROR), True
         tolerance = torch.full((tokens,), TOLERANCE, dtype=torch.float64)
         if place.step.rotated and not place.step.modules:
             tolerance += ANGLE_ERROR * torch.arange(tokens)
