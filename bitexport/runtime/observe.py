@@ -1,4 +1,4 @@
-"""Records the int8 activations of every ternary product, as our kernels quantized them."""
+"""Records the int8 activations of every product that our kernels compute, as they quantized them."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ _Observer = ctypes.CFUNCTYPE(
     ctypes.POINTER(ctypes.c_float),
     ctypes.c_int64,
     ctypes.c_int64,
+    ctypes.c_int64,
 )
 
 
@@ -43,7 +44,7 @@ class Activations:
     @property
     def group(self) -> int:
         """How many columns share a scale: all of them for I2_S, 32 for Q2_0, 256 for TQ1_0 and TQ2_0."""
-        return self.q.shape[1] // self.scales.shape[1]
+        return int(self.q.shape[1]) // int(self.scales.shape[1])
 
 
 #: Input activations by GGUF weight name.
@@ -52,7 +53,7 @@ Recorded = dict[str, Activations]
 
 @contextmanager
 def record_activations() -> Iterator[Recorded]:
-    """Record the activations of every ternary product until the block ends.
+    """Record the activations of every product of our kernels until the block ends.
 
     The dictionary is filled when the block ends. Products of later batches are appended as further tokens.
     Only one recording is possible at a time, and no other thread may run a model during it.
@@ -73,11 +74,12 @@ def record_activations() -> Iterator[Recorded]:
 
     batches: dict[str, list[Activations]] = {}
 
-    def on_product(weight: bytes, q: Any, stride: int, scale: Any, cols: int, tokens: int) -> None:
-        view = np.ctypeslib.as_array(q, shape=(tokens, stride))
-        batches.setdefault(weight.decode(), []).append(
-            Activations(view[:, :cols].copy(), np.ctypeslib.as_array(scale, shape=(tokens, 1)).copy())
-        )
+    def on_product(
+        weight: bytes, q: Any, stride: int, scales: Any, group: int, cols: int, tokens: int
+    ) -> None:
+        rows = np.ctypeslib.as_array(q, shape=(tokens, stride))
+        of_groups = np.ctypeslib.as_array(scales, shape=(tokens, cols // group))
+        batches.setdefault(weight.decode(), []).append(Activations(rows[:, :cols].copy(), of_groups.copy()))
 
     callback = _Observer(on_product)
     recorded: Recorded = {}
@@ -86,10 +88,7 @@ def record_activations() -> Iterator[Recorded]:
         yield recorded
     finally:
         observe(_Observer())  # a null pointer removes the observer
-        recorded.update({weight: _joined(found) for weight, found in batches.items()})
-
-
-def _joined(batches: list[Activations]) -> Activations:
-    return Activations(
-        np.concatenate([each.q for each in batches]), np.concatenate([each.scales for each in batches])
-    )
+        for weight, parts in batches.items():
+            recorded[weight] = Activations(
+                np.concatenate([part.q for part in parts]), np.concatenate([part.scales for part in parts])
+            )

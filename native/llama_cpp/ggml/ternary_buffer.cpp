@@ -96,7 +96,7 @@ class TernaryTraits : public ggml::cpu::tensor_traits {
                                    batch.scale + token, batch.sum + token);
         });
         if (params->ith == 0 && observer != nullptr) {
-            observer(weights.tensor->name, batch.q, batch.stride, batch.scale, weights.cols(), tokens);
+            observer(weights.tensor->name, batch.q, batch.stride, batch.scale, weights.cols(), weights.cols(), tokens);
         }
 
         const Share panels(ternary::panel_count(weights.rows()), params->ith, params->nth);

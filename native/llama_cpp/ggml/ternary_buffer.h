@@ -35,10 +35,11 @@ GGML_BACKEND_API const char * bitexport_layout_error(void);
 // product, which read the bytes of the file (some of them in another order).
 GGML_BACKEND_API size_t bitexport_bytes_read(int type, int64_t rows, int64_t cols);
 
-// Observes what the ternary products actually multiply. Called once per product, in the thread that called ggml, with the
-// weight's name and its quantized activations: q is int8 [tokens][stride], of which cols are used; scale is [tokens].
+// Observes what our products actually multiply. Called once per product, in the thread that called ggml, with the weight's
+// name and its quantized activations: q is int8 [tokens][stride], of which cols are used; scales is [tokens][cols / group],
+// one for every `group` columns (all of them for I2_S); an activation is q / scale. Infinite where a group is zero.
 // The memory is valid during the call only. NULL removes the observer. Not to be called while another thread computes.
-typedef void (*bitexport_observer)(const char * weight, const int8_t * q, int64_t stride, const float * scale,
+typedef void (*bitexport_observer)(const char * weight, const int8_t * q, int64_t stride, const float * scales, int64_t group,
                                    int64_t cols, int64_t tokens);
 GGML_BACKEND_API void bitexport_observe(bitexport_observer observer);
 
