@@ -25,8 +25,8 @@ from bitexport.reference.float_layers import rounded_float_layers
 from bitexport.runtime.observe import record_activations
 from bitexport.runtime.session import Session
 
-#: The types that convert writes for a ternary weight.
-ALIGNED_TYPES = tuple(kind.name for kind in TERNARY_KINDS)
+#: The types that convert writes for a ternary weight, and the one of other converters for float weights.
+ALIGNED_TYPES = ("f32", *(kind.name for kind in TERNARY_KINDS))
 
 #: Half of float32's machine epsilon: the largest relative error of a single rounding.
 _FLOAT32_ROUNDING = 2.0**-24
