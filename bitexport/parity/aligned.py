@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Sequence
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +12,8 @@ import torch
 
 from bitexport.errors import UnsupportedError
 from bitexport.gguf.embeddings import Embeddings
+from bitexport.gguf.reader import read_gguf
+from bitexport.gguf.types import TERNARY_KINDS
 from bitexport.metrics.logits import Agreement, LogitComparison, compare_logits, join, summarize
 from bitexport.parity.details import OnLogits
 from bitexport.parity.greedy import Continuation, compare_choices
@@ -19,8 +22,11 @@ from bitexport.reference import Reference
 from bitexport.reference.alignment import Decisions, aligned_rounding
 from bitexport.reference.embeddings import replaced_embeddings, unfaithful_row
 from bitexport.reference.float_layers import rounded_float_layers
-from bitexport.runtime.observe import one_scale_per_token, record_activations
+from bitexport.runtime.observe import record_activations
 from bitexport.runtime.session import Session
+
+#: The types that convert writes for a ternary weight, and the one of other converters for float weights.
+ALIGNED_TYPES = ("f32", *(kind.name for kind in TERNARY_KINDS))
 
 #: Half of float32's machine epsilon: the largest relative error of a single rounding.
 _FLOAT32_ROUNDING = 2.0**-24
@@ -85,11 +91,12 @@ def compare_aligned(
     token-by-token decode is judged as well as prefill. ``on_logits`` is called with every prompt's logits.
 
     Raises:
-        UnsupportedError: a layer that is ternary in the checkpoint is not I2_S in the file.
+        UnsupportedError: see :func:`ternary_types`.
     """
     comparisons: list[LogitComparison] = []
     continuations: list[Continuation] = []
     runs: list[Decisions] = []
+    types = ternary_types(session.path, reference.ternary_layers())
     unfaithful = unfaithful_row(reference.model, embeddings)
     with (
         replaced_embeddings(reference.model, embeddings),
@@ -97,7 +104,7 @@ def compare_aligned(
     ):
         for index, ids in enumerate(ids_of):
             progress(ProgressEvent(index, len(ids_of), "prompts", "aligning"))
-            run = _run_aligned(reference, session, ids, tokens)
+            run = _run_aligned(reference, session, types, ids, tokens)
             comparisons.append(compare_logits(run.python, run.cpp))
             if on_logits is not None:
                 on_logits(index, run.ids, run.python, run.cpp)
@@ -123,17 +130,16 @@ class _AlignedRun:
     decisions: Decisions
 
 
-def _run_aligned(reference: Reference, session: Session, ids: Sequence[int], tokens: int) -> _AlignedRun:
+def _run_aligned(
+    reference: Reference, session: Session, types: Mapping[str, str], ids: Sequence[int], tokens: int
+) -> _AlignedRun:
     """Run C++ over the prompt, then token by token, and PyTorch over both at once, aligned."""
-    layers = reference.ternary_layers()
     with record_activations() as recorded:
         prefill = session.logits(ids)
         steps = _greedy_steps(session, prefill[-1], tokens)
-    inputs = one_scale_per_token(recorded)
-    _check_recorded(session, layers, inputs)
     chosen = [int(step.argmax()) for step in steps]
     run = [*ids, *chosen[:-1]]
-    with aligned_rounding(layers, inputs) as decisions:
+    with aligned_rounding(reference.ternary_layers(), recorded, types) as decisions:
         python = reference.logits(run)
     return _AlignedRun(run, python, np.stack([*prefill, *steps[1:]]), decisions)
 
@@ -148,13 +154,25 @@ def _greedy_steps(
     return steps
 
 
-def _check_recorded(session: Session, layers: Iterable[str], recorded: Container[str]) -> None:
-    for name in layers:
-        if name not in recorded:
+def ternary_types(path: str | os.PathLike[str], names: Iterable[str]) -> dict[str, str]:
+    """The GGUF types of the weights ``names`` in a file.
+
+    Raises:
+        UnsupportedError: a weight is not in the file, or has a type for which the rounding is not known.
+    """
+    file = read_gguf(os.fspath(path))
+    found = {tensor.name: tensor.type.name for tensor in file.tensors}
+    types = {}
+    for name in names:
+        kind = found.get(name)
+        if kind not in ALIGNED_TYPES:
+            what = "is missing" if kind is None else f"is {kind}"
             raise UnsupportedError(
-                f"{session.path}: {name} is not I2_S, so its activations cannot be aligned; "
-                "use --plain to compare the logits without alignment"
+                f"{file.path}: {name} {what}, so its activations cannot be aligned; expected one of "
+                f"{', '.join(ALIGNED_TYPES)}: use --plain to compare the logits without alignment"
             )
+        types[name] = kind
+    return types
 
 
 def _alignment(agreement: Agreement, runs: Sequence[Decisions], unfaithful: str | None) -> Alignment:

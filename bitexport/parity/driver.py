@@ -73,9 +73,9 @@ def parity(
     if not -1 <= min_cosine <= 1:  # NaN is not
         raise UsageError(f"min_cosine is {min_cosine}; expected a number from -1 to 1")
     texts = _texts(prompts)
-    read_gguf(Path(gguf))  # a missing or damaged file fails before PyTorch loads gigabytes
+    file = read_gguf(Path(gguf))  # a missing or damaged file fails before PyTorch loads gigabytes
     progress(ProgressEvent(0, len(texts), "prompts", "loading"))
-    reference = load_reference(checkpoint)
+    reference = load_reference(checkpoint, str(file.metadata.get("general.architecture")))
     ids_of = [_prompt_ids(reference, number, prompt, tokens) for number, prompt in enumerate(texts, start=1)]
     window = min(WINDOW, reference.n_ctx)
     n_ctx = max(max(map(len, ids_of)) + tokens, window if text is not None else 0)

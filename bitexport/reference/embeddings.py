@@ -11,6 +11,7 @@ import torch
 from bitexport.errors import GGUFError
 from bitexport.gguf.dequantize import Matrix
 from bitexport.gguf.embeddings import Embeddings
+from bitexport.reference.grids import GRIDS, Grid, on_grid
 
 #: How far a row may be from the checkpoint's, as a fraction of its L2 norm: the rounding error of each type,
 #: with a margin for quantizers other than ggml's.
@@ -18,10 +19,6 @@ ROW_ERROR = {
     **{"f32": 1e-6, "bf16": 0.004, "f16": 0.001},
     **{"q8_0": 0.01, "q6_k": 0.04, "q5_k": 0.07, "q4_k": 0.14},
 }
-
-#: Matrix types for which ggml rounds the activations to Q8_0 (or Q8_1, the same values), and to Q8_K.
-Q8_0_ACTIVATIONS = frozenset({"q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"})
-Q8_K_ACTIVATIONS = frozenset({"q6_k", "q5_k", "q4_k", "q3_k", "iq4_xs"})
 
 
 def unfaithful_row(model: Any, embeddings: Embeddings) -> str | None:
@@ -85,34 +82,15 @@ def replaced_embeddings(model: Any, embeddings: Embeddings) -> Iterator[None]:
 def rounded_for_head(x: torch.Tensor, head_type: str) -> torch.Tensor:
     """Round float32 activations as ggml's matrix product does before it multiplies.
 
-    For a float16 matrix, to float16; for types in blocks of 32, to Q8_0 blocks (32 values, scale
-    max|x| / 127 in float16; Q8_1 rounds alike); for types in blocks of 256, to Q8_K blocks (256 values, the
-    one of largest magnitude becomes -127).
-    Source: quantize_row_q8_0 and quantize_row_q8_K in ggml's quants.c.
-
     Args:
         x: float32 ``[..., hidden]``.
-        head_type: GGUF type of the matrix; for a type not named above, ``x`` is returned unchanged.
+        head_type: GGUF type of the matrix; for one that is not in :data:`~bitexport.reference.grids.GRIDS`,
+            ``x`` is returned unchanged.
 
     Returns:
         float32, of the same shape.
     """
-    if head_type == "f16":
-        return x.half().float()
-    if head_type in Q8_0_ACTIVATIONS:
-        blocks = x.reshape(*x.shape[:-1], -1, 32)
-        largest = blocks.abs().amax(dim=-1, keepdim=True)
-        codes = (blocks * torch.where(largest > 0, 127 / largest, 0)).round()
-        rounded: torch.Tensor = codes * (largest / 127).half().float()
-        return rounded.flatten(-2)
-    if head_type in Q8_K_ACTIVATIONS:
-        blocks = x.reshape(*x.shape[:-1], -1, 256)
-        extreme = blocks.gather(-1, blocks.abs().argmax(dim=-1, keepdim=True))
-        inverse = torch.where(extreme != 0, -127 / extreme, 0)
-        codes = (blocks * inverse).round().clamp(max=127)
-        rounded = codes * torch.where(inverse != 0, 1 / inverse, 0)
-        return rounded.flatten(-2)
-    return x
+    return on_grid(x, GRIDS.get(head_type, Grid.FLOAT))
 
 
 def _as_tensor(matrix: Matrix, expected: torch.Tensor) -> torch.Tensor:

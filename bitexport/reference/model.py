@@ -22,15 +22,20 @@ from transformers.utils import logging as transformers_logging
 
 from bitexport.checkpoint import Checkpoint, open_checkpoint
 from bitexport.checkpoint.packings import ONLINE, quantization_config
-from bitexport.checkpoint.packings.pre_dequantized import only_magnitude
-from bitexport.errors import CheckpointError, TokenizerError, UsageError
+from bitexport.errors import CheckpointError, TokenizerError, UnsupportedError, UsageError
 from bitexport.families import Family, Part, family_of
 from bitexport.gguf.names import OUTPUT_HEAD
+from bitexport.reference.any_architecture import Names, load_any
 from bitexport.reference.loading import check_tensors
 from bitexport.reference.norms import connect_norms, mark_heads_first, with_sub_norms
+from bitexport.reference.ternary_layers import TernaryExperts, TernaryLinear
+from bitexport.reference.weight_only import keep_ternary_weights
 
 #: Below this number of parameters one thread is used: on a busy machine each layer would wait for the others.
 SMALL = 20_000_000
+
+#: The context in tokens of a model without a limit.
+UNLIMITED_CONTEXT = 1 << 20
 
 
 class Reference:
@@ -39,21 +44,23 @@ class Reference:
     Attributes:
         path: the checkpoint's folder.
         model: the transformers model, in evaluation mode.
-        family: the checkpoint's family.
+        family: the checkpoint's family; None if it has none, see :mod:`bitexport.reference.any_architecture`.
         tokenizer: the transformers tokenizer.
         n_vocab: V, the number of logits.
         n_ctx: the model's context length in tokens.
         n_layer: number of blocks.
     """
 
-    def __init__(self, path: Path, model: Any, family: Family, tokenizer: Any) -> None:
+    def __init__(self, path: Path, model: Any, family: Family | None, tokenizer: Any, names: Names) -> None:
         self.path = path
         self.model = model
         self.family = family
         self.tokenizer = tokenizer
         self.n_vocab = int(model.config.vocab_size)
-        self.n_ctx = int(model.config.max_position_embeddings)
+        # state-space models have no limit
+        self.n_ctx = int(getattr(model.config, "max_position_embeddings", None) or UNLIMITED_CONTEXT)
         self.n_layer = int(model.config.num_hidden_layers)
+        self._names = names
         self._cache: Any = None
         self._threads = 1 if model.num_parameters() < SMALL else torch.get_num_threads()
 
@@ -93,11 +100,15 @@ class Reference:
         """The layers that run ternary, by the GGUF name of their weight."""
         from transformers.integrations.bitnet import AutoBitLinear, BitLinear
 
-        return {
+        found: dict[str, nn.Module] = {
             name: module
             for name, module in self.modules().items()
-            if isinstance(module, (AutoBitLinear, BitLinear))
+            if isinstance(module, (AutoBitLinear, BitLinear, TernaryLinear))
         }
+        for module in self.model.modules():
+            if isinstance(module, TernaryExperts):
+                found.update({name: module for name in module.names.values() if name})
+        return found
 
     def modules(self) -> dict[str, nn.Module]:
         """All modules with a weight, by its GGUF name; the head is ``output.weight`` even if tied."""
@@ -105,13 +116,15 @@ class Reference:
             target: module
             for name, module in self.model.named_modules()
             # connect_norms moved the rms_norm of a quantized layer
-            if (target := self.family.gguf_name(f"{name}.weight".replace(".norm_in.", ".rms_norm.")))
+            if (target := self._names(f"{name}.weight".replace(".norm_in.", ".rms_norm.")))
         }
         found.setdefault(OUTPUT_HEAD, self.model.get_output_embeddings())
         return found
 
     def column_orders(self) -> dict[str, npt.NDArray[np.intp]]:
         """For GGUF weights whose rows are permuted in the file: ``file[i] = checkpoint[order[i]]``."""
+        if self.family is None:
+            return {}
         numbers = self.family.hyperparameters(self.model.config.to_dict())
         return {
             claim.target: order
@@ -152,27 +165,39 @@ def eager() -> Iterator[None]:
         yield
 
 
-def load_reference(path: str | os.PathLike[str]) -> Reference:
+def load_reference(path: str | os.PathLike[str], architecture: str | None = None) -> Reference:
     """Load a checkpoint folder as transformers does: float32, eager attention, on the CPU.
+
+    Args:
+        path: the folder.
+        architecture: the GGUF architecture of the file made from it, if it has no family; None to derive it
+            from config.json.
 
     Raises:
         CheckpointError: transformers cannot load it, or would leave weights uninitialized.
-        UnsupportedError: no family covers it.
+        UnsupportedError: no family covers it, and transformers or the gguf package does not know it either.
         TokenizerError: it has no tokenizer that transformers can load.
     """
     checkpoint = open_checkpoint(Path(path))
-    family = family_of(checkpoint.config, checkpoint.tensors)
+    try:
+        family: Family | None = family_of(checkpoint.config, checkpoint.tensors)
+    except UnsupportedError:
+        family = None
     with quiet(), eager():
-        model = _load_model(checkpoint, family)
+        if family is None:
+            model, names = load_any(checkpoint, architecture)
+        else:
+            model, names = _load_model(checkpoint, family), family.gguf_name
         tokenizer = load_tokenizer(checkpoint.path)
-    # transformers keeps the bfloat16 tensors of a pre-quantized checkpoint whatever dtype is requested, and
-    # its own float() rejects quantized models. nn.Module.float() leaves packed weights uint8.
-    nn.Module.float(model)
-    connect_norms(model)
-    if family.qk_norm_after_rope:
-        mark_heads_first(model)
-    _keep_ternary_weights(model)
-    return Reference(checkpoint.path, model.eval(), family, tokenizer)
+    if family is not None:
+        # transformers keeps the bfloat16 tensors of a pre-quantized checkpoint whatever dtype is requested,
+        # and its own float() rejects quantized models. nn.Module.float() leaves packed weights uint8.
+        nn.Module.float(model)
+        keep_ternary_weights(model, checkpoint)
+        connect_norms(model)
+        if family.qk_norm_after_rope:
+            mark_heads_first(model)
+    return Reference(checkpoint.path, model.eval(), family, tokenizer, names)
 
 
 def _load_model(checkpoint: Checkpoint, family: Family) -> Any:
@@ -219,18 +244,6 @@ def _key_mapping(checkpoint: Checkpoint) -> dict[str, str] | None:
     """Patterns of the tensors to rename, see :mod:`bitexport.checkpoint.spelling`; None if there are none."""
     renamed = {re.escape(info.name): name for name, info in checkpoint.tensors.items() if info.name != name}
     return renamed or None
-
-
-def _keep_ternary_weights(model: nn.Module) -> None:
-    """Turn off the quantization of master weights that are already ternary, as the conversion does."""
-    from transformers.integrations.bitnet import AutoBitLinear
-
-    for module in model.modules():
-        if not (isinstance(module, AutoBitLinear) and module.online_quant):
-            continue
-        if only_magnitude(module.weight.detach().numpy()):
-            module.online_quant = False
-            module.weight_scale = nn.Buffer(torch.ones(1))
 
 
 def load_tokenizer(folder: Path) -> Any:

@@ -51,11 +51,6 @@ class Activations:
 Recorded = dict[str, Activations]
 
 
-def one_scale_per_token(recorded: Recorded) -> dict[str, npt.NDArray[np.int8]]:
-    """The ``q`` of the weights whose activations have one scale per token, 127 over the largest magnitude."""
-    return {name: inputs.q for name, inputs in recorded.items() if inputs.scales.shape[1] == 1}
-
-
 @contextmanager
 def record_activations() -> Iterator[Recorded]:
     """Record the activations of every product of our kernels until the block ends.

@@ -15,6 +15,9 @@ import torch
 
 from bitexport.convert import convert
 from bitexport.errors import GGUFError, TokenizerError, UnsupportedError, UsageError
+from bitexport.gguf.packers import PACKERS
+from bitexport.gguf.reader import GGUFTensor
+from bitexport.gguf.types import TYPES, TensorType
 from bitexport.parity import parity
 from bitexport.parity.greedy import continue_both
 from bitexport.parity.report import ParityReport, verdict
@@ -22,7 +25,7 @@ from bitexport.progress import ProgressEvent
 from bitexport.runtime.session import Session
 from bitexport.text.prompts import built_in_prompts, read_prompts
 from tests.support.decoding import greedy
-from tests.support.gguf_files import changed, double_scale
+from tests.support.gguf_files import changed, double_scale, rewritten
 from tests.support.tiny_models import PACKINGS, Shape, tiny_checkpoint
 
 Maker = Callable[..., Path]
@@ -228,12 +231,26 @@ def test_greedy_continuation_is_the_same_either_way(
             assert result.continuation.tokens == greedy(session, session.tokenize(result.prompt), 6)
 
 
-def test_file_without_i2_s(checkpoint_of: Maker, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["q2_0", "tq2_0", "tq1_0", "f16"])
+def test_every_type(checkpoint_of: Maker, tmp_path: Path, kind: str) -> None:
     checkpoint = checkpoint_of("packed-multiply")
-    convert(checkpoint, tmp_path / "x.gguf", type="tq2_0", embed_type="f16")
-    with pytest.raises(UnsupportedError, match=r"is not I2_S.*--plain"):
-        parity(checkpoint, tmp_path / "x.gguf", PROMPTS[:1])
-    assert parity(checkpoint, tmp_path / "x.gguf", PROMPTS[:1], min_cosine=0.9, align=False).passed
+    convert(checkpoint, tmp_path / "x.gguf", type=kind, embed_type="f16")
+    found = parity(checkpoint, tmp_path / "x.gguf", PROMPTS[:2], tokens=4, layers=True)
+    assert found.passed, verdict(found)
+    assert found.judged.cosine_min > 0.999999
+
+
+def test_a_type_whose_rounding_is_not_known(checkpoint_of: Maker, gguf_of: Maker, tmp_path: Path) -> None:
+    def as_bfloat16(tensor: GGUFTensor, kind: TensorType, data: np.ndarray) -> tuple[TensorType, np.ndarray]:
+        if tensor.name != "blk.1.ffn_up.weight":
+            return kind, data
+        values = PACKERS["i2_s"].unpack(data, (tensor.shape[0], tensor.shape[1])).dequantize()
+        return TYPES["bf16"], (values.view(np.uint32) >> 16).astype(np.uint16).view(np.uint8).reshape(-1)
+
+    file = rewritten(gguf_of("packed-multiply"), tmp_path / "x.gguf", change=as_bfloat16)
+    with pytest.raises(UnsupportedError, match=r"blk\.1\.ffn_up\.weight is bf16.*--plain"):
+        parity(checkpoint_of("packed-multiply"), file, PROMPTS[:1])
+    assert parity(checkpoint_of("packed-multiply"), file, PROMPTS[:1], min_cosine=0.9, align=False).passed
 
 
 # Prompts.

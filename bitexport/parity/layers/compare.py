@@ -23,10 +23,10 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from bitexport.gguf.embeddings import Embeddings
+from bitexport.parity.aligned import ternary_types
 from bitexport.parity.layers.difference import DifferenceAccumulator
 from bitexport.parity.layers.result import LayersReport, StepResult
 from bitexport.progress import Progress, ProgressEvent, ignore
@@ -36,7 +36,7 @@ from bitexport.reference.embeddings import ROW_ERROR, replaced_embeddings, unfai
 from bitexport.reference.float_layers import rounded_float_layers
 from bitexport.reference.steps import TENSORS, Place, places
 from bitexport.reference.visit import Visit, visited
-from bitexport.runtime.observe import one_scale_per_token, record_activations
+from bitexport.runtime.observe import Recorded, record_activations
 from bitexport.runtime.session import Session
 from bitexport.runtime.trace import Trace, Tracer
 
@@ -47,15 +47,10 @@ MAX_TOKENS = 256
 ANGLE_ERROR = 127 * 2**0.5 * 4 * 2**-24
 #: Tolerance for logits, whose activations ggml rounds for a quantized head: a fraction of their L2 norm.
 LOGITS_ERROR = 0.005
-#: Tolerance for the product of a ternary weight that is not I2_S, a fraction of the L2 norm: ggml rounds its
-#: activations in a different way, or not at all. 3% was measured where a few values are far larger than the
-#: rest. A smaller mistake does not show there.
-OTHER_GRID_ERROR = 0.1
 
 _EMBEDDING, _LOGITS, _SHARED_INPUT = "embd", "result_output", "ffn_inp"
 
 _Mode = Literal["plain", "aligned", "isolated"]
-_Recorded = Mapping[str, npt.NDArray[np.int8]]
 
 
 def compare_layers(
@@ -74,20 +69,21 @@ def compare_layers(
         session: opened with ``tracer``.
         embeddings: those of the file.
         ids_of: the token ids of each prompt.
-        align: also run aligned, if every ternary weight in the file is I2_S.
+        align: also run aligned.
 
     Raises:
-        UnsupportedError: the reference has no attention function to observe.
+        UnsupportedError: see :func:`ternary_types`; or the reference has no attention function to observe.
         NativeLibraryError: a tensor of the graph could not be read.
     """
+    types = ternary_types(session.path, reference.ternary_layers())
     found, absent = places(reference.modules(), reference.n_layer)
-    comparison = _StepComparison(reference, embeddings, session.path, found)
+    comparison = _StepComparison(reference, embeddings, session.path, types, found)
     for index, ids in enumerate(ids_of):
         progress(ProgressEvent(index, len(ids_of), "prompts", "comparing layers"))
         ids = ids[:MAX_TOKENS]
         with record_activations() as recorded, tracer.record(TENSORS) as trace:
             session.logits(ids)
-        comparison.add_prompt(ids, trace, one_scale_per_token(recorded), align)
+        comparison.add_prompt(ids, trace, recorded, align)
     return LayersReport(
         steps=comparison.results(),
         absent=absent,
@@ -109,23 +105,21 @@ class _StepComparison:
     reference: Reference
     embeddings: Embeddings
     path: Path
+    types: Mapping[str, str]
     places: list[Place]
     unnamed: set[Place] = field(default_factory=set)
     _differences: dict[_Mode, dict[Place, DifferenceAccumulator]] = field(default_factory=dict)
 
-    def add_prompt(self, ids: Sequence[int], trace: Trace, recorded: _Recorded, align: bool) -> None:
+    def add_prompt(self, ids: Sequence[int], trace: Trace, recorded: Recorded, align: bool) -> None:
         """Run one prompt through PyTorch in every mode and compare it with what C++ recorded."""
-        ternary = self.reference.ternary_layers().keys()
-        modes: list[_Mode] = ["plain", "isolated"]
-        if align and ternary <= recorded.keys():
-            modes.insert(1, "aligned")
+        modes: list[_Mode] = ["plain", "aligned", "isolated"] if align else ["plain", "isolated"]
         for mode in modes:
-            visit = self._visit(mode, len(ids), trace, recorded)
+            visit = self._visit(mode, len(ids), trace)
             with self._running(mode, recorded, visit):
                 self.reference.logits(ids)
 
     @contextmanager
-    def _running(self, mode: _Mode, recorded: _Recorded, visit: Visit) -> Iterator[None]:
+    def _running(self, mode: _Mode, recorded: Recorded, visit: Visit) -> Iterator[None]:
         """Within the block, the reference runs in ``mode`` and every step is passed to ``visit``."""
         model = self.reference.model
         modules = self.reference.modules()
@@ -136,14 +130,12 @@ class _StepComparison:
             stack.enter_context(visited(model, modules, self.places, visit))
             if mode != "plain":
                 layers = self.reference.ternary_layers()
-                known = {name: layer for name, layer in layers.items() if name in recorded}
-                stack.enter_context(aligned_rounding(known, recorded))
+                stack.enter_context(aligned_rounding(layers, recorded, self.types))
             yield
 
-    def _visit(self, mode: _Mode, tokens: int, trace: Trace, recorded: _Recorded) -> Visit:
+    def _visit(self, mode: _Mode, tokens: int, trace: Trace) -> Visit:
         """A function that compares a step with the trace, and in isolated mode replaces its values."""
         orders = self.reference.column_orders()
-        ternary = self.reference.ternary_layers().keys()
         differences = self._differences.setdefault(mode, {})
 
         def visit(place: Place, python: torch.Tensor) -> torch.Tensor | None:
@@ -153,8 +145,7 @@ class _StepComparison:
                 return None
             order = orders.get(place.rotated or "")
             cpp = torch.from_numpy(traced if order is None else traced[:, np.argsort(order)])
-            other_grid = place.weight in ternary and place.weight not in recorded
-            tolerance, relative = self._tolerance(place, tokens, other_grid)
+            tolerance, relative = self._tolerance(place, tokens)
             differences.setdefault(place, DifferenceAccumulator()).add(
                 python, cpp, tolerance, relative=relative
             )
@@ -162,14 +153,12 @@ class _StepComparison:
 
         return visit
 
-    def _tolerance(self, place: Place, tokens: int, other_grid: bool) -> tuple[torch.Tensor, bool]:
+    def _tolerance(self, place: Place, tokens: int) -> tuple[torch.Tensor, bool]:
         """The tolerance for each token, and whether it is a fraction of the L2 norm instead of grid steps."""
         if place.step.name == _EMBEDDING:
             return torch.full((tokens,), ROW_ERROR.get(self.embeddings.embedding_type, 0.1)), True
         if place.step.name == _LOGITS:
             return torch.full((tokens,), LOGITS_ERROR), True
-        if other_grid:
-            return torch.full((tokens,), OTHER_GRID_ERROR), True
         tolerance = torch.full((tokens,), TOLERANCE, dtype=torch.float64)
         if place.step.rotated and not place.step.modules:
             tolerance += ANGLE_ERROR * torch.arange(tokens)

@@ -1,0 +1,104 @@
+"""A checkpoint's tensors as float32, the ternary ones unpacked by our packings, for any class."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from bitexport.checkpoint import Checkpoint
+from bitexport.checkpoint.packings import Packing, keeps_float, packing_of, quantization_config
+from bitexport.errors import CheckpointError, UnsupportedError
+from bitexport.reference.grids import Grid
+
+#: Matrices in a block that are no linear layers, or that llama.cpp keeps as float32.
+_NOT_LINEAR = re.compile(
+    r"norm|conv1d|\.A_log$|rotary|layernorm|\.(mlp|block_sparse_moe|feed_forward)\.(gate|router)\.|shared_expert_gate"
+)
+_IN_A_BLOCK = re.compile(r"\.\d+\.")
+
+
+@dataclass
+class Delivered:
+    """A checkpoint's tensors.
+
+    Attributes:
+        state: float32 by the checkpoint's names.
+        ternary: the names of those that are ternary.
+        grid: how the inputs of ternary layers were rounded in training.
+    """
+
+    state: dict[str, torch.Tensor] = field(default_factory=dict)
+    ternary: set[str] = field(default_factory=set)
+    grid: Grid = Grid.TOKEN
+
+
+def deliver(checkpoint: Checkpoint) -> Delivered:
+    """Read all tensors of a checkpoint; a float one that could be ternary decides for itself.
+
+    Raises:
+        CheckpointError: a tensor is damaged.
+        UnsupportedError: its packing is not known.
+    """
+    packing = packing_of(checkpoint)
+    found = Delivered(grid=trained_grid(checkpoint))
+    partners: set[str] = set()
+    for name, info in checkpoint.tensors.items():
+        if not _may_be_ternary(checkpoint, name):
+            continue
+        values = ternary_values(checkpoint, packing, name)
+        if values is not None:
+            found.state[name] = torch.from_numpy(values)
+            found.ternary.add(name)
+            partners.update(packing.partners(name))
+        elif info.dtype == "U8":
+            packing.unpack(checkpoint, name)  # says what is wrong
+    for name in checkpoint.tensors:
+        if name not in found.state and name not in partners:
+            found.state[name] = torch.from_numpy(np.array(checkpoint.read(name), dtype=np.float32))
+    for name in found.ternary:
+        bias = name.removesuffix("weight") + "bias"
+        if name.endswith(".weight") and bias in found.state:
+            found.state[bias] = found.state[bias] * torch.as_tensor(packing.bias_factor(checkpoint, name))
+    return found
+
+
+def trained_grid(checkpoint: Checkpoint) -> Grid:
+    """How the inputs of ternary layers were rounded in training: not at all without a quantization_config."""
+    return Grid.FLOAT if quantization_config(checkpoint.config) is None else Grid.TOKEN
+
+
+def ternary_values(checkpoint: Checkpoint, packing: Packing, name: str) -> Any:
+    """A weight's values as a packing reads them, a float32 array of its shape; None if it is not ternary."""
+    try:
+        parts = [packing.unpack(view, part).dequantize() for view, part in _matrices(checkpoint, name)]
+    except (CheckpointError, UnsupportedError):
+        return None
+    return parts[0] if len(checkpoint.info(name).shape) == 2 else np.stack(parts)
+
+
+def _may_be_ternary(checkpoint: Checkpoint, name: str) -> bool:
+    shape = checkpoint.info(name).shape
+    matrix = len(shape) == 2 and name.endswith(".weight")
+    experts = len(shape) == 3 and ".experts." in name
+    inside = _IN_A_BLOCK.search(name) is not None and not _NOT_LINEAR.search(name)
+    return (matrix or experts) and inside and not keeps_float(checkpoint, name)
+
+
+def _matrices(checkpoint: Checkpoint, name: str) -> Iterator[tuple[Checkpoint, str]]:
+    """A weight itself, or the matrices of all experts, each in a checkpoint of its own."""
+    info = checkpoint.info(name)
+    if len(info.shape) == 2:
+        yield checkpoint, name
+        return
+    size = info.nbytes // info.shape[0]
+    for expert in range(info.shape[0]):
+        part = replace(info, shape=info.shape[1:], offset=info.offset + expert * size, nbytes=size)
+        yield (
+            replace(checkpoint, tensors={**checkpoint.tensors, f"{name}[{expert}]": part}),
+            f"{name}[{expert}]",
+        )
