@@ -57,7 +57,8 @@ def adapter_command(adapter: Path) -> str:
         return f"run: {_convert(Path(base))} --adapter {shlex.quote(str(adapter))}"
     name = f" {base!r}" if isinstance(base, str) and base else ""
     return (
-        f"download its base model{name} into a folder BASE and run: bitexport convert BASE OUT.gguf --adapter "
+        f"download its base model{name} into a folder BASE and run: bitexport convert BASE OUT.gguf "
+        "--adapter "
         f"{shlex.quote(str(adapter))}"
     )
 
