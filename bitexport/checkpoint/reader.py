@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from bitexport.checkpoint.folders import CONFIG, check_folder
 from bitexport.checkpoint.safetensors import DTYPE_BYTES, TensorInfo
 from bitexport.checkpoint.shards import find_tensors, read_json
 from bitexport.checkpoint.spelling import respell
 from bitexport.errors import CheckpointError, NotFiniteError
 
 #: dtypes whose values are weights; reading a tensor of any other dtype except U8 is an error.
-FLOAT_DTYPES = ("BF16", "F16", "F32")
+FLOAT_DTYPES = ("BF16", "F16", "F32", "F64")
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Checkpoint:
             ) from None
 
     def read(self, name: str) -> npt.NDArray[Any]:
-        """One tensor in its stored shape: BF16, F16 and F32 as float32, U8 as uint8.
+        """One tensor in its stored shape: BF16, F16, F32 and F64 as float32, U8 as uint8.
 
         The result may be a read-only view of the mapped file; the mapping lives as long as the array does.
 
@@ -116,19 +117,25 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     """Open a Hugging Face checkpoint folder and check every shard's header.
 
     Raises:
-        CheckpointError: there is no such folder, config.json is missing or invalid, or :func:`find_tensors`
-            rejects the weights.
+        CheckpointError: it is not a checkpoint folder (see :func:`check_folder`), config.json is invalid, or
+            :func:`find_tensors` rejects the weights.
     """
     folder = Path(path)
-    if not folder.is_dir():
-        what = "is a file" if folder.exists() else "does not exist"
+    check_folder(folder)
+    config = read_json(folder / CONFIG)
+    tensors = respell(find_tensors(folder))
+    _check_no_lora(folder, tensors)
+    return Checkpoint(folder, MappingProxyType(config), MappingProxyType(tensors))
+
+
+def _check_no_lora(folder: Path, tensors: Mapping[str, TensorInfo]) -> None:
+    """Raise CheckpointError if a LoRA adapter was saved among the model's tensors."""
+    found = next((info.name for name, info in tensors.items() if ".lora_A." in name), None)
+    if found is not None:
         raise CheckpointError(
-            f"{folder} {what}; expected a checkpoint folder with config.json and safetensors"
+            f"{folder}: tensor '{found}' is part of a LoRA adapter that was saved together with its model; "
+            "expected a plain model: merge it in PEFT with model.merge_and_unload() and save that"
         )
-    if not (folder / "config.json").is_file():
-        raise CheckpointError(f"{folder}: no config.json; expected a checkpoint saved with save_pretrained")
-    config = read_json(folder / "config.json")
-    return Checkpoint(folder, MappingProxyType(config), MappingProxyType(respell(find_tensors(folder))))
 
 
 def _decode(info: TensorInfo, raw: npt.NDArray[np.uint8]) -> npt.NDArray[Any]:
@@ -144,13 +151,15 @@ def _decode(info: TensorInfo, raw: npt.NDArray[np.uint8]) -> npt.NDArray[Any]:
     if info.dtype == "BF16":
         values = (raw.view("<u2").astype(np.uint32) << np.uint32(16)).view(np.float32)
     else:
-        values = raw.view("<f2" if info.dtype == "F16" else "<f4").astype(np.float32, copy=False)
+        stored = raw.view({"F16": "<f2", "F32": "<f4", "F64": "<f8"}[info.dtype])
+        with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite, which is refused below
+            values = stored.astype(np.float32, copy=False)
     # the sum is finite only if every value is, and needs no mask as large as the tensor; float64 cannot
     # overflow here
     if values.size and not np.isfinite(values.sum(dtype=np.float64)):
         index = int(np.flatnonzero(~np.isfinite(values))[0])
         raise NotFiniteError(
             f"tensor '{info.name}' holds {values[index]} (element {index} of this read); expected finite "
-            "weights: the training run diverged or the file is damaged"
+            "float32 weights: the training run diverged or the file is damaged"
         )
     return values

@@ -1,4 +1,4 @@
-"""Finds the safetensors files of a checkpoint folder, and the tensors in them."""
+"""Finds the files with the weights of a checkpoint folder, and the tensors in them."""
 
 from __future__ import annotations
 
@@ -10,10 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from bitexport.checkpoint.safetensors import TensorInfo, read_header
+from bitexport.checkpoint.torch_file import read_torch_file
 from bitexport.errors import CheckpointError
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+
+#: The same in PyTorch's own format.
+SINGLE_BIN = "pytorch_model.bin"
+INDEX_BIN = "pytorch_model.bin.index.json"
 
 #: The JSON files of a checkpoint are small; a larger file is not a configuration file.
 MAX_JSON_BYTES = 256 * 1024 * 1024
@@ -47,43 +52,59 @@ def read_json(path: Path) -> dict[str, Any]:
 def find_tensors(folder: Path) -> dict[str, TensorInfo]:
     """Every tensor of the checkpoint, by name; the headers of all shards have been checked.
 
-    A single ``model.safetensors`` is preferred, as in transformers; otherwise the index names the shards.
+    As in transformers, safetensors are preferred to PyTorch's own format and a single file to shards, which
+    the index names.
 
     Raises:
         CheckpointError: there are no weights, a shard is missing or is outside the folder, or shards and
             index disagree.
     """
-    if (folder / SINGLE).is_file():
-        return read_header(_inside(folder, SINGLE))
-    if (folder / INDEX).is_file():
-        return _from_index(folder)
+    for single, index in ((SINGLE, INDEX), (SINGLE_BIN, INDEX_BIN)):
+        if (folder / single).is_file():
+            return read_shard(inside(folder, single))
+        if (folder / index).is_file():
+            return _from_index(folder, index)
     others = sorted(
         entry.name for entry in folder.iterdir() if entry.suffix in {".safetensors", ".bin", ".pt", ".pth"}
     )
     found = f"found {', '.join(others[:3])}" if others else "found no weights"
     raise CheckpointError(
-        f"{folder}: no {SINGLE} or {INDEX} ({found}); save the model with "
-        "save_pretrained(safe_serialization=True)"
+        f"{folder}: no {SINGLE}, {SINGLE_BIN} or index of shards ({found}); save the model with "
+        "save_pretrained"
     )
 
 
-def _from_index(folder: Path) -> dict[str, TensorInfo]:
-    weight_map = read_json(folder / INDEX).get("weight_map")
+def stored_as_safetensors(folder: Path) -> bool:
+    """Whether :func:`find_tensors` reads safetensors rather than PyTorch's own format."""
+    return any((folder / name).is_file() for name in (SINGLE, INDEX))
+
+
+def read_shard(path: Path) -> dict[str, TensorInfo]:
+    """The tensors of one file, by name.
+
+    Raises:
+        CheckpointError: see :func:`read_header` and :func:`read_torch_file`.
+    """
+    return read_torch_file(path) if path.suffix == ".bin" else read_header(path)
+
+
+def _from_index(folder: Path, index: str) -> dict[str, TensorInfo]:
+    weight_map = read_json(folder / index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{INDEX}: expected a weight_map that names the shards; download it again")
+        raise CheckpointError(f"{index}: expected a weight_map that names the shards; download it again")
     shards: dict[str, Path] = {}
     for name in weight_map.values():
         if not isinstance(name, str):
-            raise CheckpointError(f"{INDEX}: shard name {name!r} is not text; download it again")
+            raise CheckpointError(f"{index}: shard name {name!r} is not text; download it again")
         if name not in shards:
-            shards[name] = _inside(folder, name)
+            shards[name] = inside(folder, name, index)
     tensors: dict[str, TensorInfo] = {}
     for name in sorted(shards):
-        _merge(tensors, read_header(shards[name]), weight_map)
+        _merge(tensors, read_shard(shards[name]), weight_map)
     for name, shard in weight_map.items():
         if name not in tensors:
             raise CheckpointError(
-                f"{INDEX}: tensor '{name}' is not in its shard {shard}; the shard is from another save: "
+                f"{index}: tensor '{name}' is not in its shard {shard}; the shard is from another save: "
                 "download it again"
             )
     return tensors
@@ -103,15 +124,21 @@ def _merge(
         tensors[name] = tensor
 
 
-def _inside(folder: Path, name: str) -> Path:
+def inside(folder: Path, name: str, named_by: str = INDEX) -> Path:
     """The path of a shard, which must be a file in the folder itself.
 
-    A link is followed only in a folder of the Hugging Face cache, ``snapshots/<revision>``, whose files are
-    links into the cache's ``blobs``.
+    A link is followed only in a folder of the Hugging Face cache, ``models--owner--name/snapshots/REVISION``
+    or one in it, whose files are links into that repository's ``blobs``.
+
+    Args:
+        named_by: the file that names the shard, for the message.
+
+    Raises:
+        CheckpointError: it is missing, or outside.
     """
     if name in {"", ".", ".."} or re.search(r"[/\\\x00:]", name):
         raise CheckpointError(
-            f"{INDEX}: shard name {name!r} points outside the folder; expected a plain file name: do not "
+            f"{named_by}: shard name {name!r} points outside the folder; expected a plain file name: do not "
             "trust this checkpoint"
         )
     path = folder / name
@@ -122,9 +149,7 @@ def _inside(folder: Path, name: str) -> Path:
     if not found:
         raise CheckpointError(f"{folder}: shard {name!r} is missing; download the checkpoint again")
     target, root = path.resolve(), folder.resolve()
-    allowed = [root]
-    if root.parent.name == "snapshots":
-        allowed.append(root.parent.parent / "blobs")
+    allowed = [root, *(parent.parent / "blobs" for parent in root.parents if parent.name == "snapshots")]
     if not any(target.is_relative_to(directory) for directory in allowed):
         raise CheckpointError(
             f"{folder}: shard {name} is a link to {target}, outside the folder; copy the file into the folder"

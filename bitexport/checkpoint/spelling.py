@@ -1,5 +1,9 @@
 """Normalizes tensor names: other projects' spellings become those of transformers.
 
+Wrappers of a model leave their own parts in the names: ``torch.compile``, FSDP and activation checkpointing
+anywhere, DistributedDataParallel and PEFT in front. The language model of a model that also has other inputs
+is one level further down. A training script may put all names behind an attribute of its own.
+
 Some projects write SubLN as a Sequential of norm and linear layer in place of the linear layer; 1bitLLM has
 different names for it. The norm in front of each linear layer is ``rms_norm`` in transformers and ``norm``
 in Microsoft's embedding models.
@@ -8,7 +12,7 @@ in Microsoft's embedding models.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
 from bitexport.errors import CheckpointError
@@ -16,6 +20,16 @@ from bitexport.errors import CheckpointError
 Value = TypeVar("Value")
 
 _LAYER = r"^(model\.layers\.\d+\.)"
+
+#: Parts that wrappers add, anywhere in a name.
+WRAPPERS = ("_orig_mod.", "_checkpoint_wrapped_module.", "_fsdp_wrapped_module.")
+
+#: (regular expression, replacement), for the parts in front of a name.
+PREFIXES = (
+    (r"^(?:module\.|base_model\.model\.)+", ""),
+    (r"^model\.language_model\.", "model."),
+    (r"^language_model\.(model|lm_head)\.", r"\1."),
+)
 
 #: (regular expression, replacement).
 SPELLINGS = (
@@ -27,6 +41,9 @@ SPELLINGS = (
     (_LAYER + r"((?:self_attn|mlp)\.\w+_proj)\.norm\.weight$", r"\1\2.rms_norm.weight"),
 )
 
+#: The tensor by which a prefix that all names share is recognised.
+_EMBEDDING = "model.embed_tokens.weight"
+
 
 def respell(tensors: Mapping[str, Value]) -> dict[str, Value]:
     """``tensors`` with every name normalized to transformers' spelling.
@@ -36,8 +53,9 @@ def respell(tensors: Mapping[str, Value]) -> dict[str, Value]:
     """
     normalized: dict[str, Value] = {}
     spelled: dict[str, str] = {}
-    for original, value in tensors.items():
-        name = original
+    for original, name in zip(
+        tensors, _without_shared_prefix([unwrapped(name) for name in tensors]), strict=True
+    ):
         for pattern, replacement in SPELLINGS:
             name = re.sub(pattern, replacement, name)
         if name in normalized:
@@ -45,6 +63,24 @@ def respell(tensors: Mapping[str, Value]) -> dict[str, Value]:
                 f"tensors '{spelled[name]}' and '{original}' are two spellings of the same tensor; expected "
                 "only one of them: save the model again"
             )
-        normalized[name] = value
+        normalized[name] = tensors[original]
         spelled[name] = original
     return normalized
+
+
+def unwrapped(name: str) -> str:
+    """A tensor's name without the parts that wrappers of the model have added."""
+    for wrapper in WRAPPERS:
+        name = re.sub(rf"(^|\.){re.escape(wrapper)}", r"\1", name)
+    for pattern, replacement in PREFIXES:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def _without_shared_prefix(names: Iterable[str]) -> list[str]:
+    """``names`` without the prefix in front of ``model.embed_tokens.weight``, if all of them have it."""
+    found = list(names)
+    prefix = next((name.removesuffix(_EMBEDDING) for name in found if name.endswith(f".{_EMBEDDING}")), "")
+    if prefix and all(name.startswith(prefix) for name in found):
+        return [name.removeprefix(prefix) for name in found]
+    return found

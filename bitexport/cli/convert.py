@@ -25,7 +25,8 @@ def convert(
     checkpoint: Annotated[
         Path,
         typer.Argument(
-            help="Checkpoint folder (config.json, *.safetensors), or a GGUF file.", show_default=False
+            help="Checkpoint folder (config.json, *.safetensors or *.bin), or a GGUF file.",
+            show_default=False,
         ),
     ],
     output: Annotated[
@@ -66,6 +67,22 @@ def convert(
             help="Convert a float model, to compare a ternary one with: matrices and embeddings become f16.",
         ),
     ] = False,
+    master: Annotated[
+        bool,
+        typer.Option(
+            "--master",
+            help="The weights are master weights, which the model quantizes, whatever config.json says.",
+        ),
+    ] = False,
+    adapter: Annotated[
+        Path | None,
+        typer.Option(
+            "--adapter",
+            metavar="DIR",
+            help="Folder of a LoRA adapter (PEFT) to merge into float or master weights.",
+            show_default=False,
+        ),
+    ] = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -84,6 +101,8 @@ def convert(
             pre_tokenizer=pre_tokenizer,
             strict=strict,
             all_float=all_float,
+            master=master,
+            adapter=adapter,
             progress=progress,
         )
     for warning in report.warnings:
@@ -119,6 +138,8 @@ def _show(out: Output, report: ConvertReport) -> None:
     )
     if report.changed:
         out.line(f"metadata: {'; '.join(report.changed)}; the rest is unchanged")
+    if report.adapter is not None:
+        out.line(f"adapter {report.adapter} merged")
     verb = "would write" if report.dry_run else "wrote"
     out.line(
         f"{verb} {report.output}: {report.architecture} from {report.packing} weights, "

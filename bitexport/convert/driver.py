@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy.typing as npt
 
-from bitexport.checkpoint import open_checkpoint
 from bitexport.convert.choices import EMBED_TYPES, TERNARY_TYPES, check_choice
 from bitexport.convert.encoding import TensorStatistics
 from bitexport.convert.from_checkpoint import check_outside, plan_checkpoint
 from bitexport.convert.from_gguf import check_another_file, plan_gguf
+from bitexport.convert.opening import open_source
 from bitexport.convert.report import ConvertReport, make_report
 from bitexport.convert.source import Source
 from bitexport.errors import UsageError
@@ -35,6 +35,8 @@ def convert(
     pre_tokenizer: str | None = None,
     strict: bool = False,
     all_float: bool = False,
+    master: bool = False,
+    adapter: str | Path | None = None,
     progress: Progress | None = None,
 ) -> ConvertReport:
     """Convert a checkpoint folder to a GGUF file, or a GGUF file to one of another ternary type.
@@ -54,6 +56,8 @@ def convert(
         strict: refuse a checkpoint that shows any warning of :data:`bitexport.health.SIGNS`.
         all_float: the model is not ternary, for example a teacher: its matrices become float16, and so do
             the embeddings if ``embed_type`` is None.
+        master: the float weights of the ternary layers are master weights, whatever config.json says.
+        adapter: the folder of a LoRA adapter that PEFT saved, which is merged into float or master weights.
         progress: called for every piece of a tensor, in bytes of the source.
 
     Raises:
@@ -65,6 +69,9 @@ def convert(
     if is_gguf_path(checkpoint):
         if all_float:
             raise UsageError(f"--float is for a checkpoint, and {checkpoint} is a file; expected a folder")
+        if master or adapter is not None:
+            option = "--master" if master else "--adapter"
+            raise UsageError(f"{option} is for a checkpoint, and {checkpoint} is a file; expected a folder")
         type = type or TERNARY_TYPES[0]
         _check_types(type, embed_type)
         file = read_gguf(checkpoint)
@@ -73,7 +80,9 @@ def convert(
         source = plan_gguf(file, type, embed_type, pre_tokenizer)
     else:
         type, embed_type = _checkpoint_types(type, embed_type, all_float)
-        opened = open_checkpoint(checkpoint)
+        if master and all_float:
+            raise UsageError("--master with --float; expected one of them: master weights become ternary")
+        opened = open_source(checkpoint, adapter=adapter, master=master, all_float=all_float)
         if not dry_run:
             check_outside(opened, target, check_output(target, force))
         source = plan_checkpoint(opened, type, embed_type, pre_tokenizer, all_float=all_float)

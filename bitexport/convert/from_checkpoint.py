@@ -11,9 +11,11 @@ import numpy as np
 import numpy.typing as npt
 
 from bitexport.checkpoint import Checkpoint
+from bitexport.checkpoint.adapter import MergedCheckpoint
 from bitexport.checkpoint.packings import keeps_float
 from bitexport.checkpoint.packings.master import MasterWeights
 from bitexport.convert.encoding import TensorStatistics, encode_float, encode_ternary
+from bitexport.convert.opening import adapter_warnings
 from bitexport.convert.plan import Plan, make_plan
 from bitexport.convert.source import KEPT_FLOAT_KEY, PlannedTensor, SourceSummary
 from bitexport.convert.tokenizer_check import check_tokenizer
@@ -70,7 +72,11 @@ class CheckpointSource:
         self.metadata: Mapping[str, MetadataValue] = _metadata(plan, vocabulary)
         self.tensors: Sequence[PlannedTensor[Claim]] = plan.tensors
         self.extra_tensors: Mapping[str, npt.NDArray[np.float32]] = plan.family.extra_tensors(plan.numbers)
-        self.warnings: Sequence[str] = (*plan.warnings, *vocabulary.warnings)
+        self.warnings: Sequence[str] = (
+            *adapter_warnings(plan.checkpoint, all_float=plan.all_float),
+            *plan.warnings,
+            *vocabulary.warnings,
+        )
         self.summary = SourceSummary(
             input_bytes=plan.checkpoint.nbytes,
             packing=plan.packing_name,
@@ -80,6 +86,7 @@ class CheckpointSource:
             pre_tokenizer=vocabulary.pre,
             tokens=len(vocabulary.tokens),
             padded_tokens=vocabulary.padded,
+            adapter=_adapter(plan.checkpoint),
         )
         self.health = Health()
         check_trainer_state(self.health, plan.checkpoint.path)
@@ -184,6 +191,10 @@ def already_ternary_warning(statistics: Mapping[str, TensorStatistics]) -> list[
         f"'{name}' has a = {first.scale_max:.6g}. Quantized again, as transformers does with "
         f"quantization_mode online, its scale would shrink to {share:.1%} of that"
     ]
+
+
+def _adapter(checkpoint: Checkpoint) -> str | None:
+    return str(checkpoint.adapter) if isinstance(checkpoint, MergedCheckpoint) else None
 
 
 def _metadata(plan: Plan, vocabulary: Vocabulary) -> dict[str, MetadataValue]:

@@ -53,6 +53,7 @@ class ConvertReport:
         types: one row for each GGUF type, ternary tensors first.
         health: signs of a bad checkpoint; the warnings among them are in ``warnings`` as well.
         changed: if a GGUF file was converted, the metadata that differs from the source's, as clauses.
+        adapter: the folder of the adapter that was merged into the weights.
     """
 
     output: str
@@ -75,6 +76,7 @@ class ConvertReport:
     types: list[TypeRow] = field(default_factory=list)
     health: list[Finding] = field(default_factory=list)
     changed: list[str] = field(default_factory=list)
+    adapter: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The report as one JSON object, without ``schema``."""
@@ -121,6 +123,7 @@ def make_report(
         types=type_rows(source.tensors, statistics),
         health=findings,
         changed=summary.changed,
+        adapter=summary.adapter,
     )
 
 

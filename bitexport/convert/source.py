@@ -51,6 +51,7 @@ class SourceSummary:
     tokens: int
     padded_tokens: int
     changed: list[str] = field(default_factory=list)
+    adapter: str | None = None
 
 
 class Source(Protocol[Origin]):

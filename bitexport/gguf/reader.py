@@ -22,6 +22,7 @@ import gguf
 import numpy as np
 import numpy.typing as npt
 
+from bitexport.checkpoint.folders import PARTS
 from bitexport.errors import GGUFError
 from bitexport.gguf import foreign_layouts
 from bitexport.gguf.types import I2_S_ID, TYPES_BY_ID, TensorType
@@ -120,8 +121,11 @@ class GGUFFile:
 
 
 def is_gguf_path(path: str | Path) -> bool:
-    """Whether a path that may also be a checkpoint folder is to be read as a GGUF file."""
-    return Path(path).is_file() or (Path(path).suffix == ".gguf" and not Path(path).is_dir())
+    """Whether a path that may also be a checkpoint folder, or a file of one, is to be read as a GGUF file."""
+    file = Path(path)
+    if file.suffix == ".gguf":
+        return not file.is_dir()
+    return file.is_file() and file.suffix not in PARTS
 
 
 def read_gguf(path: str | Path) -> GGUFFile:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from bitexport.checkpoint.shards import stored_as_safetensors
 from bitexport.errors import CheckpointError
 
 
@@ -25,7 +26,7 @@ def load_exactly(model_class: Any, folder: Path) -> Any:
             config=config,
             dtype=torch.float32,
             local_files_only=True,
-            use_safetensors=True,
+            use_safetensors=stored_as_safetensors(folder),
             ignore_mismatched_sizes=True,  # otherwise the message would not name them
             output_loading_info=True,
         )

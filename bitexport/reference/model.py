@@ -1,6 +1,7 @@
 """Runs a checkpoint with transformers' own classes and BitNet layers, in float32, without compilation.
 
-Nothing is downloaded and no code from the checkpoint is run: local files, safetensors only.
+Nothing is downloaded and no code from the checkpoint is run: only local files are read, safetensors or, with
+``torch.load(weights_only=True)``, PyTorch's own format.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from transformers.utils import logging as transformers_logging
 
 from bitexport.checkpoint import Checkpoint, open_checkpoint
 from bitexport.checkpoint.packings import ONLINE, quantization_config
+from bitexport.checkpoint.shards import stored_as_safetensors
 from bitexport.errors import CheckpointError, TokenizerError, UnsupportedError, UsageError
 from bitexport.families import Family, Part, family_of
 from bitexport.gguf.names import OUTPUT_HEAD
@@ -214,7 +216,7 @@ def _load_model(checkpoint: Checkpoint, family: Family) -> Any:
             dtype=torch.float32,
             attn_implementation="eager",
             local_files_only=True,
-            use_safetensors=True,
+            use_safetensors=stored_as_safetensors(checkpoint.path),
             trust_remote_code=False,
             output_loading_info=True,
         )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -57,6 +59,19 @@ def test_every_bfloat16(tmp_path_factory: pytest.TempPathFactory, bits: int) -> 
             open_checkpoint(folder).read("w")
     else:
         assert open_checkpoint(folder).read("w").tobytes() == value.float().numpy().tobytes()
+
+
+def test_float64_is_rounded_to_float32(tmp_path: Path) -> None:
+    values = torch.randn(7, 5, dtype=torch.float64)
+    read = open_checkpoint(folder_of(tmp_path, {"w": values})).read("w")
+    assert read.dtype == np.float32
+    np.testing.assert_array_equal(read, values.float().numpy())
+
+
+def test_float64_beyond_float32(tmp_path: Path) -> None:
+    folder_of(tmp_path, {"w": torch.tensor([1.0, 1e300], dtype=torch.float64)})
+    with pytest.raises(CheckpointError, match=r"'w' holds inf \(element 1 .* finite float32 weights"):
+        open_checkpoint(tmp_path).read("w")
 
 
 def test_bytes_stay_bytes(tmp_path: Path) -> None:
@@ -172,13 +187,30 @@ def test_a_link_that_points_outside(tmp_path: Path) -> None:
         open_checkpoint(folder)
 
 
-def test_the_links_of_a_hub_cache_are_followed(tmp_path: Path) -> None:
-    folder, blobs = tmp_path / "snapshots" / "abc", tmp_path / "blobs"
+@pytest.mark.parametrize("subfolder", ["", "fp32/best"])
+def test_the_links_of_a_hub_cache_are_followed(tmp_path: Path, subfolder: str) -> None:
+    repository = tmp_path / "models--owner--name"
+    folder, blobs = repository / "snapshots" / "abc" / subfolder, repository / "blobs"
     folder.mkdir(parents=True)
     blobs.mkdir()
     folder_of(folder, {"a": torch.ones(2)})
     (folder / "model.safetensors").rename(blobs / "123")
-    (folder / "model.safetensors").symlink_to(Path("../../blobs/123"))
+    (folder / "model.safetensors").symlink_to(os.path.relpath(blobs / "123", folder))
+    np.testing.assert_array_equal(open_checkpoint(folder).read("a"), np.ones(2))
+
+
+def test_a_link_of_a_hub_cache_to_another_repository(tmp_path: Path) -> None:
+    folder = tmp_path / "models--owner--name" / "snapshots" / "abc"
+    blobs = tmp_path / "models--owner--other" / "blobs"
+    folder.mkdir(parents=True)
+    blobs.mkdir(parents=True)
+    folder_of(folder, {"a": torch.ones(2)})
+    (folder / "model.safetensors").rename(blobs / "123")
+    (folder / "model.safetensors").symlink_to(blobs / "123")
+    with pytest.raises(CheckpointError, match="copy the file into the folder"):
+        open_checkpoint(folder)
+    (folder / "model.safetensors").unlink()
+    shutil.copy(blobs / "123", folder / "model.safetensors")
     np.testing.assert_array_equal(open_checkpoint(folder).read("a"), np.ones(2))
 
 
@@ -191,8 +223,8 @@ def test_the_links_of_a_hub_cache_are_followed(tmp_path: Path) -> None:
         (lambda folder: (folder / "config.json").write_bytes(b"\xff"), "not valid JSON"),
         (lambda folder: (folder / "model.safetensors").unlink(), "no model.safetensors"),
         (
-            lambda folder: (folder / "model.safetensors").rename(folder / "pytorch_model.bin"),
-            "found pytorch_model.bin",
+            lambda folder: (folder / "model.safetensors").rename(folder / "part.safetensors"),
+            "found part.safetensors",
         ),
     ],
 )

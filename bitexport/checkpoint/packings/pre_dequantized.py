@@ -110,7 +110,7 @@ def _not_ternary(weights: npt.NDArray[np.float32], name: str) -> CheckpointError
         )
     return CheckpointError(
         f"no quantization_config in config.json, and tensor '{name}' contains values other than -a, 0 and a, "
-        'so its weights are not ternary; expected quant_method "bitnet": for master weights, add '
-        'linear_class "autobitlinear" and quantization_mode "online", and list layers that stay float in '
-        "modules_to_not_convert; to convert a float teacher to float16, use --float"
+        "so its weights are not ternary; for master weights, which the model quantizes, convert with "
+        "--master; "
+        "to convert a float teacher to float16, use --float"
     )

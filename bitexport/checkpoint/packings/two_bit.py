@@ -84,8 +84,7 @@ def check_packed(checkpoint: Checkpoint, weight_name: str) -> None:
     if dtype != "U8":
         raise CheckpointError(
             f"tensor '{weight_name}' has dtype {dtype}, but quantization_config says packed (offline); "
-            "expected U8: for master weights, set linear_class to autobitlinear and quantization_mode to "
-            "online"
+            "expected U8: for master weights, which the model quantizes, convert with --master"
         )
     scale = checkpoint.info(scale_name(weight_name))
     if scale.dtype not in FLOAT_DTYPES:

@@ -1,0 +1,89 @@
+"""Says what a path is that is not a checkpoint folder, and what to give instead."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+from bitexport.checkpoint.shards import INDEX, INDEX_BIN, SINGLE, SINGLE_BIN, read_json
+from bitexport.errors import CheckpointError
+
+CONFIG = "config.json"
+ADAPTER_CONFIG = "adapter_config.json"
+
+#: Suffixes of the files of a checkpoint folder.
+PARTS = frozenset({".safetensors", ".bin", ".pt", ".pth", ".json", ".jinja", ".model"})
+
+#: How many folders a message lists.
+LISTED = 4
+
+
+def check_folder(folder: Path) -> None:
+    """Raise CheckpointError, with what to give instead, unless ``folder`` has config.json and weights."""
+    if not folder.is_dir():
+        raise CheckpointError(_not_a_folder(folder))
+    weights = [name for name in (SINGLE, INDEX, SINGLE_BIN, INDEX_BIN) if (folder / name).is_file()]
+    if (folder / CONFIG).is_file() and weights:
+        return
+    lacks = f"no weights ({SINGLE}, {SINGLE_BIN})" if (folder / CONFIG).is_file() else f"no {CONFIG}"
+    if (folder / ADAPTER_CONFIG).is_file() and not weights:
+        raise CheckpointError(
+            f"{folder}: {lacks}; it is an adapter without its model: {adapter_command(folder)}"
+        )
+    saved = _numbered(folder)
+    if saved:
+        latest = saved[-1]
+        what = (
+            f"checkpoints of a training run, {saved[0].name} to {latest.name}" if saved[1:] else latest.name
+        )
+        command = adapter_command(latest) if not (latest / CONFIG).is_file() else f"run: {_convert(latest)}"
+        raise CheckpointError(f"{folder}: {lacks}, but {what}; to convert the latest, {command}")
+    models = sorted(each.parent for each in folder.glob(f"*/{CONFIG}"))
+    if models:
+        names = ", ".join(each.name for each in models[:LISTED]) + (", ..." if models[LISTED:] else "")
+        raise CheckpointError(
+            f"{folder}: {lacks}, but {len(models)} folders with one: {names}; give one of them, for example: "
+            f"{_convert(models[0])}"
+        )
+    if not (folder / CONFIG).is_file():
+        raise CheckpointError(f"{folder}: no {CONFIG}; expected a checkpoint saved with save_pretrained")
+
+
+def adapter_command(adapter: Path) -> str:
+    """What to run to convert an adapter together with its base model, as a clause."""
+    base = read_json(adapter / ADAPTER_CONFIG).get("base_model_name_or_path")
+    if isinstance(base, str) and Path(base).is_dir():
+        return f"run: {_convert(Path(base))} --adapter {shlex.quote(str(adapter))}"
+    name = f" {base!r}" if isinstance(base, str) and base else ""
+    return (
+        f"download its base model{name} into a folder BASE and run: bitexport convert BASE OUT.gguf "
+        "--adapter "
+        f"{shlex.quote(str(adapter))}"
+    )
+
+
+def _not_a_folder(path: Path) -> str:
+    if not path.exists():
+        return f"{path} does not exist; expected a checkpoint folder with {CONFIG} and weights"
+    if path.suffix in PARTS:
+        folder = path.parent
+        return (
+            f"{path} is a file of a checkpoint; expected its folder, with {CONFIG}: run: {_convert(folder)}"
+        )
+    return f"{path} is a file; expected a checkpoint folder with {CONFIG} and weights"
+
+
+def _numbered(folder: Path) -> list[Path]:
+    """The folders ``checkpoint-N`` with a model or an adapter, in the order of N."""
+    found = [
+        (int(match[1]), each)
+        for each in folder.iterdir()
+        if (match := re.fullmatch(r"checkpoint-(\d+)", each.name))
+        and any((each / name).is_file() for name in (CONFIG, ADAPTER_CONFIG))
+    ]
+    return [each for _, each in sorted(found)]
+
+
+def _convert(folder: Path) -> str:
+    return f"bitexport convert {shlex.quote(str(folder))} OUT.gguf"
