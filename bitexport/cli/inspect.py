@@ -34,7 +34,7 @@ def inspect(
     out = Output(json=json, quiet=quiet)
     with out.progress("reading") as progress:
         report = run(path, health=health, progress=progress)
-    for problem in report.problems:
+    for problem in (*report.problems, *report.notes):
         out.warn(problem)
     out.result(report.to_json(), human=lambda: _show_health(out, report) if health else _show(out, report))
 

@@ -23,11 +23,14 @@ from bitexport.convert.encoding import TensorStatistics, encode_float, encode_te
 from bitexport.convert.source import KEPT_FLOAT_KEY, PlannedTensor, SourceSummary
 from bitexport.convert.tokenizer_check import check_loads
 from bitexport.errors import BitexportError, GGUFError, OutputError, UnsupportedError
-from bitexport.gguf.dequantize import can_dequantize, dequantize_rows
+from bitexport.gguf import splits
+from bitexport.gguf.checks import check_rotation
+from bitexport.gguf.dequantize import can_dequantize, dequantize_rows, unpack_foreign
+from bitexport.gguf.foreign_types import ROW_SCALE_LAYOUT, layout_key
 from bitexport.gguf.names import NEVER_QUANTIZED, OUTPUT_HEAD, TOKEN_EMBEDDING
-from bitexport.gguf.packers import PACKERS, f16
+from bitexport.gguf.packers import FOREIGN_UNPACKERS, PACKERS, f16
 from bitexport.gguf.reader import Array, GGUFFile, GGUFTensor, read_gguf
-from bitexport.gguf.types import FILE_TYPES, I2_S, TYPES, TensorType
+from bitexport.gguf.types import F16, FILE_TYPES, I2_S, TYPES, TensorType
 from bitexport.gguf.writer import ALIGNMENT, MetadataValue, RawValue, TensorSpec
 from bitexport.health import Health
 from bitexport.ternary import AnyTernary, TernaryTensor
@@ -40,7 +43,7 @@ LINEAR_LAYER = re.compile(r"blk\.\d+\..+\.weight")
 FLOAT_TYPES = ("f32", "f16", "bf16")
 
 #: Types that hold nothing but trits and scales.
-TRIT_TYPES = tuple(name for name in TERNARY_TYPES if name not in FLOAT_TYPES)
+TRIT_TYPES = (*(name for name in TERNARY_TYPES if name not in FLOAT_TYPES), *FOREIGN_UNPACKERS)
 
 #: The difference between the numbers of +1 and -1, as a fraction of both, that no trained model is known to
 #: exceed.
@@ -59,7 +62,7 @@ def check_another_file(file: GGUFFile, output: Path, target: Path) -> None:
         output: as the user gave it.
         target: the file that would be written, links followed.
     """
-    if target == file.path.resolve():
+    if target in [part.resolve() for part in file.parts]:
         raise OutputError(f"{output} is the file being converted; expected another name")
 
 
@@ -151,7 +154,7 @@ class GGUFSource:
 
     def _copy(self, tensor: GGUFTensor) -> Iterator[npt.NDArray[np.uint8]]:
         """A tensor's bytes, read rather than mapped: mapped pages would count as this process's memory."""
-        with self.file.path.open("rb") as stream:
+        with tensor.path.open("rb") as stream:
             stream.seek(tensor.offset)
             for start in range(0, tensor.nbytes, CHUNK_BYTES):
                 piece = stream.read(min(CHUNK_BYTES, tensor.nbytes - start))
@@ -170,7 +173,7 @@ class GGUFSource:
             for tensor in self.tensors
             if tensor.spec.type is not tensor.origin.type
             and not tensor.ternary
-            and tensor.origin.type.name not in FLOAT_TYPES
+            and tensor.origin.type.name not in (*FLOAT_TYPES, *FOREIGN_UNPACKERS)
         ]
         rounding = max((each.scale_rounding for each in statistics.values()), default=0.0)
         if rounding:
@@ -193,7 +196,7 @@ def _plan_tensors(
     file: GGUFFile, kind: TensorType, embed_kind: TensorType | None
 ) -> tuple[list[FileTensor], list[str]]:
     """Every tensor's type in the output, checked before a byte is written; and warnings."""
-    _check_complete(file)
+    check_rotation(file)
     layers = {tensor.name: tensor for tensor in file.tensors if _is_linear_layer(tensor)}
     if not layers:
         raise GGUFError(f"{file.path.name} has no linear layers (blk.N.*.weight); is it a language model?")
@@ -204,7 +207,7 @@ def _plan_tensors(
     for tensor in file.tensors:
         wanted = tensor.type
         if tensor.name in (TOKEN_EMBEDDING, OUTPUT_HEAD):
-            wanted = embed_kind or tensor.type
+            wanted = embed_kind or (F16 if tensor.type.name in FOREIGN_UNPACKERS else tensor.type)
         elif tensor.name in ternary:
             wanted = kind
         _check_type(tensor, wanted, tensor.name in ternary)
@@ -224,15 +227,6 @@ def _plan_tensors(
     if kind is I2_S:
         warnings += straddling_warnings([tensor.spec for tensor in tensors])
     return tensors, warnings
-
-
-def _check_complete(file: GGUFFile) -> None:
-    parts = file.metadata.get("split.count", 1)
-    if parts != 1:
-        raise UnsupportedError(
-            f"{file.path.name} is one of {parts} parts of a model; join them first, with llama-gguf-split "
-            "--merge"
-        )
 
 
 def _is_linear_layer(tensor: GGUFTensor) -> bool:
@@ -277,6 +271,8 @@ def _check_type(tensor: GGUFTensor, kind: TensorType, ternary: bool) -> None:
 def _unpack(file: GGUFFile, tensor: GGUFTensor) -> AnyTernary:
     """A ternary tensor's trits and scales; experts are stacked into one matrix."""
     kind = tensor.type
+    if kind.name in FOREIGN_UNPACKERS:
+        return unpack_foreign(file, tensor)
     unpack = partial(f16.unpack, kind=kind) if kind.name in FLOAT_TYPES else PACKERS[kind.name].unpack
     return unpack(file.data(tensor), (math.prod(tensor.shape[:-1]), tensor.shape[-1]))
 
@@ -294,11 +290,21 @@ def _metadata(
         if before != value:
             found[key] = value
             changed.append(f"{key} {before} -> {value}")
+    for key in _keys_of_storage(file):
+        del found[key]
+        changed.append(f"{key} {file.metadata[key]} -> removed")
     alignment = file.metadata.get("general.alignment", ALIGNMENT)
     if alignment != ALIGNMENT:
         del found["general.alignment"]
         changed.append(f"general.alignment {alignment} -> {ALIGNMENT}")
     return found, changed
+
+
+def _keys_of_storage(file: GGUFFile) -> list[str]:
+    """The keys that describe how the source is stored, which the output is not."""
+    layout = layout_key(file.metadata)
+    found = [key for key in splits.KEYS if key in file.metadata]
+    return [*found, layout] if file.metadata.get(layout) == ROW_SCALE_LAYOUT else found
 
 
 def _summary(

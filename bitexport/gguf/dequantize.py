@@ -1,6 +1,7 @@
 """A GGUF tensor's values as float32.
 
-``gguf.quants`` has the table from type to function; I2_S and Q2_0, which it lacks, are read by their packers.
+``gguf.quants`` has the table from type to function; I2_S, Q2_0 and the types of other projects, which it
+lacks, are read by their packers.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 from bitexport.errors import GGUFError
-from bitexport.gguf.packers import PACKERS
+from bitexport.gguf.packers import FOREIGN_UNPACKERS, PACKERS
 from bitexport.gguf.reader import GGUFFile, GGUFTensor
 from bitexport.gguf.types import I2_S, Q2_0, TensorType
+from bitexport.ternary import AnyTernary, GroupedTernary, TernaryTensor
 
 Bytes = npt.NDArray[np.uint8]
 Matrix = npt.NDArray[np.float32]
@@ -24,8 +26,8 @@ Matrix = npt.NDArray[np.float32]
 #: Roughly how many weights of a float tensor are in memory at once.
 CHUNK_WEIGHTS = 8 * 1024 * 1024
 
-#: Ternary types with a scale for every block of a row.
-BLOCK_TERNARY_TYPES = ("tq1_0", "tq2_0", "q2_0")
+#: Ternary types with a scale for every block of a row, or for every row.
+BLOCK_TERNARY_TYPES = ("tq1_0", "tq2_0", "q2_0", *FOREIGN_UNPACKERS)
 
 
 def rows_per_chunk(shape: Sequence[int], weights: int | None = None) -> int:
@@ -59,7 +61,19 @@ READ_WHOLE = (I2_S, Q2_0)
 
 def can_dequantize(kind: TensorType) -> bool:
     """Whether tensors of a type can be read as floats."""
-    return kind in READ_WHOLE or _gguf_implements(kind)
+    return kind in READ_WHOLE or kind.name in FOREIGN_UNPACKERS or _gguf_implements(kind)
+
+
+def unpack_foreign(file: GGUFFile, tensor: GGUFTensor) -> AnyTernary:
+    """The trits and scales of a tensor of another project's type, its matrices stacked: ``[rows, in]``.
+
+    Raises:
+        GGUFError: the bytes are not what the type says.
+        UnsupportedError: it is not ternary.
+    """
+    if not math.prod(tensor.shape):
+        raise GGUFError(f"it has shape {list(tensor.shape)} and no weights; the file is damaged")
+    return FOREIGN_UNPACKERS[tensor.type.name](file.data(tensor), tensor.shape)
 
 
 def dequantize(file: GGUFFile, tensor: GGUFTensor) -> Matrix:
@@ -95,10 +109,22 @@ def dequantize_rows(file: GGUFFile, tensor: GGUFTensor) -> Iterator[Matrix]:
         matrix = (math.prod(tensor.shape[:-1]), tensor.shape[-1])
         yield PACKERS[kind.name].unpack(file.data(tensor), matrix).dequantize().reshape(rows, columns)
         return
-    data = file.data(tensor).reshape(rows, -1)
     step = rows_per_chunk(tensor.shape)
+    if kind.name in FOREIGN_UNPACKERS:
+        weights = unpack_foreign(file, tensor)
+        step *= len(weights.trits) // rows
+        for start in range(0, len(weights.trits), step):
+            yield _rows_of(weights, start, start + step).dequantize().reshape(-1, columns)
+        return
+    data = file.data(tensor).reshape(rows, -1)
     for start in range(0, rows, step):
         yield _by_gguf(np.ascontiguousarray(data[start : start + step]), kind)
+
+
+def _rows_of(weights: AnyTernary, start: int, end: int) -> AnyTernary:
+    if isinstance(weights, TernaryTensor):
+        return TernaryTensor(weights.trits[start:end], weights.scale)
+    return GroupedTernary(weights.trits[start:end], weights.scales[start:end])
 
 
 def _matrix_shape(tensor: GGUFTensor) -> tuple[int, int]:

@@ -1,7 +1,8 @@
 """Reads the header of a GGUF file: its metadata, and its tensors' types, shapes and positions.
 
 The ``gguf`` package's reader fails on type 36 and trusts the counts in the file. This one allocates nothing
-for a count before it knows that the file has the bytes for it.
+for a count before it knows that the file has the bytes for it. A model that is split into several files is
+read as one.
 
 Layout, little-endian: ``GGUF``, version (2 or 3), numbers of tensors and of metadata keys; the keys, each a
 name, a type and a value; the tensors, each a name, its dimensions innermost first, a type and an offset;
@@ -13,8 +14,8 @@ from __future__ import annotations
 import mmap
 import os
 import struct
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,9 @@ import numpy.typing as npt
 
 from bitexport.checkpoint.folders import PARTS
 from bitexport.errors import GGUFError
-from bitexport.gguf import foreign_layouts
-from bitexport.gguf.types import I2_S_ID, TYPES_BY_ID, TensorType
+from bitexport.gguf import foreign_layouts, foreign_types, splits
+from bitexport.gguf.foreign_types import Room
+from bitexport.gguf.types import I2_S_ID, TensorType
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -68,25 +70,27 @@ class Array:
 
 @dataclass(frozen=True, slots=True)
 class GGUFTensor:
-    """One tensor of a file: ``shape`` is outermost first, and its ``nbytes`` bytes start at ``offset``."""
+    """One tensor: ``shape`` is outermost first, and its ``nbytes`` bytes start at ``offset`` in ``path``."""
 
     name: str
     type: TensorType
     shape: tuple[int, ...]
     offset: int
     nbytes: int
+    path: Path
 
 
 @dataclass(frozen=True)
 class GGUFFile:
-    """The validated header of a GGUF file.
+    """The validated header of a GGUF file, or of a model that is split into several.
 
     Attributes:
-        path: the file.
+        path: the file; the first one of a split model.
         version: the version of the format.
         metadata: the values by key, in the order of the file; arrays stay in the file, see :class:`Array`.
         tensors: the tensors, in the order of the file.
         places: where the bytes of each key's type and value begin and end in the file.
+        parts: the files: ``path``, and the others of a split model.
     """
 
     path: Path
@@ -94,6 +98,7 @@ class GGUFFile:
     metadata: Mapping[str, Any]
     tensors: tuple[GGUFTensor, ...]
     places: Mapping[str, tuple[int, int]]
+    parts: tuple[Path, ...]
 
     def elements(self, key: str, limit: int | None = None) -> list[Any]:
         """The first ``limit`` elements of an array; all of them if ``limit`` is None.
@@ -117,7 +122,7 @@ class GGUFFile:
 
     def data(self, tensor: GGUFTensor) -> npt.NDArray[np.uint8]:
         """The bytes of a tensor, memory-mapped: uint8, flat."""
-        return np.memmap(self.path, dtype=np.uint8, mode="r", offset=tensor.offset, shape=(tensor.nbytes,))
+        return np.memmap(tensor.path, dtype=np.uint8, mode="r", offset=tensor.offset, shape=(tensor.nbytes,))
 
 
 def is_gguf_path(path: str | Path) -> bool:
@@ -129,13 +134,26 @@ def is_gguf_path(path: str | Path) -> bool:
 
 
 def read_gguf(path: str | Path) -> GGUFFile:
-    """Read and validate the header of a file.
+    """Read and validate the header of a file, and those of all parts of a split model.
 
     Raises:
         GGUFError: the file is not GGUF, is damaged, or has a tensor whose position or size does not match its
-            type and shape.
+            type and shape; or a part of a split model is missing or belongs elsewhere.
     """
-    file = Path(path)
+    first = _read_part(Path(path))
+    parts = splits.part_paths(first.path, first.metadata)
+    tensors = list(first.tensors)
+    for number, part in enumerate(parts[1:], start=2):
+        file = _read_part(part, first.metadata)
+        splits.check_part(part, file.metadata, number, len(parts))
+        tensors += file.tensors
+    if len(parts) > 1:
+        splits.check_tensors(first.path, first.metadata, [tensor.name for tensor in tensors])
+    return replace(first, tensors=tuple(tensors), parts=tuple(parts))
+
+
+def _read_part(file: Path, model: Mapping[str, Any] | None = None) -> GGUFFile:
+    """Read one file; ``model`` is the metadata of a split model's first part, if it is another."""
     with _Cursor(file, 0) as cursor:
         if cursor.take(4) != MAGIC:
             raise GGUFError(f"{file.name}: not a GGUF file (it does not start with 'GGUF'); check the path")
@@ -148,8 +166,8 @@ def read_gguf(path: str | Path) -> GGUFFile:
         alignment = metadata.get("general.alignment", gguf.GGUF_DEFAULT_ALIGNMENT)
         if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1):
             raise cursor.damaged(f"general.alignment is {alignment!r}, expected a power of two")
-        tensors = _tensors(cursor, tensor_count, alignment)
-    return GGUFFile(file, version, metadata, tensors, places)
+        tensors = _tensors(cursor, tensor_count, alignment, model or metadata)
+    return GGUFFile(file, version, metadata, tensors, places, (file,))
 
 
 def _metadata(cursor: _Cursor, key_count: int) -> tuple[dict[str, Any], dict[str, tuple[int, int]]]:
@@ -165,71 +183,114 @@ def _metadata(cursor: _Cursor, key_count: int) -> tuple[dict[str, Any], dict[str
     return found, places
 
 
-def _tensors(cursor: _Cursor, tensor_count: int, alignment: int) -> tuple[GGUFTensor, ...]:
-    entries: list[tuple[str, tuple[int, ...], TensorType, int]] = []
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """A tensor's entry in the header, not yet checked; ``offset`` counts from the start of the data."""
+
+    name: str
+    shape: tuple[int, ...]
+    number: int
+    offset: int
+
+
+def _tensors(
+    cursor: _Cursor, tensor_count: int, alignment: int, metadata: Mapping[str, Any]
+) -> tuple[GGUFTensor, ...]:
+    entries: list[_Entry] = []
     names: set[str] = set()
     for _ in range(tensor_count):
-        name = cursor.string()
-        if name in names:
-            raise cursor.damaged(f"tensor '{name}' appears twice")
-        names.add(name)
-        entries.append((name, *_entry(cursor, name)))
+        entry = _entry(cursor)
+        if entry.name in names:
+            raise cursor.damaged(f"tensor '{entry.name}' appears twice")
+        names.add(entry.name)
+        entries.append(entry)
     start = cursor.position + -cursor.position % alignment
+    rooms = _rooms(entries, cursor.size - start)
+    kinds = _types(cursor, entries, rooms, alignment, metadata)
     found: list[GGUFTensor] = []
     expected = 0
-    for name, shape, kind, offset in entries:
-        nbytes = kind.nbytes(shape)
-        if offset != expected:
-            raise _wrong_position(cursor, found, name, offset, expected)
-        if start + offset + nbytes > cursor.size:
+    for index, (entry, room) in enumerate(zip(entries, rooms, strict=True)):
+        kind = kinds[entry.number]
+        nbytes = kind.nbytes(entry.shape)
+        if entry.offset != expected:
+            raise _wrong_position(cursor, found, rooms[max(index - 1, 0)], entry, expected, alignment)
+        if start + entry.offset + nbytes > cursor.size:
             raise cursor.damaged(
-                f"tensor '{name}' ({kind.name}, {nbytes} bytes) ends at byte {start + offset + nbytes}, the "
-                f"file at {cursor.size}",
-                foreign_layouts.other_layout(kind.id, shape, cursor.size - start - offset),
+                f"tensor '{entry.name}' ({kind.name}, {nbytes} bytes) ends at byte "
+                f"{start + entry.offset + nbytes}, the file at {cursor.size}",
+                foreign_layouts.other_layout(kind.id, room, alignment),
             )
-        found.append(GGUFTensor(name, kind, shape, start + offset, nbytes))
-        expected = offset + nbytes + -nbytes % alignment
+        found.append(GGUFTensor(entry.name, kind, entry.shape, start + entry.offset, nbytes, cursor.path))
+        expected = entry.offset + nbytes + -nbytes % alignment
     if found and found[-1].type.id == I2_S_ID and cursor.size > start + expected:
         raise cursor.damaged(
-            f"tensor '{found[-1].name}' of type 36 (i2_s) is followed by bytes that do not belong to it: "
-            f"shape {list(found[-1].shape)} takes {found[-1].nbytes} bytes",
-            foreign_layouts.other_layout(I2_S_ID, found[-1].shape, cursor.size - found[-1].offset),
+            f"tensor '{found[-1].name}' of type 36 ({found[-1].type.name}) is followed by bytes that do not "
+            f"belong to it: shape {list(found[-1].shape)} takes {found[-1].nbytes} bytes",
+            foreign_layouts.other_layout(I2_S_ID, rooms[-1], alignment),
         )
     return tuple(found)
 
 
-def _entry(cursor: _Cursor, name: str) -> tuple[tuple[int, ...], TensorType, int]:
+def _entry(cursor: _Cursor) -> _Entry:
+    name = cursor.string()
     dims = cursor.number("<u4")
     if dims > MAX_DIMS:
         raise cursor.damaged(f"tensor '{name}' has {dims} dimensions, expected at most {MAX_DIMS}")
     shape = tuple(cursor.number("<u8") for _ in range(dims))[::-1]
-    number = cursor.number("<u4")
-    offset = cursor.number("<u8")
-    if number not in TYPES_BY_ID:
-        raise GGUFError(
-            f"{cursor.path.name}: tensor '{name}' has type {number}{foreign_layouts.unknown_type(number)}"
-        )
-    kind = TYPES_BY_ID[number]
-    if any(size >= 2**63 for size in shape) or not kind.fits(shape):
-        raise cursor.damaged(
-            f"tensor '{name}' of type {number} ({kind.name}) has shape {list(shape)}, not a multiple of its "
-            f"block of {kind.block}",
-            foreign_layouts.small_blocks(number, shape),
-        )
-    return shape, kind, offset
+    return _Entry(name, shape, cursor.number("<u4"), cursor.number("<u8"))
+
+
+def _rooms(entries: Sequence[_Entry], data_bytes: int) -> list[Room]:
+    """The place of each tensor, up to the next one, or to the end of ``data_bytes`` bytes of data."""
+    ends = [entry.offset for entry in entries[1:]] + [data_bytes]
+    return [
+        Room(entry.shape, end - entry.offset, last=index == len(entries) - 1)
+        for index, (entry, end) in enumerate(zip(entries, ends, strict=bool(entries)))
+    ]
+
+
+def _types(
+    cursor: _Cursor,
+    entries: Sequence[_Entry],
+    rooms: Sequence[Room],
+    alignment: int,
+    metadata: Mapping[str, Any],
+) -> dict[int, TensorType]:
+    """The type behind each number, after a check that every tensor can have it."""
+    places: dict[int, list[Room]] = {}
+    for entry, room in zip(entries, rooms, strict=True):
+        places.setdefault(entry.number, []).append(room)
+    found: dict[int, TensorType] = {}
+    for entry, room in zip(entries, rooms, strict=True):
+        number = entry.number
+        if number not in found:
+            kind = foreign_types.storage_of(number, places[number], alignment, metadata)
+            if kind is None:
+                raise GGUFError(
+                    f"{cursor.path.name}: tensor '{entry.name}' has type {number}"
+                    f"{foreign_types.unknown_type(number, room, alignment)}"
+                )
+            found[number] = kind
+        kind = found[number]
+        if any(size >= 2**63 for size in entry.shape) or not kind.fits(entry.shape):
+            raise cursor.damaged(
+                f"tensor '{entry.name}' of type {number} ({kind.name}) has shape {list(entry.shape)}, not a "
+                f"multiple of its block of {kind.block}",
+                foreign_layouts.small_blocks(number, entry.shape),
+            )
+    return found
 
 
 def _wrong_position(
-    cursor: _Cursor, found: list[GGUFTensor], name: str, offset: int, expected: int
+    cursor: _Cursor, found: list[GGUFTensor], room: Room, entry: _Entry, expected: int, alignment: int
 ) -> GGUFError:
     if not found:
-        return cursor.damaged(f"tensor '{name}' starts at {offset}, expected {expected}")
+        return cursor.damaged(f"tensor '{entry.name}' starts at {entry.offset}, expected {expected}")
     before = found[-1]
-    room = before.nbytes + offset - expected
     return cursor.damaged(
         f"tensor '{before.name}' of type {before.type.id} ({before.type.name}) and shape "
-        f"{list(before.shape)} has room for {room} bytes, expected {before.nbytes} (padded)",
-        foreign_layouts.other_layout(before.type.id, before.shape, room),
+        f"{list(before.shape)} has room for {room.nbytes} bytes, expected {before.nbytes} (padded)",
+        foreign_layouts.other_layout(before.type.id, room, alignment),
     )
 
 

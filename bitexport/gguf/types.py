@@ -27,6 +27,9 @@ class TensorType:
         block: elements per block; a row is a whole number of blocks (in I2_S only the tensor is).
         block_bytes: bytes per block.
         tail_bytes: bytes after the last block of the tensor.
+        row_bytes: bytes per row besides its blocks, for its scale.
+        rows: how many rows are interleaved; a matrix has a multiple of them.
+        padding: each matrix of the tensor takes a multiple of this many bytes.
     """
 
     name: str
@@ -34,16 +37,25 @@ class TensorType:
     block: int
     block_bytes: int
     tail_bytes: int = 0
+    row_bytes: int = 0
+    rows: int = 1
+    padding: int = 1
 
     def fits(self, shape: Sequence[int]) -> bool:
         """Whether a tensor of ``shape`` (outermost first) can be stored."""
-        if self.id == I2_S_ID:
+        if self.tail_bytes:
             return math.prod(shape) % self.block == 0
-        return bool(shape) and shape[-1] % self.block == 0
+        if not shape or shape[-1] % self.block:
+            return False
+        return self.rows == 1 or (len(shape) > 1 and shape[-2] % self.rows == 0)
 
     def nbytes(self, shape: Sequence[int]) -> int:
         """Bytes of a tensor of ``shape``, without the padding after it in a file."""
-        return math.prod(shape) // self.block * self.block_bytes + self.tail_bytes
+        if not self.row_bytes:  # blocks of I2_S may straddle matrices
+            return math.prod(shape) // self.block * self.block_bytes + self.tail_bytes
+        matrix = shape[-2:]
+        size = math.prod(matrix) // self.block * self.block_bytes + math.prod(matrix[:-1]) * self.row_bytes
+        return math.prod(shape[:-2]) * (size + -size % self.padding)
 
 
 I2_S = TensorType("i2_s", I2_S_ID, block=128, block_bytes=32, tail_bytes=32)

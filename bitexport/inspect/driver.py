@@ -11,6 +11,7 @@ from bitexport.checkpoint.packings import keeps_float, packing_of
 from bitexport.convert.plan import absent
 from bitexport.errors import BitexportError, GGUFError
 from bitexport.families import Role, family_of
+from bitexport.gguf.checks import foreign_notes
 from bitexport.gguf.packers import i2_s
 from bitexport.gguf.reader import Array, GGUFFile, GGUFTensor, read_gguf
 from bitexport.gguf.types import I2_S, file_type_name
@@ -60,6 +61,7 @@ def _inspect_gguf(path: Path, health: bool, progress: Progress) -> InspectReport
         metadata={key: _preview(file, key) for key in file.metadata},
         total_bytes=sum(row.bytes for row in rows),
         types=dict(Counter(row.type for row in rows).most_common()),
+        notes=foreign_notes(file),
         health=findings,
     )
 

@@ -33,6 +33,7 @@ class InspectReport:
         total_bytes: of all tensors.
         types: number of tensors of each type.
         problems: why a checkpoint cannot be converted, as far as its headers show.
+        notes: why a file of another project does not run as it is, and what to do.
         health: signs of a bad checkpoint; None if they were not requested.
     """
 
@@ -45,6 +46,7 @@ class InspectReport:
     total_bytes: int
     types: dict[str, int] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     health: list[Finding] | None = None
 
     def to_json(self) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from bitexport.errors import BitexportWarning, GGUFError, UsageError
-from bitexport.gguf.checks import check_hyperparameters
+from bitexport.gguf.checks import check_foreign, check_hyperparameters
 from bitexport.gguf.reader import MAGIC, read_gguf
 from bitexport.runtime import ggml, log
 from bitexport.runtime.assumptions import assumptions
@@ -112,6 +112,7 @@ def checked_file(
 
     Raises:
         GGUFError: the file is missing, damaged, or not GGUF.
+        UnsupportedError: it is of another project, and has to be converted first.
         TokenizerError: its pre-tokenizer is missing and unknown.
     """
     file = Path(path)
@@ -127,6 +128,7 @@ def checked_file(
             "`bitexport convert`"
         )
     header = read_gguf(file)
+    check_foreign(header)
     check_hyperparameters(header)
     if PRE_KEY in given:
         return file, dict(given)

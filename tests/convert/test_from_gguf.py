@@ -240,11 +240,6 @@ def test_a_tensor_that_is_not_ternary_is_named(
 
 
 def test_files_that_are_not_ternary_models(tmp_path: Path, gguf_of: Ggufs) -> None:
-    parts = rewritten(
-        gguf_of("master"), tmp_path / "parts.gguf", metadata={"split.count": RawValue(b"\x02\0\0\0\x03\0")}
-    )
-    with pytest.raises(UnsupportedError, match="one of 3 parts"):
-        convert(parts, tmp_path / "x.gguf")
     (tmp_path / "text.gguf").write_text("hello")
     with pytest.raises(GGUFError, match="not a GGUF file"):
         convert(tmp_path / "text.gguf", tmp_path / "x.gguf")

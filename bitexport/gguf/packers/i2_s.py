@@ -73,6 +73,16 @@ def unpack(data: npt.NDArray[np.uint8], shape: tuple[int, int]) -> TernaryTensor
     scale = read_scale(data)
     blocks = data[: -I2_S.tail_bytes].reshape(-1, 32)
     trits = np.empty((len(blocks), 4, 32), dtype=np.int8)
+    unpack_blocks(blocks, trits)
+    return TernaryTensor(trits.reshape(shape), scale)
+
+
+def unpack_blocks(blocks: npt.NDArray[np.uint8], trits: npt.NDArray[np.int8]) -> None:
+    """Unpack blocks, uint8 ``[blocks, 32]``, into ``trits``, int8 ``[blocks, 4, 32]``.
+
+    Raises:
+        GGUFError: a code is 3.
+    """
     codes = trits.view(np.uint8)
     for start in range(0, len(blocks), CHUNK_BLOCKS):
         chunk = blocks[start : start + CHUNK_BLOCKS]
@@ -84,7 +94,6 @@ def unpack(data: npt.NDArray[np.uint8], shape: tuple[int, int]) -> TernaryTensor
         for quarter in range(4):
             codes[start : start + CHUNK_BLOCKS, quarter] = (chunk >> SHIFTS[quarter]) & np.uint8(3)
         trits[start : start + CHUNK_BLOCKS] -= np.int8(1)
-    return TernaryTensor(trits.reshape(shape), scale)
 
 
 PACKER = Packer(
