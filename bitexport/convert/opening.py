@@ -11,9 +11,9 @@ from bitexport.checkpoint import Checkpoint, open_checkpoint
 from bitexport.checkpoint.adapter import MergedCheckpoint, merge_adapter
 from bitexport.checkpoint.folders import ADAPTER_CONFIG
 from bitexport.checkpoint.packings import ONLINE, keeps_float, packing_of
+from bitexport.checkpoint.packings.float_ternary import rules_out_ternary
 from bitexport.checkpoint.packings.master import MasterWeights
-from bitexport.checkpoint.packings.pre_dequantized import PreDequantized, first_rows, only_magnitude
-from bitexport.checkpoint.packings.scale_groups import find_scale_groups
+from bitexport.checkpoint.packings.pre_dequantized import PreDequantized
 from bitexport.errors import CheckpointError, UnsupportedError
 
 
@@ -105,8 +105,7 @@ def _check_not_ternary(checkpoint: Checkpoint, merged: MergedCheckpoint) -> None
     for name in merged.changes:
         if keeps_float(checkpoint, name) or not name.endswith("_proj.weight"):
             continue
-        rows = first_rows(checkpoint, name)
-        if rows is not None and (only_magnitude(rows) or find_scale_groups(rows) is not None):
+        if not rules_out_ternary(checkpoint, name):
             raise UnsupportedError(
                 f"tensor '{name}' is already ternary, and the adapter {merged.adapter} merged into it would "
                 "leave values that are not; expected float or master weights: give the checkpoint with the "

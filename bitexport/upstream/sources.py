@@ -49,7 +49,7 @@ def source_tensors(checkpoint: Checkpoint) -> dict[str, SourceTensor]:
             continue
         if name in packed:
             packing.check(checkpoint, name)
-            found[name] = SourceTensor(name, logical_shape(packing, info.shape), True)
+            found[name] = SourceTensor(name, logical_shape(checkpoint, packing, name), True)
             continue
         if info.dtype not in FLOAT_DTYPES:
             raise CheckpointError(
@@ -68,17 +68,18 @@ def packed_weights(checkpoint: Checkpoint, packing: Packing) -> Iterator[str]:
             yield name
 
 
-def logical_shape(packing: Packing, stored: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape ``[out, in]`` of a packed weight that is stored as ``stored``.
+def logical_shape(checkpoint: Checkpoint, packing: Packing, name: str) -> tuple[int, ...]:
+    """The shape ``[out, in]`` of a packed weight.
 
     Raises:
         UnsupportedError: the packing stores no weight in that shape.
     """
+    stored = checkpoint.info(name).shape
     if len(stored) == 2:
         out, columns = stored
         for shape in ((out * PACKED_ROWS, columns), (out, columns * PACKED_ROWS), (out, columns)):
             try:
-                if packing.stored_shape(shape) == tuple(stored):
+                if packing.stored_shape(checkpoint, name, shape) == tuple(stored):
                     return shape
             except UnsupportedError:
                 continue
