@@ -13,7 +13,8 @@
 //   work_size:        size = experts_work_size(Product{...}, n_threads, op);
 //   compute_forward:  multiply_experts(Product{...}, params, op);
 //
-// and its buffer type overrides RepackedBufferType::accepts_experts. A Product has
+// and its buffer type overrides RepackedBufferType::accepts_experts and repacks with repack_experts_in_threads, so that every
+// expert has panels of its own. A Product has
 //
 //   Batch                                   a view of quantized rows
 //   size_t  batch_bytes(rows)               memory for a batch
@@ -185,6 +186,17 @@ void multiply(const Product & product, const typename Product::Batch & batch, co
 }
 
 }  // namespace experts
+
+// Calls work(expert, panel_begin, panel_end) until all panels of all experts are done, as repack_in_threads.
+template <class Work>
+void repack_experts_in_threads(int64_t experts, int64_t panels, int64_t elements, const Work & work) {
+    repack_in_threads(experts * panels, elements, [&](int64_t begin, int64_t end) {
+        for (int64_t expert = begin / panels; expert * panels < end; ++expert) {
+            const int64_t before = expert * panels;
+            work(expert, std::max(begin - before, int64_t{0}), std::min(end - before, panels));
+        }
+    });
+}
 
 template <class Product>
 size_t experts_work_size(const Product & product, int n_threads, const ggml_tensor * op) {

@@ -172,10 +172,11 @@ class TernaryTraits : public ggml::cpu::tensor_traits {
 
 // Throws std::runtime_error when a code is 3, naming the first.
 void repack_codes(const Weights & weights, const uint8_t * codes) {
-    const int64_t rows = weights.rows(), cols = weights.cols(), panels = weights.panels();
+    const int64_t rows = weights.rows(), cols = weights.cols();
     std::mutex    lock;
     int64_t       bad_element = -1;
-    const auto    repack      = [&](int64_t expert, int64_t panel_begin, int64_t panel_end) {
+    const auto    elements    = rows * cols * weights.experts();
+    repack_experts_in_threads(weights.experts(), weights.panels(), elements, [&](int64_t expert, int64_t panel_begin, int64_t panel_end) {
         const int64_t first  = expert * rows * cols;  // whole blocks, see accepts
         const auto    result = ternary::repack_i2_s(*selection().kernels, selection().layout, codes + first / 4, rows, cols,
                                                     weights.packed(expert), panel_begin, panel_end);
@@ -183,12 +184,6 @@ void repack_codes(const Weights & weights, const uint8_t * codes) {
             const std::lock_guard<std::mutex> guard(lock);
             const int64_t                     bad = first + result.bad_element;
             bad_element = bad_element < 0 ? bad : std::min(bad_element, bad);
-        }
-    };
-    repack_in_threads(panels * weights.experts(), rows * cols * weights.experts(), [&](int64_t begin, int64_t end) {
-        for (int64_t expert = begin / panels; expert * panels < end; ++expert) {
-            const int64_t before = expert * panels;
-            repack(expert, std::max(begin - before, int64_t{0}), std::min(end - before, panels));
         }
     });
     if (bad_element >= 0) {
