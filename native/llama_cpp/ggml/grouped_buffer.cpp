@@ -86,7 +86,7 @@ class GroupedTraits : public ggml::cpu::tensor_traits {
         const auto   batch = ternary::grouped_buffer(kind, work, weights.cols(), tokens);
         quantize_tokens(tokens, params, [&](int64_t token) {
             kernels()->quantize_token(kind, activation_row(x, token), weights.cols(), batch.q + token * batch.stride,
-                                      batch.step + token * batch.groups, batch.sum + token * batch.groups);
+                                      batch.step + token * batch.groups, batch.minus_sum + token * batch.groups);
         });
         if (params->ith == 0 && bitexport_current_observer() != nullptr) {
             observe(bitexport_current_observer(), weights, batch);
