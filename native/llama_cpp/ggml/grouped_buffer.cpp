@@ -85,20 +85,20 @@ struct ExpertProduct {
         Batch some = all;
         some.q += begin * all.stride;
         some.step += begin * all.groups;
-        some.sum += begin * all.groups;
+        some.minus_sum += begin * all.groups;
         some.tokens = count;
         return some;
     }
 
     void quantize(const float * x, const Batch & batch, int64_t row) const {
         const Batch to = part(batch, row, 1);
-        kernels()->quantize_token(weights.kind(), x, weights.cols(), to.q, to.step, to.sum);
+        kernels()->quantize_token(weights.kind(), x, weights.cols(), to.q, to.step, to.minus_sum);
     }
     void copy(const Batch & batch, int64_t from, int64_t to) const {
         const Batch source = part(batch, from, 1), target = part(batch, to, 1);
         std::copy(source.q, source.q + weights.cols(), target.q);
         std::copy(source.step, source.step + batch.groups, target.step);
-        std::copy(source.sum, source.sum + batch.groups, target.sum);
+        std::copy(source.minus_sum, source.minus_sum + batch.groups, target.minus_sum);
     }
 
     int64_t panels() const { return weights.panels(); }
@@ -144,7 +144,7 @@ class GroupedTraits : public ggml::cpu::tensor_traits {
         const auto   batch = ternary::grouped_buffer(kind, work, weights.cols(), tokens);
         quantize_tokens(tokens, params, [&](int64_t token) {
             kernels()->quantize_token(kind, activation_row(x, token), weights.cols(), batch.q + token * batch.stride,
-                                      batch.step + token * batch.groups, batch.sum + token * batch.groups);
+                                      batch.step + token * batch.groups, batch.minus_sum + token * batch.groups);
         });
         if (params->ith == 0 && bitexport_current_observer() != nullptr) {
             observe(bitexport_current_observer(), weights.tensor->name, weights, batch);
