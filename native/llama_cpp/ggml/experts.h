@@ -3,8 +3,8 @@
 //
 //   y[token][slot] = W[ids[token][slot]] x[token][slot % x.ne[1]]        x.ne[1]: 1 or a divisor of the number of slots
 //
-// The pairs (token, slot) are sorted by expert, and within an expert by token and slot; that order is the batch. A row of x is
-// quantized once, into the place of the first pair that uses it, and copied to the others. So the rows of an expert are
+// The pairs (token, slot) are sorted by expert, and within an expert by token and slot; that order is the batch. A row of x
+// is quantized once, into the place of the first pair that uses it, and copied to the others. So the rows of an expert are
 // neighbours, and one call multiplies them with the expert's panels. The panels of all experts are shared out by what they
 // cost, so that one token with a few experts keeps every thread busy, too.
 //
@@ -25,8 +25,8 @@
 //   int64_t panels()                        of one expert; all but the last have ternary::panel_rows rows
 //   void    multiply(expert, panel_begin, panel_end, batch, y, y_stride)
 //                                           y[i * y_stride + row - first row of panel_begin], for every row i of the batch
-//   void    observe(name, batch)            called with `<weight>#<expert>` for every expert that has rows, if anybody observes
-//   bool    observed()
+//   bool    observed()                      whether anybody observes
+//   void    observe(name, batch)            then called with `<weight>#<expert>` for every expert that has rows
 #pragma once
 
 #include "ggml-cpu-impl.h"

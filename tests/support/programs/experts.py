@@ -174,19 +174,22 @@ def compute(fault: str) -> None:
     """Do what has to abort, and say so if it did not."""
     random = np.random.default_rng(3)
     _, ours = product((4, 32, 128), random)
+    if fault.startswith("grouped-"):
+        data = PACKERS["q2_0"].pack(TernaryTensor(np.ones((4 * 32, 128), dtype=np.int8), SCALE))
+        ours = Product(Q2_0, data, (4, 32, 128))
     x = random.standard_normal((2, 1, 128), dtype=np.float32)
     if fault == "too-large":
         ours.mul_mat_id(x, np.array([[0, 1], [4, 2]], dtype=np.int32), 1)
     elif fault == "negative":
         ours.mul_mat_id(x, np.array([[0, 1], [-1, 2]], dtype=np.int32), 1)
-    elif fault == "view":
+    elif fault.endswith("view"):
         ours.of_view(x, np.array([[0, 1], [0, 1]], dtype=np.int32))
-    elif fault == "mul-mat":
+    elif fault.endswith("mul-mat"):
         ours.mul_mat(x)
     print("not refused")
 
 
-FAULTS = ("too-large", "negative", "view", "mul-mat")
+FAULTS = ("too-large", "negative", "view", "mul-mat", "grouped-view", "grouped-mul-mat")
 
 
 def main() -> None:
