@@ -154,9 +154,9 @@ _IK_NAMES = {
 
 FOREIGN_TYPES = _TYPES + tuple(_not_ternary(number, name, IK) for number, name in _IK_NAMES.items())
 
-#: The first types of each kind, by the type that is read.
+#: The foreign types that are read, by how they are stored, each under its own number.
 FOREIGN_OF_STORAGE: Mapping[TensorType, ForeignType] = MappingProxyType(
-    {kind.storage: kind for kind in reversed(FOREIGN_TYPES) if kind.storage is not None}
+    {kind.storage: kind for kind in FOREIGN_TYPES if kind.storage and kind.storage.id == kind.number}
 )
 
 #: The value of ``<architecture>.tensor_data_layout`` for I2_S with row scales.
@@ -169,6 +169,15 @@ ROTATION_PREFIX = "prism.hadamard."
 def layout_key(metadata: Mapping[str, Any]) -> str:
     """The key that names the layout of a file's tensors."""
     return f"{metadata.get('general.architecture')}.tensor_data_layout"
+
+
+def unknown_layout(number: int, metadata: Mapping[str, Any]) -> str:
+    """What is wrong with the layout of I2_S that a file names, as the end of an error message; or nothing."""
+    key = layout_key(metadata)
+    layout = metadata.get(key)
+    if number != I2_S_ID or layout == ROW_SCALE_LAYOUT or not str(layout).startswith("i2_s"):
+        return ""
+    return f", and {key} is {layout!r}; expected {ROW_SCALE_LAYOUT} or no such key: {ANOTHER}"
 
 
 @dataclass(frozen=True, slots=True)
