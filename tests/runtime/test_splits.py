@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import bitexport
+from bitexport.bench.comparison import _twins
 from bitexport.convert import convert
 from bitexport.errors import GGUFError, OutputError
 from bitexport.gguf.embeddings import read_embeddings
@@ -18,6 +19,7 @@ from bitexport.gguf.reader import read_gguf
 from bitexport.gguf.splits import check_tensors
 from bitexport.inspect import inspect
 from bitexport.parity import parity
+from bitexport.progress import ignore
 from bitexport.runtime.session import Session
 from tests.support.foreign_files import split, split_by_gguf_py
 from tests.support.gguf_files import tensors_of
@@ -79,6 +81,20 @@ def test_runs_as_one(whole: Path, parts: list[Path], checkpoint_of: Callable[...
     bitexport.load(parts[0], n_ctx=16).close()
     report = parity(checkpoint_of("packed-multiply", shape=SHAPE), parts[0], ["def f(x):"])
     assert report.passed
+
+
+def test_links_to_the_parts(parts: list[Path], tmp_path: Path) -> None:
+    """As in a hub's cache, where the files themselves are named after their contents."""
+    for number, part in enumerate(parts):
+        blob = Path(shutil.copy(part, tmp_path / f"blob{number}"))
+        (tmp_path / part.name).symlink_to(blob)
+    first = tmp_path / parts[0].name
+    assert tensors_of(first) == tensors_of(parts[0])
+    with Session(first, n_ctx=16) as session:
+        assert session.n_vocab == 400
+    (tmp_path / "twins").mkdir()
+    twins = _twins(read_gguf(first), ["f16"], tmp_path / "twins", ignore)
+    assert [tensor.name for tensor in read_gguf(twins["f16"]).tensors] == list(tensors_of(first))
 
 
 def test_the_command_line(
