@@ -110,7 +110,11 @@ _TYPES = (
     ForeignType(39, "TL2", MICROSOFT, size=_tl2_bytes, reason=_TILED.format("x86"), advice=_TL),
     # isHuangXin/BitNet 518bfec, utils/convert-qwen36-to-gguf-bitnet.py
     _read(I2_S_ROW_SCALE, MICROSOFT, name="I2_S with row scales"),
-    # ggml-org/llama.cpp, ggml.h: removed from GGUF files in November and December 2024
+    # sabdulmajid/llama.cpp 106eac0, branch i2sr-row-scale-runtime; the size is not published
+    ForeignType(40, "I2_SR", "sabdulmajid's BitNet", reason="four rows interleaved, with row scales"),
+    # ggml-org/llama.cpp, ggml.h: removed in 2023, and from GGUF files in November and December 2024
+    _not_ternary(4, "Q4_2", OLD_GGML, _blocks(16, 10)),
+    _not_ternary(5, "Q4_3", OLD_GGML, _blocks(16, 12)),
     _not_ternary(31, "Q4_0_4_4", OLD_GGML, _blocks(32, 18)),
     _not_ternary(32, "Q4_0_4_8", OLD_GGML, _blocks(32, 18)),
     _not_ternary(33, "Q4_0_8_8", OLD_GGML, _blocks(32, 18)),
@@ -256,7 +260,9 @@ def unknown_type(number: int, room: Room, alignment: int) -> str:
     fitting += [kind for kind in named if room.holds(kind.nbytes(room.shape), alignment)]
     if fitting:
         return f": it is {' or '.join(map(str, fitting))}; {fitting[0].advice}"
-    return f": it is {' or '.join(map(str, named))}, but not of their size; {named[0].advice}"
+    return (
+        f": it is {' or '.join(map(str, named))}, but the size of the tensor does not fit; {named[0].advice}"
+    )
 
 
 def other_type(number: int, room: Room, alignment: int) -> str:
