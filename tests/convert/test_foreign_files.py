@@ -12,12 +12,15 @@ import pytest
 import bitexport
 from bitexport.convert import convert
 from bitexport.errors import UnsupportedError
+from bitexport.gguf.dequantize import dequantize
 from bitexport.gguf.packers import PACKERS
 from bitexport.gguf.reader import read_gguf
+from bitexport.gguf.writer import MetadataValue, TensorSpec, write_gguf
 from bitexport.inspect import inspect
 from bitexport.runtime.session import Session
 from bitexport.ternary import GroupedTernary
 from tests.support.foreign_files import KINDS, foreign_file
+from tests.support.foreign_packers import PACKS, example
 from tests.support.gguf_files import rewritten, tensors_of, values
 from tests.support.tiny_models import Shape
 
@@ -116,6 +119,27 @@ def test_ternary_embeddings_and_head(i2_s_file: Path, tmp_path: Path) -> None:
         assert np.isfinite(session.logits([5, 6, 7])).all()
     convert(tmp_path / "rows.gguf", tmp_path / "y.gguf", type="tq2_0", embed_type="q8_0")
     assert tensors_of(tmp_path / "y.gguf")["token_embd.weight"][0] == "q8_0"
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_experts(tmp_path: Path, name: str) -> None:
+    """Three matrices of 4 x 256 in one tensor, with padding of their own where the type has it."""
+    trits, scales = example(name, 12, 256)
+    shape = (3, 4, 256)
+    data = np.frombuffer(
+        PACKS[name](trits.reshape(shape) if name == "i2_s_row_scale" else trits, scales), np.uint8
+    )
+    spec = TensorSpec("blk.0.ffn_up_exps.weight", shape, KINDS[name])
+    keys: dict[str, MetadataValue] = {"qwen35moe.tensor_data_layout": "i2_s_row_scale_v1"}
+    metadata = keys if name == "i2_s_row_scale" else {}
+    write_gguf(tmp_path / "experts.gguf", "qwen35moe", metadata, [spec], lambda _: [data])
+    convert(tmp_path / "experts.gguf", tmp_path / "x.gguf", type="q2_0")
+    file = read_gguf(tmp_path / "x.gguf")
+    assert (file.tensors[0].shape, file.tensors[0].type.name) == (shape, "q2_0")
+    expected = trits * np.repeat(scales, 256 // scales.shape[1], axis=1)
+    np.testing.assert_array_equal(dequantize(file, file.tensors[0]).reshape(12, 256), expected)
+    before = read_gguf(tmp_path / "experts.gguf")
+    np.testing.assert_array_equal(dequantize(before, before.tensors[0]).reshape(12, 256), expected)
 
 
 def test_rotated_weights_are_refused(i2_s_file: Path, tmp_path: Path) -> None:
