@@ -278,4 +278,4 @@ def other_type(number: int, room: Room, alignment: int) -> str:
     unread = [kind for kind in named if kind.storage is None and number != I2_S_ID]
     if not unread:
         return ""
-    return f": it may be {' or '.join(map(str, unread))}; {unread[0].advice}"
+    return f": it may be {' or '.join(map(str, unread))}, or damaged; {unread[0].advice}"
