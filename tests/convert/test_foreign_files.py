@@ -11,7 +11,7 @@ import pytest
 
 import bitexport
 from bitexport.convert import convert
-from bitexport.errors import UnsupportedError
+from bitexport.errors import BitexportError, UnsupportedError
 from bitexport.gguf.dequantize import dequantize
 from bitexport.gguf.packers import PACKERS
 from bitexport.gguf.reader import read_gguf
@@ -21,7 +21,7 @@ from bitexport.runtime.session import Session
 from bitexport.ternary import GroupedTernary
 from tests.support.foreign_files import KINDS, foreign_file
 from tests.support.foreign_packers import PACKS, example
-from tests.support.gguf_files import rewritten, tensors_of, values
+from tests.support.gguf_files import changed, rewritten, tensors_of, values
 from tests.support.tiny_models import Shape
 
 SHAPE = Shape(hidden=256, ffn=512, layers=1, heads=2, kv_heads=1, vocab=400, context=64)
@@ -140,6 +140,22 @@ def test_experts(tmp_path: Path, name: str) -> None:
     np.testing.assert_array_equal(dequantize(file, file.tensors[0]).reshape(12, 256), expected)
     before = read_gguf(tmp_path / "experts.gguf")
     np.testing.assert_array_equal(dequantize(before, before.tensors[0]).reshape(12, 256), expected)
+
+
+@pytest.mark.parametrize("name", ["iq2_bn", "pq2_0"])
+def test_a_bad_code_is_found_and_named(i2_s_file: Path, tmp_path: Path, name: str) -> None:
+    foreign_file(i2_s_file, tmp_path / "good.gguf", name)
+    layer = "blk.0.ffn_up.weight"
+
+    def code_3(data: bytearray, offset: int, _: int) -> None:
+        data[offset + 8] |= 0b11
+
+    bad = changed(tmp_path / "good.gguf", tmp_path / "bad.gguf", layer, code_3)
+    with pytest.raises(BitexportError, match=rf"bad\.gguf: tensor '{layer}': it contains a code of 3"):
+        convert(bad, tmp_path / "x.gguf", type="q2_0")
+    (finding,) = inspect(bad, health=True).health or []
+    assert finding.level == "warning"
+    assert layer in finding.message
 
 
 def test_rotated_weights_are_refused(i2_s_file: Path, tmp_path: Path) -> None:
