@@ -148,9 +148,10 @@ def _rows(
 
 
 def _twins(file: GGUFFile, types: Sequence[str], folder: Path, progress: Progress) -> dict[str, Path]:
-    source = file.path.resolve()
+    # the parts of a split model are found by its name, which a link's target may not have
+    source = file.path.resolve() if len(file.parts) == 1 else file.path
     twins = {name: folder / f"{source.stem}-{name}.gguf" for name in types}
-    missing = {name: twin for name, twin in twins.items() if not _is_current(twin, source)}
+    missing = {name: twin for name, twin in twins.items() if not _is_current(twin, file.parts)}
     need = sum(twin_bytes(file, name) for name in missing)
     have = shutil.disk_usage(folder).free
     if need > have:
@@ -164,8 +165,8 @@ def _twins(file: GGUFFile, types: Sequence[str], folder: Path, progress: Progres
     return twins
 
 
-def _is_current(twin: Path, source: Path) -> bool:
-    return twin.exists() and twin.stat().st_mtime >= source.stat().st_mtime
+def _is_current(twin: Path, sources: Sequence[Path]) -> bool:
+    return twin.exists() and twin.stat().st_mtime >= max(source.stat().st_mtime for source in sources)
 
 
 @contextmanager

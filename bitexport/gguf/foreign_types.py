@@ -110,7 +110,11 @@ _TYPES = (
     ForeignType(39, "TL2", MICROSOFT, size=_tl2_bytes, reason=_TILED.format("x86"), advice=_TL),
     # isHuangXin/BitNet 518bfec, utils/convert-qwen36-to-gguf-bitnet.py
     _read(I2_S_ROW_SCALE, MICROSOFT, name="I2_S with row scales"),
-    # ggml-org/llama.cpp, ggml.h: removed from GGUF files in November and December 2024
+    # sabdulmajid/llama.cpp 106eac0, branch i2sr-row-scale-runtime; the size is not published
+    ForeignType(40, "I2_SR", "sabdulmajid's BitNet", reason="four rows interleaved, with row scales"),
+    # ggml-org/llama.cpp, ggml.h: removed in 2023, and from GGUF files in November and December 2024
+    _not_ternary(4, "Q4_2", OLD_GGML, _blocks(16, 10)),
+    _not_ternary(5, "Q4_3", OLD_GGML, _blocks(16, 12)),
     _not_ternary(31, "Q4_0_4_4", OLD_GGML, _blocks(32, 18)),
     _not_ternary(32, "Q4_0_4_8", OLD_GGML, _blocks(32, 18)),
     _not_ternary(33, "Q4_0_8_8", OLD_GGML, _blocks(32, 18)),
@@ -154,9 +158,9 @@ _IK_NAMES = {
 
 FOREIGN_TYPES = _TYPES + tuple(_not_ternary(number, name, IK) for number, name in _IK_NAMES.items())
 
-#: The first types of each kind, by the type that is read.
+#: The foreign types that are read, by how they are stored, each under its own number.
 FOREIGN_OF_STORAGE: Mapping[TensorType, ForeignType] = MappingProxyType(
-    {kind.storage: kind for kind in reversed(FOREIGN_TYPES) if kind.storage is not None}
+    {kind.storage: kind for kind in FOREIGN_TYPES if kind.storage and kind.storage.id == kind.number}
 )
 
 #: The value of ``<architecture>.tensor_data_layout`` for I2_S with row scales.
@@ -169,6 +173,15 @@ ROTATION_PREFIX = "prism.hadamard."
 def layout_key(metadata: Mapping[str, Any]) -> str:
     """The key that names the layout of a file's tensors."""
     return f"{metadata.get('general.architecture')}.tensor_data_layout"
+
+
+def unknown_layout(number: int, metadata: Mapping[str, Any]) -> str:
+    """What is wrong with the layout of I2_S that a file names, as the end of an error message; or nothing."""
+    key = layout_key(metadata)
+    layout = metadata.get(key)
+    if number != I2_S_ID or layout == ROW_SCALE_LAYOUT or not str(layout).startswith("i2_s"):
+        return ""
+    return f", and {key} is {layout!r}; expected {ROW_SCALE_LAYOUT} or no such key: {ANOTHER}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,7 +260,9 @@ def unknown_type(number: int, room: Room, alignment: int) -> str:
     fitting += [kind for kind in named if room.holds(kind.nbytes(room.shape), alignment)]
     if fitting:
         return f": it is {' or '.join(map(str, fitting))}; {fitting[0].advice}"
-    return f": it is {' or '.join(map(str, named))}, but not of their size; {named[0].advice}"
+    return (
+        f": it is {' or '.join(map(str, named))}, but the size of the tensor does not fit; {named[0].advice}"
+    )
 
 
 def other_type(number: int, room: Room, alignment: int) -> str:
@@ -263,4 +278,4 @@ def other_type(number: int, room: Room, alignment: int) -> str:
     unread = [kind for kind in named if kind.storage is None and number != I2_S_ID]
     if not unread:
         return ""
-    return f": it may be {' or '.join(map(str, unread))}; {unread[0].advice}"
+    return f": it may be {' or '.join(map(str, unread))}, or damaged; {unread[0].advice}"

@@ -265,11 +265,10 @@ def _types(
         number = entry.number
         if number not in found:
             kind = foreign_types.storage_of(number, places[number], alignment, metadata)
-            if kind is None:
-                raise GGUFError(
-                    f"{cursor.path.name}: tensor '{entry.name}' has type {number}"
-                    f"{foreign_types.unknown_type(number, room, alignment)}"
-                )
+            unknown = foreign_types.unknown_layout(number, metadata)
+            if kind is None or unknown:
+                unknown = unknown or foreign_types.unknown_type(number, room, alignment)
+                raise GGUFError(f"{cursor.path.name}: tensor '{entry.name}' has type {number}{unknown}")
             found[number] = kind
         kind = found[number]
         if any(size >= 2**63 for size in entry.shape) or not kind.fits(entry.shape):

@@ -115,7 +115,7 @@ def scan_gguf(file: GGUFFile, progress: Progress = ignore) -> list[Finding]:
         done += tensor.nbytes
         try:
             _check_tensor(health, file, tensor)
-        except GGUFError as error:
+        except (GGUFError, UnsupportedError) as error:
             health.add(error.sign, tensor.name, str(error))
     tokens = file.metadata.get("tokenizer.ggml.tokens")
     ids = file.metadata.get(f"{file.metadata.get('general.architecture')}.vocab_size")

@@ -24,7 +24,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from bitexport.errors import GGUFError, GGUFScaleError, UnsupportedError
+from bitexport.errors import GGUFError, GGUFScaleError
 from bitexport.gguf.foreign_types import IQ1_BN, IQ2_BN, IQ2_BN_R4
 from bitexport.gguf.types import TensorType
 from bitexport.ternary import AnyTernary, collapse_equal_scales
@@ -67,9 +67,8 @@ def unpack_iq2_bn(data: npt.NDArray[np.uint8], shape: Sequence[int]) -> AnyTerna
     """Bytes of an IQ2_BN tensor of ``shape`` to trits and scales; matrices are stacked.
 
     Raises:
-        GGUFError: the length is wrong.
+        GGUFError: the length is wrong, or a code is 3.
         GGUFScaleError: a scale is negative, NaN or infinite.
-        UnsupportedError: a code is 3, which is not a trit.
     """
     rows = _rows(data, shape, IQ2_BN)
     scales = np.ascontiguousarray(rows[:, :4]).view("<f4").reshape(-1)
@@ -85,9 +84,8 @@ def unpack_iq2_bn_r4(data: npt.NDArray[np.uint8], shape: Sequence[int]) -> AnyTe
     """Bytes of an IQ2_BN_R4 tensor of ``shape`` to trits and scales; matrices are stacked.
 
     Raises:
-        GGUFError: the length is wrong.
+        GGUFError: the length is wrong, or a code is 3.
         GGUFScaleError: a scale is negative, NaN or infinite.
-        UnsupportedError: a code is 3, which is not a trit.
     """
     fours = _rows(data, shape, IQ2_BN_R4).reshape(math.prod(shape[:-1]) // 4, -1)
     scales = np.ascontiguousarray(fours[:, :16]).view("<f4").reshape(-1)
@@ -117,7 +115,7 @@ def _step(shape: Sequence[int]) -> int:
 def _trits(codes: npt.NDArray[np.uint8], kind: TensorType) -> npt.NDArray[np.int8]:
     codes = codes & np.uint8(3)
     if codes.max(initial=0) > 2:
-        raise UnsupportedError(
+        raise GGUFError(
             f"it contains a code of 3, which {kind.name} does not use; the file is damaged: download it again"
         )
     return codes.view(np.int8) - np.int8(1)
