@@ -210,6 +210,8 @@ def _model_config(checkpoint: Checkpoint, family: Family) -> Any:
         checkpoint.path, local_files_only=True
     )
     quantization = dict(quantization_config(checkpoint.config) or ONLINE)
+    if not any(name.endswith(".weight_scale") for name in checkpoint.tensors):
+        quantization |= ONLINE  # nothing is packed, whatever config.json says: see convert --master
     numbers = family.hyperparameters(checkpoint.config, checkpoint.tensors)
     if Part.INPUT_NORMS in numbers.parts:
         quantization |= {"use_rms_norm": True, "rms_norm_eps": numbers.input_norm_eps}

@@ -45,11 +45,12 @@ def test_the_option_that_the_message_names(
     assert tensors_of(tmp_path / "x.gguf") == tensors_of(tmp_path / "y.gguf")
 
 
-def test_parity_without_editing_the_config(tmp_path: Path) -> None:
+@pytest.mark.parametrize("quantization", [None, {"quant_method": "bitnet"}])
+def test_parity_without_editing_the_config(tmp_path: Path, quantization: Any) -> None:
     from bitexport.parity import parity
 
     model = tiny_model(architecture="llama", tied=False)
-    folder = save_checkpoint(model, tmp_path / "c", config_changes={"quantization_config": None})
+    folder = save_checkpoint(model, tmp_path / "c", config_changes={"quantization_config": quantization})
     convert(folder, tmp_path / "x.gguf", embed_type="f16", master=True)
     assert parity(folder, tmp_path / "x.gguf", prompts=["def add(a, b):"]).passed
 
