@@ -49,7 +49,7 @@ def saved_again(description: Mapping[str, Any]) -> bool:
         and splitter.get("prepend_scheme", "always") != "never"
         and splitter.get("replacement", SPACE) == SPACE
         and not splitter.get("split", True)
-        and description.get("normalizer") is None
+        and description.get("normalizer") in (None, {"type": "Sequence", "normalizers": []})
     )
 
 
