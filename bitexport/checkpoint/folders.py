@@ -39,12 +39,14 @@ def check_folder(folder: Path) -> None:
         )
         command = adapter_command(latest) if not (latest / CONFIG).is_file() else f"run: {_convert(latest)}"
         raise CheckpointError(f"{folder}: {lacks}, but {what}; to convert the latest, {command}")
-    models = sorted(each.parent for each in folder.glob(f"*/{CONFIG}"))
+    # the second pattern is that of a repository in the Hugging Face cache
+    models = sorted(each.parent for part in ("*", "snapshots/*") for each in folder.glob(f"{part}/{CONFIG}"))
     if models:
         names = ", ".join(each.name for each in models[:LISTED]) + (", ..." if models[LISTED:] else "")
+        several = f"{len(models)} folders in it have one: {names}; give one of them, for example"
+        one = f"{models[0].relative_to(folder)} in it has one; run"
         raise CheckpointError(
-            f"{folder}: {lacks}, but {len(models)} folders with one: {names}; give one of them, for example: "
-            f"{_convert(models[0])}"
+            f"{folder}: {lacks}, but {several if models[1:] else one}: {_convert(models[0])}"
         )
     if not (folder / CONFIG).is_file():
         raise CheckpointError(f"{folder}: no {CONFIG}; expected a checkpoint saved with save_pretrained")

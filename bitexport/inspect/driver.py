@@ -13,7 +13,7 @@ from bitexport.errors import BitexportError, GGUFError
 from bitexport.families import Role, family_of
 from bitexport.gguf.checks import foreign_notes
 from bitexport.gguf.packers import i2_s
-from bitexport.gguf.reader import Array, GGUFFile, GGUFTensor, read_gguf
+from bitexport.gguf.reader import Array, GGUFFile, GGUFTensor, is_gguf_path, read_gguf
 from bitexport.gguf.types import I2_S, file_type_name
 from bitexport.health.scan import scan_checkpoint, scan_gguf
 from bitexport.inspect.report import InspectReport, TensorRow
@@ -36,7 +36,7 @@ def inspect(path: str | Path, *, health: bool = False, progress: Progress = igno
         CheckpointError: the folder is not a checkpoint, or a shard is damaged.
     """
     place = Path(path)
-    if place.is_dir():
+    if place.is_dir() or (place.is_file() and not is_gguf_path(place)):
         return _inspect_checkpoint(place, health, progress)
     return _inspect_gguf(place, health, progress)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import unicodedata
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+from bitexport.checkpoint.shards import read_json
 from bitexport.errors import TokenizerError
 from bitexport.progress import Progress, ProgressEvent, ignore
 from bitexport.reference.model import Reference, load_tokenizer
@@ -19,6 +21,11 @@ from bitexport.runtime.loading import load
 from bitexport.runtime.session import Session, piece
 from bitexport.tokenizer.compare import encode, first_difference
 from bitexport.tokenizer.hard_strings import strings
+from bitexport.tokenizer.sentencepiece_rule import (
+    SPACES_DIFFER,
+    original_tokenizer,
+    saved_again,
+)
 
 #: Tokens shown before the first difference, and from it on.
 _BEFORE, _AFTER = 3, 7
@@ -46,6 +53,8 @@ class Mismatch:
         python, cpp: the tokens around the difference.
         file_agrees: tokenizer.json alone tokenizes the text as C++ does, so transformers is the one that
             differs.
+        harmless: the difference is the one that transformers 5 makes in front of texts that begin with a
+            space, see :mod:`bitexport.tokenizer.sentencepiece_rule`. C++ follows the original rule.
     """
 
     what: str
@@ -55,6 +64,7 @@ class Mismatch:
     python: list[TokenPiece]
     cpp: list[TokenPiece]
     file_agrees: bool
+    harmless: bool
 
     def advice(self) -> str:
         """What to do about it, as a clause."""
@@ -75,7 +85,7 @@ class TokenizerReport:
     Attributes:
         strings, prompts: number of texts of each kind compared.
         tokens: number of tokens in all texts, as tokenized in Python.
-        mismatches: the texts that differ, in order.
+        mismatches: the texts that differ, in order, those first that are not harmless.
         model, pre: llama.cpp's names for the file's tokenizer and pre-tokenizer; None if the file has none.
     """
 
@@ -88,16 +98,22 @@ class TokenizerReport:
 
     @property
     def passed(self) -> bool:
-        """Whether every text is tokenized alike."""
-        return not self.mismatches
+        """Whether every text is tokenized alike, apart from harmless differences."""
+        return all(mismatch.harmless for mismatch in self.mismatches)
 
     def describe(self) -> str:
         """The finding as a sentence."""
         kind = f"tokenizer '{self.model}', pre-tokenizer '{self.pre}'"
         texts = f"{self.strings + self.prompts:,} texts"
+        if self.passed and self.mismatches:
+            return (
+                f"C++ tokenizes as the checkpoint's original tokenizer does: {texts}, {self.tokens:,} tokens "
+                f"({kind}). PyTorch's side differs in {len(self.mismatches)} of them, which is harmless: "
+                f"{SPACES_DIFFER}."
+            )
         if self.passed:
             return f"C++ tokenizes as Python does: {texts}, {self.tokens:,} tokens ({kind})."
-        first = self.mismatches[0]
+        first = self.mismatches[0]  # a harmful one
         return (
             f"{len(self.mismatches)} of {texts} are tokenized differently ({kind}); the first is "
             f"{first.what}, {_short(first.text)}, from token {first.at} on; {first.advice()}."
@@ -136,6 +152,7 @@ def tokenizer_parity(
     texts = [(f"prompt {number}", text) for number, text in enumerate(prompts, start=1)]
     texts += [(f"string {number}", text) for number, text in enumerate(hard, start=1)]
     from_file = _tokenizer_json(Path(checkpoint))
+    original = _with_original_spaces(tokenizer)
     model = load(gguf, vocab_only=True)
     try:
         found = []
@@ -148,7 +165,9 @@ def tokenizer_parity(
             tokens += len(python_ids)
             if python_ids != cpp_ids:
                 agrees = from_file is not None and from_file.encode(text).ids == cpp_ids
-                found.append(_mismatch(what, text, python_ids, cpp_ids, tokenizer, model, agrees))
+                harmless = original is not None and original.encode(text).ids == cpp_ids
+                found.append(_mismatch(what, text, python_ids, cpp_ids, tokenizer, model, agrees, harmless))
+        found.sort(key=lambda mismatch: mismatch.harmless)
         return TokenizerReport(
             strings=len(hard),
             prompts=len(prompts),
@@ -164,13 +183,16 @@ def tokenizer_parity(
 def check_same_tokens(
     reference: Reference, session: Session, what: str, text: str, python_ids: Sequence[int]
 ) -> None:
-    """Check that C++ tokenizes ``text`` to ``python_ids``.
+    """Check that C++ tokenizes ``text`` to ``python_ids``, apart from a harmless difference.
 
     Raises:
         TokenizerError: it does not; the message begins with ``what`` and names the first token that differs.
     """
     cpp_ids = session.tokenize(text)
     if list(python_ids) == cpp_ids:
+        return
+    original = _with_original_spaces(reference.tokenizer)
+    if original is not None and original.encode(text).ids == cpp_ids:
         return
     at = first_difference(python_ids, cpp_ids)
 
@@ -184,14 +206,17 @@ def check_same_tokens(
 
 
 def _tokenizer_json(folder: Path) -> Tokenizer | None:
-    """The tokenizer that tokenizer.json describes; None if there is no such file."""
+    """The tokenizer of tokenizer.json, with the rule of the original; None if there is no such file."""
     path = folder / "tokenizer.json"
-    if not path.is_file():
+    return original_tokenizer(read_json(path)) if path.is_file() else None
+
+
+def _with_original_spaces(tokenizer: Any) -> Tokenizer | None:
+    """transformers' tokenizer with the original rule for spaces; None if it has that rule."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None or not saved_again(description := json.loads(backend.to_str())):
         return None
-    tokenizer = Tokenizer.from_file(str(path))
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
-    return tokenizer
+    return original_tokenizer(description)
 
 
 def _mismatch(
@@ -202,6 +227,7 @@ def _mismatch(
     tokenizer: Any,
     model: Any,
     file_agrees: bool,
+    harmless: bool,
 ) -> Mismatch:
     at = first_difference(python_ids, cpp_ids)
     begin, end = max(0, at - _BEFORE), at + _AFTER
@@ -222,6 +248,7 @@ def _mismatch(
         python=[TokenPiece(number, python_text(number)) for number in python_ids[begin:end]],
         cpp=[TokenPiece(number, cpp_text(number)) for number in cpp_ids[begin:end]],
         file_agrees=file_agrees,
+        harmless=harmless,
     )
 
 

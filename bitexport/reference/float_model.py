@@ -9,6 +9,7 @@ import transformers
 
 from bitexport.checkpoint import Checkpoint
 from bitexport.checkpoint.packings import packing_of, quantization_config
+from bitexport.checkpoint.shards import stored_as_safetensors
 from bitexport.errors import CheckpointError, UnsupportedError
 from bitexport.families import Role, family_of
 from bitexport.reference.loading import check_tensors
@@ -76,14 +77,14 @@ def load_float(checkpoint: Checkpoint) -> Any:
                 dtype=torch.float32,
                 attn_implementation="eager",
                 local_files_only=True,
-                use_safetensors=True,
+                use_safetensors=stored_as_safetensors(checkpoint.path),
                 trust_remote_code=False,
                 output_loading_info=True,
             )
     except _FAILURES as error:
         raise CheckpointError(
             f"{checkpoint.path}: transformers {transformers.__version__} cannot load it: "
-            f"{first_line(error)}; expected a causal language model with float weights in safetensors files"
+            f"{first_line(error)}; expected a causal language model with float weights"
         ) from error
     check_tensors(checkpoint.path, model, info, "a ternary model needs its quantization_config")
     return model.eval()

@@ -23,7 +23,7 @@ from transformers.utils import logging as transformers_logging
 
 from bitexport.checkpoint import Checkpoint, open_checkpoint
 from bitexport.checkpoint.packings import ONLINE, quantization_config
-from bitexport.checkpoint.shards import stored_as_safetensors
+from bitexport.checkpoint.shards import read_json, stored_as_safetensors
 from bitexport.errors import CheckpointError, TokenizerError, UnsupportedError, UsageError
 from bitexport.families import Family, Part, family_of
 from bitexport.gguf.names import OUTPUT_HEAD
@@ -235,6 +235,8 @@ def _model_config(checkpoint: Checkpoint, family: Family) -> Any:
         checkpoint.path, local_files_only=True
     )
     quantization = dict(quantization_config(checkpoint.config) or ONLINE)
+    if not any(name.endswith(".weight_scale") for name in checkpoint.tensors):
+        quantization |= ONLINE  # nothing is packed, whatever config.json says: see convert --master
     numbers = family.hyperparameters(checkpoint.config, checkpoint.tensors)
     if Part.INPUT_NORMS in numbers.parts:
         quantization |= {"use_rms_norm": True, "rms_norm_eps": numbers.input_norm_eps}
@@ -252,18 +254,27 @@ def load_tokenizer(folder: Path) -> Any:
     """The tokenizer of a checkpoint folder, loaded by transformers.
 
     Raises:
+        CheckpointError: tokenizer_config.json is damaged.
         TokenizerError: transformers cannot load it.
     """
     try:
         with quiet():
-            return transformers.AutoTokenizer.from_pretrained(
-                folder, local_files_only=True, trust_remote_code=False
-            )
+            # a class whose code is in the checkpoint is not run: tokenizer.json says everything
+            chosen = transformers.AutoTokenizer
+            if _has_remote_code(folder) and (folder / "tokenizer.json").is_file():
+                chosen = transformers.PreTrainedTokenizerFast
+            return chosen.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, RuntimeError, KeyError, AttributeError, ImportError) as error:
         raise TokenizerError(
             f"{folder}: transformers cannot load its tokenizer: {first_line(error)}; "
             "put the model's tokenizer.json there"
         ) from error
+
+
+def _has_remote_code(folder: Path) -> bool:
+    path = folder / "tokenizer_config.json"
+    remote = read_json(path).get("auto_map") if path.is_file() else None
+    return isinstance(remote, dict) and "AutoTokenizer" in remote
 
 
 def first_line(error: BaseException) -> str:

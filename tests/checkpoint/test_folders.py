@@ -56,9 +56,20 @@ def test_checkpoints_of_a_training_run(
 def test_several_models(tmp_path: Path, checkpoint_of: Callable[..., Path]) -> None:
     for name in ("b", "a"):
         shutil.copytree(checkpoint_of(), tmp_path / "models" / name)
-    follow(
-        tmp_path / "models", r"no config\.json, but 2 folders with one: a, b; give one", tmp_path / "x.gguf"
-    )
+    match = r"no config\.json, but 2 folders in it have one: a, b; give one"
+    follow(tmp_path / "models", match, tmp_path / "x.gguf")
+
+
+def test_a_repository_of_the_hub_cache(tmp_path: Path, checkpoint_of: Callable[..., Path]) -> None:
+    repository = tmp_path / "models--owner--name"
+    snapshot = repository / "snapshots" / "abc"
+    shutil.copytree(checkpoint_of(), repository / "blobs")
+    (repository / "blobs" / "config.json").rename(repository / "blobs" / "0123")
+    snapshot.mkdir(parents=True)
+    for name in ("model.safetensors", "tokenizer.json", "tokenizer_config.json"):
+        (snapshot / name).symlink_to(Path("../../blobs") / name)
+    (snapshot / "config.json").symlink_to(Path("../../blobs/0123"))
+    follow(repository, r"no config\.json, but snapshots/abc in it has one; run: ", tmp_path / "x.gguf")
 
 
 def test_a_folder_with_checkpoints_and_a_model_is_the_model(

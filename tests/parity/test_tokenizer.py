@@ -105,8 +105,30 @@ def test_where_transformers_does_not_follow_the_file(
     )
     report = tokenizer_parity(folder, gguf_of(tokenizer="llama2"), [" leading space"])
     assert report.mismatches[0].what == "prompt 1"
-    assert all(mismatch.file_agrees for mismatch in report.mismatches)
-    assert "C++ does what tokenizer.json says, transformers does not" in report.describe()
+    assert all(mismatch.file_agrees and mismatch.harmless for mismatch in report.mismatches)
+    assert report.passed
+    assert "which is harmless: transformers 5 leaves out the space" in report.describe()
+
+
+def test_a_real_difference_is_not_called_harmless(
+    checkpoint_of: Maker, gguf_of: Maker, tmp_path: Path
+) -> None:
+    """The same folder, and a file that adds no space in front of a text."""
+    folder = tmp_path / "model"
+    edited(checkpoint_of(tokenizer="llama2"), folder, lambda _: None)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({**settings, "tokenizer_class": "LlamaTokenizer"})
+    )
+    bad = tmp_path / "bad.gguf"
+    source = gguf_of(tokenizer="llama2").read_bytes()
+    key = b"tokenizer.ggml.add_space_prefix" + (7).to_bytes(4, "little")
+    assert source.count(key + b"\x01") == 1
+    bad.write_bytes(source.replace(key + b"\x01", key + b"\x00"))
+    report = tokenizer_parity(folder, bad, ["no leading space"])
+    assert not report.passed
+    assert report.mismatches[0].what == "prompt 1"
+    assert "convert the checkpoint again" in report.describe()
 
 
 def test_a_text_that_is_normalized(checkpoint_of: Maker, gguf_of: Maker, tmp_path: Path) -> None:

@@ -127,12 +127,20 @@ def test_surplus_tensor(copy: Path) -> None:
         load_reference(copy)
 
 
-def test_pickled_weights_are_not_read(copy: Path) -> None:
-    torch.save(load_file(copy / "model.safetensors"), copy / "pytorch_model.bin")
+def test_code_in_pickled_weights_is_not_run(copy: Path, tmp_path: Path) -> None:
+    """The weights themselves are read, see tests/checkpoint/test_torch_file.py."""
+
+    class Attack:
+        def __reduce__(self) -> tuple[object, ...]:
+            return Path.touch, (tmp_path / "was-run",)
+
+    tensors = load_file(copy / "model.safetensors")
+    torch.save({**tensors, "x": Attack()}, copy / "pytorch_model.bin")
     (copy / "model.safetensors").unlink()
-    with pytest.raises(CheckpointError, match=r"no model\.safetensors") as caught:
+    with pytest.raises(CheckpointError, match="the pickle uses") as caught:
         load_reference(copy)
     assert "\n" not in str(caught.value)
+    assert not (tmp_path / "was-run").exists()
 
 
 def test_code_in_the_checkpoint_is_not_run(copy: Path, tmp_path: Path) -> None:

@@ -16,7 +16,8 @@ from transformers import AutoTokenizer
 
 from bitexport.convert import convert
 from bitexport.errors import TokenizerError
-from bitexport.tokenizer.vocabulary import UNMERGED_SCORE, read_vocabulary
+from bitexport.tokenizer.sentencepiece_rule import UNMERGED_SCORE
+from bitexport.tokenizer.vocabulary import read_vocabulary
 from tests.support.tiny_models import tiny_checkpoint, tiny_tokenizer, write_tokenizer
 from tests.support.tokenizer_files import BOS, EOS, NO_POST_PROCESSOR, PAD, Edit, edit, settings, template
 
@@ -192,10 +193,10 @@ def test_sizes_that_do_not_fit(folder: Path) -> None:
 
 
 def test_files_that_are_missing_or_damaged(tmp_path: Path) -> None:
-    with pytest.raises(TokenizerError, match=r"no tokenizer\.json; save it"):
+    with pytest.raises(TokenizerError, match=r"no tokenizer\.json or tokenizer\.model; save it"):
         read_vocabulary(tmp_path, 512)
     (tmp_path / "tokenizer.model").touch()
-    with pytest.raises(TokenizerError, match=r"tokenizer\.model alone is not read"):
+    with pytest.raises(TokenizerError, match=r"tokenizer\.model: not a SentencePiece model"):
         read_vocabulary(tmp_path, 512)
     for content in ("{", "[]", "{}", '{"model": 3}'):
         (tmp_path / "tokenizer.json").write_text(content)

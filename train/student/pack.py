@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save
 from transformers.integrations.bitnet import WeightQuant
 
 from bitexport.checkpoint.packings import ONLINE
-from bitexport.checkpoint.shards import INDEX, find_tensors, read_json
+from bitexport.checkpoint.shards import INDEX, find_tensors, read_json, stored_as_safetensors
 from bitexport.errors import CheckpointError, OutputError
 from bitexport.ternary import TernaryTensor
 
@@ -93,6 +93,10 @@ def _write(master: Path, output: Path, config: dict[str, object], tensors: dict[
 def _load(master: Path) -> dict[str, torch.Tensor]:
     """All tensors, from one file or from several with an index; every header is checked."""
     find_tensors(master)
+    if not stored_as_safetensors(master):
+        raise CheckpointError(
+            f"{master}: no safetensors; expected a folder that `bitexport train` has written"
+        )
     files = ["model.safetensors"]
     if (master / INDEX).exists():
         files = sorted(set(read_json(master / INDEX)["weight_map"].values()))

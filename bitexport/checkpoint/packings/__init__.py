@@ -68,7 +68,9 @@ def quantization_config(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
     method = found.get("quant_method")
     if method != "bitnet":
         raise UnsupportedError(
-            f"quant_method {method!r} is not ternary; expected 'bitnet': convert that model elsewhere"
+            f"quant_method {method!r} is not ternary; expected 'bitnet': convert that model elsewhere, or, "
+            "if "
+            "it has float master weights, with --master"
         )
     return found
 
