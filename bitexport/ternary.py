@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
@@ -73,6 +74,16 @@ GROUP_SIZES = (256, 128, 64, 32)
 def group_of(tensor: AnyTernary) -> int | None:
     """How many neighbouring weights of a row share a scale; None if the whole tensor does."""
     return None if isinstance(tensor, TernaryTensor) else tensor.group
+
+
+def dequantized_rows(tensor: AnyTernary, rows: int) -> Iterator[npt.NDArray[np.float32]]:
+    """The values of a tensor, ``rows`` rows at a time: float32 ``[rows, in]``."""
+    for start in range(0, len(tensor.trits), rows):
+        trits = tensor.trits[start : start + rows]
+        if isinstance(tensor, TernaryTensor):
+            yield TernaryTensor(trits, tensor.scale).dequantize()
+        else:
+            yield GroupedTernary(trits, tensor.scales[start : start + rows]).dequantize()
 
 
 def reordered(tensor: AnyTernary, order: npt.NDArray[np.intp]) -> AnyTernary:

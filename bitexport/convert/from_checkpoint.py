@@ -23,7 +23,7 @@ from bitexport.gguf.types import FILE_TYPES
 from bitexport.gguf.writer import MetadataValue
 from bitexport.health import Health, check_trainer_state, check_vocabulary
 from bitexport.progress import Progress, ignore
-from bitexport.ternary import reordered
+from bitexport.ternary import dequantized_rows, reordered
 from bitexport.tokenizer.vocabulary import Vocabulary, read_vocabulary
 
 #: The fraction of a float tensor's values that may become zero in float16 without a warning: every large
@@ -159,6 +159,11 @@ def float_rows(plan: Plan, tensor: PlannedTensor[Claim]) -> Iterator[npt.NDArray
     """
     claim = tensor.origin
     order = plan.family.row_order(claim, plan.numbers)
+    if claim.role is Role.EMBEDDING and plan.packing.holds(plan.checkpoint, claim.source):
+        yield from dequantized_rows(
+            plan.packing.unpack(plan.checkpoint, claim.source), rows_per_chunk(claim.shape)
+        )
+        return
     if order is None and claim.role is not Role.BIAS:
         yield from plan.checkpoint.read_rows(claim.source, rows_per_chunk(claim.shape))
         return

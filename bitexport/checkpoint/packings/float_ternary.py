@@ -29,6 +29,39 @@ CHUNK = 1 << 18
 ZEROS_SCALE = np.float32(1e-5)
 
 
+class FloatWeights:
+    """What the packings of float weights have in common."""
+
+    def stored_name(self, weight_name: str) -> str:
+        """The weight itself."""
+        return weight_name
+
+    def holds(self, checkpoint: Checkpoint, weight_name: str) -> bool:  # noqa: ARG002
+        """False: any float tensor may be one."""
+        return False
+
+    def partners(self, weight_name: str) -> tuple[str, ...]:  # noqa: ARG002
+        """None: the scale is in the weights."""
+        return ()
+
+    def stored_shape(
+        self,
+        checkpoint: Checkpoint,  # noqa: ARG002
+        weight_name: str,  # noqa: ARG002
+        shape: tuple[int, int],
+    ) -> tuple[int, ...]:
+        """The weight's own shape."""
+        return shape
+
+    def bias_factor(
+        self,
+        checkpoint: Checkpoint,  # noqa: ARG002
+        weight_name: str,  # noqa: ARG002
+    ) -> np.float32 | npt.NDArray[np.float32]:
+        """1: the bias is added unchanged."""
+        return np.float32(1)
+
+
 def first_rows(checkpoint: Checkpoint, name: str) -> npt.NDArray[np.float32] | None:
     """The first rows of a float matrix, about :data:`CHUNK` elements; None if it has none."""
     shape = checkpoint.info(name).shape

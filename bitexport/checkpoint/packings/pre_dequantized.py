@@ -6,16 +6,19 @@ neighbouring weights in a row. See float_ternary.py.
 
 from __future__ import annotations
 
-import numpy as np
-
 from bitexport.checkpoint.packings.base import Scales
-from bitexport.checkpoint.packings.float_ternary import already_ternary, find_scales, rules_out_ternary
+from bitexport.checkpoint.packings.float_ternary import (
+    FloatWeights,
+    already_ternary,
+    find_scales,
+    rules_out_ternary,
+)
 from bitexport.checkpoint.reader import FLOAT_DTYPES, Checkpoint
 from bitexport.errors import CheckpointError
 from bitexport.ternary import AnyTernary
 
 
-class PreDequantized:
+class PreDequantized(FloatWeights):
     """Float weights that are already ternary."""
 
     name = "pre-dequantized"
@@ -24,19 +27,6 @@ class PreDequantized:
         "256, 128, 64 or 32 columns"
     )
     meaning = "sign * a"
-
-    def partners(self, weight_name: str) -> tuple[str, ...]:  # noqa: ARG002
-        """None: the scale is in the weights."""
-        return ()
-
-    def stored_shape(
-        self,
-        checkpoint: Checkpoint,  # noqa: ARG002
-        weight_name: str,  # noqa: ARG002
-        shape: tuple[int, int],
-    ) -> tuple[int, ...]:
-        """The weight's own shape."""
-        return shape
 
     def check(self, checkpoint: Checkpoint, weight_name: str) -> None:
         """The weight must be a float tensor whose first rows are ternary."""
@@ -51,10 +41,6 @@ class PreDequantized:
         # so that a float model fails before anything is written
         if rules_out_ternary(checkpoint, weight_name):
             raise _not_ternary(weight_name)
-
-    def bias_factor(self, checkpoint: Checkpoint, weight_name: str) -> np.float32:  # noqa: ARG002
-        """1: the bias is added unchanged."""
-        return np.float32(1)
 
     def scales(self, checkpoint: Checkpoint, weight_name: str) -> Scales:
         """The groups of one weight; reads all of it.
