@@ -93,10 +93,10 @@ def make_plan(
         UnsupportedError: an unknown architecture or packing, or a type that cannot hold a tensor.
     """
     if all_float and quantization_config(checkpoint.config) is not None:
-        raise CheckpointError(
-            "config.json has a quantization_config, so the model is ternary; expected a float one: convert "
-            "it without --float"
-        )
+        why = "config.json has a quantization_config, so the model is ternary"
+        if "quantization_config" not in checkpoint.config:
+            why = "the architecture in config.json is ternary by definition"
+        raise CheckpointError(f"{why}; expected a float one: convert it without --float")
     warnings: list[str] = []
     family = family_of(checkpoint.config, checkpoint.tensors)
     numbers = family.hyperparameters(checkpoint.config, checkpoint.tensors)

@@ -29,6 +29,13 @@ CHUNK = 1 << 18
 ZEROS_SCALE = np.float32(1e-5)
 
 
+#: What to do with packed weights whose config.json does not say how they are stored.
+PACKED_CONFIG = (
+    'expected one with quant_method bitnet: for packed weights, set its linear_class to "bitlinear" if the '
+    'model divides by weight_scale or "autobitlinear" if it multiplies'
+)
+
+
 class FloatWeights:
     """What the packings of float weights have in common."""
 

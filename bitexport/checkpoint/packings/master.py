@@ -18,7 +18,13 @@ import numpy as np
 import numpy.typing as npt
 
 from bitexport.checkpoint.packings.base import Scales, checked_scale
-from bitexport.checkpoint.packings.float_ternary import CHUNK, FloatWeights, already_ternary, find_scales
+from bitexport.checkpoint.packings.float_ternary import (
+    CHUNK,
+    PACKED_CONFIG,
+    FloatWeights,
+    already_ternary,
+    find_scales,
+)
 from bitexport.checkpoint.reader import FLOAT_DTYPES, Checkpoint
 from bitexport.errors import CheckpointError
 from bitexport.ternary import AnyTernary, TernaryTensor
@@ -37,6 +43,11 @@ class MasterWeights(FloatWeights):
     def check(self, checkpoint: Checkpoint, weight_name: str) -> None:
         """The weight must be a float tensor."""
         dtype = checkpoint.info(weight_name).dtype
+        if dtype not in FLOAT_DTYPES and "quantization_config" not in checkpoint.config:
+            raise CheckpointError(
+                f"tensor '{weight_name}' has dtype {dtype}, but without a quantization_config this "
+                f"architecture has master weights; {PACKED_CONFIG}"
+            )
         if dtype not in FLOAT_DTYPES:
             raise CheckpointError(
                 f"tensor '{weight_name}' has dtype {dtype}, but quantization_config says online; expected "

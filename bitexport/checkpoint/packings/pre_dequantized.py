@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from bitexport.checkpoint.packings.base import Scales
 from bitexport.checkpoint.packings.float_ternary import (
+    PACKED_CONFIG,
     FloatWeights,
     already_ternary,
     find_scales,
@@ -34,9 +35,7 @@ class PreDequantized(FloatWeights):
         if info.dtype not in FLOAT_DTYPES:
             raise CheckpointError(
                 f"tensor '{weight_name}' has dtype {info.dtype}, but config.json has no quantization_config "
-                "that says how its values are stored; expected one with quant_method bitnet: for packed "
-                'weights, set its linear_class to "bitlinear" if the model divides by weight_scale or '
-                '"autobitlinear" if it multiplies'
+                f"that says how its values are stored; {PACKED_CONFIG}"
             )
         # so that a float model fails before anything is written
         if rules_out_ternary(checkpoint, weight_name):
@@ -66,6 +65,7 @@ def _not_ternary(name: str) -> CheckpointError:
     return CheckpointError(
         f"no quantization_config in config.json, and tensor '{name}' contains values other than -a, 0 and a, "
         'so its weights are not ternary; expected quant_method "bitnet": for master weights, add '
-        'linear_class "autobitlinear" and quantization_mode "online", and list layers that stay float in '
-        "modules_to_not_convert; to convert a float teacher to float16, use --float"
+        'linear_class "autobitlinear" and quantization_mode "online", and list layers that stay float, such '
+        f'as "{name.removesuffix(".weight")}" if only this one does, in modules_to_not_convert; to convert a '
+        "float teacher to float16, use --float"
     )
