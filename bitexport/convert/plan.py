@@ -15,6 +15,7 @@ from bitexport.checkpoint.packings import (
     packing_of,
     quantization_config,
 )
+from bitexport.checkpoint.packings.packed_multiply import PackedMultiply
 from bitexport.checkpoint.reader import FLOAT_DTYPES, Checkpoint
 from bitexport.checkpoint.safetensors import TensorInfo
 from bitexport.convert.choices import check_fits, straddling_warnings, ternary_kind
@@ -190,6 +191,8 @@ def _planned(
     else:
         kind = embed_type if claim.role is Role.EMBEDDING else F32
     check_fits(claim.source, claim.shape, kind, embedding=claim.role is Role.EMBEDDING and not ternary)
+    if claim.role is Role.BIAS and not all_float:
+        warnings += _bias_warning(checkpoint, packing, claim)
     partners = packing.partners(claim.source) if ternary or packed else ()
     source_bytes = info.nbytes + sum(checkpoint.info(name).nbytes for name in partners)
     return PlannedTensor(claim, TensorSpec(claim.target, claim.shape, kind), ternary, source_bytes, scales)
@@ -205,6 +208,20 @@ def _not_float(claim: Claim, info: TensorInfo) -> CheckpointError:
     return CheckpointError(
         f"tensor '{info.name}' has dtype {info.dtype}; expected {', '.join(FLOAT_DTYPES)}: save it as BF16"
     )
+
+
+def _bias_warning(checkpoint: Checkpoint, packing: Packing, bias: Claim) -> list[str]:
+    """A warning about the bias of a layer that transformers could not run, so that its meaning is a guess."""
+    if packing.name != PackedMultiply.name or bias.linear is None or keeps_float(checkpoint, bias.linear):
+        return []
+    shape = checkpoint.info(packing.partners(bias.linear)[0]).shape
+    if len(shape) < 2 or shape == (1, 1):
+        return []
+    how = "is added unchanged" if shape[1] > 1 else "is multiplied by them, as transformers does for [out]"
+    return [
+        f"tensor '{bias.source}' {how}: its layer multiplies by scales of shape {list(shape)}, which "
+        "transformers cannot run; compare the output with that of the tool that saved it"
+    ]
 
 
 def _scales(checkpoint: Checkpoint, packing: Packing, claim: Claim) -> Scales:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -299,3 +300,40 @@ def test_mlx(tied: bool, tmp_path: Path, checkpoint_of: Checkpoints) -> None:
         del found["output.weight"], expected["output.weight"]
     assert found == expected
     assert inspect(source, health=True).problems == []
+
+
+@pytest.mark.parametrize(
+    ("size", "squeeze", "warning"),
+    [
+        (0, True, None),
+        (0, False, "is multiplied by them, as transformers does for .out."),
+        (128, False, "is added unchanged"),
+    ],
+)
+def test_the_bias_of_a_layer_with_several_scales(
+    size: int, squeeze: bool, warning: str | None, tmp_path: Path, checkpoint_of: Checkpoints
+) -> None:
+    """transformers multiplies the bias of an autobitlinear layer by weight_scale, if its shape is [out]."""
+    name = "model.layers.0.self_attn.q_proj"
+    master = checkpoint_of("master", shape=SHAPE, architecture="qwen2")
+    floats = with_groups(master, tmp_path / "floats", size, dtype=torch.float16)
+
+    def pack(tensors: dict[str, torch.Tensor]) -> None:
+        packed_by(two_bit, size)(tensors)
+        for key in [key for key in tensors if key.endswith("_scale") and squeeze]:
+            tensors[key] = tensors[key].squeeze(1)
+
+    config = {"quant_method": "bitnet", "linear_class": "autobitlinear"}
+    packed = resaved(floats, tmp_path / "p", pack)
+    source = edited(packed, tmp_path / "c", lambda c: c.update(quantization_config=config))
+    report = convert(source, tmp_path / "x.gguf", embed_type="f16")
+    tensors = load_file(source / "model.safetensors")
+    factor = 1 if size else tensors[f"{name}.weight_scale"].float().numpy().reshape(-1)
+    np.testing.assert_array_equal(
+        values(read_gguf(tmp_path / "x.gguf"), "blk.0.attn_q.bias"),
+        tensors[f"{name}.bias"].numpy() * factor,
+    )
+    if warning is None:
+        assert report.warnings == []
+    else:
+        assert re.search(rf"'{name}.bias' {warning}", report.warnings[0])
