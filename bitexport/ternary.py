@@ -104,6 +104,8 @@ def merge_equal_scales(scales: npt.NDArray[np.float32], columns: int) -> npt.NDA
         :data:`GROUP_SIZES`, as far as neighbours are equal. A scale of 0 is equal to any.
     """
     out, count = scales.shape
+    if scales.size == 1:
+        return scales
     for size in (out * columns, columns, *GROUP_SIZES):
         if size % (columns // count) or (out * columns) % size or (size < columns and columns % size):
             continue

@@ -49,6 +49,7 @@ def scan_checkpoint(checkpoint: Checkpoint, progress: Progress = ignore) -> list
         done += info.nbytes
         try:
             if packing is not None and name in weights:
+                _check_ternary(checkpoint, packing, weights[name], name)
                 health.ternary(name, packing.unpack(checkpoint, weights[name]))
             elif info.dtype in FLOAT_DTYPES and name not in partners:
                 for piece in _pieces(checkpoint, name):
@@ -65,6 +66,16 @@ def scan_checkpoint(checkpoint: Checkpoint, progress: Progress = ignore) -> list
         embeddings=checkpoint.tensors[embedding].shape[0] if embedding else None,
     )
     return health.findings()
+
+
+def _check_ternary(checkpoint: Checkpoint, packing: Packing, weight: str, stored: str) -> None:
+    """Check what :meth:`Packing.unpack` relies on, which the plan of a conversion checks as well."""
+    packing.check(checkpoint, weight)
+    shape = checkpoint.info(stored).shape
+    if len(shape) != 2 or 0 in shape:
+        raise CheckpointError(
+            f"tensor '{stored}' has shape {list(shape)}; expected a matrix: save the checkpoint again"
+        )
 
 
 def _ternary_claims(checkpoint: Checkpoint) -> tuple[Packing | None, dict[str, Claim]]:

@@ -78,13 +78,13 @@ def first_rows(checkpoint: Checkpoint, name: str) -> npt.NDArray[np.float32] | N
 
 
 def rules_out_ternary(checkpoint: Checkpoint, name: str) -> bool:
-    """Whether the first rows of a float tensor show that it is not ternary yet.
+    """Whether the first rows of a float matrix show that it is not ternary yet; False if it has none.
 
     Raises:
         UnsupportedError: it is ternary, but not in groups that bitexport knows.
     """
     first = first_rows(checkpoint, name)
-    if first is not None and not is_ordinary(first):
+    if first is None or not is_ordinary(first):
         return False
     _check_neighbours(checkpoint, first, name)
     return True
@@ -150,9 +150,9 @@ def _check_complete(found: ScaleGroups, name: str) -> None:
         )
 
 
-def _check_neighbours(checkpoint: Checkpoint, first: npt.NDArray[np.float32] | None, name: str) -> None:
+def _check_neighbours(checkpoint: Checkpoint, first: npt.NDArray[np.float32], name: str) -> None:
     """Raise UnsupportedError if weights without known groups look ternary all the same."""
-    if first is None or not equal_neighbours(first):
+    if not equal_neighbours(first):
         return
     keep = "convert with --float, which keeps the values (16 bits per weight)"
     if "quantization_config" in checkpoint.config:
