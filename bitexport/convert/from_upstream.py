@@ -118,7 +118,7 @@ class UpstreamSource:
                 # the trits were copied, so only the scales are kept
                 parts.append((written[inside], stored[inside], replace(weights, trits=nothing)))
                 first += len(weights.trits)
-        return _joined(trits, parts)
+        return _reordered(_joined(trits, parts), tensor.rows.columns)
 
     def _unpacked(self, name: str) -> Iterator[AnyTernary]:
         """A weight of the checkpoint, or its experts one after another."""
@@ -154,7 +154,7 @@ class UpstreamSource:
             self.health.floats(name, values)
             chosen = table[:, 0] == number
             found[chosen] = values.reshape(-1, tensor.shape[-1])[table[chosen, 1]]
-        yield found
+        yield found if tensor.rows.columns is None else found[:, tensor.rows.columns]
 
     def check_written(self, path: Path) -> list[str]:
         """Load the file in libllama without its data, and compare its tokenizer with the checkpoint's."""
@@ -203,6 +203,20 @@ def _joined(
             repeated = columns // group // weights.scales.shape[1]
             scales[written] = np.repeat(weights.scales[stored], repeated, axis=1)
     return GroupedTernary(trits, scales)
+
+
+def _reordered(weights: AnyTernary, columns: npt.NDArray[np.int64] | None) -> AnyTernary:
+    """A matrix with its columns in another order; the scales of groups move with them."""
+    if columns is None:
+        return weights
+    trits = weights.trits[:, columns]
+    if isinstance(weights, TernaryTensor):
+        return replace(weights, trits=trits)
+    # the group of each column; neighbours share a scale as long as they come from one group
+    source = columns // weights.group
+    changes = np.flatnonzero(np.diff(source)) + 1
+    group = int(np.gcd.reduce(changes, initial=weights.group))
+    return GroupedTernary(trits, weights.scales[:, source[::group]])
 
 
 def _embeddings(recipe: Recipe) -> int:

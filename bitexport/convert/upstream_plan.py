@@ -207,7 +207,7 @@ def _linear_sources(recipe: Recipe) -> list[str]:
     found: dict[str, bool] = {}
     for tensor in recipe.tensors:
         for name in tensor.sources:
-            found[name] = found.get(name, True) and tensor.linear and tensor.rows is not None
+            found[name] = found.get(name, True) and tensor.linear
     return [name for name, linear in found.items() if linear]
 
 
