@@ -17,13 +17,14 @@ from bitexport.convert.encoding import TensorStatistics, encode_float, encode_te
 from bitexport.convert.from_checkpoint import already_ternary_warning
 from bitexport.convert.source import KEPT_FLOAT_KEY, PlannedTensor, SourceSummary
 from bitexport.convert.tokenizer_check import check_tokenizer
-from bitexport.convert.upstream_plan import UpstreamPlan, make_upstream_plan, slices
+from bitexport.convert.upstream_plan import UpstreamPlan, make_upstream_plan, moved_group, weight_parts
 from bitexport.errors import NativeLibraryError, TokenizerError, UnsupportedError
 from bitexport.gguf.dequantize import rows_per_chunk
 from bitexport.gguf.names import TOKEN_EMBEDDING
 from bitexport.gguf.types import FILE_TYPES
 from bitexport.gguf.writer import MetadataValue
 from bitexport.health import Health, check_trainer_state, check_vocabulary
+from bitexport.progress import Progress, ignore
 from bitexport.ternary import AnyTernary, GroupedTernary, TernaryTensor
 from bitexport.tokenizer.vocabulary import Vocabulary, read_vocabulary
 from bitexport.upstream import Recipe, RecipeTensor, read_recipe
@@ -36,7 +37,13 @@ ENDS = ("tokenizer.ggml.add_bos_token", "tokenizer.ggml.add_eos_token")
 
 
 def plan_upstream(
-    checkpoint: Checkpoint, type: str, embed_type: str, pre_tokenizer: str | None, *, all_float: bool
+    checkpoint: Checkpoint,
+    type: str,
+    embed_type: str,
+    pre_tokenizer: str | None,
+    *,
+    all_float: bool,
+    progress: Progress = ignore,
 ) -> UpstreamSource:
     """Plan the conversion of a checkpoint; arguments as in :func:`bitexport.convert.convert`.
 
@@ -46,7 +53,7 @@ def plan_upstream(
             :func:`~bitexport.tokenizer.vocabulary.read_vocabulary`.
     """
     recipe = read_recipe(checkpoint)
-    plan = make_upstream_plan(checkpoint, recipe, type, embed_type, all_float=all_float)
+    plan = make_upstream_plan(checkpoint, recipe, type, embed_type, all_float=all_float, progress=progress)
     return UpstreamSource(plan, *_vocabulary(checkpoint, recipe, pre_tokenizer))
 
 
@@ -68,7 +75,7 @@ class UpstreamSource:
         self.summary = SourceSummary(
             input_bytes=plan.checkpoint.nbytes,
             packing=plan.packing_name,
-            type=plan.ternary_type.name,
+            type=plan.type,
             embed_type=plan.embed_type.name,
             tokenizer=vocabulary.model,
             pre_tokenizer=vocabulary.pre,
@@ -123,9 +130,7 @@ class UpstreamSource:
     def _unpacked(self, name: str) -> Iterator[AnyTernary]:
         """A weight of the checkpoint, or its experts one after another."""
         plan = self.plan
-        source = plan.sources[name]
-        views = [(plan.checkpoint, name)] if source.packed else slices(plan.checkpoint, source)
-        for view, part in views:
+        for view, part in weight_parts(plan.checkpoint, plan.packing, name):
             weights = plan.packing.unpack(view, part)
             if part not in self._seen:
                 self._seen.add(part)
@@ -212,11 +217,8 @@ def _reordered(weights: AnyTernary, columns: npt.NDArray[np.int64] | None) -> An
     trits = weights.trits[:, columns]
     if isinstance(weights, TernaryTensor):
         return replace(weights, trits=trits)
-    # the group of each column; neighbours share a scale as long as they come from one group
-    source = columns // weights.group
-    changes = np.flatnonzero(np.diff(source)) + 1
-    group = int(np.gcd.reduce(changes, initial=weights.group))
-    return GroupedTernary(trits, weights.scales[:, source[::group]])
+    group = moved_group(columns, weights.group)
+    return GroupedTernary(trits, weights.scales[:, columns[::group] // weights.group])
 
 
 def _embeddings(recipe: Recipe) -> int:

@@ -22,7 +22,7 @@ from transformers.utils import logging as transformers_logging
 
 from bitexport.checkpoint import Checkpoint, open_checkpoint
 from bitexport.checkpoint.packings import ONLINE, quantization_config
-from bitexport.checkpoint.packings.pre_dequantized import only_magnitude
+from bitexport.checkpoint.packings.scale_groups import find_scale_groups
 from bitexport.errors import CheckpointError, TokenizerError, UsageError
 from bitexport.families import Family, Part, family_of
 from bitexport.gguf.names import OUTPUT_HEAD
@@ -228,7 +228,7 @@ def _keep_ternary_weights(model: nn.Module) -> None:
     for module in model.modules():
         if not (isinstance(module, AutoBitLinear) and module.online_quant):
             continue
-        if only_magnitude(module.weight.detach().numpy()):
+        if find_scale_groups(module.weight.detach().numpy()):
             module.online_quant = False
             module.weight_scale = nn.Buffer(torch.ones(1))
 
