@@ -187,7 +187,7 @@ def _bias_factor(plan: Plan, bias: Claim) -> np.float32 | npt.NDArray[np.float32
 
 
 def already_ternary_warning(
-    tensors: Sequence[PlannedTensor[Claim]], statistics: Mapping[str, TensorStatistics]
+    tensors: Sequence[PlannedTensor[Any]], statistics: Mapping[str, TensorStatistics]
 ) -> list[str]:
     """A warning if master weights are already ternary, which quantization_mode online would change.
 
@@ -212,7 +212,7 @@ def already_ternary_warning(
     others = [tensor for tensor in tensors if tensor not in kept]
     if others:
         found += (
-            f". The other {len(others)} are quantized: if '{others[0].origin.source}' is meant to stay "
+            f". The other {len(others)} are quantized: if '{others[0].spec.name}' is meant to stay "
             "float, add it to modules_to_not_convert"
         )
     return [found]

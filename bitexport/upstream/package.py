@@ -33,11 +33,11 @@ def is_upstream(config: Mapping[str, Any]) -> bool:
 
     Args:
         config: config.json.
+
+    Raises:
+        NativeLibraryError: see :func:`known_architectures`.
     """
-    try:
-        table = known_architectures()
-    except NativeLibraryError:
-        return False
+    table = known_architectures()
     text = config.get("text_config")
     for part in (config, text if isinstance(text, dict) else {}):
         named = part.get("architectures")

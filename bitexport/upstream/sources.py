@@ -74,16 +74,18 @@ def logical_shape(checkpoint: Checkpoint, packing: Packing, name: str) -> tuple[
     Raises:
         UnsupportedError: the packing stores no weight in that shape.
     """
-    stored = checkpoint.info(name).shape
+    stored = tuple(checkpoint.info(name).shape)
     if len(stored) == 2:
         out, columns = stored
         for shape in ((out * PACKED_ROWS, columns), (out, columns * PACKED_ROWS), (out, columns)):
             try:
-                if packing.stored_shape(checkpoint, name, shape) == tuple(stored):
+                if packing.stored_shape(checkpoint, name, shape) == stored:
                     return shape
             except UnsupportedError:
                 continue
-    raise UnsupportedError(f"packed weights of shape {list(stored)} are not supported; expected a matrix")
+    raise UnsupportedError(
+        f"tensor '{name}' has shape {list(stored)}, but has scales as packed weights do; expected a matrix"
+    )
 
 
 def real_values(
