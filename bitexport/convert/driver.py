@@ -9,19 +9,22 @@ from typing import Any
 
 import numpy.typing as npt
 
-from bitexport.checkpoint import open_checkpoint
+from bitexport.checkpoint import Checkpoint, open_checkpoint
 from bitexport.convert.choices import EMBED_TYPES, TERNARY_TYPES, check_choice
 from bitexport.convert.encoding import TensorStatistics
 from bitexport.convert.from_checkpoint import check_outside, plan_checkpoint
 from bitexport.convert.from_gguf import check_another_file, plan_gguf
+from bitexport.convert.from_upstream import plan_upstream
 from bitexport.convert.report import ConvertReport, make_report
 from bitexport.convert.source import Source
-from bitexport.errors import UsageError
+from bitexport.errors import UnsupportedError, UsageError
+from bitexport.families import check_runs, has_family
 from bitexport.gguf.reader import is_gguf_path, read_gguf
 from bitexport.gguf.types import F16, F32
 from bitexport.gguf.writer import TensorSpec, check_output, write_gguf
 from bitexport.health import refuse
 from bitexport.progress import Progress, ProgressEvent, ignore
+from bitexport.upstream import is_upstream
 
 
 def convert(
@@ -76,7 +79,7 @@ def convert(
         opened = open_checkpoint(checkpoint)
         if not dry_run:
             check_outside(opened, target, check_output(target, force))
-        source = plan_checkpoint(opened, type, embed_type, pre_tokenizer, all_float=all_float)
+        source = _plan(opened, type, embed_type, pre_tokenizer, all_float)
     return convert_source(
         source,
         target,
@@ -86,6 +89,28 @@ def convert(
         progress=progress or ignore,
         started=started,
     )
+
+
+def _plan(
+    checkpoint: Checkpoint, type: str, embed_type: str, pre_tokenizer: str | None, all_float: bool
+) -> Source[Any]:
+    """The checkpoint as a source: by hand where a family runs it, otherwise as llama.cpp's converter says."""
+    try:
+        check_runs(checkpoint.config, checkpoint.tensors)
+    except UnsupportedError as error:
+        if not is_upstream(checkpoint.config):
+            raise
+        by_hand = error
+    else:
+        return plan_checkpoint(checkpoint, type, embed_type, pre_tokenizer, all_float=all_float)
+    known = has_family(checkpoint.config)
+    try:
+        return plan_upstream(checkpoint, type, embed_type, pre_tokenizer, all_float=all_float)
+    except UnsupportedError:
+        if known:
+            # what a graph of ours lacks says more: llama.cpp has no SubLN at all
+            raise by_hand from None
+        raise
 
 
 def _checkpoint_types(type: str | None, embed_type: str | None, all_float: bool) -> tuple[str, str]:

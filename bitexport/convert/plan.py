@@ -162,14 +162,14 @@ def _planned(
         claim.role
     ]
     if claim.role is Role.TERNARY and not ternary:
-        kind = _float_type(checkpoint, claim, warnings)
+        kind = float_type(checkpoint, claim, warnings)
     check_fits(claim.source, claim.shape, kind, embedding=claim.role is Role.EMBEDDING)
     partners = packing.partners(claim.source) if ternary else ()
     source_bytes = info.nbytes + sum(checkpoint.info(name).nbytes for name in partners)
     return PlannedTensor(claim, TensorSpec(claim.target, claim.shape, kind), ternary, source_bytes)
 
 
-def _float_type(checkpoint: Checkpoint, claim: Claim, warnings: list[str]) -> TensorType:
+def float_type(checkpoint: Checkpoint, claim: Claim, warnings: list[str]) -> TensorType:
     """F16 for a linear layer that stays float, or F32 if float16 would change it too much.
 
     It would if a value is too large, or if most values are so small that they become subnormal: their

@@ -16,7 +16,18 @@ from bitexport.families.parts import Part
 from bitexport.families.qwen2 import QWEN2
 from bitexport.families.qwen3 import QWEN3
 
-__all__ = ["FAMILIES", "Claim", "Family", "Hyperparameters", "Part", "Role", "Rule", "family_of"]
+__all__ = [
+    "FAMILIES",
+    "Claim",
+    "Family",
+    "Hyperparameters",
+    "Part",
+    "Role",
+    "Rule",
+    "check_runs",
+    "family_of",
+    "has_family",
+]
 
 #: Of several families with the same architecture, the first whose graph runs the checkpoint is chosen.
 FAMILIES: tuple[Family, ...] = (BITNET, ONEBITLLM, LLAMA, LLAMA_STUDENT, QWEN2, QWEN3, HUNYUAN)
@@ -52,3 +63,21 @@ def family_of(config: Mapping[str, Any], names: Collection[str] = ()) -> Family:
     raise UnsupportedError(
         f"unknown architecture {named[0]!r}; expected one of {known}: request it in an issue"
     )
+
+
+def check_runs(config: Mapping[str, Any], names: Collection[str]) -> None:
+    """Check that a family written by hand runs a checkpoint; arguments as in :func:`family_of`.
+
+    Raises:
+        CheckpointError: config.json is invalid.
+        UnsupportedError: no family has the architecture, or its graph lacks something that the model needs.
+    """
+    family = family_of(config, names)
+    family.extra_tensors(family.hyperparameters(config, names))
+
+
+def has_family(config: Mapping[str, Any]) -> bool:
+    """Whether a family written by hand has the architecture that config.json names."""
+    named = config.get("architectures")
+    names = {name for family in FAMILIES for name in family.architectures}
+    return isinstance(named, list) and bool(named) and named[0] in names

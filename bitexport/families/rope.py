@@ -15,6 +15,10 @@ from bitexport.errors import CheckpointError, UnsupportedError
 KINDS = ("default", "linear", "llama3")
 
 
+class UnsupportedRopeError(UnsupportedError):
+    """No graph of the families written by hand runs this RoPE."""
+
+
 @dataclass(frozen=True, slots=True)
 class Rope:
     """The rotation of queries and keys by position.
@@ -40,11 +44,11 @@ def read_rope(config: Mapping[str, Any], default_theta: float) -> Rope:
 
     Raises:
         CheckpointError: a value is invalid.
-        UnsupportedError: none of the supported graphs runs this kind of RoPE.
+        UnsupportedRopeError: none of the supported graphs runs this kind of RoPE.
     """
     found = _settings(config)
     if any(isinstance(value, dict) for value in found.values()):
-        raise UnsupportedError(
+        raise UnsupportedRopeError(
             "rope_parameters differ from layer to layer, which no supported graph runs; expected one set for "
             "all layers"
         )
@@ -52,9 +56,9 @@ def read_rope(config: Mapping[str, Any], default_theta: float) -> Rope:
     kind = found.get("rope_type", found.get("type", "default"))
     partial = found.get("partial_rotary_factor", config.get("partial_rotary_factor"))
     if kind not in KINDS:
-        raise UnsupportedError(f"rope_type {kind!r} is not supported; expected one of {', '.join(KINDS)}")
+        raise UnsupportedRopeError(f"rope_type {kind!r} is not supported; expected one of {', '.join(KINDS)}")
     if partial not in (None, 1, 1.0):
-        raise UnsupportedError(
+        raise UnsupportedRopeError(
             f"partial_rotary_factor {partial!r} is not supported; expected 1, the rotation of complete heads"
         )
     if kind == "default":

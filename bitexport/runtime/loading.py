@@ -107,3 +107,25 @@ def load_error(file: Path, default: str) -> GGUFError:
     # messages of our own code in libllama end with advice
     advice = "" if "again" in reason else "; convert the checkpoint again, or see `bitexport inspect`"
     return GGUFError(f"{file} cannot be loaded: {reason}{advice}")
+
+
+def check_model(path: str | os.PathLike[str]) -> None:
+    """Check that libllama's graph finds all its hyper-parameters and exactly its tensors in a GGUF file.
+
+    No tensor data is read.
+
+    Raises:
+        GGUFError: it does not; the message is libllama's.
+        NativeLibraryError: our library is missing.
+    """
+    file, _ = checked_file(path)
+    llama_cpp = bind()
+    ggml.cpu_tier()
+    params = llama_cpp.llama_model_default_params()
+    params.no_alloc = True
+    params.load_mode = llama_cpp.LLAMA_LOAD_MODE_NONE
+    log.clear()
+    model = llama_cpp.llama_model_load_from_file(os.fsencode(file), params)
+    if not model:
+        raise load_error(file, "its graph and its tensors do not match")
+    llama_cpp.llama_model_free(model)

@@ -54,3 +54,22 @@ def find_library_dir() -> Path:
         f"no {name} in {' or '.join(map(str, folders))}; run `make native` in a source checkout, "
         f"install a wheel that includes it, or set {DIRECTORY_VARIABLE}"
     )
+
+
+def find_conversion_dir() -> Path:
+    """The folder with llama.cpp's Python packages: ``conversion``, and ``gguf`` in ``gguf-py``.
+
+    ``llama.cpp`` beside our libraries, as in a wheel; otherwise the source that the build unpacked.
+
+    Raises:
+        NativeLibraryError: neither is there.
+    """
+    libraries = find_library_dir()
+    folders = [libraries / "llama.cpp", libraries.parent / "llama.cpp-source"]
+    for folder in folders:
+        if (folder / "conversion" / "__init__.py").is_file():
+            return folder
+    raise NativeLibraryError(
+        f"llama.cpp's conversion package is not in {' or '.join(map(str, folders))}; run `make native` in a "
+        "source checkout, or install a wheel that includes it"
+    )

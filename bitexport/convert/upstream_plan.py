@@ -1,0 +1,307 @@
+"""Plans the conversion of a checkpoint whose architecture only llama.cpp's own converter knows.
+
+llama.cpp's class says what the file consists of (:mod:`bitexport.upstream`). Here it is decided which of the
+checkpoint's tensors are ternary, and everything is checked that is checked for the families written by hand.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from bitexport.checkpoint import Checkpoint
+from bitexport.checkpoint.packings import (
+    ONLINE,
+    Packing,
+    keeps_float,
+    packing_of,
+    quantization_config,
+)
+from bitexport.checkpoint.packings.master import MasterWeights
+from bitexport.checkpoint.packings.pre_dequantized import PreDequantized
+from bitexport.convert.choices import check_fits, straddling_warnings
+from bitexport.convert.plan import float_type
+from bitexport.convert.source import PlannedTensor
+from bitexport.errors import BitexportError, CheckpointError, UnsupportedError
+from bitexport.families import Claim, Role, has_family
+from bitexport.gguf.names import TOKEN_EMBEDDING
+from bitexport.gguf.types import F16, TYPES, TensorType
+from bitexport.gguf.writer import TensorSpec
+from bitexport.upstream import Recipe, RecipeTensor
+from bitexport.upstream.sources import SourceTensor, source_tensors
+
+#: Tensors of old checkpoints that follow from the configuration.
+DERIVED = re.compile(r".*(rotary_emb\.inv_freq|\.attention\.(masked_)?bias)$")
+
+#: Layers that predict further tokens, which llama.cpp's graphs do not use, and the number of a layer.
+EXTRA_LAYERS = re.compile(r"(.*\.)?(mtp|nextn)[._].*")
+LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
+
+HEAD = "lm_head.weight"
+
+
+@dataclass(frozen=True)
+class UpstreamPlan:
+    """The conversion of a checkpoint, as :func:`make_upstream_plan` decides it.
+
+    Attributes:
+        recipe: what the file consists of.
+        sources: the checkpoint's tensors, by name.
+        ternary_type, embed_type: the output types of ternary tensors, and of the embeddings and the head.
+        tensors: the matrices; all other tensors of the recipe are float32 values that are in memory.
+        warnings: what a user should know.
+        all_float: whether no tensor is ternary.
+    """
+
+    checkpoint: Checkpoint
+    recipe: Recipe
+    sources: Mapping[str, SourceTensor]
+    packing: Packing
+    ternary_type: TensorType
+    embed_type: TensorType
+    tensors: tuple[PlannedTensor[RecipeTensor], ...]
+    warnings: tuple[str, ...]
+    all_float: bool
+
+    @property
+    def packing_name(self) -> str:
+        """The packing of the weights as reports name it."""
+        return "float" if self.all_float else self.packing.name
+
+
+def make_upstream_plan(
+    checkpoint: Checkpoint, recipe: Recipe, ternary_type: str, embed_type: str, *, all_float: bool
+) -> UpstreamPlan:
+    """Decide what to write; arguments as in :func:`~bitexport.convert.plan.make_plan`.
+
+    Raises:
+        CheckpointError: a tensor of the checkpoint would be dropped, or none is ternary.
+        UnsupportedError: a type cannot hold a tensor, or llama.cpp does with ternary weights what trits
+            cannot do.
+    """
+    if all_float and quantization_config(checkpoint.config) is not None:
+        raise CheckpointError(
+            "config.json has a quantization_config, so the model is ternary; expected a float one: convert "
+            "it without --float"
+        )
+    packing = packing_of(checkpoint)
+    sources = source_tensors(checkpoint)
+    warnings = [*_check_nothing_dropped(checkpoint, recipe), *_check_window(checkpoint.config, recipe)]
+    ternary = set() if all_float else _ternary_sources(checkpoint, packing, recipe, sources, warnings)
+    kinds = (TYPES[ternary_type], TYPES[embed_type])
+    tensors = tuple(
+        _planned(checkpoint, packing, tensor, ternary, kinds, warnings)
+        for tensor in recipe.tensors
+        if tensor.matrix
+    )
+    warnings.extend(straddling_warnings(tensor.spec for tensor in tensors))
+    warnings.extend(f"llama.cpp's converter says: {note}" for note in recipe.notes)
+    return UpstreamPlan(checkpoint, recipe, sources, packing, *kinds, tensors, tuple(warnings), all_float)
+
+
+def _check_nothing_dropped(checkpoint: Checkpoint, recipe: Recipe) -> list[str]:
+    """Warnings about parts of the model that llama.cpp leaves out on purpose."""
+    out = list(recipe.filtered)
+    for name in recipe.left_out:
+        layer = LAYER.search(name)
+        if DERIVED.fullmatch(name):
+            continue
+        if EXTRA_LAYERS.fullmatch(name) or (layer and int(layer[1]) >= recipe.blocks):
+            out.append(name)
+        elif name == HEAD:
+            _check_tied(checkpoint, recipe)
+        else:
+            raise CheckpointError(
+                f"tensor '{name}' {list(checkpoint.info(name).shape)} does not belong to "
+                f"{recipe.architecture} (llama.cpp's {recipe.class_name}) and would be dropped; is the "
+                "architecture in config.json right?"
+            )
+    if not out:
+        return []
+    parts = sorted({".".join(name.split(".")[:2]) for name in out})
+    shown = ", ".join(parts[:5]) + (" and others" if len(parts) > 5 else "")
+    return [
+        f"{len(out)} tensors are not part of what llama.cpp runs as {recipe.architecture} and are left out: "
+        f"{shown}"
+    ]
+
+
+def _check_window(config: Mapping[str, Any], recipe: Recipe) -> list[str]:
+    """A warning if the model has sliding-window attention and llama.cpp's graph has not.
+
+    Raises:
+        UnsupportedError: the same for an architecture with a family written by hand, which would refuse it.
+    """
+    window = _window(config)
+    if window is None or any(key.endswith(".attention.sliding_window") for key in recipe.metadata):
+        return []
+    if has_family(config):
+        raise UnsupportedError(f"llama.cpp's {recipe.architecture} graph has no sliding-window attention")
+    return [
+        f"config.json has a sliding window of {window} tokens, but llama.cpp's {recipe.architecture} graph "
+        f"has none: it computes the same only for contexts of up to {window} tokens"
+    ]
+
+
+def _window(config: Mapping[str, Any]) -> int | None:
+    """The window of sliding-window attention, in tokens; None if no layer uses it or contexts are shorter."""
+    text = config.get("text_config")
+    settings = text if isinstance(text, dict) else config
+    window, context = settings.get("sliding_window"), settings.get("max_position_embeddings")
+    kinds = settings.get("layer_types")
+    used = (
+        any(kind == "sliding_attention" for kind in kinds)
+        if isinstance(kinds, list)
+        else settings.get("use_sliding_window", True)
+    )
+    if not isinstance(window, int) or not used or (isinstance(context, int) and window >= context):
+        return None
+    return window
+
+
+def _check_tied(checkpoint: Checkpoint, recipe: Recipe) -> None:
+    embeddings = [tensor.sources for tensor in recipe.tensors if tensor.name == TOKEN_EMBEDDING]
+    if not any(len(names) == 1 and checkpoint.same_bytes(HEAD, names[0]) for names in embeddings):
+        raise UnsupportedError(
+            f"tie_word_embeddings is true, but {HEAD} is present and differs from the embeddings, and "
+            f"llama.cpp's {recipe.class_name} drops it; expected a tied head, or tie_word_embeddings false"
+        )
+
+
+def _ternary_sources(
+    checkpoint: Checkpoint,
+    packing: Packing,
+    recipe: Recipe,
+    sources: Mapping[str, SourceTensor],
+    warnings: list[str],
+) -> set[str]:
+    """The names of the checkpoint's tensors that are ternary."""
+    linear = _linear_sources(recipe)
+    ternary = {name for name, source in sources.items() if source.packed}
+    candidates = [name for name in linear if not sources[name].packed and not keeps_float(checkpoint, name)]
+    if packing.name == MasterWeights.name:
+        ternary.update(candidates)
+        candidates = []
+    elif packing.name == PreDequantized.name:
+        ternary.update(_by_values(checkpoint, packing, candidates, sources))
+        candidates = [name for name in candidates if name not in ternary]
+    if not ternary:
+        raise CheckpointError(
+            f"none of the {len(linear)} linear layers of this {recipe.class_name} is ternary; expected "
+            "packed weights, weights of -a, 0 and a, or master weights with the quantization_config "
+            f"{dict(ONLINE)}: to convert a float model to float16, use --float"
+        )
+    if candidates:
+        kinds = sorted({_kind(name) for name in candidates})
+        warnings.append(
+            f"{len(candidates)} of {len(linear)} linear layers are not ternary in the checkpoint and stay "
+            f"float: {', '.join(kinds[:5])}{' and others' if len(kinds) > 5 else ''}"
+        )
+    return ternary
+
+
+def _linear_sources(recipe: Recipe) -> list[str]:
+    """The names of the tensors that are only weights of linear layers in blocks."""
+    found: dict[str, bool] = {}
+    for tensor in recipe.tensors:
+        for name in tensor.sources:
+            found[name] = found.get(name, True) and tensor.linear and tensor.rows is not None
+    return [name for name, linear in found.items() if linear]
+
+
+def _by_values(
+    checkpoint: Checkpoint, packing: Packing, candidates: list[str], sources: Mapping[str, SourceTensor]
+) -> Iterator[str]:
+    """Those of float weights that are ternary: all layers of a kind, or none.
+
+    Raises:
+        CheckpointError, UnsupportedError: some layers of a kind are ternary and one is not.
+    """
+    reasons: dict[str, BitexportError | None] = {}
+    for name in candidates:
+        try:
+            for view, part in slices(checkpoint, sources[name]):
+                packing.check(view, part)
+            reasons[name] = None
+        except (CheckpointError, UnsupportedError) as error:
+            reasons[name] = error
+    kinds: dict[str, list[str]] = {}
+    for name in candidates:
+        kinds.setdefault(_kind(name), []).append(name)
+    for names in kinds.values():
+        failed = [reason for name in names if (reason := reasons[name]) is not None]
+        if failed and len(failed) < len(names):
+            raise failed[0]
+        if not failed:
+            yield from names
+    if reasons and all(reasons.values()):
+        # what is wrong with the first one says more than that there is none
+        first = reasons[candidates[0]]
+        assert first is not None
+        raise first
+
+
+def _kind(name: str) -> str:
+    """A tensor's name with ``*`` for the numbers in it."""
+    return re.sub(r"(?<=\.)\d+(?=\.|$)", "*", name)
+
+
+def slices(checkpoint: Checkpoint, source: SourceTensor) -> Iterator[tuple[Checkpoint, str]]:
+    """A weight as matrices: itself, or its experts one after another, each in a checkpoint of its own."""
+    info = checkpoint.info(source.name)
+    if len(info.shape) == 2:
+        yield checkpoint, source.name
+        return
+    if len(info.shape) != 3:
+        raise UnsupportedError(
+            f"tensor '{source.name}' has shape {list(info.shape)}; expected a matrix, or one for each expert"
+        )
+    size = info.nbytes // max(info.shape[0], 1)
+    for number in range(info.shape[0]):
+        part = replace(info, shape=info.shape[1:], offset=info.offset + number * size, nbytes=size)
+        name = f"{source.name}[{number}]"
+        yield replace(checkpoint, tensors={**checkpoint.tensors, name: part}), name
+
+
+def _planned(
+    checkpoint: Checkpoint,
+    packing: Packing,
+    tensor: RecipeTensor,
+    ternary: set[str],
+    kinds: tuple[TensorType, TensorType],
+    warnings: list[str],
+) -> PlannedTensor[RecipeTensor]:
+    """Plan one matrix of the output."""
+    from_ternary = [name for name in tensor.sources if name in ternary]
+    is_ternary = bool(from_ternary) and tensor.rows is not None
+    if is_ternary and len(from_ternary) < len(tensor.sources):
+        others = [name for name in tensor.sources if name not in ternary]
+        raise UnsupportedError(
+            f"llama.cpp joins '{from_ternary[0]}', which is ternary, and '{others[0]}', which is not, in "
+            f"'{tensor.name}'; expected all of them to be ternary or none: see modules_to_not_convert"
+        )
+    if is_ternary:
+        kind = kinds[0]
+    elif not tensor.linear:
+        kind = kinds[1]
+    elif tensor.rows is None:
+        kind = F16
+    else:
+        types = [
+            float_type(
+                checkpoint, Claim(name, "", Role.TERNARY, tuple(checkpoint.info(name).shape)), warnings
+            )
+            for name in tensor.sources
+        ]
+        kind = max(types, key=lambda each: each.nbytes((each.block,)) / each.block)
+    if from_ternary and tensor.rows is None:
+        warnings.append(
+            f"tensor '{tensor.name}': llama.cpp calculates with the values of '{from_ternary[0]}', which is "
+            f"ternary, so it is written as {kind.name}"
+        )
+    check_fits(tensor.name, tensor.shape, kind, embedding=not tensor.linear and not is_ternary)
+    partners = [partner for name in from_ternary for partner in packing.partners(name)]
+    source_bytes = sum(checkpoint.info(name).nbytes for name in (*tensor.sources, *partners))
+    return PlannedTensor(tensor, TensorSpec(tensor.name, tensor.shape, kind), is_ternary, source_bytes)
