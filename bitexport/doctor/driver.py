@@ -13,7 +13,14 @@ from bitexport.doctor.examination import examine
 from bitexport.doctor.free_sampling import sample_freely
 from bitexport.doctor.report import DoctorReport
 from bitexport.doctor.samples import make_samples
-from bitexport.doctor.stages import STAGES, end_tokens, has_master_weights, measure, running_as
+from bitexport.doctor.stages import (
+    STAGES,
+    end_tokens,
+    has_master_weights,
+    measure,
+    quantizes_activations,
+    running_as,
+)
 from bitexport.doctor.verdicts import Facts, decide
 from bitexport.errors import BitexportError, TokenizerError
 from bitexport.gguf.reader import read_gguf
@@ -122,7 +129,11 @@ def _run_python(reference: Reference, facts: Facts, skipped: dict[str, str], ste
     for name in ("float", "weights", "both"):
         step(STAGES[name])
         if name == "float" and not has_master_weights(reference):
-            skipped[name] = "a packed checkpoint has no float weights"
+            packed = quantizes_activations(reference)
+            skipped[name] = f"{'a packed' if packed else 'a pre-dequantized'} checkpoint has no float weights"
+            continue
+        if name == "both" and not quantizes_activations(reference):
+            skipped[name] = "activations were not quantized in training"
             continue
         with running_as(reference, name):
             facts.stages[name] = measure(name, reference, facts.samples, reference, ends)

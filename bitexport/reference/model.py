@@ -23,13 +23,14 @@ from transformers.utils import logging as transformers_logging
 from bitexport.checkpoint import Checkpoint, open_checkpoint
 from bitexport.checkpoint.packings import ONLINE, quantization_config
 from bitexport.errors import CheckpointError, TokenizerError, UnsupportedError, UsageError
-from bitexport.families import Family, Part, family_of
+from bitexport.families import Family, Part, check_runs, family_of, has_family
 from bitexport.gguf.names import OUTPUT_HEAD
 from bitexport.reference.any_architecture import Names, load_any
 from bitexport.reference.loading import check_tensors
 from bitexport.reference.norms import connect_norms, mark_heads_first, with_sub_norms
 from bitexport.reference.ternary_layers import TernaryExperts, TernaryLinear
 from bitexport.reference.weight_only import keep_ternary_weights
+from bitexport.upstream import is_upstream
 
 #: Below this number of parameters one thread is used: on a busy machine each layer would wait for the others.
 SMALL = 20_000_000
@@ -179,25 +180,54 @@ def load_reference(path: str | os.PathLike[str], architecture: str | None = None
         TokenizerError: it has no tokenizer that transformers can load.
     """
     checkpoint = open_checkpoint(Path(path))
-    try:
-        family: Family | None = family_of(checkpoint.config, checkpoint.tensors)
-    except UnsupportedError:
-        family = None
+    family = _family(checkpoint)
     with quiet(), eager():
-        if family is None:
-            model, names = load_any(checkpoint, architecture)
+        if isinstance(family, UnsupportedError):
+            model, names = _load_upstream(checkpoint, architecture, family)
         else:
-            model, names = _load_model(checkpoint, family), family.gguf_name
+            model, names = _load_by_family(checkpoint, family), family.gguf_name
         tokenizer = load_tokenizer(checkpoint.path)
-    if family is not None:
-        # transformers keeps the bfloat16 tensors of a pre-quantized checkpoint whatever dtype is requested,
-        # and its own float() rejects quantized models. nn.Module.float() leaves packed weights uint8.
-        nn.Module.float(model)
-        keep_ternary_weights(model, checkpoint)
-        connect_norms(model)
-        if family.qk_norm_after_rope:
-            mark_heads_first(model)
-    return Reference(checkpoint.path, model.eval(), family, tokenizer, names)
+    known = None if isinstance(family, UnsupportedError) else family
+    return Reference(checkpoint.path, model.eval(), known, tokenizer, names)
+
+
+def _family(checkpoint: Checkpoint) -> Family | UnsupportedError:
+    """The checkpoint's family, as convert chooses it; the reason if llama.cpp's own converter is used.
+
+    Raises:
+        UnsupportedError: nothing converts the checkpoint.
+    """
+    try:
+        check_runs(checkpoint.config, checkpoint.tensors)
+    except UnsupportedError as error:
+        if not is_upstream(checkpoint.config):
+            raise
+        return error
+    return family_of(checkpoint.config, checkpoint.tensors)
+
+
+def _load_upstream(
+    checkpoint: Checkpoint, architecture: str | None, by_hand: UnsupportedError
+) -> tuple[Any, Names]:
+    try:
+        return load_any(checkpoint, architecture)
+    except (CheckpointError, UnsupportedError):
+        if has_family(checkpoint.config):
+            # what a graph of ours lacks says more: llama.cpp has no SubLN at all
+            raise by_hand from None
+        raise
+
+
+def _load_by_family(checkpoint: Checkpoint, family: Family) -> Any:
+    model = _load_model(checkpoint, family)
+    # transformers keeps the bfloat16 tensors of a pre-quantized checkpoint whatever dtype is requested, and its
+    # own float() rejects quantized models. nn.Module.float() leaves packed weights uint8.
+    nn.Module.float(model)
+    keep_ternary_weights(model, checkpoint)
+    connect_norms(model)
+    if family.qk_norm_after_rope:
+        mark_heads_first(model)
+    return model
 
 
 def _load_model(checkpoint: Checkpoint, family: Family) -> Any:
