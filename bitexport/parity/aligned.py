@@ -49,6 +49,7 @@ class Alignment:
         first_unexplained: GGUF name of the first weight that received an unexplained one.
         unfaithful: a clause that names the first row of the file's embedding or head that is not the
             checkpoint's; None if there is none.
+        unrecorded: how many ternary weights ggml's own kernels multiplied, which do not report decisions.
     """
 
     agreement: Agreement
@@ -58,6 +59,7 @@ class Alignment:
     unexplained: int
     first_unexplained: str | None
     unfaithful: str | None
+    unrecorded: int = 0
 
     def describe(self) -> str:
         """The finding as a clause."""
@@ -68,10 +70,24 @@ class Alignment:
                 f"{self.unexplained:,} of {self.compared:,} activations differ by more than rounding "
                 f"explains, the first of them at the input of {self.first_unexplained}"
             )
+        if not self.compared:
+            return (
+                f"cosine is at least {self.agreement.cosine_min:.8f} once PyTorch uses the file's embeddings "
+                f"and rounds activations as the file's types do{self._unaligned()}"
+            )
         return (
             f"cosine is at least {self.agreement.cosine_min:.8f} once PyTorch uses the file's embeddings and "
             f"rounds as C++ did at the {self.adopted:,} of {self.compared:,} activations that are on a "
-            f"rounding edge (at most {self.farthest_steps:.1g} of a step from it)"
+            f"rounding edge (at most {self.farthest_steps:.1g} of a step from it){self._unaligned()}"
+        )
+
+    def _unaligned(self) -> str:
+        if not self.unrecorded:
+            return ""
+        weights = "1 weight" if self.unrecorded == 1 else f"{self.unrecorded} weights"
+        return (
+            f"; {weights} ran on ggml's own kernels, which do not report their rounding, so edges there are "
+            "not aligned"
         )
 
 
@@ -184,6 +200,7 @@ def _alignment(agreement: Agreement, runs: Sequence[Decisions], unfaithful: str 
         unexplained=sum(run.unexplained for run in runs),
         first_unexplained=next((run.first_unexplained for run in runs if run.first_unexplained), None),
         unfaithful=unfaithful,
+        unrecorded=len(set().union(*(run.unrecorded for run in runs))),
     )
 
 

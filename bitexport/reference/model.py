@@ -220,8 +220,8 @@ def _load_upstream(
 
 def _load_by_family(checkpoint: Checkpoint, family: Family) -> Any:
     model = _load_model(checkpoint, family)
-    # transformers keeps the bfloat16 tensors of a pre-quantized checkpoint whatever dtype is requested, and its
-    # own float() rejects quantized models. nn.Module.float() leaves packed weights uint8.
+    # transformers keeps the bfloat16 tensors of a pre-quantized checkpoint whatever dtype is requested, and
+    # its own float() rejects quantized models. nn.Module.float() leaves packed weights uint8.
     nn.Module.float(model)
     keep_ternary_weights(model, checkpoint)
     connect_norms(model)
