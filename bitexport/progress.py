@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -29,3 +30,14 @@ Progress = Callable[[ProgressEvent], None]
 
 def ignore(_event: ProgressEvent) -> None:
     """A :data:`Progress` that does nothing."""
+
+
+def patient(progress: Progress, seconds: float = 2.0) -> Progress:
+    """A :data:`Progress` that passes on what is reported after ``seconds``: most work is done by then."""
+    started = time.monotonic()
+
+    def report(event: ProgressEvent) -> None:
+        if time.monotonic() - started > seconds:
+            progress(event)
+
+    return report

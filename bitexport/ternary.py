@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import numpy as np
@@ -56,6 +56,65 @@ class GroupedTernary:
 
 
 AnyTernary: TypeAlias = TernaryTensor | GroupedTernary
+
+
+def frobenius_norm(tensor: AnyTernary) -> float:
+    """The root of the sum of the squares of all values."""
+    if isinstance(tensor, TernaryTensor):
+        return float(tensor.scale) * float(np.sqrt(np.count_nonzero(tensor.trits)))
+    used = np.count_nonzero(tensor.trits.reshape(*tensor.scales.shape, -1), axis=2)
+    return float(np.sqrt(np.sum(used * np.square(tensor.scales, dtype=np.float64))))
+
+
+#: Columns per scale that quantizers use within a row, the largest first.
+GROUP_SIZES = (256, 128, 64, 32)
+
+
+def group_of(tensor: AnyTernary) -> int | None:
+    """How many neighbouring weights of a row share a scale; None if the whole tensor does."""
+    return None if isinstance(tensor, TernaryTensor) else tensor.group
+
+
+def reordered(tensor: AnyTernary, order: npt.NDArray[np.intp]) -> AnyTernary:
+    """The tensor with its rows in another order: ``new[i] = old[order[i]]``."""
+    if isinstance(tensor, TernaryTensor):
+        return replace(tensor, trits=tensor.trits[order])
+    return GroupedTernary(tensor.trits[order], tensor.scales[order])
+
+
+def merge_equal_scales(scales: npt.NDArray[np.float32], columns: int) -> npt.NDArray[np.float32]:
+    """The same scales with as few groups as possible.
+
+    Args:
+        scales: ``[out, n]``, of groups of ``columns / n`` columns.
+
+    Returns:
+        ``[1, 1]`` if all are equal, otherwise ``[out, m]`` with one per row or per group of
+        :data:`GROUP_SIZES`, as far as neighbours are equal. A scale of 0 is equal to any.
+    """
+    out, count = scales.shape
+    for size in (out * columns, columns, *GROUP_SIZES):
+        if size % (columns // count) or (out * columns) % size or (size < columns and columns % size):
+            continue
+        merged = scales.reshape(-1, size // (columns // count))
+        largest = merged.max(axis=1, keepdims=True)
+        if np.all((merged == largest) | (merged == 0)):
+            found: npt.NDArray[np.float32] = largest.reshape(1 if size == out * columns else out, -1)
+            return found
+    return scales
+
+
+def grouped(trits: npt.NDArray[np.int8], scales: npt.NDArray[np.float32]) -> AnyTernary:
+    """Trits ``[out, in]`` and scales ``[out, n]`` or ``[1, 1]`` as the simplest tensor with these values.
+
+    A group that is all zeros gets scale 0; a tensor that has one scale keeps it even then.
+    """
+    out, columns = trits.shape
+    scales = merge_equal_scales(scales, columns)
+    if scales.size == 1:
+        return collapse_equal_scales(trits, scales)
+    used = np.any(trits.reshape(out, scales.shape[1], -1), axis=2)
+    return collapse_equal_scales(trits, np.where(used, scales, np.float32(0)))
 
 
 def collapse_equal_scales(trits: npt.NDArray[np.int8], scales: npt.NDArray[np.float32]) -> AnyTernary:

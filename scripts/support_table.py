@@ -66,13 +66,13 @@ def types() -> str:
         ("`--type`", "bits per weight", "row length", "runs in", "scale"),
         (
             (
-                f"`{name}`" + (" (default)" if number == 0 else ""),
+                f"`{name}`",
                 f"{8 * packer.type.block_bytes / packer.type.block:.4g}",
                 _rows(packer),
                 packer.runs_in,
                 packer.scale_text,
             )
-            for number, (name, packer) in enumerate(PACKERS.items())
+            for name, packer in PACKERS.items()
         ),
     )
 
@@ -111,6 +111,9 @@ def region() -> str:
             packings(),
             "Ternary tensors are written as one of these types:",
             types(),
+            "With `--type auto`, the default, each ternary tensor gets the smallest type that holds its "
+            "scales: `i2_s` for\none scale per tensor; `tq1_0`, `q2_0` or, for groups of 32 columns, `f16` "
+            "for a scale per row or group; `f32` if\nfloat16 cannot hold a scale. A file may mix types.",
             "`convert` also accepts a GGUF file of any of these types; it changes the types and keeps "
             "everything else.\n"
             "The token embedding and the output head are stored as `--embed-type` "

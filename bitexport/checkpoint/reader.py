@@ -17,8 +17,16 @@ from bitexport.checkpoint.shards import find_tensors, read_json
 from bitexport.checkpoint.spelling import respell
 from bitexport.errors import CheckpointError, NotFiniteError
 
-#: dtypes whose values are weights; reading a tensor of any other dtype except U8 is an error.
-FLOAT_DTYPES = ("BF16", "F16", "F32")
+#: dtypes whose values are weights.
+FLOAT_DTYPES = ("BF16", "F16", "F32", "F64")
+
+#: dtypes of packed weights and trits, which are read as they are; any other dtype is an error.
+INTEGER_DTYPES: Mapping[str, npt.DTypeLike] = MappingProxyType(
+    {"U8": np.uint8, "I8": np.int8, "I32": np.dtype("<i4"), "U32": np.dtype("<u4"), "I64": np.dtype("<i8")}
+)
+
+#: NumPy's dtypes of the floats that it has.
+_FLOATS: Mapping[str, str] = MappingProxyType({"F16": "<f2", "F32": "<f4", "F64": "<f8"})
 
 
 @dataclass(frozen=True)
@@ -56,7 +64,7 @@ class Checkpoint:
             ) from None
 
     def read(self, name: str) -> npt.NDArray[Any]:
-        """One tensor in its stored shape: BF16, F16 and F32 as float32, U8 as uint8.
+        """One tensor in its stored shape: floats as float32, integers as they are.
 
         The result may be a read-only view of the mapped file; the mapping lives as long as the array does.
 
@@ -132,19 +140,20 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
 
 
 def _decode(info: TensorInfo, raw: npt.NDArray[np.uint8]) -> npt.NDArray[Any]:
-    if info.dtype == "U8":
-        return raw
-    if info.dtype not in FLOAT_DTYPES:
+    if info.dtype not in FLOAT_DTYPES and info.dtype not in INTEGER_DTYPES:
         raise CheckpointError(
-            f"tensor '{info.name}' has dtype {info.dtype}; expected {', '.join(FLOAT_DTYPES)} or U8: save it "
-            "as BF16"
+            f"tensor '{info.name}' has dtype {info.dtype}; expected {', '.join(FLOAT_DTYPES)}, or U8 if it "
+            "is packed: save it as BF16"
         )
     if raw.ctypes.data % DTYPE_BYTES[info.dtype]:
         raw = raw.copy()
+    if info.dtype in INTEGER_DTYPES:
+        return raw.view(INTEGER_DTYPES[info.dtype])
     if info.dtype == "BF16":
         values = (raw.view("<u2").astype(np.uint32) << np.uint32(16)).view(np.float32)
     else:
-        values = raw.view("<f2" if info.dtype == "F16" else "<f4").astype(np.float32, copy=False)
+        with np.errstate(over="ignore"):  # a value of F64 that is too large becomes infinite, and is named
+            values = raw.view(_FLOATS[info.dtype]).astype(np.float32, copy=False)
     # the sum is finite only if every value is, and needs no mask as large as the tensor; float64 cannot
     # overflow here
     if values.size and not np.isfinite(values.sum(dtype=np.float64)):

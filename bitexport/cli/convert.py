@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 # As in ``bitexport.convert.choices``, which is not imported here so that --help is fast; a test compares the
 # two.
-TernaryType = Literal["i2_s", "tq2_0", "tq1_0", "q2_0", "f16"]
+TernaryType = Literal["auto", "i2_s", "tq2_0", "tq1_0", "q2_0", "f16"]
 EmbedType = Literal["q6_k", "q5_k", "q4_k", "q8_0", "f16"]
 
 
@@ -33,7 +33,12 @@ def convert(
     ],
     ternary_type: Annotated[
         TernaryType | None,
-        typer.Option("--type", help="GGUF type of the ternary tensors; default i2_s.", show_default=False),
+        typer.Option(
+            "--type",
+            help="GGUF type of the ternary tensors; default auto, for each the smallest that holds its "
+            "scales exactly.",
+            show_default=False,
+        ),
     ] = None,
     embed_type: Annotated[
         EmbedType | None,
@@ -113,6 +118,8 @@ def _show(out: Output, report: ConvertReport) -> None:
                 f"{row.type} scales: {row.scale_min:.6g} to {row.scale_max:.6g}, rounded by at most "
                 f"{row.scale_rounding:.2g} of their value"
             )
+    if report.type_reason:
+        out.line(report.type_reason)
     padding = f", {report.padded_tokens} of them padding" if report.padded_tokens else ""
     out.line(
         f"tokenizer {report.tokenizer}, pre-tokenizer {report.pre_tokenizer}, {report.tokens} tokens{padding}"

@@ -4,12 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from bitexport.checkpoint.packings import Scales
+from bitexport.checkpoint.packings.scale_groups import unit_of
 from bitexport.errors import UnsupportedError, UsageError
-from bitexport.gguf.types import I2_S, MAX_I2_S_ROW, TERNARY_KINDS, TYPES, TensorType, alternatives, runs
+from bitexport.gguf.packers.block_scale import fits_float16
+from bitexport.gguf.types import (
+    F32,
+    I2_S,
+    MAX_I2_S_ROW,
+    TERNARY_KINDS,
+    TYPES,
+    TensorType,
+    alternatives,
+    has_scales,
+    runs,
+    smallest_exact,
+)
 from bitexport.gguf.writer import TensorSpec
 
-#: The values of ``--type``, the type of ternary tensors; the default first.
+#: The types that ternary tensors can be written as.
 TERNARY_TYPES = tuple(kind.name for kind in TERNARY_KINDS)
+
+#: The value of ``--type`` with which every ternary tensor gets the smallest type that holds it exactly.
+AUTO = "auto"
+
+#: The values of ``--type``, the default first.
+TYPE_CHOICES = (AUTO, *TERNARY_TYPES)
 
 #: The values of ``--embed-type``, the type of the token embedding and the output head; the default first.
 EMBED_TYPES = ("q6_k", "q5_k", "q4_k", "q8_0", "f16")
@@ -19,6 +39,37 @@ def check_choice(option: str, value: str, known: tuple[str, ...]) -> None:
     """Raise UsageError if ``value`` is not one of ``known``, the values that ``option`` accepts."""
     if value not in known:
         raise UsageError(f"{option} {value!r} is unknown; expected one of {', '.join(known)}")
+
+
+def ternary_kind(name: str, shape: Sequence[int], scales: Scales, wanted: str) -> TensorType:
+    """The type of one ternary tensor, after checking that it can store the tensor's shape and scales.
+
+    Args:
+        name: the tensor's name in the source, for messages.
+        shape: ``[out, in]``, or ``[experts, out, in]``.
+        wanted: one of :data:`TYPE_CHOICES`.
+
+    Raises:
+        UnsupportedError: the wanted type cannot store the tensor; the message names types that can.
+    """
+    in_range = scales.low is None or scales.high is None or fits_float16(scales.low, scales.high)
+    if wanted == AUTO:
+        kind = smallest_exact(shape, scales.group)
+        return kind if kind is I2_S or in_range else F32
+    kind = TYPES[wanted]
+    check_fits(name, shape, kind, embedding=False)
+    if not has_scales(kind, scales.group):
+        per = "one scale per tensor" if kind is I2_S else f"one scale per {kind.block} weights"
+        raise UnsupportedError(
+            f"tensor '{name}' has a scale per {unit_of(scales.group, shape[-1])}, but {kind.name} has {per}; "
+            f"use --type {AUTO}" + (f" or {alternatives(shape, scales.group)}" if in_range else "")
+        )
+    if kind is not I2_S and not in_range:
+        raise UnsupportedError(
+            f"tensor '{name}' has scales from {scales.low:g} to {scales.high:g}, which float16 in "
+            f"{kind.name} cannot hold; use --type {AUTO}, which chooses a type with float32 scales"
+        )
+    return kind
 
 
 def check_fits(name: str, shape: Sequence[int], kind: TensorType, *, embedding: bool) -> None:

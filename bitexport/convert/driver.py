@@ -10,7 +10,7 @@ from typing import Any
 import numpy.typing as npt
 
 from bitexport.checkpoint import Checkpoint, open_checkpoint
-from bitexport.convert.choices import EMBED_TYPES, TERNARY_TYPES, check_choice
+from bitexport.convert.choices import AUTO, EMBED_TYPES, TYPE_CHOICES, check_choice
 from bitexport.convert.encoding import TensorStatistics
 from bitexport.convert.from_checkpoint import check_outside, plan_checkpoint
 from bitexport.convert.from_gguf import check_another_file, plan_gguf
@@ -44,8 +44,8 @@ def convert(
 
     Args:
         checkpoint: the folder or the file. The trits of a GGUF file never change.
-        type: the type of the ternary tensors, one of
-            :data:`~bitexport.convert.choices.TERNARY_TYPES`; the first of them if None.
+        type: the type of the ternary tensors, one of :data:`~bitexport.convert.choices.TYPE_CHOICES`. With
+            ``"auto"`` or None, each gets the smallest type that holds its scales exactly.
         embed_type: the type of the embeddings and the head, one of
             :data:`~bitexport.convert.choices.EMBED_TYPES`. If None, a checkpoint gets the first of them, and
             a GGUF file keeps its type.
@@ -68,18 +68,18 @@ def convert(
     if is_gguf_path(checkpoint):
         if all_float:
             raise UsageError(f"--float is for a checkpoint, and {checkpoint} is a file; expected a folder")
-        type = type or TERNARY_TYPES[0]
+        type = type or AUTO
         _check_types(type, embed_type)
         file = read_gguf(checkpoint)
         if not dry_run:
             check_another_file(file, target, check_output(target, force))
-        source = plan_gguf(file, type, embed_type, pre_tokenizer)
+        source = plan_gguf(file, type, embed_type, pre_tokenizer, progress or ignore)
     else:
         type, embed_type = _checkpoint_types(type, embed_type, all_float)
         opened = open_checkpoint(checkpoint)
         if not dry_run:
             check_outside(opened, target, check_output(target, force))
-        source = _plan(opened, type, embed_type, pre_tokenizer, all_float)
+        source = _plan(opened, type, embed_type, pre_tokenizer, all_float, progress or ignore)
     return convert_source(
         source,
         target,
@@ -92,9 +92,15 @@ def convert(
 
 
 def _plan(
-    checkpoint: Checkpoint, type: str, embed_type: str, pre_tokenizer: str | None, all_float: bool
+    checkpoint: Checkpoint,
+    type: str,
+    embed_type: str,
+    pre_tokenizer: str | None,
+    all_float: bool,
+    progress: Progress,
 ) -> Source[Any]:
     """The checkpoint as a source: by hand where a family runs it, otherwise as llama.cpp's converter says."""
+    options = (type, embed_type, pre_tokenizer)
     try:
         check_runs(checkpoint.config, checkpoint.tensors)
     except UnsupportedError as error:
@@ -102,10 +108,10 @@ def _plan(
             raise
         by_hand = error
     else:
-        return plan_checkpoint(checkpoint, type, embed_type, pre_tokenizer, all_float=all_float)
+        return plan_checkpoint(checkpoint, *options, all_float=all_float, progress=progress)
     known = has_family(checkpoint.config)
     try:
-        return plan_upstream(checkpoint, type, embed_type, pre_tokenizer, all_float=all_float)
+        return plan_upstream(checkpoint, *options, all_float=all_float, progress=progress)
     except UnsupportedError:
         if known:
             # what a graph of ours lacks says more: llama.cpp has no SubLN at all
@@ -115,16 +121,16 @@ def _plan(
 
 def _checkpoint_types(type: str | None, embed_type: str | None, all_float: bool) -> tuple[str, str]:
     """The types of a checkpoint's ternary tensors and embeddings, with the defaults."""
-    if all_float and type not in (None, F16.name):
+    if all_float and type not in (None, AUTO, F16.name):
         raise UsageError(f"--float with --type {type}; expected no --type: the matrices become {F16.name}")
-    type = F16.name if all_float else type or TERNARY_TYPES[0]
+    type = F16.name if all_float else type or AUTO
     embed_type = embed_type or (F16.name if all_float else EMBED_TYPES[0])
     _check_types(type, embed_type)
     return type, embed_type
 
 
 def _check_types(type: str, embed_type: str | None) -> None:
-    check_choice("type", type, TERNARY_TYPES)
+    check_choice("type", type, TYPE_CHOICES)
     if embed_type is not None:
         check_choice("embed_type", embed_type, EMBED_TYPES)
 

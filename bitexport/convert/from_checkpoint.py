@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,8 @@ from bitexport.gguf.dequantize import rows_per_chunk
 from bitexport.gguf.types import FILE_TYPES
 from bitexport.gguf.writer import MetadataValue
 from bitexport.health import Health, check_trainer_state, check_vocabulary
+from bitexport.progress import Progress, ignore
+from bitexport.ternary import reordered
 from bitexport.tokenizer.vocabulary import Vocabulary, read_vocabulary
 
 #: The fraction of a float tensor's values that may become zero in float16 without a warning: every large
@@ -48,7 +49,13 @@ def check_outside(checkpoint: Checkpoint, output: Path, target: Path) -> None:
 
 
 def plan_checkpoint(
-    checkpoint: Checkpoint, type: str, embed_type: str, pre_tokenizer: str | None, *, all_float: bool
+    checkpoint: Checkpoint,
+    type: str,
+    embed_type: str,
+    pre_tokenizer: str | None,
+    *,
+    all_float: bool,
+    progress: Progress = ignore,
 ) -> CheckpointSource:
     """Plan the conversion of a checkpoint; arguments as in :func:`bitexport.convert.convert`.
 
@@ -56,7 +63,7 @@ def plan_checkpoint(
         CheckpointError, UnsupportedError: see :func:`~bitexport.convert.plan.make_plan`.
         TokenizerError: see :func:`~bitexport.tokenizer.vocabulary.read_vocabulary`.
     """
-    plan = make_plan(checkpoint, type, embed_type, all_float=all_float)
+    plan = make_plan(checkpoint, type, embed_type, all_float=all_float, progress=progress)
     return CheckpointSource(plan, read_vocabulary(checkpoint.path, plan.numbers.vocab_size, pre_tokenizer))
 
 
@@ -74,7 +81,7 @@ class CheckpointSource:
         self.summary = SourceSummary(
             input_bytes=plan.checkpoint.nbytes,
             packing=plan.packing_name,
-            type=plan.ternary_type.name,
+            type=plan.type,
             embed_type=plan.embed_type.name,
             tokenizer=vocabulary.model,
             pre_tokenizer=vocabulary.pre,
@@ -118,7 +125,7 @@ class CheckpointSource:
         self.health.ternary(claim.source, weights)
         order = plan.family.row_order(claim, plan.numbers)
         if order is not None:
-            weights = replace(weights, trits=weights.trits[order])
+            weights = reordered(weights, order)
         try:
             return encode_ternary(tensor.spec, weights, statistics)
         except UnsupportedError as error:
@@ -161,7 +168,7 @@ def float_rows(plan: Plan, tensor: PlannedTensor[Claim]) -> Iterator[npt.NDArray
     yield values if order is None else values[order]
 
 
-def _bias_factor(plan: Plan, bias: Claim) -> np.float32:
+def _bias_factor(plan: Plan, bias: Claim) -> np.float32 | npt.NDArray[np.float32]:
     """The factor of a bias in the file, see ``Packing.bias_factor``."""
     if bias.linear is None or keeps_float(plan.checkpoint, bias.linear):
         return np.float32(1)

@@ -17,19 +17,23 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bitexport.convert.choices import TERNARY_TYPES, check_fits, straddling_warnings
+from bitexport.checkpoint.packings import Scales
+from bitexport.checkpoint.packings.scale_groups import FIRST_ELEMENTS, find_scale_groups
+from bitexport.convert.choices import TERNARY_TYPES, check_fits, straddling_warnings, ternary_kind
 from bitexport.convert.encoding import TensorStatistics, encode_float, encode_ternary
-from bitexport.convert.source import KEPT_FLOAT_KEY, PlannedTensor, SourceSummary
+from bitexport.convert.source import KEPT_FLOAT_KEY, PlannedTensor, SourceSummary, main_type
 from bitexport.convert.tokenizer_check import check_loads
 from bitexport.errors import BitexportError, GGUFError, OutputError, UnsupportedError
 from bitexport.gguf.dequantize import can_dequantize, dequantize_rows
 from bitexport.gguf.names import OUTPUT_HEAD, TOKEN_EMBEDDING
 from bitexport.gguf.packers import PACKERS, f16
+from bitexport.gguf.packers.block_scale import stored_scales
 from bitexport.gguf.reader import Array, GGUFFile, GGUFTensor, read_gguf
-from bitexport.gguf.types import FILE_TYPES, I2_S, TYPES, TensorType
+from bitexport.gguf.types import F16, FILE_TYPES, I2_S, TYPES, TensorType
 from bitexport.gguf.writer import ALIGNMENT, MetadataValue, RawValue, TensorSpec
 from bitexport.health import Health
-from bitexport.ternary import AnyTernary, TernaryTensor
+from bitexport.progress import Progress, ProgressEvent, ignore, patient
+from bitexport.ternary import AnyTernary, merge_equal_scales
 from bitexport.tokenizer.missing_pre_tokenizer import MODEL_KEY, PRE_KEY, derived_pre, lacks_pre
 
 #: Bytes in memory at once of a tensor that is only copied.
@@ -62,19 +66,27 @@ def check_another_file(file: GGUFFile, output: Path, target: Path) -> None:
         raise OutputError(f"{output} is the file being converted; expected another name")
 
 
-def plan_gguf(file: GGUFFile, type: str, embed_type: str | None, pre_tokenizer: str | None) -> GGUFSource:
+def plan_gguf(
+    file: GGUFFile,
+    type: str,
+    embed_type: str | None,
+    pre_tokenizer: str | None,
+    progress: Progress = ignore,
+) -> GGUFSource:
     """Plan the conversion of a GGUF file; arguments as in :func:`bitexport.convert.convert`.
 
     Raises:
         GGUFError: the file is not a language model.
         UnsupportedError: it is not ternary, is a part of a model, or a type cannot hold a tensor.
     """
-    tensors, warnings = _plan_tensors(file, TYPES[type], TYPES[embed_type] if embed_type else None)
-    wanted: dict[str, MetadataValue] = {"general.file_type": FILE_TYPES[type]}
+    embed_kind = TYPES[embed_type] if embed_type else None
+    tensors, warnings = _plan_tensors(file, type, embed_kind, patient(progress))
+    main = (main_type(tensors) or F16).name
+    wanted: dict[str, MetadataValue] = {"general.file_type": FILE_TYPES[main]}
     if "general.quantization_version" not in file.metadata:
         wanted["general.quantization_version"] = 2
     if "bitexport.ternary_type" in file.metadata:
-        wanted["bitexport.ternary_type"] = type
+        wanted["bitexport.ternary_type"] = main
     if embed_type and "bitexport.embedding_type" in file.metadata:
         wanted["bitexport.embedding_type"] = embed_type
     pre, pre_warnings = _pre_tokenizer(file, pre_tokenizer)
@@ -140,8 +152,7 @@ class GGUFSource:
             packed = encode_ternary(tensor.spec, weights, statistics)
         except BitexportError as error:
             raise type(error)(f"{self.file.path.name}: tensor '{tensor.spec.name}': {error}") from error
-        if isinstance(weights, TernaryTensor):
-            self.health.ternary(tensor.spec.name, weights)
+        self.health.ternary(tensor.spec.name, weights)
         used = statistics.weights - statistics.zeros
         total = int(weights.trits.sum(dtype=np.int64))
         self._plus += (used + total) // 2
@@ -189,7 +200,7 @@ class GGUFSource:
 
 
 def _plan_tensors(
-    file: GGUFFile, kind: TensorType, embed_kind: TensorType | None
+    file: GGUFFile, type: str, embed_kind: TensorType | None, progress: Progress
 ) -> tuple[list[FileTensor], list[str]]:
     """Every tensor's type in the output, checked before a byte is written; and warnings."""
     _check_complete(file)
@@ -200,15 +211,19 @@ def _plan_tensors(
     listed = set(file.elements(KEPT_FLOAT_KEY)) if KEPT_FLOAT_KEY in file.metadata else set()
     ternary = {name for name, tensor in layers.items() if name not in listed and _is_ternary(tensor, packed)}
     tensors = []
+    done, total = 0, sum(tensor.nbytes for tensor in file.tensors)
     for tensor in file.tensors:
-        wanted = tensor.type
+        progress(ProgressEvent(done, total, "B", f"looking for scales: {tensor.name}"))
+        done += tensor.nbytes
+        wanted, scales = tensor.type, None
         if tensor.name in (TOKEN_EMBEDDING, OUTPUT_HEAD):
             wanted = embed_kind or tensor.type
         elif tensor.name in ternary:
-            wanted = kind
+            scales = _scales(file, tensor)
+            wanted = ternary_kind(tensor.name, tensor.shape, scales, type)
         _check_type(tensor, wanted, tensor.name in ternary)
         spec = TensorSpec(tensor.name, tensor.shape, wanted)
-        tensors.append(PlannedTensor(tensor, spec, tensor.name in ternary, tensor.nbytes))
+        tensors.append(PlannedTensor(tensor, spec, tensor.name in ternary, tensor.nbytes, scales))
     if not ternary:
         raise UnsupportedError(
             f"{file.path.name} is a float model, as convert --float writes it: none of its linear layers is "
@@ -220,7 +235,8 @@ def _plan_tensors(
             f"{len(kept)} linear layers are not of a ternary type and stay unchanged: {', '.join(kept[:3])}"
             f"{', ...' if len(kept) > 3 else ''}"
         )
-    if kind is I2_S:
+    changed = [tensor.spec for tensor in tensors if tensor.spec.type is not tensor.origin.type]
+    if type == I2_S.name or changed:
         warnings += straddling_warnings([tensor.spec for tensor in tensors])
     return tensors, warnings
 
@@ -270,6 +286,28 @@ def _check_type(tensor: GGUFTensor, kind: TensorType, ternary: bool) -> None:
         raise UnsupportedError(
             f"'{tensor.name}' is {tensor.type.name}, which cannot be read back; leave out --embed-type"
         )
+
+
+def _scales(file: GGUFFile, tensor: GGUFTensor) -> Scales:
+    """What a ternary tensor's type depends on; what is wrong with it is found when it is unpacked."""
+    columns = tensor.shape[-1]
+    rows = math.prod(tensor.shape[:-1])
+    data = file.data(tensor)
+    if tensor.type is I2_S:
+        scale = float(data[-I2_S.tail_bytes :].view("<f4")[0])
+        return Scales(None, scale, scale)
+    if tensor.type.name in FLOAT_TYPES:
+        chunks = data.reshape(rows, -1)
+        step = max(1, FIRST_ELEMENTS // max(columns, 1))
+        found = find_scale_groups(
+            f16.float_values(chunks[start : start + step], tensor.type) for start in range(0, rows, step)
+        )
+        return Scales(found.group, found.low, found.high, found.share) if found else Scales()
+    scales = stored_scales(data, tensor.type).reshape(rows, -1)
+    merged = merge_equal_scales(scales, columns)
+    used = scales[scales > 0]
+    low, high = (float(used.min()), float(used.max())) if used.size else (None, None)
+    return Scales(None if merged.size == 1 else columns // merged.shape[1], low, high)
 
 
 def _unpack(file: GGUFFile, tensor: GGUFTensor) -> AnyTernary:

@@ -17,13 +17,14 @@ from bitexport.convert.encoding import TensorStatistics, encode_float, encode_te
 from bitexport.convert.from_checkpoint import already_ternary_warning
 from bitexport.convert.source import KEPT_FLOAT_KEY, PlannedTensor, SourceSummary
 from bitexport.convert.tokenizer_check import check_tokenizer
-from bitexport.convert.upstream_plan import UpstreamPlan, make_upstream_plan, slices
+from bitexport.convert.upstream_plan import UpstreamPlan, make_upstream_plan, moved_group, weight_parts
 from bitexport.errors import NativeLibraryError, TokenizerError, UnsupportedError
 from bitexport.gguf.dequantize import rows_per_chunk
 from bitexport.gguf.names import TOKEN_EMBEDDING
 from bitexport.gguf.types import FILE_TYPES
 from bitexport.gguf.writer import MetadataValue
 from bitexport.health import Health, check_trainer_state, check_vocabulary
+from bitexport.progress import Progress, ignore
 from bitexport.ternary import AnyTernary, GroupedTernary, TernaryTensor
 from bitexport.tokenizer.vocabulary import Vocabulary, read_vocabulary
 from bitexport.upstream import Recipe, RecipeTensor, read_recipe
@@ -36,7 +37,13 @@ ENDS = ("tokenizer.ggml.add_bos_token", "tokenizer.ggml.add_eos_token")
 
 
 def plan_upstream(
-    checkpoint: Checkpoint, type: str, embed_type: str, pre_tokenizer: str | None, *, all_float: bool
+    checkpoint: Checkpoint,
+    type: str,
+    embed_type: str,
+    pre_tokenizer: str | None,
+    *,
+    all_float: bool,
+    progress: Progress = ignore,
 ) -> UpstreamSource:
     """Plan the conversion of a checkpoint; arguments as in :func:`bitexport.convert.convert`.
 
@@ -46,7 +53,7 @@ def plan_upstream(
             :func:`~bitexport.tokenizer.vocabulary.read_vocabulary`.
     """
     recipe = read_recipe(checkpoint)
-    plan = make_upstream_plan(checkpoint, recipe, type, embed_type, all_float=all_float)
+    plan = make_upstream_plan(checkpoint, recipe, type, embed_type, all_float=all_float, progress=progress)
     return UpstreamSource(plan, *_vocabulary(checkpoint, recipe, pre_tokenizer))
 
 
@@ -68,7 +75,7 @@ class UpstreamSource:
         self.summary = SourceSummary(
             input_bytes=plan.checkpoint.nbytes,
             packing=plan.packing_name,
-            type=plan.ternary_type.name,
+            type=plan.type,
             embed_type=plan.embed_type.name,
             tokenizer=vocabulary.model,
             pre_tokenizer=vocabulary.pre,
@@ -118,14 +125,12 @@ class UpstreamSource:
                 # the trits were copied, so only the scales are kept
                 parts.append((written[inside], stored[inside], replace(weights, trits=nothing)))
                 first += len(weights.trits)
-        return _joined(trits, parts)
+        return _reordered(_joined(trits, parts), tensor.rows.columns)
 
     def _unpacked(self, name: str) -> Iterator[AnyTernary]:
         """A weight of the checkpoint, or its experts one after another."""
         plan = self.plan
-        source = plan.sources[name]
-        views = [(plan.checkpoint, name)] if source.packed else slices(plan.checkpoint, source)
-        for view, part in views:
+        for view, part in weight_parts(plan.checkpoint, plan.packing, name):
             weights = plan.packing.unpack(view, part)
             if part not in self._seen:
                 self._seen.add(part)
@@ -154,7 +159,7 @@ class UpstreamSource:
             self.health.floats(name, values)
             chosen = table[:, 0] == number
             found[chosen] = values.reshape(-1, tensor.shape[-1])[table[chosen, 1]]
-        yield found
+        yield found if tensor.rows.columns is None else found[:, tensor.rows.columns]
 
     def check_written(self, path: Path) -> list[str]:
         """Load the file in libllama without its data, and compare its tokenizer with the checkpoint's."""
@@ -203,6 +208,17 @@ def _joined(
             repeated = columns // group // weights.scales.shape[1]
             scales[written] = np.repeat(weights.scales[stored], repeated, axis=1)
     return GroupedTernary(trits, scales)
+
+
+def _reordered(weights: AnyTernary, columns: npt.NDArray[np.int64] | None) -> AnyTernary:
+    """A matrix with its columns in another order; the scales of groups move with them."""
+    if columns is None:
+        return weights
+    trits = weights.trits[:, columns]
+    if isinstance(weights, TernaryTensor):
+        return replace(weights, trits=trits)
+    group = moved_group(columns, weights.group)
+    return GroupedTernary(trits, weights.scales[:, columns[::group] // weights.group])
 
 
 def _embeddings(recipe: Recipe) -> int:

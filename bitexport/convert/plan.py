@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from bitexport.checkpoint.packings import (
     Packing,
+    Scales,
     keeps_float,
     modules_to_not_convert,
     packing_of,
     quantization_config,
 )
 from bitexport.checkpoint.reader import FLOAT_DTYPES, Checkpoint
-from bitexport.convert.choices import check_fits, straddling_warnings
-from bitexport.convert.source import PlannedTensor
+from bitexport.convert.choices import check_fits, straddling_warnings, ternary_kind
+from bitexport.convert.source import PlannedTensor, main_type
 from bitexport.errors import CheckpointError, UnsupportedError
 from bitexport.families import Claim, Family, Hyperparameters, Part, Role, family_of
 from bitexport.gguf.dequantize import rows_per_chunk
 from bitexport.gguf.names import TOKEN_EMBEDDING
-from bitexport.gguf.types import F16, F32, TYPES, TensorType
+from bitexport.gguf.types import F16, F32, I2_S, TYPES, TensorType, runs
 from bitexport.gguf.writer import TensorSpec
+from bitexport.progress import Progress, ProgressEvent, ignore, patient
+from bitexport.ternary import TernaryTensor
 
 HEAD = "lm_head.weight"
 
@@ -40,7 +43,9 @@ class Plan:
 
     Attributes:
         numbers: the model's hyper-parameters.
-        ternary_type, embed_type: the output types of ternary tensors, and of the embeddings and the head.
+        type: the type of ternary tensors that was asked for, which may be ``auto``.
+        ternary_type: the output type of most ternary tensors.
+        embed_type: the output type of the embeddings and the head.
         tensors: in the order of the output.
         warnings: what a user should know.
         all_float: whether the model is a float model, in which no tensor is ternary.
@@ -50,6 +55,7 @@ class Plan:
     family: Family
     numbers: Hyperparameters
     packing: Packing
+    type: str
     ternary_type: TensorType
     embed_type: TensorType
     tensors: tuple[PlannedTensor[Claim], ...]
@@ -62,11 +68,23 @@ class Plan:
         return "float" if self.all_float else self.packing.name
 
 
-def make_plan(checkpoint: Checkpoint, ternary_type: str, embed_type: str, *, all_float: bool = False) -> Plan:
+def make_plan(
+    checkpoint: Checkpoint,
+    type: str,
+    embed_type: str,
+    *,
+    all_float: bool = False,
+    progress: Progress = ignore,
+) -> Plan:
     """Decide what to write, and check that the checkpoint has exactly the tensors for it.
 
+    Float weights that may be ternary already are read once here, because the type of a tensor is written
+    before its data and depends on the groups that share a scale.
+
     Args:
+        type: one of :data:`~bitexport.convert.choices.TYPE_CHOICES`.
         all_float: the model is not ternary; its linear layers are written as F16.
+        progress: called if this takes more than a moment, in bytes of the source.
 
     Raises:
         CheckpointError: a tensor is missing, is claimed by no rule, or has a wrong shape or dtype; or
@@ -87,10 +105,13 @@ def make_plan(checkpoint: Checkpoint, ternary_type: str, embed_type: str, *, all
     if numbers.tied:
         claims += _separate_head(checkpoint, family, numbers, warnings)
     _warn_about_head(checkpoint, numbers, warnings)
-    tensors = tuple(
-        _planned(checkpoint, packing, claim, TYPES[ternary_type], TYPES[embed_type], all_float, warnings)
-        for claim in claims
-    )
+    planned: list[PlannedTensor[Claim]] = []
+    report, done = patient(progress), 0
+    for claim in claims:
+        report(ProgressEvent(done, checkpoint.nbytes, "B", f"looking for scales: {claim.source}"))
+        planned.append(_planned(checkpoint, packing, claim, type, TYPES[embed_type], all_float, warnings))
+        done += planned[-1].source_bytes
+    tensors = tuple(planned)
     if not all_float:
         _check_some_ternary(checkpoint, tensors)
     _check_all_claimed(checkpoint, family, packing, tensors, numbers)
@@ -100,7 +121,8 @@ def make_plan(checkpoint: Checkpoint, ternary_type: str, embed_type: str, *, all
         family,
         numbers,
         packing,
-        TYPES[ternary_type],
+        type,
+        main_type(tensors) or F16,
         TYPES[embed_type],
         tensors,
         tuple(warnings),
@@ -136,7 +158,7 @@ def _planned(
     checkpoint: Checkpoint,
     packing: Packing,
     claim: Claim,
-    ternary_type: TensorType,
+    type: str,
     embed_type: TensorType,
     all_float: bool,
     warnings: list[str],
@@ -144,10 +166,10 @@ def _planned(
     """Plan one tensor of the output, after checking that its dtype and shape are those of its claim."""
     ternary = claim.role is Role.TERNARY and not all_float and not keeps_float(checkpoint, claim.source)
     info = checkpoint.info(claim.source)
-    stored = claim.shape
+    stored: tuple[int, ...] = claim.shape
     if ternary:
         packing.check(checkpoint, claim.source)
-        stored = packing.stored_shape((claim.shape[0], claim.shape[1]))
+        stored = packing.stored_shape(checkpoint, claim.source, (claim.shape[0], claim.shape[1]))
     elif info.dtype not in FLOAT_DTYPES:
         raise CheckpointError(
             f"tensor '{claim.source}' has dtype {info.dtype}; expected {', '.join(FLOAT_DTYPES)}: save it as "
@@ -158,15 +180,29 @@ def _planned(
             f"tensor '{claim.source}' has shape {list(info.shape)}; config.json implies {list(stored)}: "
             "config and weights are from different models"
         )
-    kind = {Role.NORM: F32, Role.BIAS: F32, Role.EMBEDDING: embed_type, Role.TERNARY: ternary_type}[
-        claim.role
-    ]
-    if claim.role is Role.TERNARY and not ternary:
+    scales = None
+    if ternary:
+        scales = _scales(checkpoint, packing, claim)
+        kind = ternary_kind(claim.source, claim.shape, scales, type)
+    elif claim.role is Role.TERNARY:
         kind = float_type(checkpoint, claim, warnings)
+    else:
+        kind = embed_type if claim.role is Role.EMBEDDING else F32
     check_fits(claim.source, claim.shape, kind, embedding=claim.role is Role.EMBEDDING)
     partners = packing.partners(claim.source) if ternary else ()
     source_bytes = info.nbytes + sum(checkpoint.info(name).nbytes for name in partners)
-    return PlannedTensor(claim, TensorSpec(claim.target, claim.shape, kind), ternary, source_bytes)
+    return PlannedTensor(claim, TensorSpec(claim.target, claim.shape, kind), ternary, source_bytes, scales)
+
+
+def _scales(checkpoint: Checkpoint, packing: Packing, claim: Claim) -> Scales:
+    """What a ternary tensor's type depends on."""
+    scales = packing.scales(checkpoint, claim.source)
+    if scales.low is None and not runs(I2_S, claim.shape):
+        # rare: I2_S holds any scale of master weights, other types may not
+        weights = packing.unpack(checkpoint, claim.source)
+        assert isinstance(weights, TernaryTensor)
+        scales = replace(scales, low=float(weights.scale), high=float(weights.scale))
+    return scales
 
 
 def float_type(checkpoint: Checkpoint, claim: Claim, warnings: list[str]) -> TensorType:

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bitexport.checkpoint.packings.scale_groups import percent, unit_of
 from bitexport.convert.encoding import TensorStatistics
 from bitexport.convert.source import PlannedTensor, Source
 from bitexport.health import Finding
@@ -38,6 +39,37 @@ class TypeRow:
 
 
 @dataclass(frozen=True, slots=True)
+class ScaleRow:
+    """The ternary tensors whose scales have the same groups and that are written as the same type.
+
+    Attributes:
+        type: of the output.
+        per: what shares a scale: ``tensor``, ``row`` or ``group``.
+        columns: how many neighbouring weights of a row are a group; None for the others.
+        recognised: whether the scales were recognised from float values.
+        share: if so, the fraction of groups that contain only -a, 0 and a.
+    """
+
+    type: str
+    per: str
+    columns: int | None
+    tensors: int
+    recognised: bool
+    share: float | None
+
+    def describe(self) -> str:
+        """The row as a clause."""
+        per = {"tensor": "one scale", "row": "a scale per row"}.get(
+            self.per, f"a scale per group of {self.columns} columns"
+        )
+        found = ""
+        if self.share is not None:
+            found = f", recognised from the values: {percent(self.share)} of the {self.per}s fit"
+        count = f"{self.tensors} tensor{'' if self.tensors == 1 else 's'}"
+        return f"{self.type} for {count} with {per}{found}"
+
+
+@dataclass(frozen=True, slots=True)
 class ConvertReport:
     """The result of a conversion. Sizes in bytes; ``seconds`` is wall-clock time.
 
@@ -51,6 +83,8 @@ class ConvertReport:
         tokenizer, pre_tokenizer: llama.cpp's names for them.
         tokens, padded_tokens: ids of the vocabulary, and how many of them have no text.
         types: one row for each GGUF type, ternary tensors first.
+        type_reason: which type the ternary tensors have and why, in a line.
+        scales: the groups of weights that share a scale in the ternary tensors.
         health: signs of a bad checkpoint; the warnings among them are in ``warnings`` as well.
         changed: if a GGUF file was converted, the metadata that differs from the source's, as clauses.
     """
@@ -75,6 +109,8 @@ class ConvertReport:
     types: list[TypeRow] = field(default_factory=list)
     health: list[Finding] = field(default_factory=list)
     changed: list[str] = field(default_factory=list)
+    type_reason: str = ""
+    scales: list[ScaleRow] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         """The report as one JSON object, without ``schema``."""
@@ -100,6 +136,7 @@ def make_report(
     findings = source.health.findings()
     unhealthy = [finding.message for finding in findings if finding.level == "warning"]
     summary = source.summary
+    scales = scale_rows(source.tensors)
     return ConvertReport(
         output=str(output),
         architecture=source.architecture,
@@ -121,7 +158,26 @@ def make_report(
         types=type_rows(source.tensors, statistics),
         health=findings,
         changed=summary.changed,
+        type_reason=f"--type {summary.type}: {'; '.join(row.describe() for row in scales)}" if scales else "",
+        scales=scales,
     )
+
+
+def scale_rows(tensors: Sequence[PlannedTensor[Any]]) -> list[ScaleRow]:
+    """A row for each combination of type and groups of scales, the most tensors first."""
+    groups: dict[tuple[str, str, int | None, bool], list[float]] = {}
+    for tensor in tensors:
+        scales = tensor.scales
+        if tensor.ternary and scales is not None:
+            per = unit_of(scales.group, tensor.spec.shape[-1]).split()[0]
+            columns = scales.group if per == "group" else None
+            key = (tensor.spec.type.name, per, columns, scales.share is not None)
+            groups.setdefault(key, []).append(1.0 if scales.share is None else scales.share)
+    rows = [
+        ScaleRow(kind, per, columns, len(shares), found, min(shares) if found else None)
+        for (kind, per, columns, found), shares in groups.items()
+    ]
+    return sorted(rows, key=lambda row: -row.tensors)
 
 
 def type_rows(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +12,9 @@ from typing import Any, Generic, Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from bitexport.checkpoint.packings import Scales
 from bitexport.convert.encoding import TensorStatistics
+from bitexport.gguf.types import TYPES, TensorType
 from bitexport.gguf.writer import MetadataValue, TensorSpec
 from bitexport.health import Health
 
@@ -30,17 +34,31 @@ class PlannedTensor(Generic[Origin]):
         spec: its name, shape and type in the output.
         ternary: whether it is encoded from trits.
         source_bytes: its bytes in the source, with those of the tensors that its packing needs.
+        scales: what the plan knows of a ternary tensor's scales; None if its type does not depend on them.
     """
 
     origin: Origin
     spec: TensorSpec
     ternary: bool
     source_bytes: int
+    scales: Scales | None = None
+
+
+def main_type(tensors: Sequence[PlannedTensor[Any]]) -> TensorType | None:
+    """The type of most weights in ternary tensors, which names the file's type; None if there are none."""
+    weights: Counter[str] = Counter()
+    for tensor in tensors:
+        if tensor.ternary:
+            weights[tensor.spec.type.name] += math.prod(tensor.spec.shape)
+    return TYPES[weights.most_common(1)[0][0]] if weights else None
 
 
 @dataclass(frozen=True, slots=True)
 class SourceSummary:
-    """The report's facts about the source, see :class:`~bitexport.convert.report.ConvertReport`."""
+    """The report's facts about the source, see :class:`~bitexport.convert.report.ConvertReport`.
+
+    ``type`` is what was asked for: one of :data:`~bitexport.convert.choices.TYPE_CHOICES`.
+    """
 
     input_bytes: int
     packing: str

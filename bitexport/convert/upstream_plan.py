@@ -6,29 +6,35 @@ checkpoint's tensors are ternary, and everything is checked that is checked for 
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from bitexport.checkpoint import Checkpoint
 from bitexport.checkpoint.packings import (
     ONLINE,
     Packing,
+    Scales,
     keeps_float,
     packing_of,
     quantization_config,
 )
 from bitexport.checkpoint.packings.master import MasterWeights
 from bitexport.checkpoint.packings.pre_dequantized import PreDequantized
-from bitexport.convert.choices import check_fits, straddling_warnings
+from bitexport.convert.choices import check_fits, straddling_warnings, ternary_kind
 from bitexport.convert.plan import float_type
-from bitexport.convert.source import PlannedTensor
+from bitexport.convert.source import PlannedTensor, main_type
 from bitexport.errors import BitexportError, CheckpointError, UnsupportedError
 from bitexport.families import Claim, Role, has_family
 from bitexport.gguf.names import TOKEN_EMBEDDING
 from bitexport.gguf.types import F16, TYPES, TensorType
 from bitexport.gguf.writer import TensorSpec
+from bitexport.progress import Progress, ProgressEvent, ignore, patient
 from bitexport.upstream import Recipe, RecipeTensor
 from bitexport.upstream.sources import SourceTensor, source_tensors
 
@@ -49,7 +55,9 @@ class UpstreamPlan:
     Attributes:
         recipe: what the file consists of.
         sources: the checkpoint's tensors, by name.
-        ternary_type, embed_type: the output types of ternary tensors, and of the embeddings and the head.
+        type: the type of ternary tensors that was asked for, which may be ``auto``.
+        ternary_type: the output type of most ternary tensors.
+        embed_type: the output type of the embeddings and the head.
         tensors: the matrices; all other tensors of the recipe are float32 values that are in memory.
         warnings: what a user should know.
         all_float: whether no tensor is ternary.
@@ -59,6 +67,7 @@ class UpstreamPlan:
     recipe: Recipe
     sources: Mapping[str, SourceTensor]
     packing: Packing
+    type: str
     ternary_type: TensorType
     embed_type: TensorType
     tensors: tuple[PlannedTensor[RecipeTensor], ...]
@@ -72,7 +81,13 @@ class UpstreamPlan:
 
 
 def make_upstream_plan(
-    checkpoint: Checkpoint, recipe: Recipe, ternary_type: str, embed_type: str, *, all_float: bool
+    checkpoint: Checkpoint,
+    recipe: Recipe,
+    type: str,
+    embed_type: str,
+    *,
+    all_float: bool,
+    progress: Progress = ignore,
 ) -> UpstreamPlan:
     """Decide what to write; arguments as in :func:`~bitexport.convert.plan.make_plan`.
 
@@ -90,15 +105,29 @@ def make_upstream_plan(
     sources = source_tensors(checkpoint)
     warnings = [*_check_nothing_dropped(checkpoint, recipe), *_check_window(checkpoint.config, recipe)]
     ternary = set() if all_float else _ternary_sources(checkpoint, packing, recipe, sources, warnings)
-    kinds = (TYPES[ternary_type], TYPES[embed_type])
-    tensors = tuple(
-        _planned(checkpoint, packing, tensor, ternary, kinds, warnings)
-        for tensor in recipe.tensors
-        if tensor.matrix
-    )
+    planned: list[PlannedTensor[RecipeTensor]] = []
+    report, done = patient(progress), 0
+    for tensor in recipe.tensors:
+        if tensor.matrix:
+            report(ProgressEvent(done, checkpoint.nbytes, "B", f"looking for scales: {tensor.name}"))
+            types = (type, TYPES[embed_type])
+            planned.append(_planned(checkpoint, packing, tensor, ternary, types, warnings))
+            done += planned[-1].source_bytes
+    tensors = tuple(planned)
     warnings.extend(straddling_warnings(tensor.spec for tensor in tensors))
     warnings.extend(f"llama.cpp's converter says: {note}" for note in recipe.notes)
-    return UpstreamPlan(checkpoint, recipe, sources, packing, *kinds, tensors, tuple(warnings), all_float)
+    return UpstreamPlan(
+        checkpoint,
+        recipe,
+        sources,
+        packing,
+        type,
+        main_type(tensors) or F16,
+        TYPES[embed_type],
+        tensors,
+        tuple(warnings),
+        all_float,
+    )
 
 
 def _check_nothing_dropped(checkpoint: Checkpoint, recipe: Recipe) -> list[str]:
@@ -185,7 +214,7 @@ def _ternary_sources(
         ternary.update(candidates)
         candidates = []
     elif packing.name == PreDequantized.name:
-        ternary.update(_by_values(checkpoint, packing, candidates, sources))
+        ternary.update(_by_values(checkpoint, packing, candidates))
         candidates = [name for name in candidates if name not in ternary]
     if not ternary:
         raise CheckpointError(
@@ -207,13 +236,11 @@ def _linear_sources(recipe: Recipe) -> list[str]:
     found: dict[str, bool] = {}
     for tensor in recipe.tensors:
         for name in tensor.sources:
-            found[name] = found.get(name, True) and tensor.linear and tensor.rows is not None
+            found[name] = found.get(name, True) and tensor.linear
     return [name for name, linear in found.items() if linear]
 
 
-def _by_values(
-    checkpoint: Checkpoint, packing: Packing, candidates: list[str], sources: Mapping[str, SourceTensor]
-) -> Iterator[str]:
+def _by_values(checkpoint: Checkpoint, packing: Packing, candidates: list[str]) -> Iterator[str]:
     """Those of float weights that are ternary: all layers of a kind, or none.
 
     Raises:
@@ -222,7 +249,7 @@ def _by_values(
     reasons: dict[str, BitexportError | None] = {}
     for name in candidates:
         try:
-            for view, part in slices(checkpoint, sources[name]):
+            for view, part in slices(checkpoint, name):
                 packing.check(view, part)
             reasons[name] = None
         except (CheckpointError, UnsupportedError) as error:
@@ -248,21 +275,21 @@ def _kind(name: str) -> str:
     return re.sub(r"(?<=\.)\d+(?=\.|$)", "*", name)
 
 
-def slices(checkpoint: Checkpoint, source: SourceTensor) -> Iterator[tuple[Checkpoint, str]]:
+def slices(checkpoint: Checkpoint, name: str) -> Iterator[tuple[Checkpoint, str]]:
     """A weight as matrices: itself, or its experts one after another, each in a checkpoint of its own."""
-    info = checkpoint.info(source.name)
+    info = checkpoint.info(name)
     if len(info.shape) == 2:
-        yield checkpoint, source.name
+        yield checkpoint, name
         return
     if len(info.shape) != 3:
         raise UnsupportedError(
-            f"tensor '{source.name}' has shape {list(info.shape)}; expected a matrix, or one for each expert"
+            f"tensor '{name}' has shape {list(info.shape)}; expected a matrix, or one for each expert"
         )
     size = info.nbytes // max(info.shape[0], 1)
     for number in range(info.shape[0]):
         part = replace(info, shape=info.shape[1:], offset=info.offset + number * size, nbytes=size)
-        name = f"{source.name}[{number}]"
-        yield replace(checkpoint, tensors={**checkpoint.tensors, name: part}), name
+        slice_name = f"{name}[{number}]"
+        yield replace(checkpoint, tensors={**checkpoint.tensors, slice_name: part}), slice_name
 
 
 def _planned(
@@ -270,7 +297,7 @@ def _planned(
     packing: Packing,
     tensor: RecipeTensor,
     ternary: set[str],
-    kinds: tuple[TensorType, TensorType],
+    types: tuple[str, TensorType],
     warnings: list[str],
 ) -> PlannedTensor[RecipeTensor]:
     """Plan one matrix of the output."""
@@ -282,20 +309,22 @@ def _planned(
             f"llama.cpp joins '{from_ternary[0]}', which is ternary, and '{others[0]}', which is not, in "
             f"'{tensor.name}'; expected all of them to be ternary or none: see modules_to_not_convert"
         )
+    scales = None
     if is_ternary:
-        kind = kinds[0]
+        scales = _scales(checkpoint, packing, tensor)
+        kind = ternary_kind(tensor.name, tensor.shape, scales, types[0])
     elif not tensor.linear:
-        kind = kinds[1]
+        kind = types[1]
     elif tensor.rows is None:
         kind = F16
     else:
-        types = [
+        floats = [
             float_type(
                 checkpoint, Claim(name, "", Role.TERNARY, tuple(checkpoint.info(name).shape)), warnings
             )
             for name in tensor.sources
         ]
-        kind = max(types, key=lambda each: each.nbytes((each.block,)) / each.block)
+        kind = max(floats, key=lambda each: each.nbytes((each.block,)) / each.block)
     if from_ternary and tensor.rows is None:
         warnings.append(
             f"tensor '{tensor.name}': llama.cpp calculates with the values of '{from_ternary[0]}', which is "
@@ -304,4 +333,47 @@ def _planned(
     check_fits(tensor.name, tensor.shape, kind, embedding=not tensor.linear and not is_ternary)
     partners = [partner for name in from_ternary for partner in packing.partners(name)]
     source_bytes = sum(checkpoint.info(name).nbytes for name in (*tensor.sources, *partners))
-    return PlannedTensor(tensor, TensorSpec(tensor.name, tensor.shape, kind), is_ternary, source_bytes)
+    spec = TensorSpec(tensor.name, tensor.shape, kind)
+    return PlannedTensor(tensor, spec, is_ternary, source_bytes, scales)
+
+
+def _scales(checkpoint: Checkpoint, packing: Packing, tensor: RecipeTensor) -> Scales:
+    """What the type of a ternary tensor depends on: the scales of all weights that it consists of."""
+    assert tensor.rows is not None
+    columns = tensor.shape[-1]
+    found = [
+        packing.scales(view, part)
+        for name in tensor.sources
+        for view, part in weight_parts(checkpoint, packing, name)
+    ]
+    lows = [each.low for each in found if each.low is not None]
+    highs = [each.high for each in found if each.high is not None]
+    known = len(lows) == len(highs) == len(found)
+    low, high = (min(lows), max(highs)) if known else (None, None)
+    shares = [each.share for each in found if each.share is not None]
+    share = min(shares) if shares else None
+    if all(each.group is None for each in found) and (len(found) == 1 or (known and low == high)):
+        return Scales(None, low, high, share)
+    group = math.gcd(columns, *(each.group or columns for each in found))
+    if tensor.rows.columns is not None:
+        group = moved_group(tensor.rows.columns, group)
+    return Scales(group, low, high, share)
+
+
+def weight_parts(checkpoint: Checkpoint, packing: Packing, name: str) -> Iterator[tuple[Checkpoint, str]]:
+    """The matrices that a ternary tensor of the checkpoint consists of, see :func:`slices`."""
+    if any(partner in checkpoint.tensors for partner in packing.partners(name)):
+        yield checkpoint, name
+    else:
+        yield from slices(checkpoint, name)
+
+
+def moved_group(columns: npt.NDArray[np.int64], group: int) -> int:
+    """The largest groups whose weights still share a scale after the columns were put in another order.
+
+    Args:
+        columns: the column that each column was.
+        group: the size of the groups before.
+    """
+    changes = np.flatnonzero(np.diff(columns // group)) + 1
+    return int(np.gcd.reduce(changes, initial=group))

@@ -103,7 +103,7 @@ def _convert(folder: Path, target: Path, facts: Facts, step: _Steps) -> Path | N
 def _examine(source: Checkpoint, path: Path | None, facts: Facts, step: _Steps) -> None:
     step("comparing the tensors")
     try:
-        plan = make_plan(source, "f16", "f16")
+        plan = make_plan(source, "auto", "f16")
     except BitexportError as error:
         facts.conversion_error = facts.conversion_error or f"convert refuses: {error}"
         return

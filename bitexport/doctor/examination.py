@@ -19,7 +19,7 @@ from bitexport.gguf.packers import i2_s
 from bitexport.gguf.reader import GGUFFile, GGUFTensor
 from bitexport.gguf.types import I2_S
 from bitexport.reference.embeddings import ROW_ERROR
-from bitexport.ternary import TernaryTensor
+from bitexport.ternary import AnyTernary, GroupedTernary, TernaryTensor, frobenius_norm, reordered
 
 #: The largest error of a row of a type that is not in ROW_ERROR, as a fraction of its norm.
 OTHER_ROW_ERROR = 0.1
@@ -27,6 +27,9 @@ OTHER_ROW_ERROR = 0.1
 #: The largest relative error of a scale: I2_S stores float32, the other ternary types float16.
 FLOAT32_ERROR = 1e-6
 FLOAT16_ERROR = 1e-3
+
+#: The step between the smallest numbers of float16.
+SMALLEST_FLOAT16 = 2.0**-24
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,20 +122,17 @@ def _examine(
     name = tensor.origin.source
     if tensor.ternary:
         weights = plan.packing.unpack(plan.checkpoint, name)
-        after = float(weights.scale) * np.sqrt(np.count_nonzero(weights.trits))
+        after = frobenius_norm(weights)
         before = None
-        if plan.packing.name == "master" and not weights.dequantized:
+        if plan.packing.name == "master" and isinstance(weights, TernaryTensor) and not weights.dequantized:
             before = float(np.sqrt(np.square(plan.checkpoint.read(name), dtype=np.float64).sum()))
         norms.append(Norm(name, before, float(after)))
         order = plan.family.row_order(tensor.origin, plan.numbers)
-        trits = weights.trits if order is None else weights.trits[order]
-        return _ternary_difference(TernaryTensor(trits, weights.scale), file, found)
+        return _ternary_difference(weights if order is None else reordered(weights, order), file, found)
     return _float_difference(float_rows(plan, tensor), file, found)
 
 
-def _ternary_difference(
-    expected: TernaryTensor, file: GGUFFile | None, found: GGUFTensor | None
-) -> str | None:
+def _ternary_difference(expected: AnyTernary, file: GGUFFile | None, found: GGUFTensor | None) -> str | None:
     if file is None or found is None:
         return None
     if found.type is I2_S:
@@ -147,6 +147,11 @@ def _ternary_difference(
     wrong = int(np.count_nonzero(trits != expected.trits))
     if wrong:
         return f"differs in {wrong:,} of {expected.trits.size:,} trits"
+    if isinstance(expected, GroupedTernary):
+        error = np.abs(dequantize(file, found).reshape(trits.shape) - (exact := expected.dequantize()))
+        if (error > FLOAT16_ERROR * np.abs(exact) + SMALLEST_FLOAT16).any():
+            return f"has other scales: a value differs by {float(error.max()):.3g}"
+        return None
     right_scale = float(expected.scale)
     if expected.trits.any() and not abs(scale - right_scale) <= allowed * right_scale:
         factor = scale / right_scale

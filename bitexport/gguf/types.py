@@ -91,12 +91,13 @@ def alternatives(shape: Sequence[int], group: int | None = None) -> str:
         shape: ``[out, in]``.
         group: how many neighbouring weights of a row share a scale; None if the whole tensor does.
     """
-    found = [
-        kind.name
-        for kind in TERNARY_KINDS
-        if runs(kind, shape) and (group is None or (kind is not I2_S and group % kind.block == 0))
-    ]
+    found = [kind.name for kind in TERNARY_KINDS if runs(kind, shape) and has_scales(kind, group)]
     return " or ".join(found)
+
+
+def has_scales(kind: TensorType, group: int | None) -> bool:
+    """Whether a type can store a scale for every ``group`` of weights of a row; None is one per tensor."""
+    return group is None or (kind is not I2_S and group % kind.block == 0)
 
 
 def smallest_exact(shape: Sequence[int], group: int | None) -> TensorType:
@@ -112,9 +113,7 @@ def smallest_exact(shape: Sequence[int], group: int | None) -> TensorType:
     if group is None and runs(I2_S, shape):
         return I2_S
     fitting = [
-        kind
-        for kind in TERNARY_KINDS
-        if kind is not I2_S and runs(kind, shape) and (group is None or group % kind.block == 0)
+        kind for kind in TERNARY_KINDS if kind is not I2_S and runs(kind, shape) and has_scales(kind, group)
     ]
     return min(fitting, key=lambda kind: kind.block_bytes / kind.block)
 
@@ -122,7 +121,7 @@ def smallest_exact(shape: Sequence[int], group: int | None) -> TensorType:
 #: ``general.file_type`` by the type of the ternary tensors. 40 is Microsoft's number, which upstream uses for
 #: Q1_0.
 FILE_TYPES: Mapping[str, int] = MappingProxyType(
-    {"i2_s": 40, "f16": 1, "tq1_0": 36, "tq2_0": 37, "q2_0": 41, "q4_0": 2}
+    {"i2_s": 40, "f32": 0, "f16": 1, "tq1_0": 36, "tq2_0": 37, "q2_0": 41, "q4_0": 2}
 )
 
 

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from bitexport.errors import BitexportError
 from bitexport.health.signs import MIN_WEIGHTS, SCALE_FLOOR, ZERO_FRACTION, Finding, Sign, fold
-from bitexport.ternary import TernaryTensor
+from bitexport.ternary import AnyTernary, TernaryTensor
 
 #: Dead rows or columns count as a sign only if fewer than this many are expected by chance.
 MAX_BY_CHANCE = 0.01
@@ -41,20 +41,22 @@ class Health:
         self._fingerprints: dict[str, bytes] = {}
         self._floats: dict[str, _Floats] = {}
 
-    def ternary(self, name: str, tensor: TernaryTensor) -> None:
-        """Check a ternary tensor."""
+    def ternary(self, name: str, tensor: AnyTernary) -> None:
+        """Check a ternary tensor. One of several scales is at the floor only if all of them are."""
         rows, columns = tensor.trits.shape
         size = tensor.trits.size
         zeros = size - int(np.count_nonzero(tensor.trits))
+        scales = np.atleast_1d(tensor.scale if isinstance(tensor, TernaryTensor) else tensor.scales)
+        largest = float(scales.max())
         if zeros == size:
-            floor = f", scale {float(tensor.scale):.3g}" if tensor.scale <= SCALE_FLOOR else ""
+            floor = f", scale {largest:.3g}" if 0 < largest <= SCALE_FLOOR else ""
             self.add("all-zero", name, f"all {size:,} weights are zero{floor}")
             return
         fraction = zeros / size
         if size >= MIN_WEIGHTS and not ZERO_FRACTION[0] <= fraction <= ZERO_FRACTION[1]:
             self.add("zero-fraction", name, f"{fraction:.3f} of the weights are zero")
-        if tensor.scale <= SCALE_FLOOR:
-            self.add("scale-at-floor", name, f"scale {float(tensor.scale):.3g}")
+        if largest <= SCALE_FLOOR:
+            self.add("scale-at-floor", name, f"scale {largest:.3g}")
         words = _words(tensor.trits)
         for sign, axis, count, length in (
             ("dead-rows", 1, rows, columns),
@@ -64,7 +66,7 @@ class Health:
             alive = np.count_nonzero(live if axis == 1 else live.view(np.uint8))
             if alive < count and count * fraction**length < MAX_BY_CHANCE:
                 self.add(sign, name, f"{count - alive} of {count:,} {sign[5:]} are all zeros")
-        self._fingerprints[name] = _fingerprint(words, tensor.scale)
+        self._fingerprints[name] = _fingerprint(words, scales)
 
     def floats(self, name: str, values: npt.NDArray[np.float32]) -> None:
         """Check a chunk of a tensor that is not ternary. Its values are finite: the reader checks that."""
@@ -99,8 +101,8 @@ def _words(trits: npt.NDArray[np.int8]) -> npt.NDArray[np.unsignedinteger]:
     return np.ascontiguousarray(trits).view(dtype)
 
 
-def _fingerprint(words: npt.NDArray[np.unsignedinteger], scale: np.float32) -> bytes:
-    digest = hashlib.blake2b(repr(words.shape).encode() + scale.tobytes(), digest_size=16)
+def _fingerprint(words: npt.NDArray[np.unsignedinteger], scales: npt.NDArray[np.float32]) -> bytes:
+    digest = hashlib.blake2b(repr(words.shape).encode() + scales.tobytes(), digest_size=16)
     for axis in (0, 1):
         # the sums may wrap around
         digest.update(np.add.reduce(words, axis=axis, dtype=np.uint64).tobytes())

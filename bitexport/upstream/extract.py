@@ -14,11 +14,15 @@ evaluated with its real values.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import json
 import logging
 import os
+import re
 import sys
+import traceback
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +39,21 @@ from bitexport.upstream.sources import SourceTensor, real_values, source_tensors
 #: The file that says why there is no recipe.
 ERROR = "error.json"
 
+#: The number of a layer in a tensor's name.
+LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
+
 #: The pre-tokenizer's name if llama.cpp's converter does not know it.
 UNKNOWN_PRE = "unknown"
 
-#: Notes that say nothing about a checkpoint: on RoPE's ordinary kind, and on pairs of texts.
-EXPECTED_NOTES = ("Unknown RoPE type: default", "Unknown separator token")
+#: Notes that say nothing about a checkpoint: on RoPE's ordinary kind, on pairs of texts, on a default that
+#: a class replaces, and on a model that transformers does not know.
+EXPECTED_NOTES = (
+    "Unknown RoPE type: default",
+    "Unknown separator token",
+    "Duplicated key name",
+    "Failed to load model config",
+    "Trying to load config.json instead",
+)
 
 #: The keys of config.json that name an activation, and names that ggml's functions do not distinguish.
 ACTIVATION_KEYS = ("hidden_act", "hidden_activation", "activation_function")
@@ -58,7 +72,6 @@ class Extraction:
         self.base = base
         self.checkpoint = checkpoint
         self.sources = source_tensors(checkpoint)
-        self.unknown_pre = False
         #: why the converter could not convert the tokenizer
         self.no_vocabulary: str | None = None
         #: the tensors that the converter does not even look at
@@ -77,8 +90,8 @@ class Extraction:
         values = real_values(self.checkpoint, source, quantized=quantized, bias_of=self.bias_of)
         return self.torch.from_numpy(np.array(values, dtype=np.float32))
 
-    def model(self) -> Any:
-        """The converter's object, with this checkpoint's tensors as recorded ones."""
+    def converter(self) -> tuple[Any, dict[str, Any]]:
+        """The class that converts the checkpoint, and its config.json as that class reads it."""
         base = self.base
         hparams = base.ModelBase.load_hparams(self.checkpoint.path, False)
         for part in (hparams, hparams.get("text_config")):
@@ -90,24 +103,51 @@ class Extraction:
                 "the model has an encoder and a decoder, and bitexport converts decoders only; convert it "
                 "with llama.cpp's own converter"
             )
-        architecture = base.get_model_architecture(hparams, base.ModelType.TEXT)
         from conversion import get_model_class
 
-        chosen = get_model_class(architecture)
+        chosen = get_model_class(base.get_model_architecture(hparams, base.ModelType.TEXT))
         _check_activation(hparams, chosen)
-        self._patch(chosen)
-        output = Path(os.devnull)
-        return chosen(self.checkpoint.path, gguf.LlamaFileType.MOSTLY_F16, output, hparams=hparams)
+        return chosen, hparams
 
-    def _patch(self, chosen: Any) -> None:
-        """Let the converter see our tensors, never remote code, and never quantize."""
-        base, torch, extraction = self.base, self.torch, self
+    @contextlib.contextmanager
+    def patched(self, chosen: Any, hparams: dict[str, Any]) -> Iterator[None]:
+        """Let a converter see our tensors, never run remote code, never quantize, and survive a tokenizer."""
+
+        def to_eager(cls: Any, value: Any) -> Any:  # noqa: ARG001
+            return evaluate(value, self.real)
+
+        with contextlib.ExitStack() as stack:
+            for owner, name, value in (
+                (self.base.ModelBase, "index_tensors", self._index_tensors),
+                (chosen, "no_mtp", self._no_mtp(chosen, hparams)),
+                (chosen, "set_vocab", self._set_vocab(chosen.set_vocab)),
+                (gguf.LazyBase, "to_eager", classmethod(to_eager)),
+                (gguf.quants, "quantize", lambda data, kind: data),  # noqa: ARG005
+                *_tokenizer_patches(self.base),
+            ):
+                stack.callback(setattr, owner, name, vars(owner).get(name, getattr(owner, name)))
+                setattr(owner, name, value)
+            yield
+
+    def _no_mtp(self, chosen: Any, hparams: dict[str, Any]) -> bool:
+        """Whether the layers that predict further tokens are absent, which transformers does not save."""
+        if not chosen.supports_mtp_export:
+            return bool(chosen.no_mtp)
+        settings = {**hparams, **(hparams.get("text_config") or {})}
+        count = settings.get("num_hidden_layers", 0)
+        layers = (LAYER.search(name) for name in self.sources)
+        beyond = any(layer is not None and int(layer[1]) >= count for layer in layers)
+        return not beyond and not any("mtp." in name for name in self.sources)
+
+    @property
+    def _index_tensors(self) -> Callable[..., dict[str, Any]]:
+        extraction = self
 
         def index_tensors(model: Any, remote_hf_model_id: str | None = None) -> dict[str, Any]:  # noqa: ARG001
             found = {}
             for source in extraction.sources.values():
-                meta = torch.empty(source.shape, dtype=torch.float32, device="meta")
-                recorded = base.LazyTorchTensor(meta=meta, args=(source,), func=extraction.real)
+                meta = extraction.torch.empty(source.shape, dtype=extraction.torch.float32, device="meta")
+                recorded = extraction.base.LazyTorchTensor(meta=meta, args=(source,), func=extraction.real)
                 if kept := model.filter_tensors((source.name, lambda recorded=recorded: recorded)):
                     name, tensor = kept
                     found[name] = tensor
@@ -115,83 +155,48 @@ class Extraction:
                     extraction.filtered.append(source.name)
             return found
 
-        def to_eager(cls: Any, value: Any) -> Any:  # noqa: ARG001
-            return evaluate(value, extraction.real)
+        return index_tensors
 
-        recognise = base.TextModel.get_vocab_base_pre
-
-        def get_vocab_base_pre(model: Any, tokenizer: Any) -> str:
-            logger = base.logger
-            level = logger.level
-            logger.setLevel(logging.CRITICAL)  # thirteen lines of advice to its own developers
-            try:
-                return str(recognise(model, tokenizer))
-            except NotImplementedError:
-                extraction.unknown_pre = True
-                return UNKNOWN_PRE
-            finally:
-                logger.setLevel(level)
-
-        read_sentencepiece = base.TextModel._create_vocab_sentencepiece
-
-        def create_vocab_sentencepiece(model: Any) -> Any:
-            # before it imports sentencepiece, so that only those who have the file need the package
-            if not (model.dir_model / "tokenizer.model").is_file():
-                raise FileNotFoundError("tokenizer.model")
-            return read_sentencepiece(model)
-
-        convert_vocabulary = chosen.set_vocab
+    def _set_vocab(self, original: Any) -> Callable[[Any], None]:
+        extraction = self
 
         def set_vocab(model: Any) -> None:
             before = [dict(part) for part in model.gguf_writer.kv_data]
             try:
-                convert_vocabulary(model)
+                original(model)
             except Exception as error:
                 model.gguf_writer.kv_data = before
                 extraction.no_vocabulary = _failure(error)["message"]
 
-        chosen.index_tensors = index_tensors
-        chosen.set_vocab = set_vocab
-        gguf.LazyBase.to_eager = classmethod(to_eager)
-        gguf.quants.quantize = lambda data, kind: data  # noqa: ARG005
-        base.TextModel.get_vocab_base_pre = get_vocab_base_pre
-        base.TextModel._create_vocab_sentencepiece = create_vocab_sentencepiece
-        _forbid_remote_code()
+        return set_vocab
 
     def run(self) -> tuple[dict[str, Any], dict[str, Any], bytes]:
         """The recipe: its description, arrays and metadata."""
-        notes = _Notes()
-        for name in ("hf-to-gguf", "gguf", "gguf.vocab", "gguf.gguf_writer"):
-            logging.getLogger(name).addHandler(notes)
-        model = self.model()
-        with self.torch.inference_mode():
+        chosen, hparams = self.converter()
+        with self.patched(chosen, hparams), self.torch.inference_mode():
+            output = Path(os.devnull)
+            model = chosen(self.checkpoint.path, gguf.LlamaFileType.MOSTLY_F16, output, hparams=hparams)
             model.prepare_tensors()
             model.prepare_metadata(vocab_only=False)
             infos = {name: info for part in model.gguf_writer.tensors for name, info in part.items()}
             used = {name: self._leaves(name, info.tensor) for name, info in infos.items()}
             self.linear = self._linear(infos, used)
-            tensors, arrays = [], {}
+            tensors: list[dict[str, Any]] = []
+            arrays: dict[str, Any] = {}
             for number, (name, info) in enumerate(infos.items()):
-                entry, arrays[str(number)] = self._tensor(name, info, used[name])
+                entry, found = self._tensor(name, info, used[name])
                 tensors.append(entry)
+                arrays |= {f"{number}.{part}": array for part, array in found.items()}
         taken = {name for leaves in used.values() for name in leaves}
-        positions, data, strings = _metadata(model.gguf_writer)
-        tokens = model.gguf_writer.kv_data[0].get("tokenizer.ggml.tokens")
-        types = model.gguf_writer.kv_data[0].get("tokenizer.ggml.token_type")
-        described = {
-            "architecture": model.gguf_writer.arch,
-            "class_name": type(model).__name__,
-            "metadata": positions,
-            "strings": strings,
-            "tokens": len(tokens.value) if tokens else 0,
-            "padded": sum(kind == gguf.TokenType.UNUSED for kind in types.value) if types else 0,
-            "unknown_pre": self.unknown_pre,
+        left_out = [name for name in self.sources if name not in taken and name not in self.filtered]
+        described, data = _metadata(model.gguf_writer)
+        described |= {
+            "class_name": chosen.__name__,
             "no_vocabulary": self.no_vocabulary,
-            "blocks": int(getattr(model, "block_count", 0)),
-            "filtered": self.filtered,
+            "blocks": int(model.block_count),
             "tensors": tensors,
-            "left_out": [name for name in self.sources if name not in taken and name not in self.filtered],
-            "notes": notes.messages,
+            "filtered": self.filtered,
+            "left_out": left_out,
         }
         return described, arrays, data
 
@@ -211,17 +216,20 @@ class Extraction:
                 found[source.name] = found.get(source.name, True) and matrix and len(source.shape) >= 2
         return {name for name, linear in found.items() if linear}
 
-    def _tensor(self, name: str, info: Any, leaves: dict[str, SourceTensor]) -> tuple[dict[str, Any], Any]:
+    def _tensor(
+        self, name: str, info: Any, leaves: dict[str, SourceTensor]
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What a recipe says about one tensor, and its arrays."""
         matrix = _is_matrix(info)
-        table = row_numbers(self.torch, info.tensor, leaves) if matrix and leaves else None
         shape = [int(size) for size in info.tensor.shape]
         entry = {"name": name, "shape": shape, "matrix": matrix, "sources": list(leaves)}
-        if table is not None:
-            return {**entry, "kind": "rows"}, as_runs(table)
+        if matrix and leaves and (found := row_numbers(self.torch, info.tensor, leaves)):
+            table, columns = found
+            return entry, {"runs": as_runs(table), "columns": columns}
         values = info.tensor
         if isinstance(values, gguf.LazyBase):
             values = evaluate(values, self.real)
-        return {**entry, "kind": "values"}, np.ascontiguousarray(values, dtype=np.float32)
+        return entry, {"values": np.ascontiguousarray(values, dtype=np.float32)}
 
 
 def _is_matrix(info: Any) -> bool:
@@ -241,19 +249,26 @@ class _Notes(logging.Handler):
             self.messages.append(message)
 
 
-def _metadata(writer: Any) -> tuple[list[tuple[str, int, int]], bytes, dict[str, str]]:
-    """The keys with the positions of their bytes, these bytes, and the values that are strings."""
-    positions, data, strings = [], bytearray(), {}
-    for part in writer.kv_data:
-        for key, value in part.items():
-            if key == "general.architecture":
-                continue
-            begin = len(data)
-            data += writer._pack_val(value.value, value.type, add_vtype=True, sub_type=value.sub_type)
-            positions.append((key, begin, len(data)))
-            if isinstance(value.value, str):
-                strings[key] = value.value
-    return positions, bytes(data), strings
+def _metadata(writer: Any) -> tuple[dict[str, Any], bytes]:
+    """What a recipe says about the keys, and the bytes of their values."""
+    keys = {key: value for part in writer.kv_data for key, value in part.items()}
+    architecture = keys.pop("general.architecture").value
+    positions, data = [], bytearray()
+    for key, value in keys.items():
+        begin = len(data)
+        data += writer._pack_val(value.value, value.type, add_vtype=True, sub_type=value.sub_type)
+        positions.append((key, begin, len(data)))
+    strings = {key: value.value for key, value in keys.items() if isinstance(value.value, str)}
+    types = keys["tokenizer.ggml.token_type"].value if "tokenizer.ggml.token_type" in keys else []
+    described = {
+        "architecture": architecture,
+        "metadata": positions,
+        "strings": strings,
+        "tokens": len(keys["tokenizer.ggml.tokens"].value) if "tokenizer.ggml.tokens" in keys else 0,
+        "padded": sum(kind == gguf.TokenType.UNUSED for kind in types),
+        "unknown_pre": strings.get("tokenizer.ggml.pre") == UNKNOWN_PRE,
+    }
+    return described, bytes(data)
 
 
 def _check_activation(hparams: dict[str, Any], chosen: Any) -> None:
@@ -285,22 +300,45 @@ def _same_activation(first: str, second: str) -> bool:
     return any(first in names and second in names for names in ({first}, *SAME_ACTIVATIONS))
 
 
-def _forbid_remote_code() -> None:
-    """Never run code of the checkpoint; a tokenizer that asks for it is read from tokenizer.json alone."""
+def _tokenizer_patches(base: Any) -> list[tuple[Any, str, Any]]:
+    """What a converter does with tokenizers, made fit for any checkpoint: owner, attribute and value."""
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-    original = AutoTokenizer.from_pretrained
+    recognise = base.TextModel.get_vocab_base_pre
+    read_sentencepiece = base.TextModel._create_vocab_sentencepiece
+    open_tokenizer = AutoTokenizer.from_pretrained
+
+    def get_vocab_base_pre(model: Any, tokenizer: Any) -> str:
+        level = base.logger.level
+        base.logger.setLevel(logging.CRITICAL)  # thirteen lines of advice to its own developers
+        try:
+            return str(recognise(model, tokenizer))
+        except NotImplementedError:
+            return UNKNOWN_PRE
+        finally:
+            base.logger.setLevel(level)
+
+    def create_vocab_sentencepiece(model: Any) -> Any:
+        # before it imports sentencepiece, so that only those who have the file need the package
+        if not (model.dir_model / "tokenizer.model").is_file():
+            raise FileNotFoundError("tokenizer.model")
+        return read_sentencepiece(model)
 
     def from_pretrained(folder: Any, *args: Any, **kwargs: Any) -> Any:
+        # never code of the checkpoint; a tokenizer that asks for it is read from tokenizer.json alone
         kwargs["trust_remote_code"] = False
         try:
-            return original(folder, *args, **kwargs)
+            return open_tokenizer(folder, *args, **kwargs)
         except Exception:
             if not (Path(folder) / "tokenizer.json").is_file():
                 raise
             return PreTrainedTokenizerFast.from_pretrained(folder)
 
-    AutoTokenizer.from_pretrained = from_pretrained
+    return [
+        (base.TextModel, "get_vocab_base_pre", get_vocab_base_pre),
+        (base.TextModel, "_create_vocab_sentencepiece", create_vocab_sentencepiece),
+        (AutoTokenizer, "from_pretrained", from_pretrained),
+    ]
 
 
 def _failure(error: BaseException) -> dict[str, str]:
@@ -315,21 +353,24 @@ def _failure(error: BaseException) -> dict[str, str]:
     }
 
 
-def main() -> int:
-    """Write the recipe, or why there is none."""
-    checkpoint, folder = Path(sys.argv[1]), Path(sys.argv[2])
+def write_recipe(checkpoint: Path, folder: Path) -> None:
+    """Write the recipe of a checkpoint into a folder, or why there is none."""
+    notes = _Notes()
+    logging.getLogger("hf-to-gguf").addHandler(notes)
+    logging.getLogger("gguf").addHandler(notes)
     try:
         described, arrays, data = Extraction(open_checkpoint(checkpoint)).run()
     except (Exception, SystemExit) as error:
-        if os.environ.get("BITEXPORT_DEBUG"):
-            raise
-        (folder / ERROR).write_text(json.dumps(_failure(error)), encoding="utf-8")
-        return 1
+        failure = _failure(error) | {"traceback": traceback.format_exc()}
+        (folder / ERROR).write_text(json.dumps(failure), encoding="utf-8")
+        return
+    finally:
+        logging.getLogger("hf-to-gguf").removeHandler(notes)
+        logging.getLogger("gguf").removeHandler(notes)
     np.savez(folder / ARRAYS, **arrays)
     (folder / METADATA).write_bytes(data)
-    (folder / DESCRIPTION).write_text(json.dumps(described), encoding="utf-8")
-    return 0
+    (folder / DESCRIPTION).write_text(json.dumps({**described, "notes": notes.messages}), encoding="utf-8")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    write_recipe(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -7,6 +7,7 @@ from typing import Any
 
 import gguf
 import numpy as np
+import numpy.typing as npt
 
 from bitexport.upstream.sources import SourceTensor
 
@@ -63,8 +64,19 @@ def _evaluate(value: Any, load: Callable[[SourceTensor], Any], known: dict[int, 
     return known[id(value)]
 
 
-def row_numbers(torch: Any, recorded: Any, leaves: dict[str, SourceTensor]) -> np.ndarray | None:
-    """The source and row of every row, int64 ``[rows, 2]``; None if they are not the checkpoint's."""
+def row_numbers(
+    torch: Any, recorded: Any, leaves: dict[str, SourceTensor]
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]] | None:
+    """The rows of the checkpoint's tensors that a recorded tensor consists of; None if it consists of others.
+
+    Args:
+        torch: the module, which is imported by a converter only.
+        leaves: see :func:`leaves_of`.
+
+    Returns:
+        The source (its number in ``leaves``) and the row of every row, int64 ``[rows, 2]``, and the column of
+        every column, int64 ``[columns]``.
+    """
     begins, total = {}, 1  # 0 is what a converter pads with
     for source in leaves.values():
         begins[source.name] = total
@@ -84,26 +96,27 @@ def row_numbers(torch: Any, recorded: Any, leaves: dict[str, SourceTensor]) -> n
         found = np.asarray(evaluate(recorded, columns))
         if any(source.shape[-1:] != found.shape[-1:] for source in leaves.values()):
             return None
-        if not np.array_equal(
-            _distinct(found),
-            np.broadcast_to(np.arange(1, found.shape[-1] + 1, dtype=found.dtype), _distinct(found).shape),
-        ):
-            return None
+        order = _common(found, axis=-2) if found.ndim > 1 else None
         del found
-        numbers = np.asarray(evaluate(recorded, rows))
+        if order is None or not np.array_equal(np.sort(order), np.arange(1, len(order) + 1)):
+            return None
+        row = _common(np.asarray(evaluate(recorded, rows)), axis=-1)
     except RuntimeError:  # PyTorch refuses to write into numbers that share their memory
         return None
-    first = numbers[..., :1]
-    if not (numbers.strides[-1] == 0 or np.array_equal(numbers, np.broadcast_to(first, numbers.shape))):
+    if row is None or row.size == 0 or row.min() < 1 or row.max() >= total or np.any(row % 1):
         return None
-    flat = first.reshape(-1).astype(np.int64)
-    if flat.size == 0 or flat.min() < 1 or flat.max() >= total or not np.array_equal(flat, first.reshape(-1)):
-        return None
+    numbers = row.astype(np.int64)
     edges = np.array(list(begins.values()))
-    found_in = np.searchsorted(edges, flat, side="right") - 1
-    return np.column_stack([found_in, flat - edges[found_in]])
+    source_of = np.searchsorted(edges, numbers, side="right") - 1
+    return np.column_stack([source_of, numbers - edges[source_of]]), order.astype(np.int64) - 1
 
 
-def _distinct(array: np.ndarray) -> np.ndarray:
-    """``array`` without the repetitions that take no memory."""
-    return array[tuple(slice(0, 1) if stride == 0 else slice(None) for stride in array.strides[:-1])]
+def _common(array: npt.NDArray[Any], axis: int) -> npt.NDArray[Any] | None:
+    """The values that do not change along the columns (axis -1), or along all other axes; None if they do."""
+    # repetitions that take no memory need no comparison
+    view = array[tuple(slice(0, 1) if stride == 0 else slice(None) for stride in array.strides)]
+    first = view[..., :1] if axis == -1 else view[tuple([slice(0, 1)] * (view.ndim - 1))]
+    if not np.array_equal(view, np.broadcast_to(first, view.shape)):
+        return None
+    shape = (*array.shape[:-1], 1) if axis == -1 else array.shape[-1:]
+    return np.broadcast_to(first if axis == -1 else first.reshape(-1), shape).reshape(-1)

@@ -25,15 +25,19 @@ class Rows:
         sources: the names of the tensors.
         runs: int64 ``[n, 3]``: the number of a source, the first row and the number of rows. Rows are those
             of the tensor with all its dimensions but the last one flattened.
+        columns: int64 ``[columns]``: the column of the tensors that each column is; None if it is the same.
     """
 
     sources: tuple[str, ...]
     runs: npt.NDArray[np.int64]
+    columns: npt.NDArray[np.int64] | None = None
 
     @property
     def whole(self) -> bool:
-        """Whether they are all the rows of one tensor in their order, if there are as many rows as it has."""
-        return len(self.sources) == 1 and len(self.runs) == 1 and self.runs[0, 1] == 0
+        """Whether they are all the rows of one tensor as they are, if there are as many rows as it has."""
+        return (
+            len(self.sources) == 1 and len(self.runs) == 1 and self.runs[0, 1] == 0 and self.columns is None
+        )
 
     def table(self) -> npt.NDArray[np.int64]:
         """The source and the row of every row that is written: int64 ``[rows, 2]``."""
@@ -116,7 +120,7 @@ def load_recipe(folder: Path) -> Recipe:
     data = (folder / METADATA).read_bytes()
     metadata = {key: RawValue(data[begin:end]) for key, begin, end in described["metadata"]}
     with np.load(folder / ARRAYS, allow_pickle=False) as arrays:
-        tensors = [_tensor(entry, arrays[str(number)]) for number, entry in enumerate(described["tensors"])]
+        tensors = [_tensor(entry, arrays, str(number)) for number, entry in enumerate(described["tensors"])]
     return Recipe(
         architecture=described["architecture"],
         class_name=described["class_name"],
@@ -134,9 +138,11 @@ def load_recipe(folder: Path) -> Recipe:
     )
 
 
-def _tensor(entry: Mapping[str, Any], array: npt.NDArray[Any]) -> RecipeTensor:
+def _tensor(entry: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]], number: str) -> RecipeTensor:
     sources = tuple(entry["sources"])
     common = (entry["name"], tuple(entry["shape"]), entry["matrix"], sources)
-    if entry["kind"] == "rows":
-        return RecipeTensor(*common, rows=Rows(sources, array))
-    return RecipeTensor(*common, values=array)
+    if f"{number}.values" in arrays:
+        return RecipeTensor(*common, values=arrays[f"{number}.values"])
+    columns = arrays[f"{number}.columns"]
+    same = np.array_equal(columns, np.arange(len(columns)))
+    return RecipeTensor(*common, rows=Rows(sources, arrays[f"{number}.runs"], None if same else columns))

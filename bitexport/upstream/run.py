@@ -13,7 +13,7 @@ from bitexport import errors
 from bitexport.checkpoint import Checkpoint
 from bitexport.errors import BitexportError, UnsupportedError
 from bitexport.system.native_files import find_conversion_dir
-from bitexport.upstream.recipe import Recipe, load_recipe
+from bitexport.upstream.recipe import DESCRIPTION, Recipe, load_recipe
 
 #: The extra that brings what llama.cpp's converters import.
 EXTRA = "pip install 'bitexport[parity]'"
@@ -41,7 +41,7 @@ def read_recipe(checkpoint: Checkpoint) -> Recipe:
         done = subprocess.run(
             command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
         )
-        if done.returncode != 0:
+        if not (folder / DESCRIPTION).is_file():
             raise _error(folder, done.stderr)
         return load_recipe(folder)
 

@@ -49,7 +49,7 @@ def source_tensors(checkpoint: Checkpoint) -> dict[str, SourceTensor]:
             continue
         if name in packed:
             packing.check(checkpoint, name)
-            found[name] = SourceTensor(name, logical_shape(packing, info.shape), True)
+            found[name] = SourceTensor(name, logical_shape(checkpoint, packing, name), True)
             continue
         if info.dtype not in FLOAT_DTYPES:
             raise CheckpointError(
@@ -68,21 +68,24 @@ def packed_weights(checkpoint: Checkpoint, packing: Packing) -> Iterator[str]:
             yield name
 
 
-def logical_shape(packing: Packing, stored: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape ``[out, in]`` of a packed weight that is stored as ``stored``.
+def logical_shape(checkpoint: Checkpoint, packing: Packing, name: str) -> tuple[int, ...]:
+    """The shape ``[out, in]`` of a packed weight.
 
     Raises:
         UnsupportedError: the packing stores no weight in that shape.
     """
+    stored = tuple(checkpoint.info(name).shape)
     if len(stored) == 2:
         out, columns = stored
         for shape in ((out * PACKED_ROWS, columns), (out, columns * PACKED_ROWS), (out, columns)):
             try:
-                if packing.stored_shape(shape) == tuple(stored):
+                if packing.stored_shape(checkpoint, name, shape) == stored:
                     return shape
             except UnsupportedError:
                 continue
-    raise UnsupportedError(f"packed weights of shape {list(stored)} are not supported; expected a matrix")
+    raise UnsupportedError(
+        f"tensor '{name}' has shape {list(stored)}, but has scales as packed weights do; expected a matrix"
+    )
 
 
 def real_values(

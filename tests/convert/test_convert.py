@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from bitexport.checkpoint import open_checkpoint
 from bitexport.convert import convert
-from bitexport.convert.choices import EMBED_TYPES, TERNARY_TYPES
+from bitexport.convert.choices import EMBED_TYPES, TERNARY_TYPES, TYPE_CHOICES
 from bitexport.errors import CheckpointError, UsageError
 from bitexport.gguf.reader import read_gguf
 from bitexport.progress import ProgressEvent
@@ -160,6 +160,7 @@ def test_the_report_adds_up(tmp_path: Path, checkpoint_of: Checkpoints) -> None:
 def test_no_tensor_is_read_twice(
     tmp_path: Path, checkpoint_of: Checkpoints, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from bitexport.checkpoint.packings.float_ternary import CHUNK
     from bitexport.checkpoint.reader import Checkpoint
 
     read: dict[str, int] = {}
@@ -174,11 +175,14 @@ def test_no_tensor_is_read_twice(
         read.clear()
         convert(checkpoint_of(packing), tmp_path / "x.gguf", force=True)
         tensors = open_checkpoint(checkpoint_of(packing)).tensors
-        assert read == {name: info.nbytes for name, info in tensors.items()}
+        for name, info in tensors.items():
+            # of the master weights, the first rows are; and a few scales
+            again = 4 * CHUNK if packing == "master" or name.endswith("_scale") else 0
+            assert info.nbytes <= read[name] <= info.nbytes + min(info.nbytes, again)
 
 
 def test_unknown_types(tmp_path: Path, checkpoint_of: Checkpoints) -> None:
-    with pytest.raises(UsageError, match="'q4_0' is unknown; expected one of i2_s"):
+    with pytest.raises(UsageError, match="'q4_0' is unknown; expected one of auto, i2_s"):
         convert(checkpoint_of(), tmp_path / "x.gguf", type="q4_0")
     with pytest.raises(UsageError, match="embed_type 'i2_s'"):
         convert(checkpoint_of(), tmp_path / "x.gguf", embed_type="i2_s")
@@ -202,7 +206,7 @@ def test_the_command_line(
 ) -> None:
     from bitexport.cli import convert as command
 
-    assert set(typing.get_args(command.TernaryType)) == set(TERNARY_TYPES)
+    assert typing.get_args(command.TernaryType) == TYPE_CHOICES
     assert set(typing.get_args(command.EmbedType)) == set(EMBED_TYPES)
     done = run_cli("convert", checkpoint_of(), tmp_path / "x.gguf", "--json")
     assert (done.returncode, done.stderr) == (0, "")

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from bitexport.checkpoint.packings.base import Packing
+from bitexport.checkpoint.packings.base import Packing, Scales
 from bitexport.checkpoint.packings.master import MasterWeights
 from bitexport.checkpoint.packings.packed_divide import PackedDivide
 from bitexport.checkpoint.packings.packed_multiply import PackedMultiply
@@ -24,6 +24,7 @@ __all__ = [
     "ONLINE",
     "PACKINGS",
     "Packing",
+    "Scales",
     "keeps_float",
     "modules_to_not_convert",
     "packing_of",

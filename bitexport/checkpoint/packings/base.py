@@ -2,13 +2,32 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from bitexport.checkpoint.reader import Checkpoint
 from bitexport.errors import ScaleError
-from bitexport.ternary import TernaryTensor
+from bitexport.ternary import AnyTernary
+
+
+@dataclass(frozen=True, slots=True)
+class Scales:
+    """What is known of a weight's scales before its trits are read; the output type follows from it.
+
+    Attributes:
+        group: how many neighbouring weights of a row share a scale; None if the whole tensor does.
+        low, high: the smallest and the largest scale; None if they are not known yet.
+        share: the fraction of groups that contain only -a, 0 and a, if the scales were recognised from float
+            values; otherwise None.
+    """
+
+    group: int | None = None
+    low: float | None = None
+    high: float | None = None
+    share: float | None = None
 
 
 class Packing(Protocol):
@@ -28,7 +47,9 @@ class Packing(Protocol):
         """Names of the tensors that belong to a weight; they may be in other shards."""
         ...
 
-    def stored_shape(self, shape: tuple[int, int]) -> tuple[int, int]:
+    def stored_shape(
+        self, checkpoint: Checkpoint, weight_name: str, shape: tuple[int, int]
+    ) -> tuple[int, ...]:
         """The shape of the stored tensor for a weight of ``shape`` ``[out, in]``.
 
         Raises:
@@ -44,15 +65,24 @@ class Packing(Protocol):
         """
         ...
 
-    def bias_factor(self, checkpoint: Checkpoint, weight_name: str) -> np.float32:
-        """The factor by which transformers multiplies the stored bias of a ternary layer.
+    def scales(self, checkpoint: Checkpoint, weight_name: str) -> Scales:
+        """The groups of one weight that share a scale. Reads float weights that may have several.
+
+        Raises:
+            CheckpointError: a scale is invalid, or some groups of float weights have several magnitudes.
+            UnsupportedError: the weights are ternary in a way that no GGUF type can hold.
+        """
+        ...
+
+    def bias_factor(self, checkpoint: Checkpoint, weight_name: str) -> np.float32 | npt.NDArray[np.float32]:
+        """The factor, or one for each row, by which transformers multiplies a ternary layer's stored bias.
 
         Raises:
             CheckpointError: the tensor that gives the factor is damaged.
         """
         ...
 
-    def unpack(self, checkpoint: Checkpoint, weight_name: str) -> TernaryTensor:
+    def unpack(self, checkpoint: Checkpoint, weight_name: str) -> AnyTernary:
         """Read one weight, ``[out, in]``.
 
         Raises:

@@ -8,8 +8,8 @@ The value is ``trit * m``. (transformers divides by ``s``, which is the same num
 ``1 / (1 / m)``.) The mean is summed here in float64 and rounded once to float32, so that it is the closest
 float32 and does not depend on the order of summation.
 
-Weights that are already ternary, {-a, 0, a}, are not quantized again: see pre_dequantized.py. Weights that
-are ternary with several scales are rejected: see scale_groups.py.
+Weights that are already ternary, with one scale or with several, are not quantized again: see
+float_ternary.py.
 """
 
 from __future__ import annotations
@@ -17,12 +17,11 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from bitexport.checkpoint.packings.base import checked_scale
-from bitexport.checkpoint.packings.pre_dequantized import CHUNK, only_magnitude, signs
-from bitexport.checkpoint.packings.scale_groups import reject_scale_groups
+from bitexport.checkpoint.packings.base import Scales, checked_scale
+from bitexport.checkpoint.packings.float_ternary import CHUNK, already_ternary, find_scales
 from bitexport.checkpoint.reader import FLOAT_DTYPES, Checkpoint
 from bitexport.errors import CheckpointError
-from bitexport.ternary import TernaryTensor
+from bitexport.ternary import AnyTernary, TernaryTensor
 
 #: The lower bound of the mean in transformers.
 MIN_MEAN = np.float32(1e-5)
@@ -39,7 +38,12 @@ class MasterWeights:
         """None: the scale follows from the weights."""
         return ()
 
-    def stored_shape(self, shape: tuple[int, int]) -> tuple[int, int]:
+    def stored_shape(
+        self,
+        checkpoint: Checkpoint,  # noqa: ARG002
+        weight_name: str,  # noqa: ARG002
+        shape: tuple[int, int],
+    ) -> tuple[int, ...]:
         """The weight's own shape."""
         return shape
 
@@ -57,27 +61,25 @@ class MasterWeights:
         """1: the bias is added unchanged."""
         return np.float32(1)
 
-    def unpack(self, checkpoint: Checkpoint, weight_name: str) -> TernaryTensor:
+    def scales(self, checkpoint: Checkpoint, weight_name: str) -> Scales:
+        """One scale, unless the weights are already ternary; ordinary weights are not read completely.
+
+        Raises:
+            CheckpointError: almost all groups are already ternary, but not all.
+            UnsupportedError: the weights are already ternary in groups of another size.
+        """
+        return find_scales(checkpoint, weight_name) or Scales()
+
+    def unpack(self, checkpoint: Checkpoint, weight_name: str) -> AnyTernary:
         """Quantize one weight by the module's formula, unless it is already ternary.
 
         Raises:
-            UnsupportedError: it is already ternary with several scales.
+            CheckpointError: almost all groups are already ternary, but not all.
+            UnsupportedError: the weights are already ternary in groups of another size.
         """
         weights = checkpoint.read(weight_name)
-        if magnitude := only_magnitude(weights):
-            return signs(weights, magnitude, weight_name)
-        reject_scale_groups(weights, weight_name, _advice(checkpoint))
-        return absmean(weights, weight_name)
-
-
-def _advice(checkpoint: Checkpoint) -> str:
-    """What to do with a tensor that is ternary with several scales."""
-    if "quantization_config" in checkpoint.config:
-        return (
-            "quantized as master weights, its values would change; remove quantization_config from "
-            "config.json and convert with --float, which keeps them (16 bits per weight)"
-        )
-    return "quantized as master weights, its values would change; save the model with one scale per tensor"
+        ternary = already_ternary(checkpoint, weights, weight_name)
+        return absmean(weights, weight_name) if ternary is None else ternary
 
 
 def absmean(weights: npt.NDArray[np.float32], name: str) -> TernaryTensor:

@@ -6,6 +6,7 @@ The value is ``trit * (1 / weight_scale)``, with the reciprocal rounded to float
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 
 from bitexport.checkpoint.packings.two_bit import TwoBit
 
@@ -17,7 +18,6 @@ class PackedDivide(TwoBit):
     recognised_by = "uint8 [out / 4, in]; linear_class bitlinear, or none given"
     meaning = "trit / weight_scale"
 
-    def scale(self, stored: np.float32) -> np.float32:
-        """The reciprocal of ``weight_scale``."""
-        with np.errstate(over="ignore"):
-            return np.float32(1) / stored
+    def scale(self, stored: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """The reciprocals of ``weight_scale``."""
+        return np.float32(1) / stored

@@ -1,40 +1,40 @@
-"""Pre-dequantized weights: float tensors whose only values are -a, 0 and a.
+"""Pre-dequantized weights: float tensors whose only values are -a, 0 and a, with one ``a`` or several.
 
-The trit is the sign and the scale is exactly ``a``. Absmean would give the same trits, but ``a`` times the
-nonzero fraction as their scale; therefore this packing is checked before master weights are quantized. It is
-recognised by the magnitudes being equal bit for bit, never by their size.
+The trit is the sign and the scale is exactly ``a``: one for the tensor, for each row, or for each group of
+neighbouring weights in a row. See float_ternary.py.
 """
 
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
-from bitexport.checkpoint.packings.base import checked_scale
-from bitexport.checkpoint.packings.scale_groups import find_scale_groups
+from bitexport.checkpoint.packings.base import Scales
+from bitexport.checkpoint.packings.float_ternary import already_ternary, find_scales, rules_out_ternary
 from bitexport.checkpoint.reader import FLOAT_DTYPES, Checkpoint
-from bitexport.errors import CheckpointError, UnsupportedError
-from bitexport.ternary import TernaryTensor
-
-#: Elements processed at once, few enough to stay in the CPU's caches.
-CHUNK = 1 << 18
-
-#: The scale of a tensor that is all zeros: the lower bound in transformers.
-ZEROS_SCALE = np.float32(1e-5)
+from bitexport.errors import CheckpointError
+from bitexport.ternary import AnyTernary
 
 
 class PreDequantized:
     """Float weights that are already ternary."""
 
     name = "pre-dequantized"
-    recognised_by = "float tensors whose only values are -a, 0 and a"
+    recognised_by = (
+        "float tensors whose only values are -a, 0 and a, with an a per tensor, per row, or per group of "
+        "256, 128, 64 or 32 columns"
+    )
     meaning = "sign * a"
 
     def partners(self, weight_name: str) -> tuple[str, ...]:  # noqa: ARG002
         """None: the scale is in the weights."""
         return ()
 
-    def stored_shape(self, shape: tuple[int, int]) -> tuple[int, int]:
+    def stored_shape(
+        self,
+        checkpoint: Checkpoint,  # noqa: ARG002
+        weight_name: str,  # noqa: ARG002
+        shape: tuple[int, int],
+    ) -> tuple[int, ...]:
         """The weight's own shape."""
         return shape
 
@@ -49,65 +49,34 @@ class PreDequantized:
                 '"autobitlinear" if it multiplies'
             )
         # so that a float model fails before anything is written
-        rows = first_rows(checkpoint, weight_name)
-        if rows is not None and only_magnitude(rows) is None:
-            raise _not_ternary(rows, weight_name)
+        if rules_out_ternary(checkpoint, weight_name):
+            raise _not_ternary(weight_name)
 
     def bias_factor(self, checkpoint: Checkpoint, weight_name: str) -> np.float32:  # noqa: ARG002
         """1: the bias is added unchanged."""
         return np.float32(1)
 
-    def unpack(self, checkpoint: Checkpoint, weight_name: str) -> TernaryTensor:
+    def scales(self, checkpoint: Checkpoint, weight_name: str) -> Scales:
+        """The groups of one weight; reads all of it.
+
+        Raises:
+            CheckpointError: the weight is not ternary, or not all of its groups are.
+        """
+        found = find_scales(checkpoint, weight_name)
+        if found is None:
+            raise _not_ternary(weight_name)
+        return found
+
+    def unpack(self, checkpoint: Checkpoint, weight_name: str) -> AnyTernary:
         """Read one weight."""
-        weights = checkpoint.read(weight_name)
-        magnitude = only_magnitude(weights)
-        if magnitude is None:
-            raise _not_ternary(weights, weight_name)
-        return signs(weights, magnitude, weight_name)
+        found = already_ternary(checkpoint, checkpoint.read(weight_name), weight_name)
+        if found is None:
+            raise _not_ternary(weight_name)
+        return found
 
 
-def first_rows(checkpoint: Checkpoint, name: str) -> npt.NDArray[np.float32] | None:
-    """The first rows of a float matrix, about :data:`CHUNK` elements; None if it has none."""
-    shape = checkpoint.info(name).shape
-    if len(shape) != 2 or shape[1] == 0:
-        return None
-    return next(checkpoint.read_rows(name, max(1, CHUNK // shape[1])), None)
-
-
-def only_magnitude(weights: npt.NDArray[np.float32]) -> np.float32 | None:
-    """The only nonzero magnitude in float32 ``weights``; None if there are several, 0 if all are zeros.
-
-    Ordinary weights are ruled out by their first chunk.
-    """
-    flat = weights.reshape(-1)
-    only = np.float32(0)
-    for start in range(0, flat.size, CHUNK):
-        magnitudes = np.abs(flat[start : start + CHUNK])
-        largest = magnitudes.max()
-        if largest == 0:
-            continue
-        if only not in (0, largest):
-            return None
-        if np.count_nonzero(magnitudes) != np.count_nonzero(magnitudes == largest):
-            return None
-        only = np.float32(largest)
-    return only
-
-
-def signs(weights: npt.NDArray[np.float32], magnitude: np.float32, name: str) -> TernaryTensor:
-    """``weights`` whose only nonzero magnitude is ``magnitude``, as trits and scale."""
-    scale = checked_scale(magnitude if magnitude else ZEROS_SCALE, name)
-    return TernaryTensor(np.sign(weights).astype(np.int8), scale, dequantized=True)
-
-
-def _not_ternary(weights: npt.NDArray[np.float32], name: str) -> CheckpointError | UnsupportedError:
+def _not_ternary(name: str) -> CheckpointError:
     """The error to raise for float weights without a quantization_config that are not ternary."""
-    groups = find_scale_groups(weights)
-    if groups is not None:
-        return UnsupportedError(
-            f"tensor '{name}' {groups.describe()}; expected one scale per tensor: convert with --float, "
-            "which keeps the values (16 bits per weight)"
-        )
     return CheckpointError(
         f"no quantization_config in config.json, and tensor '{name}' contains values other than -a, 0 and a, "
         'so its weights are not ternary; expected quant_method "bitnet": for master weights, add '

@@ -1,21 +1,29 @@
 """The bytes of transformers' packed ternary weights, shared by both packed packings.
 
 A weight ``[out, in]`` is stored as uint8 ``[out / 4, in]``. Bits 2k+1 and 2k of byte (r, c) are the trit plus
-one of row ``k * (out / 4) + r``, column c. The two packings differ only in the meaning of ``weight_scale``,
-which the subclasses of :class:`TwoBit` in packed_multiply.py and packed_divide.py add.
+one of row ``k * (out / 4) + r``, column c. A checkpoint that was loaded and saved again may have the trits
+themselves instead, ``[out, in]`` in a float type or int8. The two packings differ only in the meaning of
+``weight_scale``, which the subclasses of :class:`TwoBit` in packed_multiply.py and packed_divide.py add.
+
+transformers stores one scale per tensor; other tools store ``weight_scale`` as ``[out]`` or ``[out, 1]``, one
+per row, or as ``[out, in / g]``, one per group of g columns.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from bitexport.checkpoint.packings.base import checked_scale
+from bitexport.checkpoint.packings.base import Scales, checked_scale
 from bitexport.checkpoint.reader import FLOAT_DTYPES, Checkpoint
 from bitexport.errors import CheckpointError, UnsupportedError
-from bitexport.ternary import TernaryTensor
+from bitexport.ternary import AnyTernary, grouped, merge_equal_scales
+
+#: dtypes of trits that were saved as numbers.
+TRIT_DTYPES = (*FLOAT_DTYPES, "I8")
 
 
 class TwoBit(ABC):
@@ -25,27 +33,47 @@ class TwoBit(ABC):
         """The weight's ``weight_scale``."""
         return (scale_name(weight_name),)
 
-    def stored_shape(self, shape: tuple[int, int]) -> tuple[int, int]:
-        """``[out / 4, in]``."""
-        return packed_shape(shape)
+    def stored_shape(
+        self, checkpoint: Checkpoint, weight_name: str, shape: tuple[int, int]
+    ) -> tuple[int, ...]:
+        """``[out / 4, in]``, or the weight's own shape if its trits are not packed."""
+        return shape if is_unpacked(checkpoint, weight_name) else packed_shape(shape)
 
     def check(self, checkpoint: Checkpoint, weight_name: str) -> None:
-        """The weight must be uint8 and have one scale."""
+        """The weight must be packed in uint8, or trits, and have a float scale."""
         check_packed(checkpoint, weight_name)
 
-    def bias_factor(self, checkpoint: Checkpoint, weight_name: str) -> np.float32:  # noqa: ARG002
+    def scales(self, checkpoint: Checkpoint, weight_name: str) -> Scales:
+        """The groups of one weight; only its scales are read."""
+        columns = checkpoint.info(weight_name).shape[1]
+        scales = merge_equal_scales(self._scales(checkpoint, weight_name), columns)
+        group = None if scales.size == 1 else columns // scales.shape[1]
+        return Scales(group, float(scales.min()), float(scales.max()))
+
+    def bias_factor(
+        self,
+        checkpoint: Checkpoint,  # noqa: ARG002
+        weight_name: str,  # noqa: ARG002
+    ) -> np.float32 | npt.NDArray[np.float32]:
         """1: the bias is added unchanged."""
         return np.float32(1)
 
-    def unpack(self, checkpoint: Checkpoint, weight_name: str) -> TernaryTensor:
+    def unpack(self, checkpoint: Checkpoint, weight_name: str) -> AnyTernary:
         """Read one weight."""
-        trits = unpack_trits(checkpoint.read(weight_name), weight_name)
-        scale = self.scale(read_scale(checkpoint, weight_name))
-        return TernaryTensor(trits, checked_scale(scale, scale_name(weight_name)))
+        stored = checkpoint.read(weight_name)
+        unpacked = is_unpacked(checkpoint, weight_name)
+        trits = saved_trits(stored, weight_name) if unpacked else unpack_trits(stored, weight_name)
+        return grouped(trits, self._scales(checkpoint, weight_name))
+
+    def _scales(self, checkpoint: Checkpoint, weight_name: str) -> npt.NDArray[np.float32]:
+        """The scales (value = trit * scale), ``[out, n]``, or ``[1, 1]`` if there is one."""
+        stored = checked_scales(read_scales(checkpoint, weight_name), scale_name(weight_name))
+        with np.errstate(over="ignore", divide="ignore"):
+            return checked_scales(self.scale(stored), scale_name(weight_name))
 
     @abstractmethod
-    def scale(self, stored: np.float32) -> np.float32:
-        """The scale (value = trit * scale) for a stored ``weight_scale``."""
+    def scale(self, stored: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """The scales (value = trit * scale) for stored ones."""
 
 
 def scale_name(weight_name: str) -> str:
@@ -68,24 +96,30 @@ def packed_shape(shape: tuple[int, int]) -> tuple[int, int]:
     return out // 4, columns
 
 
+def is_unpacked(checkpoint: Checkpoint, weight_name: str) -> bool:
+    """Whether the trits of a weight were unpacked by the tool that saved it again, which its dtype shows."""
+    return checkpoint.info(weight_name).dtype in TRIT_DTYPES
+
+
 def check_packed(checkpoint: Checkpoint, weight_name: str) -> None:
-    """Check that a packed weight is uint8 and that its scale is a single float.
+    """Check that a weight is packed, or trits, and that its scale is a float for each group of its weights.
 
     Raises:
-        CheckpointError: a tensor is missing or has another dtype.
-        UnsupportedError: there is more than one scale.
+        CheckpointError: a tensor is missing or has another dtype or shape.
+        UnsupportedError: the scales belong to groups of a size that no GGUF type has.
     """
-    dtype = checkpoint.info(weight_name).dtype
-    if dtype != "U8" and scale_name(weight_name) in checkpoint.tensors:
+    info = checkpoint.info(weight_name)
+    if scale_name(weight_name) not in checkpoint.tensors and info.dtype in FLOAT_DTYPES:
         raise CheckpointError(
-            f"tensor '{weight_name}' has dtype {dtype}, but has a weight_scale as packed weights do; "
-            "expected U8: the tool that saved it again has unpacked it, so convert the original checkpoint"
+            f"tensor '{weight_name}' has dtype {info.dtype} and no weight_scale, but quantization_config "
+            "says packed (offline); expected U8: for master weights, set linear_class to autobitlinear and "
+            "quantization_mode to online; for weights that are ternary already, remove quantization_config"
         )
-    if dtype != "U8":
+    if info.dtype not in ("U8", *TRIT_DTYPES):
         raise CheckpointError(
-            f"tensor '{weight_name}' has dtype {dtype}, but quantization_config says packed (offline); "
-            "expected U8: for master weights, set linear_class to autobitlinear and quantization_mode to "
-            "online"
+            f"tensor '{weight_name}' has dtype {info.dtype}, but quantization_config says packed (offline); "
+            f"expected packed weights in U8, or -1, 0 and 1 in {', '.join(TRIT_DTYPES)}: save it as one of "
+            "them"
         )
     scale = checkpoint.info(scale_name(weight_name))
     if scale.dtype not in FLOAT_DTYPES:
@@ -93,22 +127,64 @@ def check_packed(checkpoint: Checkpoint, weight_name: str) -> None:
             f"tensor '{scale.name}' has dtype {scale.dtype}; expected {', '.join(FLOAT_DTYPES)}: save it as "
             "F32"
         )
-    if scale.shape not in ((), (1,), (1, 1)):
-        raise UnsupportedError(
-            f"tensor '{scale.name}' has shape {list(scale.shape)}; expected one scale per tensor: bitexport "
-            "does not convert packed weights with a scale per row or group; save the model with one scale "
-            "per tensor"
+    if len(info.shape) != 2:
+        return  # the plan reports the shape
+    rows = info.shape[0] if is_unpacked(checkpoint, weight_name) else 4 * info.shape[0]
+    if _scales_per_row(scale.shape, rows, info.shape[1]) is None:
+        raise CheckpointError(
+            f"tensor '{scale.name}' has shape {list(scale.shape)}, and its weight is {rows} x "
+            f"{info.shape[1]}; expected one scale, [{rows}] or [{rows}, 1] for one per row, or [{rows}, n] "
+            "for n groups of columns per row: save it in one of these shapes"
         )
 
 
-def read_scale(checkpoint: Checkpoint, weight_name: str) -> np.float32:
-    """The stored ``weight_scale`` of a packed weight.
+def _scales_per_row(shape: tuple[int, ...], rows: int, columns: int) -> int | None:
+    """How many scales a row has; 0 if the tensor has one, None if the shape cannot be one of scales."""
+    if shape in ((), (1,), (1, 1)):
+        return 0
+    count = 1 if len(shape) == 1 else shape[1] if len(shape) == 2 else 0
+    return count if count and shape[0] == rows and columns % count == 0 else None
+
+
+def read_scales(checkpoint: Checkpoint, weight_name: str) -> npt.NDArray[np.float32]:
+    """The stored ``weight_scale`` of a weight, ``[out, n]``, or ``[1, 1]`` if there is one.
 
     Raises:
-        CheckpointError: it is missing, zero, negative, NaN or infinite.
+        CheckpointError: it is missing, or a scale is NaN or infinite.
     """
-    name = scale_name(weight_name)
-    return checked_scale(checkpoint.read(name).reshape(-1)[0], name)
+    stored = checkpoint.read(scale_name(weight_name))
+    return stored.reshape(len(stored) if stored.ndim else 1, -1)
+
+
+def checked_scales(scales: npt.NDArray[np.float32], tensor_name: str) -> npt.NDArray[np.float32]:
+    """``scales`` if all are positive and finite.
+
+    Raises:
+        ScaleError: one is not.
+    """
+    wrong = ~(np.isfinite(scales) & (scales > 0))
+    if wrong.any():
+        checked_scale(scales[wrong][0], tensor_name)
+    return scales
+
+
+def saved_trits(values: npt.NDArray[Any], name: str) -> npt.NDArray[np.int8]:
+    """Trits ``[out, in]`` that were saved as numbers.
+
+    Raises:
+        CheckpointError: a value is not -1, 0 or 1.
+    """
+    trits = values.astype(np.int8) if values.dtype != np.int8 else values
+    wrong = (trits != values) | (np.abs(trits) > 1)
+    if wrong.any():
+        row, column = np.argwhere(wrong)[0]
+        raise CheckpointError(
+            f"tensor '{name}' has a weight_scale, so it should be trits, but row {row}, column {column} "
+            f"holds {values[row, column]:g}; expected -1, 0 or 1: if its values are already multiplied by "
+            "the scales, remove the weight_scale tensors and quantization_config; otherwise convert the "
+            "original checkpoint"
+        )
+    return trits
 
 
 def unpack_trits(packed: npt.NDArray[np.uint8], name: str) -> npt.NDArray[np.int8]:

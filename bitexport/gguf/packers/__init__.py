@@ -22,5 +22,8 @@ PACKERS: Mapping[str, Packer] = MappingProxyType(
     }
 )
 
-#: The same and Q4_0, which ``--type`` does not offer: bench's twins are written in it.
-ALL_PACKERS: Mapping[str, Packer] = MappingProxyType({**PACKERS, q4_0.PACKER.type.name: q4_0.PACKER})
+#: The same and two that ``--type`` does not offer: Q4_0, in which bench's twins are written, and F32, which
+#: ``--type auto`` chooses for scales that float16 cannot hold.
+ALL_PACKERS: Mapping[str, Packer] = MappingProxyType(
+    {**PACKERS, q4_0.PACKER.type.name: q4_0.PACKER, f16.F32_PACKER.type.name: f16.F32_PACKER}
+)

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bitexport.errors import GGUFScaleError, UnsupportedError
-from bitexport.gguf.types import TensorType, alternatives
+from bitexport.gguf.types import Q2_0, TensorType, alternatives
 from bitexport.ternary import AnyTernary, GroupedTernary, TernaryTensor, collapse_equal_scales
 
 #: Blocks processed at once, few enough that their codes stay in the CPU's caches.
@@ -26,10 +26,16 @@ def rounded_scale(scale: np.float32, type_name: str) -> np.float16:
         rounded = np.float16(scale)
     if not np.isfinite(rounded) or rounded == 0:
         raise UnsupportedError(
-            f"scale {scale!s} becomes {rounded!s} in the float16 of {type_name}; use --type i2_s, which "
-            "stores float32"
+            f"scale {scale!s} becomes {rounded!s} in the float16 of {type_name}; use --type auto, "
+            "which chooses a type that stores float32"
         )
     return rounded
+
+
+def fits_float16(low: float, high: float) -> bool:
+    """Whether float16 can hold scales from ``low`` to ``high``: none becomes zero or infinite."""
+    with np.errstate(over="ignore", under="ignore"):
+        return bool(np.isfinite(np.float16(high)) and (low == 0 or np.float16(low) > 0))
 
 
 def check_rows(tensor: AnyTernary, kind: TensorType) -> None:
@@ -72,6 +78,13 @@ def _regrouped(tensor: GroupedTernary, kind: TensorType) -> npt.NDArray[np.float
         f"its scale changes every {group} weights, but {kind.name} has one scale per {kind.block} weights; "
         f"use --type {alternatives(tensor.trits.shape, group)}"
     )
+
+
+def stored_scales(data: npt.NDArray[np.uint8], kind: TensorType) -> npt.NDArray[np.float32]:
+    """The scale of every block in a tensor's bytes, float32 ``[blocks]``, without reading the codes."""
+    blocks = data.reshape(-1, kind.block_bytes)
+    place = blocks[:, :2] if kind is Q2_0 else blocks[:, -2:]
+    return np.ascontiguousarray(place).view("<f2").reshape(-1).astype(np.float32)
 
 
 def from_blocks(

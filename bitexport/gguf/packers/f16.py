@@ -5,20 +5,22 @@ Each weight is -a, 0 or a, where a is the scale: rounded to float16 when written
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import numpy.typing as npt
 
 from bitexport.errors import UnsupportedError
 from bitexport.gguf.packers.base import UPSTREAM, Packer
 from bitexport.gguf.packers.block_scale import rounded_scale
-from bitexport.gguf.types import F16, TensorType
-from bitexport.ternary import AnyTernary, TernaryTensor, collapse_equal_scales
+from bitexport.gguf.types import F16, F32, TensorType
+from bitexport.ternary import GROUP_SIZES, AnyTernary, TernaryTensor, grouped
 
 #: Weights processed at once.
 CHUNK_WEIGHTS = 1 << 20
 
 #: The smallest group of weights with one scale that is recognised; larger groups consist of several.
-GROUP = 64
+GROUP = GROUP_SIZES[-1]
 
 
 def pack(tensor: AnyTernary) -> npt.NDArray[np.uint8]:
@@ -45,11 +47,16 @@ def pack(tensor: AnyTernary) -> npt.NDArray[np.uint8]:
     return packed.view(np.uint8).reshape(-1)
 
 
+def pack_f32(tensor: AnyTernary) -> npt.NDArray[np.uint8]:
+    """The bytes of the values in float32: uint8 ``[4 n]``."""
+    return tensor.dequantize().astype("<f4", copy=False).view(np.uint8).reshape(-1)
+
+
 def unpack(data: npt.NDArray[np.uint8], shape: tuple[int, int], kind: TensorType = F16) -> AnyTernary:
     """Bytes of a float tensor of ``shape`` ``[out, in]`` whose values are ternary, to trits and scales.
 
     Raises:
-        UnsupportedError: the values are not ternary: a row (where rows are a multiple of 64, a group of 64
+        UnsupportedError: the values are not ternary: a row (where rows are a multiple of 32, a group of 32
             weights) has more than one nonzero magnitude, NaN or infinity.
     """
     out, columns = shape
@@ -59,7 +66,7 @@ def unpack(data: npt.NDArray[np.uint8], shape: tuple[int, int], kind: TensorType
     stored = data.reshape(out, -1)
     rows = max(1, CHUNK_WEIGHTS // columns)
     for start in range(0, out, rows):
-        values = _values(stored[start : start + rows], kind).reshape(-1, columns // group, group)
+        values = float_values(stored[start : start + rows], kind).reshape(-1, columns // group, group)
         magnitudes = np.abs(values)
         largest = magnitudes.max(axis=2)
         others = (magnitudes != 0) & (magnitudes != largest[:, :, None])
@@ -67,7 +74,7 @@ def unpack(data: npt.NDArray[np.uint8], shape: tuple[int, int], kind: TensorType
             raise UnsupportedError(_not_ternary(magnitudes, largest, others))
         scales[start : start + rows] = largest
         trits[start : start + rows] = np.sign(values)
-    return collapse_equal_scales(trits.reshape(shape), scales)
+    return grouped(trits.reshape(shape), scales)
 
 
 PACKER = Packer(
@@ -79,8 +86,19 @@ PACKER = Packer(
     runs_in=UPSTREAM,
 )
 
+#: For scales that float16 cannot hold. ``--type`` does not offer it; ``--type auto`` may choose it.
+F32_PACKER = Packer(
+    type=F32,
+    pack=pack_f32,
+    unpack=partial(unpack, kind=F32),
+    scale_type=np.float32,
+    scale_text="in the values, exact",
+    runs_in=UPSTREAM,
+)
 
-def _values(data: npt.NDArray[np.uint8], kind: TensorType) -> npt.NDArray[np.float32]:
+
+def float_values(data: npt.NDArray[np.uint8], kind: TensorType) -> npt.NDArray[np.float32]:
+    """The values of some rows' bytes, uint8 ``[rows, bytes]``: float32 ``[rows, columns]``."""
     if kind.name == "bf16":
         halves = np.ascontiguousarray(data).view("<u2").astype(np.uint32)
         return (halves << np.uint32(16)).view(np.float32)

@@ -161,7 +161,7 @@ def test_scales_that_float16_lacks(kind: str, scale: float) -> None:
         TernaryTensor(random_trits(1, 256), np.float32(scale)),
         GroupedTernary(random_trits(2, 256), np.array([[1], [scale]], np.float32)),
     ):
-        with pytest.raises(UnsupportedError, match=r"float16.*--type i2_s"):
+        with pytest.raises(UnsupportedError, match=r"float16.*--type auto"):
             PACKERS[kind].pack(tensor)
 
 

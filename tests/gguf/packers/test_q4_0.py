@@ -16,7 +16,7 @@ def random_trits(*shape: int) -> np.ndarray:
 
 
 def test_it_is_not_offered() -> None:
-    assert ALL_PACKERS.keys() - PACKERS.keys() == {"q4_0"}
+    assert ALL_PACKERS.keys() - PACKERS.keys() == {"q4_0", "f32"}
 
 
 def test_it_stores_trits_and_a_float16_scale_exactly() -> None:
