@@ -27,8 +27,8 @@ from bitexport.runtime.limits import check_threads
 from bitexport.runtime.threads import default_threads
 from bitexport.system.machine import available_bytes
 
-#: The twins' environment: the output head on ggml's own kernels, as llama.cpp would run it.
-_TWIN_ENVIRONMENT = {"BITEXPORT_HEAD": "stock"}
+#: The twins' environment: output head and layers on ggml's own kernels, as llama.cpp would run them.
+_TWIN_ENVIRONMENT = {"BITEXPORT_HEAD": "stock", "BITEXPORT_GROUPED": "stock"}
 
 #: Roughly what a process needs in addition to its weights: Python, context, work buffers.
 _PROCESS_BYTES = 400 << 20

@@ -18,6 +18,9 @@ from bitexport.system.native_files import find_library_dir, library_file
 TIER_VARIABLE = "BITEXPORT_TIER"
 LAYOUT_VARIABLE = "BITEXPORT_LAYOUT"
 
+#: What can be left to llama.cpp by BITEXPORT_<NAME>=stock.
+_SWITCHES = ("head", "grouped", "attention")
+
 
 @dataclass(frozen=True, slots=True)
 class _Type:
@@ -96,12 +99,12 @@ def cpu_tier() -> str:
 
     Raises:
         NativeLibraryError: ``BITEXPORT_TIER`` or ``BITEXPORT_LAYOUT`` names one that does not exist or that
-            this CPU does not support, or ``BITEXPORT_HEAD`` or ``BITEXPORT_ATTENTION`` is set to anything
-            but ``stock``.
+            this CPU does not support, or ``BITEXPORT_HEAD``, ``BITEXPORT_GROUPED`` or ``BITEXPORT_ATTENTION``
+            is set to anything but ``stock``.
     """
     library = cpu_library()
-    for message in (library.bitexport_head_error(), library.bitexport_attention_error()):
-        if message:
+    for switch in _SWITCHES:
+        if message := getattr(library, f"bitexport_{switch}_error")():
             raise NativeLibraryError(message.decode())
     return _selected(library.bitexport_tier_name())
 
@@ -157,7 +160,8 @@ def cpu_library() -> ctypes.CDLL:
         NativeLibraryError: it is missing or cannot be loaded.
     """
     library = _open("ggml-cpu")
-    for name in ("tier_name", "tier_error", "layout_name", "layout_error", "head_error", "attention_error"):
+    errors = [f"{switch}_error" for switch in _SWITCHES]
+    for name in ("tier_name", "tier_error", "layout_name", "layout_error", *errors):
         getattr(library, f"bitexport_{name}").restype = ctypes.c_char_p
     library.bitexport_bytes_read.argtypes = [ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
     library.bitexport_bytes_read.restype = ctypes.c_size_t

@@ -9,7 +9,7 @@
 #pragma once
 
 #include "arm_quantize.h"
-#include "matmul.h"
+#include "grouped_matmul.h"
 
 namespace ternary {
 namespace {

@@ -5,6 +5,8 @@
 namespace ternary {
 extern const Kernels dotprod_kernels;
 
-const Kernels dotprod_kernels = {Tier::dotprod, "dotprod", quantize_token<Dot>, {matmul_f32<Dot>, matmul_i32<Dot>}};
+const Kernels dotprod_kernels = {Tier::dotprod, "dotprod", quantize_token<Dot>,
+                                 {matmul_f32<Dot>, matmul_i32<Dot>},
+                                 {quantize_groups<Dot>, matmul_grouped<GroupByGroup<Dot>>}};
 
 }  // namespace ternary

@@ -127,6 +127,8 @@ struct I8mm : QuantizerNeon {
 
 }  // namespace
 
-const Kernels i8mm_kernels = {Tier::i8mm, "i8mm", quantize_token<I8mm>, {matmul_f32<I8mm>, matmul_i32<I8mm>}};
+const Kernels i8mm_kernels = {Tier::i8mm, "i8mm", quantize_token<I8mm>,
+                              {matmul_f32<I8mm>, matmul_i32<I8mm>},
+                              {quantize_groups<I8mm>, matmul_grouped<GroupByGroup<I8mm>>}};
 
 }  // namespace ternary

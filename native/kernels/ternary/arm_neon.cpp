@@ -4,11 +4,12 @@
 //   lanes. 16 bytes are four rows by four columns, so a row is four lanes; saddlp and addp widen them and add the four.
 // Algebra: sum(trit * q) = sum(code * q) - sum(q).
 // Bounds: a product is within -256..254. A lane gets one from each field of a chunk, so 128 in a run of 32 chunks:
-//   -32768..32512, what int16 holds. Then it is widened.
+//   -32768..32512, what int16 holds. Then it is widened. Where codes may be 3, a product is within -384..381 and a run is 16
+//   chunks: -24576..24384.
 // Untuned: written for the instruction set, run under emulation only.
 
 #include "arm_quantize.h"
-#include "matmul.h"
+#include "grouped_matmul.h"
 
 namespace ternary {
 extern const Kernels neon_kernels;
@@ -40,9 +41,9 @@ inline int8x16_t codes_of(uint8x16_t bytes) {
     }
 }
 
-struct Neon : QuantizerNeon {
+template <int64_t run_chunks>
+struct NeonRuns : QuantizerNeon {
     static constexpr int tile_tokens = 6;
-    static constexpr int64_t run_chunks = 32;
     static constexpr int64_t prefetch_bytes = 1024;
 
     // A panel is eight groups of four rows; as many at a time as keep their accumulators within 24 registers.
@@ -111,8 +112,13 @@ struct Neon : QuantizerNeon {
     }
 };
 
+using Neon = NeonRuns<32>;
+using GroupedNeon = NeonRuns<16>;  // where codes may be 3
+
 }  // namespace
 
-const Kernels neon_kernels = {Tier::neon, "neon", quantize_token<Neon>, {matmul_f32<Neon>, matmul_i32<Neon>}};
+const Kernels neon_kernels = {Tier::neon, "neon", quantize_token<Neon>,
+                              {matmul_f32<Neon>, matmul_i32<Neon>},
+                              {quantize_groups<Neon>, matmul_grouped<GroupByGroup<GroupedNeon>>}};
 
 }  // namespace ternary

@@ -40,6 +40,11 @@ constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 constexpr int64_t block_bytes = 192 << 10;
 constexpr int64_t block_tokens = 192;
 
+constexpr int64_t tokens_of_block(int64_t token_bytes, int64_t tile_tokens) {
+    const int64_t fitting = block_bytes / token_bytes / tile_tokens * tile_tokens;
+    return fitting < tile_tokens ? tile_tokens : min64(fitting, block_tokens);
+}
+
 struct FloatOutput {
     float * y;
     int64_t stride;
@@ -121,9 +126,7 @@ template <class Isa, Layout layout, class Output>
 void matmul_any(const void * packed, int64_t rows, int64_t cols, const QuantizedTokens & in, const Output & out,
                 int64_t panel_begin, int64_t panel_end) {
     const uint8_t * panels = static_cast<const uint8_t *>(packed);
-    const int64_t fitting = block_bytes / in.stride / Isa::tile_tokens * Isa::tile_tokens;
-    const int64_t tokens_of_block = fitting < Isa::tile_tokens ? Isa::tile_tokens : min64(fitting, block_tokens);
-    const int64_t blocks = ceil_div(in.tokens, tokens_of_block);
+    const int64_t blocks = ceil_div(in.tokens, tokens_of_block(in.stride, Isa::tile_tokens));
     for (int64_t block = 0; block < blocks; ++block) {
         const int64_t begin = block * in.tokens / blocks;
         const int64_t end = (block + 1) * in.tokens / blocks;

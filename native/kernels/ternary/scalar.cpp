@@ -1,9 +1,10 @@
 // Tier scalar: the reference, the fallback and the baseline. Built without auto-vectorization.
 //
 // Instructions: none special. Codes are bytes 0..2, activations int8, sums int32.
-// Bound: |code * q| <= 2 * 128, so a sum over max_cols columns is at most 2^24 in magnitude.
+// Bound: |code * q| <= 2 * 128, so a sum over max_cols columns is at most 2^24 in magnitude. (In a group of 256 columns, where
+//   codes may be 3, it is below 2^17 in every tier.)
 
-#include "matmul.h"
+#include "grouped_matmul.h"
 #include "quantize.h"
 
 #include <cmath>
@@ -117,6 +118,7 @@ const Kernels scalar_kernels = {Tier::scalar,
                                 "scalar",
                                 quantize_token<Scalar>,
                                 {matmul_f32<Scalar>, matmul_i32<Scalar>},
+                                {quantize_groups<Scalar>, matmul_grouped<GroupByGroup<Scalar>>},
                                 {matmul_f32<ScalarFiveTrit, Layout::five_trit>, matmul_i32<ScalarFiveTrit, Layout::five_trit>},
                                 ScalarFiveTrit::pack};
 

@@ -10,6 +10,8 @@
 // A caller shares the work between threads by giving each a range of panels (repack, matmul) or of tokens (quantize).
 #pragma once
 
+#include "grouped.h"
+
 #include <cstddef>
 #include <cstdint>
 #include <string>
@@ -75,6 +77,7 @@ struct Kernels {
     void (*quantize_token)(const float * x, int64_t cols, int8_t * q, float * scale, int32_t * sum);
 
     Products two_bit;
+    GroupedKernels grouped;  // weights with a scale for every group
 
     // The rest only where the tier offers Layout::five_trit.
     Products five_trit = {};

@@ -6,9 +6,9 @@
 //   those int16 sums are shifted back, exactly, when they are widened.
 // Bounds: one vpmaddubsw gives at most 2 * 2 * 128 = 512 a lane (-512..508), and 4 times that unshifted (-2048..2032).
 //   A run of 8 chunks adds 16 of the latter (-32768..32512: what int16 holds), shifts them back (-8192..8128), adds 16 of
-//   the former (-16384..16256), and widens.
+//   the former (-16384..16256), and widens. Where codes may be 3, a run is 4 chunks: 8 of -3072..3048, then 8 of -768..762.
 
-#include "matmul.h"
+#include "grouped_matmul.h"
 #include "x86_common.h"
 #include "x86_quantize256.h"
 
@@ -23,9 +23,9 @@ inline void add_widened(int32_t * sums, __m256i sum_i16x16) {
     store256(sums, _mm256_add_epi32(load256(sums), sum_i32x8));
 }
 
-struct Avx2 : Quantizer256 {
+template <int64_t run_chunks>
+struct Avx2Runs : Quantizer256 {
     static constexpr int tile_tokens = 6;  // 16 rows x 6 tokens: 12 accumulators, 2 weights, activations, a product
-    static constexpr int64_t run_chunks = 8;
     static constexpr int64_t prefetch_bytes = 4096;
 
     // A panel is four groups of 8 rows; as many at a time as keep their accumulators within 12 registers.
@@ -109,9 +109,13 @@ struct Avx2 : Quantizer256 {
     }
 };
 
+using Avx2 = Avx2Runs<8>;
+using GroupedAvx2 = Avx2Runs<4>;  // where codes may be 3
+
 }  // namespace
 
 const Kernels avx2_kernels = {Tier::avx2, "avx2", quantize_token<Avx2>,
-                              {matmul_f32<Avx2>, matmul_i32<Avx2>}};
+                              {matmul_f32<Avx2>, matmul_i32<Avx2>},
+                              {quantize_groups<Avx2>, matmul_grouped<GroupByGroup<GroupedAvx2>>}};
 
 }  // namespace ternary

@@ -6,9 +6,9 @@
 //   sums are shifted back, exactly, when they are widened.
 // Bounds: one vpmaddubsw gives at most 2 * 2 * 128 = 512 a lane (-512..508), and 4 times that unshifted (-2048..2032).
 //   A run of 8 chunks adds 16 of the latter: -32768..32512, what int16 holds. Shifted back they are -8192..8128; with 16 of
-//   the former -16384..16256.
+//   the former -16384..16256. Where codes may be 3, a run is 4 chunks: 8 of -3072..3048 and 8 of -768..762.
 
-#include "matmul.h"
+#include "grouped_matmul.h"
 #include "x86_common.h"
 #include "x86_quantize512.h"
 
@@ -17,10 +17,10 @@ extern const Kernels avx512bw_kernels;
 
 namespace {
 
-struct Avx512Bw : Quantizer512 {
+template <int64_t run_chunks>
+struct Avx512BwRuns : Quantizer512 {
     static constexpr int tile_tokens = 8;   // 16 accumulators; with 24, GCC 12 puts some on the stack
     static constexpr int split_tokens = 4;  // up to here two accumulators for each token and half: 16 again
-    static constexpr int64_t run_chunks = 8;
     static constexpr int64_t prefetch_bytes = 4096;
 
     template <int T>
@@ -101,9 +101,13 @@ struct Avx512Bw : Quantizer512 {
     }
 };
 
+using Avx512Bw = Avx512BwRuns<8>;
+using GroupedAvx512Bw = Avx512BwRuns<4>;  // where codes may be 3
+
 }  // namespace
 
 const Kernels avx512bw_kernels = {Tier::avx512bw, "avx512bw", quantize_token<Avx512Bw>,
-                                 {matmul_f32<Avx512Bw>, matmul_i32<Avx512Bw>}};
+                                  {matmul_f32<Avx512Bw>, matmul_i32<Avx512Bw>},
+                                  {quantize_groups<Avx512Bw>, matmul_grouped<GroupByGroup<GroupedAvx512Bw>>}};
 
 }  // namespace ternary

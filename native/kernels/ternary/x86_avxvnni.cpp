@@ -19,6 +19,7 @@ using AvxVnni = Vnni256<Vex>;
 }  // namespace
 
 const Kernels avxvnni_kernels = {Tier::avxvnni, "avxvnni", quantize_token<AvxVnni>,
-                                 {matmul_f32<AvxVnni>, matmul_i32<AvxVnni>}};
+                                 {matmul_f32<AvxVnni>, matmul_i32<AvxVnni>},
+                                 {quantize_groups<AvxVnni>, matmul_grouped<GroupByGroup<AvxVnni>>}};
 
 }  // namespace ternary

@@ -14,7 +14,7 @@
 //   of the columns: 2^25. Inside the instruction 4 * 255 * 128 fits without saturation.
 #pragma once
 
-#include "matmul.h"
+#include "grouped_matmul.h"
 #include "x86_common.h"
 #include "x86_quantize256.h"
 

@@ -2,7 +2,7 @@
 // x86_avx512vnni.cpp.
 #pragma once
 
-#include "matmul.h"
+#include "grouped_matmul.h"
 #include "x86_common.h"
 #include "x86_quantize512.h"
 

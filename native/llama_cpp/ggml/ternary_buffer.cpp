@@ -8,6 +8,7 @@
 
 #include "attention.h"
 #include "ggml-impl.h"
+#include "grouped_buffer.h"
 #include "repacked_buffer.h"
 #include "sharing.h"
 #include "ternary/ternary.h"
@@ -222,9 +223,16 @@ const char * bitexport_layout_error(void) {
 }
 
 size_t bitexport_bytes_read(int type, int64_t rows, int64_t cols) {
-    return type == GGML_TYPE_I2_S && cols <= ternary::max_cols ? ternary::packed_bytes(selection().layout, rows, cols) : 0;
+    if (type == GGML_TYPE_I2_S && cols <= ternary::max_cols) {
+        return ternary::packed_bytes(selection().layout, rows, cols);
+    }
+    return bitexport_grouped_bytes_read(type, rows, cols);
 }
 
 void bitexport_observe(bitexport_observer new_observer) {
     observer = new_observer;
+}
+
+bitexport_observer bitexport_current_observer(void) {
+    return observer;
 }

@@ -42,6 +42,7 @@ GGML_BACKEND_API size_t bitexport_bytes_read(int type, int64_t rows, int64_t col
 typedef void (*bitexport_observer)(const char * weight, const int8_t * q, int64_t stride, const float * scales, int64_t group,
                                    int64_t cols, int64_t tokens);
 GGML_BACKEND_API void bitexport_observe(bitexport_observer observer);
+bitexport_observer bitexport_current_observer(void);
 
 #ifdef __cplusplus
 }
