@@ -16,7 +16,7 @@ _LAYER_MATRIX = re.compile(r"blk\.\d+\..*\.weight")
 
 @dataclass(frozen=True, slots=True)
 class TokenCost:
-    """The cost of decoding one token.
+    """The cost of decoding one token, for which a mixture of experts uses only some.
 
     Attributes:
         file_bytes: bytes of the weights in the file: all tensors but an embedding that is only looked up.
@@ -38,21 +38,33 @@ def token_cost(path: str | os.PathLike[str]) -> TokenCost:
         GGUFError: the file is missing or damaged.
         NativeLibraryError: our library is missing.
     """
-    tensors = read_gguf(os.fspath(path)).tensors
+    file = read_gguf(os.fspath(path))
+    tensors = file.tensors
+    used = file.metadata.get(f"{file.metadata.get('general.architecture')}.expert_used_count")
+
+    def of_one_token(tensor: GGUFTensor, amount: int) -> int:
+        if len(tensor.shape) != 3 or not isinstance(used, int):
+            return amount
+        return amount * used // tensor.shape[0]
+
     untied = any(tensor.name == OUTPUT_HEAD for tensor in tensors)
     read = [tensor for tensor in tensors if not (untied and tensor.name == TOKEN_EMBEDDING)]
     return TokenCost(
-        file_bytes=sum(tensor.nbytes for tensor in read),
-        memory_bytes=sum(_bytes_in_memory(tensor) for tensor in read),
-        multiply_adds=sum(math.prod(tensor.shape) for tensor in read if _is_layer_matrix(tensor)),
+        file_bytes=sum(of_one_token(tensor, tensor.nbytes) for tensor in read),
+        memory_bytes=sum(of_one_token(tensor, _bytes_in_memory(tensor)) for tensor in read),
+        multiply_adds=sum(
+            of_one_token(tensor, math.prod(tensor.shape)) for tensor in read if _is_layer_matrix(tensor)
+        ),
     )
 
 
 def _bytes_in_memory(tensor: GGUFTensor) -> int:
-    if len(tensor.shape) != 2:
+    if len(tensor.shape) not in (2, 3):
         return tensor.nbytes
-    return int(cpu_library().bitexport_bytes_read(tensor.type.id, *tensor.shape)) or tensor.nbytes
+    *experts, rows, columns = tensor.shape
+    read = int(cpu_library().bitexport_bytes_read(tensor.type.id, rows, columns))
+    return math.prod(experts) * read or tensor.nbytes
 
 
 def _is_layer_matrix(tensor: GGUFTensor) -> bool:
-    return len(tensor.shape) == 2 and _LAYER_MATRIX.fullmatch(tensor.name) is not None
+    return len(tensor.shape) in (2, 3) and _LAYER_MATRIX.fullmatch(tensor.name) is not None

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from bitexport.checkpoint.packings import Scales
 from bitexport.checkpoint.packings.scale_groups import unit_of
 from bitexport.errors import UnsupportedError, UsageError
+from bitexport.gguf.names import EXPERTS
 from bitexport.gguf.packers.block_scale import fits_float16
 from bitexport.gguf.types import (
     F32,
@@ -72,13 +73,24 @@ def ternary_kind(name: str, shape: Sequence[int], scales: Scales, wanted: str) -
     return kind
 
 
-def check_fits(name: str, shape: Sequence[int], kind: TensorType, *, embedding: bool) -> None:
+def check_fits(
+    name: str, shape: Sequence[int], kind: TensorType, *, embedding: bool, target: str | None = None
+) -> None:
     """Raise UnsupportedError, with the types that do fit, unless ``kind`` can store a tensor.
 
     Args:
         name: the tensor's name in the source.
         embedding: whether its type is that of ``--embed-type`` rather than ``--type``.
+        target: its name in the output, if it is another one.
     """
+    if kind is I2_S and len(shape) != 2 and EXPERTS.fullmatch(target or name) is None:
+        others = " or ".join(
+            other.name for other in TERNARY_KINDS if other is not I2_S and runs(other, shape)
+        )
+        raise UnsupportedError(
+            f"tensor '{name}' of shape {list(shape)} cannot be i2_s, which is only for matrices and for the "
+            f"experts of a mixture (blk.N.ffn_*_exps.weight); use --type {others}"
+        )
     if runs(kind, shape):
         return
     if embedding:
@@ -95,8 +107,8 @@ def check_fits(name: str, shape: Sequence[int], kind: TensorType, *, embedding: 
 def _needs(kind: TensorType) -> str:
     if kind is I2_S:
         return (
-            f"a multiple of {I2_S.block} weights in all, rows of a multiple of 4 weights, and rows of at "
-            f"most {MAX_I2_S_ROW}"
+            f"a multiple of {I2_S.block} weights in all (in each expert), rows of a multiple of 4 weights, "
+            f"and rows of at most {MAX_I2_S_ROW}"
         )
     return f"rows of a multiple of {kind.block} weights"
 

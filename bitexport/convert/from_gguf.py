@@ -1,6 +1,7 @@
 """A GGUF file as the source of a conversion: its ternary tensors get another type, everything else stays.
 
-A linear layer is a matrix ``blk.N.<...>.weight``. Where the file has ternary types, those tensors are the
+A linear layer is a matrix ``blk.N.<...>.weight``, or the matrices of all experts, except for those that
+llama.cpp never quantizes, such as a router. Where the file has ternary types, those tensors are the
 ternary ones; in a file of floats, every linear layer must contain ternary values, except for those that the
 file itself lists as kept in float (``bitexport.kept_float``).
 """
@@ -25,7 +26,7 @@ from bitexport.convert.source import KEPT_FLOAT_KEY, PlannedTensor, SourceSummar
 from bitexport.convert.tokenizer_check import check_loads
 from bitexport.errors import BitexportError, GGUFError, OutputError, UnsupportedError
 from bitexport.gguf.dequantize import can_dequantize, dequantize_rows
-from bitexport.gguf.names import OUTPUT_HEAD, TOKEN_EMBEDDING
+from bitexport.gguf.names import NEVER_QUANTIZED, OUTPUT_HEAD, TOKEN_EMBEDDING
 from bitexport.gguf.packers import PACKERS, f16
 from bitexport.gguf.packers.block_scale import stored_scales
 from bitexport.gguf.reader import Array, GGUFFile, GGUFTensor, read_gguf
@@ -254,9 +255,10 @@ def _is_linear_layer(tensor: GGUFTensor) -> bool:
     if tensor.name in (TOKEN_EMBEDDING, OUTPUT_HEAD):
         return False
     # whatever its name, a tensor of a type that holds nothing but trits is one
-    return bool(LINEAR_LAYER.fullmatch(tensor.name) and len(tensor.shape) > 1) or (
-        tensor.type.name in TRIT_TYPES
-    )
+    if tensor.type.name in TRIT_TYPES:
+        return True
+    layer = LINEAR_LAYER.fullmatch(tensor.name) and not NEVER_QUANTIZED.search(tensor.name)
+    return bool(layer) and len(tensor.shape) > 1
 
 
 def _is_ternary(layer: GGUFTensor, packed: bool) -> bool:

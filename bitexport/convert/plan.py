@@ -188,7 +188,8 @@ def _planned(
         kind = float_type(checkpoint, claim, warnings)
     else:
         kind = embed_type if claim.role is Role.EMBEDDING else F32
-    check_fits(claim.source, claim.shape, kind, embedding=claim.role is Role.EMBEDDING)
+    embedding = claim.role is Role.EMBEDDING
+    check_fits(claim.source, claim.shape, kind, embedding=embedding, target=claim.target)
     partners = packing.partners(claim.source) if ternary else ()
     source_bytes = info.nbytes + sum(checkpoint.info(name).nbytes for name in partners)
     return PlannedTensor(claim, TensorSpec(claim.target, claim.shape, kind), ternary, source_bytes, scales)

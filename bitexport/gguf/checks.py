@@ -12,9 +12,9 @@ from collections.abc import Callable
 from typing import Any
 
 from bitexport.errors import GGUFError
-from bitexport.gguf.names import TOKEN_EMBEDDING
+from bitexport.gguf.names import EXPERTS, TOKEN_EMBEDDING
 from bitexport.gguf.reader import Array, GGUFFile, GGUFTensor
-from bitexport.gguf.types import F32, I2_S, MAX_I2_S_ROW, alternatives
+from bitexport.gguf.types import F32, I2_S, MAX_I2_S_ROW, alternatives, runs
 
 #: libllama's LLAMA_MAX_LAYERS and LLAMA_MAX_EXPERTS.
 MAX_LAYERS = 512
@@ -142,19 +142,22 @@ def _check_special_tokens(file: GGUFFile) -> None:
 
 
 def _check_i2_s(file: GGUFFile, tensor: GGUFTensor) -> None:
-    """Check that our kernels support the tensor: a matrix to multiply by, with sums that fit in 32 bits."""
+    """Check that our kernels support the tensor: one matrix, or one per expert, whose sums fit in 32 bits."""
     where = f"{file.path.name}: tensor '{tensor.name}' of type i2_s has shape {list(tensor.shape)}"
     if tensor.name == TOKEN_EMBEDDING:
         raise GGUFError(
             f"{where}, but an embedding is a lookup table, not a matrix to multiply by; expected f16, q8_0 "
             "or q6_k: convert the checkpoint again"
         )
-    if len(tensor.shape) != 2:
-        raise GGUFError(f"{where}; expected two dimensions: convert the checkpoint again")
-    if tensor.shape[1] > MAX_I2_S_ROW or tensor.shape[1] % 4:
+    experts = EXPERTS.fullmatch(tensor.name) is not None
+    if len(tensor.shape) != 2 + experts:
+        expected = "three dimensions, as for experts" if experts else "two dimensions"
+        raise GGUFError(f"{where}; expected {expected}: convert the checkpoint again")
+    if not runs(I2_S, tensor.shape):
+        each = ", and experts of a multiple of 128 weights" if experts else ""
         raise GGUFError(
-            f"{where}; expected rows of a multiple of 4 and at most {MAX_I2_S_ROW} weights: use bitexport "
-            f"convert with --type {alternatives(tensor.shape)}"
+            f"{where}; expected rows of a multiple of 4 and at most {MAX_I2_S_ROW} weights{each}: use "
+            f"bitexport convert with --type {alternatives(tensor.shape)}"
         )
 
 

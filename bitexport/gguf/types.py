@@ -78,17 +78,22 @@ MAX_I2_S_ROW = 65536
 
 
 def runs(kind: TensorType, shape: Sequence[int]) -> bool:
-    """Whether a linear layer of ``shape`` ``[out, in]`` can be stored as ``kind`` and run by our kernels."""
-    return kind.fits(shape) and (
-        kind is not I2_S or (len(shape) == 2 and shape[-1] % 4 == 0 and shape[-1] <= MAX_I2_S_ROW)
-    )
+    """Whether a linear layer can be stored as ``kind`` and run by our kernels.
+
+    Args:
+        shape: ``[out, in]``, or ``[experts, out, in]``; in I2_S the codes of an expert are whole blocks.
+    """
+    if kind is not I2_S:
+        return kind.fits(shape)
+    columns = shape[-1]
+    return len(shape) in (2, 3) and kind.fits(shape[-2:]) and columns % 4 == 0 and columns <= MAX_I2_S_ROW
 
 
 def alternatives(shape: Sequence[int], group: int | None = None) -> str:
     """The ternary types that can store a layer of ``shape``, for an error message: ``"i2_s or f16"``.
 
     Args:
-        shape: ``[out, in]``.
+        shape: ``[out, in]``, or ``[experts, out, in]``.
         group: how many neighbouring weights of a row share a scale; None if the whole tensor does.
     """
     found = [kind.name for kind in TERNARY_KINDS if runs(kind, shape) and has_scales(kind, group)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -130,8 +131,9 @@ def scan_gguf(file: GGUFFile, progress: Progress = ignore) -> list[Finding]:
 
 
 def _check_tensor(health: Health, file: GGUFFile, tensor: GGUFTensor) -> None:
-    if tensor.type is I2_S and len(tensor.shape) == 2:
-        health.ternary(tensor.name, i2_s.unpack(file.data(tensor), (tensor.shape[0], tensor.shape[1])))
+    if tensor.type is I2_S and len(tensor.shape) > 1:  # experts are stacked into one matrix
+        shape = (math.prod(tensor.shape[:-1]), tensor.shape[-1])
+        health.ternary(tensor.name, i2_s.unpack(file.data(tensor), shape))
         return
     if not can_dequantize(tensor.type):
         return

@@ -20,7 +20,10 @@ from bitexport.gguf.types import smallest_exact
         ((512, 512), 32, "f16"),
         ((512, 100), 100, "f16"),
         ((3, 9), None, "f16"),  # 27 weights are no multiple of 128
-        ((8, 512, 512), None, "tq1_0"),
+        ((8, 512, 512), None, "i2_s"),  # experts
+        ((8, 512, 512), 512, "tq1_0"),
+        ((32, 30, 130), None, "f16"),  # an expert is not a whole number of blocks
+        ((2, 2, 512, 512), None, "tq1_0"),
     ],
 )
 def test_smallest_exact(shape: tuple[int, ...], group: int | None, expected: str) -> None:

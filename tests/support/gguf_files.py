@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -31,7 +32,8 @@ def values(file: GGUFFile, name: str) -> np.ndarray:
     (tensor,) = [t for t in file.tensors if t.name == name]
     data = file.data(tensor)
     if tensor.type.name in ("i2_s", "q2_0"):  # which the gguf package lacks
-        return PACKERS[tensor.type.name].unpack(data, tensor.shape).dequantize()  # type: ignore[arg-type]
+        matrix = (math.prod(tensor.shape[:-1]), tensor.shape[-1])
+        return PACKERS[tensor.type.name].unpack(data, matrix).dequantize().reshape(tensor.shape)
     kind = gguf.GGMLQuantizationType(tensor.type.id)
     if kind is gguf.GGMLQuantizationType.F32:
         return data.view(np.float32).reshape(tensor.shape)

@@ -20,22 +20,20 @@ class RepackedBufferType : public ggml::cpu::extra_buffer_type {
         return tensor != nullptr && tensor->buffer != nullptr && tensor->buffer->buft == &type_;
     }
 
-    // A matrix product of float32 activations with a complete matrix of ours, both in memory that we can read.
+    // A matrix product of float32 activations with a complete matrix of ours, or with the matrices of some experts, all in
+    // memory that we can read.
     bool supports_op(ggml_backend_dev_t, const ggml_tensor * op) override {
-        if (op->op != GGML_OP_MUL_MAT || !holds(op->src[0]) || !accepts(op->src[0])) {
+        if (!multiplies(op) || !accepts(op->src[0])) {
             return false;
         }
-        const ggml_tensor * weights = op->src[0];
-        const ggml_tensor * x       = op->src[1];
-        return weights->view_src == nullptr && ggml_n_dims(weights) <= 2 && x->type == GGML_TYPE_F32 &&
-               x->nb[0] == sizeof(float) && op->type == GGML_TYPE_F32 &&
-               (x->buffer == nullptr || ggml_backend_buft_is_host(x->buffer->buft));
+        const ggml_tensor * x = op->src[1];
+        return x->type == GGML_TYPE_F32 && x->nb[0] == sizeof(float) && op->type == GGML_TYPE_F32 && readable(x) &&
+               (op->src[2] == nullptr || readable(op->src[2]));
     }
 
+    // Only for operations that the traits compute: a view of repacked weights would start in the wrong place.
     ggml::cpu::tensor_traits * get_tensor_traits(const ggml_tensor * op) override {
-        return op->op == GGML_OP_MUL_MAT && holds(op->src[0])
-                   ? static_cast<ggml::cpu::tensor_traits *>(op->src[0]->extra)
-                   : nullptr;
+        return multiplies(op) ? static_cast<ggml::cpu::tensor_traits *>(op->src[0]->extra) : nullptr;
     }
 
   protected:
@@ -59,6 +57,9 @@ class RepackedBufferType : public ggml::cpu::extra_buffer_type {
     // Whether these weights, which llama.cpp offers, are of the kind that the kernels multiply.
     virtual bool accepts(const ggml_tensor * weights) const = 0;
 
+    // Whether the traits also compute GGML_OP_MUL_MAT_ID (experts.h), with a matrix for each expert.
+    virtual bool accepts_experts() const { return false; }
+
     // Bytes of a tensor of this kind once it is repacked; of any other, its bytes in the file.
     virtual size_t bytes(const ggml_tensor * tensor) const = 0;
 
@@ -67,6 +68,18 @@ class RepackedBufferType : public ggml::cpu::extra_buffer_type {
 
     // Computes a product with a tensor of this kind.
     virtual ggml::cpu::tensor_traits & traits() = 0;
+
+    // Whether the operation multiplies by a complete tensor of ours, of as many dimensions as the traits expect.
+    bool multiplies(const ggml_tensor * op) const {
+        const ggml_tensor * weights = op->src[0];
+        return holds(weights) && weights->view_src == nullptr &&
+               ((op->op == GGML_OP_MUL_MAT && ggml_n_dims(weights) <= 2) ||
+                (op->op == GGML_OP_MUL_MAT_ID && ggml_n_dims(weights) <= 3 && accepts_experts()));
+    }
+
+    static bool readable(const ggml_tensor * tensor) {
+        return tensor->buffer == nullptr || ggml_backend_buft_is_host(tensor->buffer->buft);
+    }
 
     static RepackedBufferType & of(ggml_backend_buffer_type_t type) {
         return *static_cast<RepackedBufferType *>(static_cast<ggml::cpu::extra_buffer_type *>(type->context));

@@ -1,12 +1,13 @@
 // I2_S in ggml: a CPU buffer type that repacks weights as they are loaded and multiplies with our kernels.
 //
 // ggml asks every extra buffer type, in order, whether it can hold a weight and run its operation. This one accepts
-// MUL_MAT with an I2_S matrix and float32 activations, and nothing else; patches/0002 makes the ordinary CPU path
-// decline everything that involves I2_S. So I2_S bytes are only ever read by the kernels in native/kernels/ternary.
+// MUL_MAT with an I2_S matrix, or MUL_MAT_ID with one for each expert, and float32 activations, and nothing else;
+// patches/0002 makes the ordinary CPU path decline everything that involves I2_S. So I2_S bytes are only ever read by the kernels in native/kernels/ternary.
 
 #include "ternary_buffer.h"
 
 #include "attention.h"
+#include "experts.h"
 #include "ggml-impl.h"
 #include "grouped_buffer.h"
 #include "repacked_buffer.h"
@@ -24,7 +25,8 @@
 
 namespace {
 
-constexpr size_t tail_bytes = 32;  // I2_S: after the codes, the scale and padding
+constexpr size_t  tail_bytes     = 32;   // I2_S: after the codes, the scale and padding
+constexpr int64_t block_elements = 128;  // I2_S: 32 bytes of codes
 
 // The kernels and the weights' layout of this process, chosen once.
 struct Choice {
@@ -57,15 +59,21 @@ const Choice & selection() {
 
 bitexport_observer observer = nullptr;
 
-// In our buffer a tensor is its repacked codes, followed by its scale.
+// In our buffer a tensor is its repacked codes, each expert's in panels of their own, followed by its scale. A matrix without
+// experts is that of one.
 struct Weights {
     const ggml_tensor * tensor;
 
     int64_t rows() const { return tensor->ne[1]; }
     int64_t cols() const { return tensor->ne[0]; }
-    size_t  packed_bytes() const { return ternary::packed_bytes(selection().layout, rows(), cols()); }
+    int64_t experts() const { return tensor->ne[2]; }
+    int64_t panels() const { return ternary::panel_count(rows()); }  // of one expert
+    size_t  expert_bytes() const { return ternary::packed_bytes(selection().layout, rows(), cols()); }
+    size_t  packed_bytes() const { return experts() * expert_bytes(); }
     size_t  bytes() const { return packed_bytes() + sizeof(float); }
-    uint8_t * packed() const { return static_cast<uint8_t *>(tensor->data); }
+    uint8_t * packed(int64_t expert = 0) const {
+        return static_cast<uint8_t *>(tensor->data) + expert * expert_bytes();
+    }
 
     float scale() const {
         float value;
@@ -75,15 +83,63 @@ struct Weights {
     void set_scale(float value) const { std::memcpy(packed() + packed_bytes(), &value, sizeof(value)); }
 };
 
+// The arithmetic of the experts, for experts.h.
+struct ExpertProduct {
+    using Batch = ternary::QuantizedBuffer;
+
+    Weights weights;
+
+    size_t batch_bytes(int64_t rows) const { return ternary::quantized_bytes(weights.cols(), rows); }
+    Batch  batch(void * memory, int64_t rows) const { return ternary::quantized_buffer(memory, weights.cols(), rows); }
+    Batch  part(const Batch & all, int64_t begin, int64_t count) const {
+        return {all.q + begin * all.stride, all.stride, all.scale + begin, all.sum + begin, count};
+    }
+
+    void quantize(const float * x, const Batch & batch, int64_t row) const {
+        selection().kernels->quantize_token(x, weights.cols(), batch.q + row * batch.stride, batch.scale + row,
+                                            batch.sum + row);
+    }
+    void copy(const Batch & batch, int64_t from, int64_t to) const {
+        std::memcpy(batch.q + to * batch.stride, batch.q + from * batch.stride, ternary::padded_cols(weights.cols()));
+        batch.scale[to] = batch.scale[from];
+        batch.sum[to]   = batch.sum[from];
+    }
+
+    int64_t panels() const { return weights.panels(); }
+
+    // The panels are multiplied as a matrix of their own, so that y starts at their first row.
+    void multiply(int64_t expert, int64_t panel_begin, int64_t panel_end, const Batch & batch, float * y,
+                  int64_t y_stride) const {
+        const auto   layout      = selection().layout;
+        const size_t panel_bytes = ternary::packed_bytes(layout, ternary::panel_rows, weights.cols());
+        selection().kernels->products(layout).matmul(weights.packed(expert) + panel_begin * panel_bytes,
+                                                     weights.rows() - panel_begin * ternary::panel_rows, weights.cols(),
+                                                     weights.scale(), batch, y, y_stride, 0, panel_end - panel_begin);
+    }
+
+    bool observed() const { return observer != nullptr; }
+    void observe(const char * name, const Batch & batch) const {
+        observer(name, batch.q, batch.stride, batch.scale, weights.cols(), weights.cols(), batch.tokens);
+    }
+};
+
 class TernaryTraits : public ggml::cpu::tensor_traits {
   public:
     bool work_size(int n_threads, const ggml_tensor * op, size_t & size) override {
+        if (op->op == GGML_OP_MUL_MAT_ID) {
+            size = experts_work_size(ExpertProduct{{op->src[0]}}, n_threads, op);
+            return true;
+        }
         const int64_t tokens = ggml_nrows(op->src[1]);
         size                 = batch_bytes(op->src[0]->ne[0], tokens) * quantized_copies(tokens, n_threads);
         return true;
     }
 
     bool compute_forward(ggml_compute_params * params, ggml_tensor * op) override {
+        if (op->op == GGML_OP_MUL_MAT_ID) {
+            multiply_experts(ExpertProduct{{op->src[0]}}, params, op);
+            return true;
+        }
         const Weights       weights{op->src[0]};
         const ggml_tensor * x       = op->src[1];
         const int64_t       tokens  = ggml_nrows(x);
@@ -116,15 +172,23 @@ class TernaryTraits : public ggml::cpu::tensor_traits {
 
 // Throws std::runtime_error when a code is 3, naming the first.
 void repack_codes(const Weights & weights, const uint8_t * codes) {
-    const int64_t rows = weights.rows(), cols = weights.cols();
+    const int64_t rows = weights.rows(), cols = weights.cols(), panels = weights.panels();
     std::mutex    lock;
     int64_t       bad_element = -1;
-    repack_in_threads(ternary::panel_count(rows), rows * cols, [&](int64_t panel_begin, int64_t panel_end) {
-        const auto result = ternary::repack_i2_s(*selection().kernels, selection().layout, codes, rows, cols,
-                                                 weights.packed(), panel_begin, panel_end);
+    const auto    repack      = [&](int64_t expert, int64_t panel_begin, int64_t panel_end) {
+        const int64_t first  = expert * rows * cols;  // whole blocks, see accepts
+        const auto    result = ternary::repack_i2_s(*selection().kernels, selection().layout, codes + first / 4, rows, cols,
+                                                    weights.packed(expert), panel_begin, panel_end);
         if (!result.ok) {
             const std::lock_guard<std::mutex> guard(lock);
-            bad_element = bad_element < 0 ? result.bad_element : std::min(bad_element, result.bad_element);
+            const int64_t                     bad = first + result.bad_element;
+            bad_element = bad_element < 0 ? bad : std::min(bad_element, bad);
+        }
+    };
+    repack_in_threads(panels * weights.experts(), rows * cols * weights.experts(), [&](int64_t begin, int64_t end) {
+        for (int64_t expert = begin / panels; expert * panels < end; ++expert) {
+            const int64_t before = expert * panels;
+            repack(expert, std::max(begin - before, int64_t{0}), std::min(end - before, panels));
         }
     });
     if (bad_element >= 0) {
@@ -148,8 +212,11 @@ class TernaryBufferType : public RepackedBufferType {
 
   private:
     bool accepts(const ggml_tensor * weights) const override {
-        return weights->type == GGML_TYPE_I2_S && weights->ne[0] <= ternary::max_cols;
+        return weights->type == GGML_TYPE_I2_S && weights->ne[0] <= ternary::max_cols &&
+               (weights->ne[2] == 1 || weights->ne[0] * weights->ne[1] % block_elements == 0);
     }
+
+    bool accepts_experts() const override { return true; }
 
     size_t bytes(const ggml_tensor * tensor) const override {
         return tensor->type == GGML_TYPE_I2_S ? Weights{tensor}.bytes() : ggml_nbytes(tensor);
@@ -190,8 +257,8 @@ void bitexport_refuse_ternary(const ggml_tensor * op) {
     const bool only_a_view = op->op == GGML_OP_VIEW || op->op == GGML_OP_RESHAPE || op->op == GGML_OP_PERMUTE ||
                              op->op == GGML_OP_TRANSPOSE;
     if (!only_a_view && bitexport_uses_ternary(op)) {
-        GGML_ABORT("bitexport: %s of '%s' cannot be computed from I2_S; only a matrix product in the CPU_TERNARY "
-                   "buffer can",
+        GGML_ABORT("bitexport: %s of '%s' cannot be computed from I2_S; only a matrix product with a complete "
+                   "tensor in the CPU_TERNARY buffer can",
                    ggml_op_name(op->op), op->name);
     }
 }
