@@ -20,6 +20,7 @@ from bitexport.errors import CheckpointError, UnsupportedError
 from bitexport.reference.delivered import Delivered, deliver
 from bitexport.reference.grids import Grid
 from bitexport.reference.loading import check_tensors
+from bitexport.reference.minicpm import MiniCPMForCausalLM
 from bitexport.reference.ternary_layers import TernaryExperts, TernaryLinear
 
 #: llama.cpp's names for the types of models that it does not name like transformers.
@@ -80,6 +81,8 @@ def load_any(checkpoint: Checkpoint, architecture: str | None) -> tuple[Any, Nam
 
 def _model_class(checkpoint: Checkpoint) -> Any:
     name = checkpoint.config["architectures"][0]
+    if name == MiniCPMForCausalLM.__name__:
+        return MiniCPMForCausalLM
     found = getattr(transformers, name, None)
     if found is None or not issubclass(found, transformers.PreTrainedModel):
         raise UnsupportedError(

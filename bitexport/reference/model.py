@@ -28,6 +28,7 @@ from bitexport.gguf.names import OUTPUT_HEAD
 from bitexport.reference.any_architecture import Names, load_any
 from bitexport.reference.loading import check_tensors
 from bitexport.reference.norms import connect_norms, mark_heads_first, with_sub_norms
+from bitexport.reference.row_orders import row_orders
 from bitexport.reference.ternary_layers import TernaryExperts, TernaryLinear
 from bitexport.reference.weight_only import keep_ternary_weights
 from bitexport.upstream import is_upstream
@@ -122,10 +123,13 @@ class Reference:
         found.setdefault(OUTPUT_HEAD, self.model.get_output_embeddings())
         return found
 
-    def column_orders(self) -> dict[str, npt.NDArray[np.intp]]:
-        """For GGUF weights whose rows are permuted in the file: ``file[i] = checkpoint[order[i]]``."""
+    def column_orders(self, path: str | os.PathLike[str]) -> dict[str, npt.NDArray[np.intp]]:
+        """For GGUF weights whose rows are permuted in a file: ``file[i] = checkpoint[order[i]]``.
+
+        The family says which they are; without one, the file at ``path`` does.
+        """
         if self.family is None:
-            return {}
+            return row_orders(self.modules(), path, self.model.config)
         numbers = self.family.hyperparameters(self.model.config.to_dict())
         return {
             claim.target: order

@@ -63,7 +63,14 @@ def _weight(name: str, tensor: str, *, product: bool = False, rotated: bool = Fa
 
 #: In no fixed order of execution: QK-norm is before RoPE in one family and after it in another.
 STEPS: tuple[Step, ...] = (
-    Step("embd", Site.OUTPUT, ("token_embd",), ("embd",), decided_by="token_embd.weight", in_block=False),
+    Step(
+        "embd",
+        Site.OUTPUT,
+        ("token_embd",),
+        ("embd", "inp_scaled"),
+        decided_by="token_embd.weight",
+        in_block=False,
+    ),
     _weight("attn_norm", "attn_norm"),
     Step("q", Site.OUTPUT, ("attn_q",), ("Qcur",), _PRODUCT, "attn_q", "attn_q.weight"),
     Step("k", Site.OUTPUT, ("attn_k",), ("Kcur",), _PRODUCT, "attn_k", "attn_k.weight"),

@@ -84,10 +84,10 @@ def test_weights_that_are_ternary_already_are_not_quantized_again(tmp_path: Path
     config = json.loads((folder / "config.json").read_text())
     online = {"quant_method": "bitnet", "linear_class": "autobitlinear", "quantization_mode": "online"}
     (folder / "config.json").write_text(json.dumps({**config, "quantization_config": online}))
-    assert cosine(load_reference(folder).logits(IDS), packed) > 0.9999999
+    assert cosine(load_reference(folder).logits(IDS), packed) > 0.999999
     # without quantization_config, activations were not quantized in training either
-    assert cosine(weight_only.logits(IDS), expected) > 0.9999999
-    assert 0.999 < cosine(expected, packed) < 0.999999
+    assert cosine(weight_only.logits(IDS), expected) > 0.999999
+    assert 0.999 < cosine(expected, packed) < 0.99999
 
 
 def cosine(a: np.ndarray, b: np.ndarray) -> float:

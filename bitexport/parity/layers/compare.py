@@ -19,10 +19,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from bitexport.gguf.embeddings import Embeddings
@@ -118,6 +120,11 @@ class _StepComparison:
             with self._running(mode, recorded, visit):
                 self.reference.logits(ids)
 
+    @cached_property
+    def orders(self) -> dict[str, npt.NDArray[np.intp]]:
+        """The row orders of queries and keys."""
+        return self.reference.column_orders(self.path)
+
     @contextmanager
     def _running(self, mode: _Mode, recorded: Recorded, visit: Visit) -> Iterator[None]:
         """Within the block, the reference runs in ``mode`` and every step is passed to ``visit``."""
@@ -135,7 +142,7 @@ class _StepComparison:
 
     def _visit(self, mode: _Mode, tokens: int, trace: Trace) -> Visit:
         """A function that compares a step with the trace, and in isolated mode replaces its values."""
-        orders = self.reference.column_orders()
+        orders = self.orders
         differences = self._differences.setdefault(mode, {})
 
         def visit(place: Place, python: torch.Tensor) -> torch.Tensor | None:
