@@ -155,7 +155,7 @@ def _run_aligned(
         steps = _greedy_steps(session, prefill[-1], tokens)
     chosen = [int(step.argmax()) for step in steps]
     run = [*ids, *chosen[:-1]]
-    with aligned_rounding(reference.ternary_layers(), recorded, types) as decisions:
+    with aligned_rounding(reference.ternary_layers(), recorded, types, reference.unpacked) as decisions:
         python = reference.logits(run)
     return _AlignedRun(run, python, np.stack([*prefill, *steps[1:]]), decisions)
 

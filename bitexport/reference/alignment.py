@@ -36,6 +36,12 @@ from bitexport.reference.ternary_layers import TernaryExperts, TernaryLinear, qu
 #: of a group that has only small ones.
 TOLERANCE = 0.01
 
+#: The largest relative error of a weight: of the few float32 roundings by which it is computed.
+_FLOAT_ERROR = 2.0**-21
+
+#: Gives a weight by its GGUF name, float32 ``[out, in]``; None if it is not known.
+Unpacked = Callable[[str], torch.Tensor | None]
+
 #: GGUF types that store a scale as float16, by which the reference's weights are rounded as well.
 HALF_SCALES = frozenset({"f16", "q2_0", "tq1_0", "tq2_0"})
 
@@ -83,6 +89,7 @@ def aligned_rounding(
     layers: Mapping[str, nn.Module],
     recorded: Mapping[str, RecordedActivations],
     types: Mapping[str, str],
+    unpacked: Unpacked | None = None,
     tolerance: float = TOLERANCE,
 ) -> Iterator[Decisions]:
     """Within the block, the ternary layers compute as C++ does, and on an edge round as it did.
@@ -94,6 +101,8 @@ def aligned_rounding(
         layers: the model's ternary layers by the GGUF name of their weight.
         recorded: what C++ multiplied, by weight; by ``weight#expert`` for mixtures of experts.
         types: the GGUF type of each of these weights, such as ``"i2_s"``.
+        unpacked: gives a weight as our packings read it. Where float error decides to which float16 a weight
+            is rounded, its values are used.
         tolerance: largest distance from the edge, in steps.
 
     Raises:
@@ -115,7 +124,7 @@ def aligned_rounding(
                 handle = layer.register_forward_pre_hook(_hook(name, rounding))
                 restore.append(handle.remove)
             else:
-                layer.forward = _forward(name, layer, rounding, halved)
+                layer.forward = _forward(name, layer, rounding, halved, unpacked)
                 restore.append(lambda layer=layer: delattr(layer, "forward"))  # type: ignore[misc]
         yield decisions
     finally:
@@ -226,15 +235,26 @@ def _hook(name: str, rounding: _Rounding) -> Callable[..., tuple[torch.Tensor]]:
 
 
 def _forward(
-    name: str, layer: Any, rounding: _Rounding, halved: bool
+    name: str, layer: Any, rounding: _Rounding, halved: bool, unpacked: Unpacked | None
 ) -> Callable[[torch.Tensor], torch.Tensor]:
     def forward(x: torch.Tensor) -> torch.Tensor:  # (1, T, in), or (T, in) inside a mixture of experts
         found = quantized_weight(layer)
-        weight = found.weight.half().float() if halved else found.weight
+        weight = _halved(name, found.weight, unpacked) if halved else found.weight
         rows = rounding.rounded(name, x.reshape(-1, x.shape[-1]))
         return functional.linear(rows, weight, found.bias).reshape(*x.shape[:-1], -1)
 
     return forward
+
+
+def _halved(name: str, weight: torch.Tensor, unpacked: Unpacked | None) -> torch.Tensor:
+    """``weight`` rounded to float16, as the file's scales are."""
+    rounded = weight.half()
+    sure = (weight * (1 + _FLOAT_ERROR)).half() == (weight * (1 - _FLOAT_ERROR)).half()
+    if unpacked is not None and not bool(sure.all()):
+        exact = unpacked(name)
+        if exact is not None and torch.allclose(exact, weight, rtol=_FLOAT_ERROR, atol=0):
+            rounded = exact.half()
+    return rounded.float()
 
 
 def _align_experts(

@@ -21,7 +21,7 @@ from torch import nn
 from transformers.utils import logging as transformers_logging
 
 from bitexport.checkpoint import Checkpoint, open_checkpoint
-from bitexport.checkpoint.packings import ONLINE, quantization_config
+from bitexport.checkpoint.packings import ONLINE, packing_of, quantization_config
 from bitexport.errors import CheckpointError, TokenizerError, UnsupportedError, UsageError
 from bitexport.families import Family, Part, check_runs, family_of, has_family
 from bitexport.gguf.names import OUTPUT_HEAD
@@ -122,6 +122,14 @@ class Reference:
         }
         found.setdefault(OUTPUT_HEAD, self.model.get_output_embeddings())
         return found
+
+    def unpacked(self, name: str) -> torch.Tensor | None:
+        """A ternary weight as our packings read it, float32 ``[out, in]``, by its GGUF name."""
+        source = None if self.family is None else self.family.source_name(name)
+        if source is None:
+            return None  # without a family, that is what the layer has
+        checkpoint = open_checkpoint(self.path)
+        return torch.from_numpy(packing_of(checkpoint).unpack(checkpoint, source).dequantize())
 
     def column_orders(self, path: str | os.PathLike[str]) -> dict[str, npt.NDArray[np.intp]]:
         """For GGUF weights whose rows are permuted in a file: ``file[i] = checkpoint[order[i]]``.

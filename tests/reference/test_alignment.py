@@ -145,3 +145,16 @@ def test_another_number_of_tokens() -> None:
         ValueError, match=r"\(5, 256\) activations were recorded, the reference has \(6, 256\)"
     ):
         run(x, recording(x[:5], Grid.Q8_0), Grid.Q8_0)
+
+
+def test_a_weight_on_the_edge_of_a_float16() -> None:
+    """1 / (1 / a) and a may be rounded to different float16 numbers; the packings' a is the file's."""
+    low = np.float16(0.01)
+    edge = np.float32((float(low) + float(np.nextafter(low, np.float16(1)))) / 2)
+    above, below = np.nextafter(edge, np.float32(1)), np.nextafter(edge, np.float32(0))
+    module = TernaryLinear(torch.full((1, 256), float(above)), None, Grid.TOKEN)
+    x = torch.ones(1, 256)
+    for exact, expected in ((float(below), float(low)), (1.0, float(np.float16(above)))):
+        weight = torch.full((1, 256), exact)
+        with aligned_rounding({NAME: module}, {}, {NAME: "f16"}, lambda _name, weight=weight: weight):
+            assert float(module(x)[0, 0]) == pytest.approx(256 * expected, rel=1e-6)

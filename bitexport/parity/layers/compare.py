@@ -137,7 +137,7 @@ class _StepComparison:
             stack.enter_context(visited(model, modules, self.places, visit))
             if mode != "plain":
                 layers = self.reference.ternary_layers()
-                stack.enter_context(aligned_rounding(layers, recorded, self.types))
+                stack.enter_context(aligned_rounding(layers, recorded, self.types, self.reference.unpacked))
             yield
 
     def _visit(self, mode: _Mode, tokens: int, trace: Trace) -> Visit:
