@@ -37,6 +37,10 @@ _GGUF_ARCHITECTURES = {
     "glm": "chatglm",
 }
 
+#: Layers whose rows llama.cpp's converter divides among several weights, all with the same input: GGUF
+#: architecture -> name in the gguf package's map -> one of these weights.
+_DIVIDED = {"qwen3next": {"ssm_in": "attn_qkv"}}
+
 #: The projections of an expert by their names in checkpoints.
 _PROJECTIONS = {"gate": ("gate_proj", "w1"), "up": ("up_proj", "w3"), "down": ("down_proj", "w2")}
 
@@ -120,6 +124,7 @@ def gguf_names(architecture: str, layers: int) -> Names:
             "with the file's"
         )
     known = gguf.get_tensor_name_map(numbers[0], layers)
+    divided = _DIVIDED.get(architecture, {})
 
     def name_of(name: str) -> str | None:
         # one tensor has all experts, and a model may be part of a larger one
@@ -127,7 +132,9 @@ def gguf_names(architecture: str, layers: int) -> Names:
         for spelled in (name, name.replace("model.language_model.", "model.").replace("language_model.", "")):
             found = known.get_name(spelled, try_suffixes=(".weight", ".bias"))
             if found is not None:
-                return str(found)
+                block, _, suffix = str(found).rpartition(".")
+                stem, _, kind = block.rpartition(".")
+                return f"{stem}.{divided[kind]}.{suffix}" if kind in divided else str(found)
         return None
 
     return name_of

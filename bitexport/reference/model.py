@@ -22,6 +22,7 @@ from transformers.utils import logging as transformers_logging
 
 from bitexport.checkpoint import Checkpoint, open_checkpoint
 from bitexport.checkpoint.packings import ONLINE, packing_of, quantization_config
+from bitexport.checkpoint.shards import read_json
 from bitexport.errors import CheckpointError, TokenizerError, UnsupportedError, UsageError
 from bitexport.families import Family, Part, check_runs, family_of, has_family
 from bitexport.gguf.names import OUTPUT_HEAD
@@ -297,13 +298,20 @@ def load_tokenizer(folder: Path) -> Any:
     try:
         with quiet():
             return transformers.AutoTokenizer.from_pretrained(
-                folder, local_files_only=True, trust_remote_code=False
+                folder, local_files_only=True, trust_remote_code=False, **_tokenizer_options(folder)
             )
     except (OSError, ValueError, RuntimeError, KeyError, AttributeError, ImportError) as error:
         raise TokenizerError(
             f"{folder}: transformers cannot load its tokenizer: {first_line(error)}; "
             "put the model's tokenizer.json there"
         ) from error
+
+
+def _tokenizer_options(folder: Path) -> dict[str, Any]:
+    """A configuration of Llama's, if config.json is of a type that transformers lacks and cannot parse."""
+    file = folder / "config.json"
+    kind = read_json(file).get("model_type") if file.is_file() else None
+    return {"config": transformers.LlamaConfig()} if kind == "minicpm" else {}
 
 
 def first_line(error: BaseException) -> str:

@@ -112,7 +112,10 @@ MODELS = {
     "Qwen2-MoE": Model(
         "Qwen2MoeForCausalLM", "qwen2moe", {**EXPERTS, "shared_expert_intermediate_size": 256}
     ),
-    "Qwen3-MoE": Model("Qwen3MoeForCausalLM", "qwen3moe", {**EXPERTS, "head_dim": 64}),
+    # as in the published models; llama.cpp's graph normalizes the weights of the chosen experts in any case
+    "Qwen3-MoE": Model(
+        "Qwen3MoeForCausalLM", "qwen3moe", {**EXPERTS, "head_dim": 64, "norm_topk_prob": True}
+    ),
     "Qwen3, YaRN": Model("Qwen3ForCausalLM", "qwen3", {"head_dim": 64, "rope_parameters": YARN}),
     "Qwen3-Next": Model(
         "Qwen3NextForCausalLM",
