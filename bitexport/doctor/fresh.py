@@ -33,20 +33,20 @@ def _tensors(file: GGUFFile, fresh: GGUFFile) -> Iterator[str]:
             yield f"{found.name} is {found.type.name}, which cannot be read back"
         else:
             right, values = dequantize(fresh, expected), dequantize(file, found)
-            kinds = (found.type.name, expected.type.name)
-            allowed = max(
-                ROW_ERROR.get(kind, 0.001 if kind in _EXACT else _OTHER_ROW_ERROR) for kind in kinds
-            )
+            allowed = max(_allowed(found.type.name), _allowed(expected.type.name))
             error = np.linalg.norm(values - right, axis=1)
             wrong = np.flatnonzero(~(error <= allowed * np.linalg.norm(right, axis=1) + 1e-6))
             if len(wrong):
-                yield f"{found.name} differs in {len(wrong):,} of {len(right):,} rows, the first is {wrong[0]}"
-    for name in in_file:
-        yield f"{name} is not in the checkpoint"
+                rows = f"{len(wrong):,} of {len(right):,} rows"
+                yield f"{found.name} differs in {rows}, the first is row {wrong[0]}"
+    yield from (f"{name} is not in the checkpoint" for name in in_file)
 
 
-#: Types that hold ternary weights up to the rounding of a scale to float16.
-_EXACT = ("i2_s", "tq1_0", "tq2_0", "q2_0")
+def _allowed(kind: str) -> float:
+    """The largest difference of a row of a type, as a fraction of its L2 norm."""
+    if kind in (ternary.name for ternary in TERNARY_KINDS):
+        return ROW_ERROR["f16"]  # that of a scale
+    return ROW_ERROR.get(kind, OTHER_ROW_ERROR)
 
 
 def _metadata(file: GGUFFile, fresh: GGUFFile) -> Iterator[str]:
