@@ -9,10 +9,11 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from bitexport.doctor.examination import Examination
+from bitexport.doctor.examination import OTHER_ROW_ERROR, Examination
 from bitexport.doctor.metadata import OPTIONAL
 from bitexport.gguf.dequantize import can_dequantize, dequantize
 from bitexport.gguf.reader import GGUFFile
+from bitexport.gguf.types import TERNARY_KINDS
 from bitexport.reference.embeddings import ROW_ERROR
 
 
@@ -45,7 +46,7 @@ def _tensors(file: GGUFFile, fresh: GGUFFile) -> Iterator[str]:
 def _allowed(kind: str) -> float:
     """The largest difference of a row of a type, as a fraction of its L2 norm."""
     if kind in (ternary.name for ternary in TERNARY_KINDS):
-        return ROW_ERROR["f16"]  # that of a scale
+        kind = "f16"  # that of a scale
     return ROW_ERROR.get(kind, OTHER_ROW_ERROR)
 
 
