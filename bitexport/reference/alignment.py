@@ -60,6 +60,23 @@ class RecordedActivations(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """How a file stores the ternary weights.
+
+    Attributes:
+        types: the GGUF type of each weight, such as ``"i2_s"``, by name.
+        unpacked: gives a weight as our packings read it. Where float error decides to which float16 a weight
+            is rounded, its values are used.
+        input_orders: of weights whose columns the file has in another order, and so C++'s activations:
+            ``file[:, i] = checkpoint[:, order[i]]``.
+    """
+
+    types: Mapping[str, str]
+    unpacked: Unpacked | None = None
+    input_orders: Mapping[str, npt.NDArray[np.intp]] = field(default_factory=dict)
+
+
 @dataclass
 class Decisions:
     """Counts of the rounding decisions of one run.
@@ -88,8 +105,7 @@ class Decisions:
 def aligned_rounding(
     layers: Mapping[str, nn.Module],
     recorded: Mapping[str, RecordedActivations],
-    types: Mapping[str, str],
-    unpacked: Unpacked | None = None,
+    stored: Stored,
     tolerance: float = TOLERANCE,
 ) -> Iterator[Decisions]:
     """Within the block, the ternary layers compute as C++ does, and on an edge round as it did.
@@ -100,9 +116,7 @@ def aligned_rounding(
     Args:
         layers: the model's ternary layers by the GGUF name of their weight.
         recorded: what C++ multiplied, by weight; by ``weight#expert`` for mixtures of experts.
-        types: the GGUF type of each of these weights, such as ``"i2_s"``.
-        unpacked: gives a weight as our packings read it. Where float error decides to which float16 a weight
-            is rounded, its values are used.
+        stored: how the file stores these weights.
         tolerance: largest distance from the edge, in steps.
 
     Raises:
@@ -113,10 +127,10 @@ def aligned_rounding(
     restore: list[Callable[[], None]] = []
     try:
         for name, layer in layers.items():
-            grid = GRIDS[types[name]]
+            grid = GRIDS[stored.types[name]]
             decisions.grids[grid] = decisions.grids.get(grid, 0) + 1
-            halved = types[name] in HALF_SCALES
-            rounding = _Rounding(grid, recorded, tolerance, decisions)
+            halved = stored.types[name] in HALF_SCALES
+            rounding = _Rounding(grid, recorded, tolerance, decisions, stored.input_orders.get(name))
             if isinstance(layer, TernaryExperts):
                 restore.append(_align_experts(name, layer, rounding, halved))
             elif grid is Grid.TOKEN and not isinstance(layer, TernaryLinear):
@@ -124,7 +138,7 @@ def aligned_rounding(
                 handle = layer.register_forward_pre_hook(_hook(name, rounding))
                 restore.append(handle.remove)
             else:
-                layer.forward = _forward(name, layer, rounding, halved, unpacked)
+                layer.forward = _forward(name, layer, rounding, halved, stored.unpacked)
                 restore.append(lambda layer=layer: delattr(layer, "forward"))  # type: ignore[misc]
         yield decisions
     finally:
@@ -140,9 +154,15 @@ class _Rounding:
     recorded: Mapping[str, RecordedActivations]
     tolerance: float
     decisions: Decisions
+    order: npt.NDArray[np.intp] | None = None
 
     def rounded(self, name: str, x: torch.Tensor) -> torch.Tensor:
         """``x`` ``[rows, in]`` on the grid, on an edge as recorded under ``name``."""
+        if self.order is None:
+            return self._rounded(name, x)
+        return self._rounded(name, x[:, self.order])[:, np.argsort(self.order)]
+
+    def _rounded(self, name: str, x: torch.Tensor) -> torch.Tensor:
         if not self.grid.has_levels:
             return on_grid(x, self.grid)
         own = levels(x, self.grid)

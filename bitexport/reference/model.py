@@ -29,7 +29,7 @@ from bitexport.gguf.names import OUTPUT_HEAD
 from bitexport.reference.any_architecture import Names, load_any
 from bitexport.reference.loading import check_tensors
 from bitexport.reference.norms import connect_norms, mark_heads_first, with_sub_norms
-from bitexport.reference.row_orders import row_orders
+from bitexport.reference.orders import input_orders, row_orders
 from bitexport.reference.ternary_layers import TernaryExperts, TernaryLinear
 from bitexport.reference.weight_only import keep_ternary_weights
 from bitexport.upstream import is_upstream
@@ -145,6 +145,30 @@ class Reference:
             for claim in self.family.claims(numbers)
             if (order := self.family.row_order(claim, numbers)) is not None
         }
+
+    def mark_layouts(self) -> None:
+        """Find the norms on queries and keys that run after heads and tokens have been transposed.
+
+        :mod:`bitexport.reference.visit` needs to know them. A family says which they are.
+        """
+        if self.family is not None:
+            return
+        tokens = int(getattr(self.model.config, "num_attention_heads", 0)) + 1
+
+        def mark(module: nn.Module, _inputs: object, output: Any) -> None:
+            module.heads_first = output.dim() == 4 and output.shape[1] != tokens
+
+        norms = [module for name, module in self.modules().items() if re.search(r"attn_[qk]_norm", name)]
+        handles = [norm.register_forward_hook(mark) for norm in norms]
+        try:
+            self.logits([0] * tokens)
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def input_orders(self, path: str | os.PathLike[str]) -> dict[str, npt.NDArray[np.intp]]:
+        """For GGUF weights whose columns are permuted in a file, see :mod:`bitexport.reference.orders`."""
+        return {} if self.family is not None else input_orders(self.modules(), path, self.model.config)
 
     def threads(self) -> AbstractContextManager[None]:
         """Within the block, PyTorch uses one thread for a small model, otherwise its default."""

@@ -123,7 +123,8 @@ MODELS = {
         {**EXPERTS, **LINEAR_ATTENTION, "shared_expert_intermediate_size": 256},
     ),
     "Qwen3.5": Model("Qwen3_5ForCausalLM", "qwen35", LINEAR_ATTENTION),
-    "SmolLM3 (NoPE layers)": Model("SmolLM3ForCausalLM", "smollm3", {"no_rope_layers": [1, 0]}),
+    # every fourth layer is without RoPE, whatever config.json says, in llama.cpp's graph
+    "SmolLM3 (NoPE layers)": Model("SmolLM3ForCausalLM", "smollm3", {"num_hidden_layers": 4}),
     "Phi-3, longrope": Model("Phi3ForCausalLM", "phi3", {"rope_parameters": LONGROPE}),
     "OLMo": Model("OlmoForCausalLM", "olmo"),
     "OLMo-2": Model("Olmo2ForCausalLM", "olmo2"),

@@ -16,7 +16,7 @@ smallest possible mistake, one trit of a matrix, is a hundred times as large.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -28,12 +28,13 @@ import numpy.typing as npt
 import torch
 
 from bitexport.gguf.embeddings import Embeddings
-from bitexport.parity.aligned import ternary_types
+from bitexport.gguf.reader import read_gguf
+from bitexport.parity.aligned import stored_weights
 from bitexport.parity.layers.difference import DifferenceAccumulator
 from bitexport.parity.layers.result import LayersReport, StepResult
 from bitexport.progress import Progress, ProgressEvent, ignore
 from bitexport.reference import Reference
-from bitexport.reference.alignment import TOLERANCE, aligned_rounding
+from bitexport.reference.alignment import TOLERANCE, Stored, aligned_rounding
 from bitexport.reference.embeddings import ROW_ERROR, replaced_embeddings, unfaithful_row
 from bitexport.reference.float_layers import rounded_float_layers
 from bitexport.reference.steps import TENSORS, Place, places
@@ -74,12 +75,15 @@ def compare_layers(
         align: also run aligned.
 
     Raises:
-        UnsupportedError: see :func:`ternary_types`; or the reference has no attention function to observe.
+        UnsupportedError: see :func:`~bitexport.parity.aligned.stored_weights`; or the reference has no
+            attention function to observe.
         NativeLibraryError: a tensor of the graph could not be read.
     """
-    types = ternary_types(session.path, reference.ternary_layers())
-    found, absent = places(reference.modules(), reference.n_layer)
-    comparison = _StepComparison(reference, embeddings, session.path, types, found)
+    stored = stored_weights(reference, session.path)
+    reference.mark_layouts()
+    graph = str(read_gguf(session.path).metadata.get("general.architecture"))
+    found, absent = places(reference.modules(), reference.n_layer, graph)
+    comparison = _StepComparison(reference, embeddings, session.path, stored, found)
     for index, ids in enumerate(ids_of):
         progress(ProgressEvent(index, len(ids_of), "prompts", "comparing layers"))
         ids = ids[:MAX_TOKENS]
@@ -107,7 +111,7 @@ class _StepComparison:
     reference: Reference
     embeddings: Embeddings
     path: Path
-    types: Mapping[str, str]
+    stored: Stored
     places: list[Place]
     unnamed: set[Place] = field(default_factory=set)
     _differences: dict[_Mode, dict[Place, DifferenceAccumulator]] = field(default_factory=dict)
@@ -137,7 +141,7 @@ class _StepComparison:
             stack.enter_context(visited(model, modules, self.places, visit))
             if mode != "plain":
                 layers = self.reference.ternary_layers()
-                stack.enter_context(aligned_rounding(layers, recorded, self.types, self.reference.unpacked))
+                stack.enter_context(aligned_rounding(layers, recorded, self.stored))
             yield
 
     def _visit(self, mode: _Mode, tokens: int, trace: Trace) -> Visit:
