@@ -188,7 +188,7 @@ def stored_weights(reference: Reference, path: str | os.PathLike[str]) -> Stored
                 f"{', '.join(ALIGNED_TYPES)}: use --plain to compare the logits without alignment"
             )
         types[name] = kind
-    return Stored(types, reference.unpacked, reference.input_orders(path))
+    return Stored(types, reference.unpacked, reference.input_orders(path), reference.after_gelu())
 
 
 def _alignment(agreement: Agreement, runs: Sequence[Decisions], unfaithful: str | None) -> Alignment:

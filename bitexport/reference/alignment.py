@@ -36,6 +36,10 @@ from bitexport.reference.ternary_layers import TernaryExperts, TernaryLinear, qu
 #: of a group that has only small ones.
 TOLERANCE = 0.01
 
+#: The same for a value that ggml has rounded to float16 twice, before and after GELU, in steps of the token's
+#: largest value.
+GELU_TOLERANCE = TOLERANCE + 127 * 2.0**-10
+
 #: The largest relative error of a weight: of the few float32 roundings by which it is computed.
 _FLOAT_ERROR = 2.0**-21
 
@@ -70,11 +74,13 @@ class Stored:
             is rounded, its values are used.
         input_orders: of weights whose columns the file has in another order, and so C++'s activations:
             ``file[:, i] = checkpoint[:, order[i]]``.
+        after_gelu: the weights that multiply what ggml's GELU returns, see :data:`GELU_TOLERANCE`.
     """
 
     types: Mapping[str, str]
     unpacked: Unpacked | None = None
     input_orders: Mapping[str, npt.NDArray[np.intp]] = field(default_factory=dict)
+    after_gelu: frozenset[str] = frozenset()
 
 
 @dataclass
@@ -130,7 +136,8 @@ def aligned_rounding(
             grid = GRIDS[stored.types[name]]
             decisions.grids[grid] = decisions.grids.get(grid, 0) + 1
             halved = stored.types[name] in HALF_SCALES
-            rounding = _Rounding(grid, recorded, tolerance, decisions, stored.input_orders.get(name))
+            allowed = GELU_TOLERANCE if name in stored.after_gelu else tolerance
+            rounding = _Rounding(grid, recorded, allowed, decisions, stored.input_orders.get(name))
             if isinstance(layer, TernaryExperts):
                 restore.append(_align_experts(name, layer, rounding, halved))
             elif grid is Grid.TOKEN and not isinstance(layer, TernaryLinear):

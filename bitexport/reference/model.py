@@ -37,6 +37,9 @@ from bitexport.upstream import is_upstream
 #: Below this number of parameters one thread is used: on a busy machine each layer would wait for the others.
 SMALL = 20_000_000
 
+#: The activations that ggml reads from a table of float16 values: the approximations of GELU by tanh.
+FLOAT16_ACTIVATIONS = ("gelu_pytorch_tanh", "gelu_new", "gelu_fast")
+
 #: The context in tokens of a model without a limit.
 UNLIMITED_CONTEXT = 1 << 20
 
@@ -145,6 +148,14 @@ class Reference:
             for claim in self.family.claims(numbers)
             if (order := self.family.row_order(claim, numbers)) is not None
         }
+
+    def after_gelu(self) -> frozenset[str]:
+        """The ternary weights that multiply the result of GELU, which ggml looks up in a float16 table."""
+        config = self.model.config
+        activation = getattr(config, "hidden_activation", None) or getattr(config, "hidden_act", None)
+        if activation not in FLOAT16_ACTIVATIONS:
+            return frozenset()
+        return frozenset(name for name in self.ternary_layers() if ".ffn_down" in name)
 
     def mark_layouts(self) -> None:
         """Find the norms on queries and keys that run after heads and tokens have been transposed.

@@ -106,7 +106,8 @@ MODELS = {
             "dim_model_base": 256,
             "rope_parameters": None,
             "rope_theta": 10000.0,
-            "rope_scaling": LONGROPE,
+            # as published: llama.cpp's graph lacks the factor of attention for a longer context
+            "rope_scaling": {**LONGROPE, "original_max_position_embeddings": 256},
         },
     ),
     "Qwen2-MoE": Model(

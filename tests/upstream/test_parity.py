@@ -7,11 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from bitexport.convert import convert, from_upstream
+from bitexport.doctor import doctor
 from bitexport.parity import parity
 from bitexport.parity.report import verdict
 from bitexport.upstream.recipe import load_recipe
+from tests.support import upstream_models as support
 from tests.support.gguf_files import ByteChange, changed
 from tests.support.upstream_models import MODELS
 from tests.upstream.conftest import Made
@@ -91,3 +94,48 @@ def test_a_fault_is_found(
     found = parity(upstream_models[name].checkpoint, file, [PROMPT])
     assert not found.passed
     assert said in verdict(found)
+
+
+def test_experts_with_one_scale(
+    upstream_models: dict[str, Made], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """I2_S experts run on our kernels, which report the activations of each expert."""
+
+    def one_scale(shape: tuple[int, ...], seed: int) -> torch.Tensor:
+        trits = np.random.default_rng(seed).integers(-1, 2, shape)
+        return torch.from_numpy(trits.astype(np.float32) * np.float32(0.0625))
+
+    monkeypatch.setattr(support, "random_ternary", one_scale)
+    checkpoint, _, _ = support.made("Qwen2-MoE", tmp_path)
+    recipe = load_recipe(upstream_models["Qwen2-MoE"].recipe)
+    monkeypatch.setattr(from_upstream, "read_recipe", lambda _checkpoint: recipe)
+    convert(checkpoint, tmp_path / "x.gguf", embed_type="f16")
+    found = parity(checkpoint, tmp_path / "x.gguf", [PROMPT], tokens=3)
+    assert found.passed, verdict(found)
+    assert found.aligned is not None
+    assert found.aligned.unrecorded == 0
+    assert found.activations is not None
+    assert found.activations.cpp == "8 bits per token"
+
+
+def test_doctor(upstream_models: dict[str, Made], gguf_of: Converter, tmp_path: Path) -> None:
+    name = "Mistral, linear RoPE"
+    checkpoint, file = upstream_models[name].checkpoint, gguf_of(name, "tq2_0")
+    bad = changed(file, tmp_path / "bad.gguf", "blk.0.ffn_up.weight", double_one_scale)
+    with pytest.MonkeyPatch.context() as patch:
+        recipe = load_recipe(upstream_models[name].recipe)
+        patch.setattr(from_upstream, "read_recipe", lambda _checkpoint: recipe)
+        good, wrong = doctor(checkpoint, file), doctor(checkpoint, bad)
+    assert good.skipped == {
+        "float": "a pre-dequantized checkpoint has no float weights",
+        "both": "activations were not quantized in training",
+    }
+    assert good.facts.conversion_error is None
+    assert good.facts.logit_difference is None
+    assert good.facts.examination is not None
+    assert good.facts.examination.differences == good.facts.examination.metadata == []
+    assert wrong.facts.logit_difference is not None
+    assert wrong.facts.examination is not None
+    assert wrong.facts.examination.differences == [
+        "blk.0.ffn_up.weight differs in 1 of 512 rows, the first is row 5"
+    ]

@@ -34,7 +34,7 @@ from bitexport.parity.layers.difference import DifferenceAccumulator
 from bitexport.parity.layers.result import LayersReport, StepResult
 from bitexport.progress import Progress, ProgressEvent, ignore
 from bitexport.reference import Reference
-from bitexport.reference.alignment import TOLERANCE, Stored, aligned_rounding
+from bitexport.reference.alignment import GELU_TOLERANCE, TOLERANCE, Stored, aligned_rounding
 from bitexport.reference.embeddings import ROW_ERROR, replaced_embeddings, unfaithful_row
 from bitexport.reference.float_layers import rounded_float_layers
 from bitexport.reference.steps import TENSORS, Place, places
@@ -51,7 +51,7 @@ ANGLE_ERROR = 127 * 2**0.5 * 4 * 2**-24
 #: Tolerance for logits, whose activations ggml rounds for a quantized head: a fraction of their L2 norm.
 LOGITS_ERROR = 0.005
 
-_EMBEDDING, _LOGITS, _SHARED_INPUT = "embd", "result_output", "ffn_inp"
+_EMBEDDING, _LOGITS, _SHARED_INPUT, _GATED = "embd", "result_output", "ffn_inp", "ffn_gated"
 
 _Mode = Literal["plain", "aligned", "isolated"]
 
@@ -170,7 +170,8 @@ class _StepComparison:
             return torch.full((tokens,), ROW_ERROR.get(self.embeddings.embedding_type, 0.1)), True
         if place.step.name == _LOGITS:
             return torch.full((tokens,), LOGITS_ERROR), True
-        tolerance = torch.full((tokens,), TOLERANCE, dtype=torch.float64)
+        gelu = place.step.name == _GATED and self.stored.after_gelu
+        tolerance = torch.full((tokens,), GELU_TOLERANCE if gelu else TOLERANCE, dtype=torch.float64)
         if place.step.rotated and not place.step.modules:
             tolerance += ANGLE_ERROR * torch.arange(tokens)
         return tolerance, False
