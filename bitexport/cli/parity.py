@@ -203,6 +203,8 @@ def _show(out: Output, report: ParityReport) -> None:
     for line in _divergences(report):
         out.wrapped(line, indent=2)
     _show_agreements(out, report)
+    if report.activations is not None:
+        out.wrapped(report.activations.describe(), indent=2)
     if report.aligned is not None:
         out.wrapped(f"aligned: {report.aligned.describe()}", indent=2)
     if report.perplexity is not None:

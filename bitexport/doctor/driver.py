@@ -11,11 +11,20 @@ from bitexport.convert.plan import make_plan
 from bitexport.doctor.agreement import logit_difference, tokenizer_difference
 from bitexport.doctor.examination import examine
 from bitexport.doctor.free_sampling import sample_freely
+from bitexport.doctor.fresh import compare_with_fresh
 from bitexport.doctor.report import DoctorReport
 from bitexport.doctor.samples import make_samples
-from bitexport.doctor.stages import STAGES, end_tokens, has_master_weights, measure, running_as
+from bitexport.doctor.stages import (
+    STAGES,
+    end_tokens,
+    has_master_weights,
+    measure,
+    quantizes_activations,
+    running_as,
+)
 from bitexport.doctor.verdicts import Facts, decide
-from bitexport.errors import BitexportError, TokenizerError
+from bitexport.errors import BitexportError, TokenizerError, UnsupportedError
+from bitexport.families import check_runs
 from bitexport.gguf.reader import read_gguf
 from bitexport.health.scan import scan_checkpoint
 from bitexport.progress import Progress, ProgressEvent, ignore
@@ -63,9 +72,9 @@ def doctor(
         return DoctorReport(str(source.path), _name(gguf), facts, decide(facts), skipped)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(gguf) if gguf is not None else _convert(source.path, Path(folder), facts, step)
-        _examine(source, path, facts, step)
+        _examine(source, path, gguf is not None, facts, step)
         step("loading")
-        reference = load_reference(source.path)
+        reference = load_reference(source.path, _architecture(path))
         facts.samples = make_samples(reference.tokenize, reference.n_vocab, reference.n_ctx, text, prompt)
         if _fits(reference, facts):
             _run_python(reference, facts, skipped, step)
@@ -93,14 +102,36 @@ def _convert(folder: Path, target: Path, facts: Facts, step: _Steps) -> Path | N
     return target / "model.gguf"
 
 
-def _examine(source: Checkpoint, path: Path | None, facts: Facts, step: _Steps) -> None:
+def _examine(source: Checkpoint, path: Path | None, given: bool, facts: Facts, step: _Steps) -> None:
     step("comparing the tensors")
+    try:
+        check_runs(source.config, source.tensors)
+    except UnsupportedError:
+        if given and path is not None:
+            _compare_with_fresh(source, path, facts)
+        return
     try:
         plan = make_plan(source, "auto", "f16")
     except BitexportError as error:
         facts.conversion_error = facts.conversion_error or f"convert refuses: {error}"
         return
     facts.examination = examine(plan, read_gguf(path) if path is not None else None)
+
+
+def _compare_with_fresh(source: Checkpoint, path: Path, facts: Facts) -> None:
+    """Compare the given file with one that convert makes of the checkpoint, which has no family."""
+    with tempfile.TemporaryDirectory() as folder:
+        fresh = Path(folder) / "model.gguf"
+        try:
+            convert(source.path, fresh, embed_type="f16")
+        except BitexportError as error:
+            facts.conversion_error = f"convert refuses: {error}"
+            return
+        facts.examination = compare_with_fresh(read_gguf(path), read_gguf(fresh))
+
+
+def _architecture(path: Path | None) -> str | None:
+    return None if path is None else str(read_gguf(path).metadata.get("general.architecture"))
 
 
 def _fits(reference: Reference, facts: Facts) -> bool:
@@ -122,7 +153,11 @@ def _run_python(reference: Reference, facts: Facts, skipped: dict[str, str], ste
     for name in ("float", "weights", "both"):
         step(STAGES[name])
         if name == "float" and not has_master_weights(reference):
-            skipped[name] = "a packed checkpoint has no float weights"
+            packed = quantizes_activations(reference)
+            skipped[name] = f"{'a packed' if packed else 'a pre-dequantized'} checkpoint has no float weights"
+            continue
+        if name == "both" and not quantizes_activations(reference):
+            skipped[name] = "activations were not quantized in training"
             continue
         with running_as(reference, name):
             facts.stages[name] = measure(name, reference, facts.samples, reference, ends)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
 from torch.nn import functional
 from transformers.integrations.bitnet import AutoBitLinear, BitLinear, WeightQuant, unpack_weights
 
@@ -21,6 +20,7 @@ from bitexport.errors import UnsupportedError
 from bitexport.metrics.likelihood import GivesLogits, token_losses
 from bitexport.metrics.logits import log_softmax
 from bitexport.reference import Reference
+from bitexport.reference.ternary_layers import TernaryExperts, TernaryLinear, training_grids, unrounded
 
 #: The stages by name, in the order in which they run, and what the ternary layers compute in each.
 STAGES: Mapping[str, str] = MappingProxyType(
@@ -106,6 +106,11 @@ def has_master_weights(reference: Reference) -> bool:
     return any(getattr(layer, "online_quant", False) for layer in reference.ternary_layers().values())
 
 
+def quantizes_activations(reference: Reference) -> bool:
+    """Whether the model was trained with quantized activations, at least those of some layers."""
+    return any(grid.has_levels for grid in training_grids(reference.ternary_layers().values()))
+
+
 @contextmanager
 def running_as(reference: Reference, stage: str) -> Iterator[None]:
     """Within the block, the ternary layers compute as in this stage; no weight is copied.
@@ -113,16 +118,15 @@ def running_as(reference: Reference, stage: str) -> Iterator[None]:
     Raises:
         UnsupportedError: a layer is of a class whose arithmetic is not known here.
     """
-    changed: list[nn.Module] = []
-    try:
+    with ExitStack() as undo:
         if stage != "both":
             for name, layer in reference.ternary_layers().items():
+                if isinstance(layer, (TernaryExperts, TernaryLinear)):
+                    undo.enter_context(unrounded(layer))
+                    continue
                 layer.forward = _forward(name, layer, stage)
-                changed.append(layer)
+                undo.callback(delattr, layer, "forward")
         yield
-    finally:
-        for layer in changed:
-            del layer.forward
 
 
 def _forward(name: str, layer: Any, stage: str) -> Any:

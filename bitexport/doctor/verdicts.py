@@ -140,10 +140,17 @@ class Facts:
         return next(name for name in ("float", "weights", "both") if name in self.stages)
 
     @property
+    def as_trained(self) -> str:
+        """The stage that runs the model as it was trained: without it, only weights were quantized."""
+        return "both" if "both" in self.stages else "weights"
+
+    @property
     def predicts(self) -> bool:
         """Whether the model predicts text when quantized as intended."""
-        left = self.skill("both") >= MIN_SKILL_LEFT * max(self.skill("float"), self.skill("weights"))
-        return self.skill("both") >= MIN_SKILL and left
+        skill = self.skill(self.as_trained)
+        return skill >= MIN_SKILL and skill >= MIN_SKILL_LEFT * max(
+            self.skill("float"), self.skill("weights")
+        )
 
     @property
     def never_predicts(self) -> bool:
@@ -189,7 +196,7 @@ def _fault_in_python(facts: Facts, warnings: list[Finding]) -> Verdict:
     if not facts.never_predicts:
         base = "in float" if facts.least_quantized == "float" else "with only its weights quantized"
         best = max(facts.skill("float"), facts.skill("weights"))
-        lost = min(1.0, 1 - facts.skill("both") / best)
+        lost = min(1.0, 1 - facts.skill(facts.as_trained) / best)
         return _verdict(
             facts,
             "not-trained-with-quantization",

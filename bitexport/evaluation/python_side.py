@@ -15,7 +15,7 @@ import torch
 from bitexport.checkpoint import open_checkpoint
 from bitexport.evaluation.items import Item
 from bitexport.evaluation.side import ModelRole
-from bitexport.families import family_of
+from bitexport.families import family_of, has_family
 from bitexport.metrics.likelihood import PredictionScore
 from bitexport.progress import Progress, ProgressEvent
 from bitexport.reference.float_model import float_sizes, is_ternary, load_float
@@ -80,7 +80,7 @@ class PythonSide:
     def _sizes(self) -> tuple[int, int]:
         """Sizes of the vocabulary and of the context, in tokens."""
         checkpoint = self._checkpoint
-        if self.kind == "float":
+        if self.kind == "float" or not has_family(checkpoint.config):
             return float_sizes(checkpoint)
         family = family_of(checkpoint.config, checkpoint.tensors)
         numbers = family.hyperparameters(checkpoint.config, checkpoint.tensors)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +19,7 @@ from bitexport.parity.details import OnLogits
 from bitexport.parity.greedy import Continuation, compare_choices
 from bitexport.progress import Progress, ProgressEvent, ignore
 from bitexport.reference import Reference
-from bitexport.reference.alignment import Decisions, aligned_rounding
+from bitexport.reference.alignment import Decisions, Stored, aligned_rounding
 from bitexport.reference.embeddings import replaced_embeddings, unfaithful_row
 from bitexport.reference.float_layers import rounded_float_layers
 from bitexport.runtime.observe import record_activations
@@ -49,6 +49,7 @@ class Alignment:
         first_unexplained: GGUF name of the first weight that received an unexplained one.
         unfaithful: a clause that names the first row of the file's embedding or head that is not the
             checkpoint's; None if there is none.
+        unrecorded: how many ternary weights ggml's own kernels multiplied, which do not report decisions.
     """
 
     agreement: Agreement
@@ -58,6 +59,7 @@ class Alignment:
     unexplained: int
     first_unexplained: str | None
     unfaithful: str | None
+    unrecorded: int = 0
 
     def describe(self) -> str:
         """The finding as a clause."""
@@ -68,10 +70,24 @@ class Alignment:
                 f"{self.unexplained:,} of {self.compared:,} activations differ by more than rounding "
                 f"explains, the first of them at the input of {self.first_unexplained}"
             )
+        if not self.compared:
+            return (
+                f"cosine is at least {self.agreement.cosine_min:.8f} once PyTorch uses the file's embeddings "
+                f"and rounds activations as the file's types do{self._unaligned()}"
+            )
         return (
             f"cosine is at least {self.agreement.cosine_min:.8f} once PyTorch uses the file's embeddings and "
             f"rounds as C++ did at the {self.adopted:,} of {self.compared:,} activations that are on a "
-            f"rounding edge (at most {self.farthest_steps:.1g} of a step from it)"
+            f"rounding edge (at most {self.farthest_steps:.1g} of a step from it){self._unaligned()}"
+        )
+
+    def _unaligned(self) -> str:
+        if not self.unrecorded:
+            return ""
+        weights = "1 weight" if self.unrecorded == 1 else f"{self.unrecorded} weights"
+        return (
+            f"; {weights} ran on ggml's own kernels, which do not report their rounding, so edges there are "
+            "not aligned"
         )
 
 
@@ -91,12 +107,12 @@ def compare_aligned(
     token-by-token decode is judged as well as prefill. ``on_logits`` is called with every prompt's logits.
 
     Raises:
-        UnsupportedError: see :func:`ternary_types`.
+        UnsupportedError: see :func:`stored_weights`.
     """
     comparisons: list[LogitComparison] = []
     continuations: list[Continuation] = []
     runs: list[Decisions] = []
-    types = ternary_types(session.path, reference.ternary_layers())
+    stored = stored_weights(reference, session.path)
     unfaithful = unfaithful_row(reference.model, embeddings)
     with (
         replaced_embeddings(reference.model, embeddings),
@@ -104,7 +120,7 @@ def compare_aligned(
     ):
         for index, ids in enumerate(ids_of):
             progress(ProgressEvent(index, len(ids_of), "prompts", "aligning"))
-            run = _run_aligned(reference, session, types, ids, tokens)
+            run = _run_aligned(reference, session, stored, ids, tokens)
             comparisons.append(compare_logits(run.python, run.cpp))
             if on_logits is not None:
                 on_logits(index, run.ids, run.python, run.cpp)
@@ -131,7 +147,7 @@ class _AlignedRun:
 
 
 def _run_aligned(
-    reference: Reference, session: Session, types: Mapping[str, str], ids: Sequence[int], tokens: int
+    reference: Reference, session: Session, stored: Stored, ids: Sequence[int], tokens: int
 ) -> _AlignedRun:
     """Run C++ over the prompt, then token by token, and PyTorch over both at once, aligned."""
     with record_activations() as recorded:
@@ -139,7 +155,7 @@ def _run_aligned(
         steps = _greedy_steps(session, prefill[-1], tokens)
     chosen = [int(step.argmax()) for step in steps]
     run = [*ids, *chosen[:-1]]
-    with aligned_rounding(reference.ternary_layers(), recorded, types) as decisions:
+    with aligned_rounding(reference.ternary_layers(), recorded, stored) as decisions:
         python = reference.logits(run)
     return _AlignedRun(run, python, np.stack([*prefill, *steps[1:]]), decisions)
 
@@ -154,8 +170,8 @@ def _greedy_steps(
     return steps
 
 
-def ternary_types(path: str | os.PathLike[str], names: Iterable[str]) -> dict[str, str]:
-    """The GGUF types of the weights ``names`` in a file.
+def stored_weights(reference: Reference, path: str | os.PathLike[str]) -> Stored:
+    """How a file stores the model's ternary weights.
 
     Raises:
         UnsupportedError: a weight is not in the file, or has a type for which the rounding is not known.
@@ -163,7 +179,7 @@ def ternary_types(path: str | os.PathLike[str], names: Iterable[str]) -> dict[st
     file = read_gguf(os.fspath(path))
     found = {tensor.name: tensor.type.name for tensor in file.tensors}
     types = {}
-    for name in names:
+    for name in reference.ternary_layers():
         kind = found.get(name)
         if kind not in ALIGNED_TYPES:
             what = "is missing" if kind is None else f"is {kind}"
@@ -172,7 +188,7 @@ def ternary_types(path: str | os.PathLike[str], names: Iterable[str]) -> dict[st
                 f"{', '.join(ALIGNED_TYPES)}: use --plain to compare the logits without alignment"
             )
         types[name] = kind
-    return types
+    return Stored(types, reference.unpacked, reference.input_orders(path), reference.after_gelu())
 
 
 def _alignment(agreement: Agreement, runs: Sequence[Decisions], unfaithful: str | None) -> Alignment:
@@ -184,6 +200,7 @@ def _alignment(agreement: Agreement, runs: Sequence[Decisions], unfaithful: str 
         unexplained=sum(run.unexplained for run in runs),
         first_unexplained=next((run.first_unexplained for run in runs if run.first_unexplained), None),
         unfaithful=unfaithful,
+        unrecorded=len(set().union(*(run.unrecorded for run in runs))),
     )
 
 

@@ -14,6 +14,7 @@ from bitexport.gguf.embeddings import Embeddings, read_embeddings
 from bitexport.gguf.reader import read_gguf
 from bitexport.metrics.likelihood import WINDOW, Perplexities, perplexities
 from bitexport.metrics.logits import LogitComparison, compare_logits, join, summarize
+from bitexport.parity.activations import activation_grids
 from bitexport.parity.aligned import Alignment, compare_aligned, noise_floor
 from bitexport.parity.details import Details, LogitDetails, OnLogits
 from bitexport.parity.greedy import Continuation, continue_both
@@ -114,6 +115,7 @@ def parity(
                 reference, session, tracer, run.embeddings, ids_of, align=align, progress=progress
             ),
             details=Details(judged_details, plain_details) if details else None,
+            activations=activation_grids(reference, gguf),
         )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from bitexport.metrics.likelihood import Perplexities
 from bitexport.metrics.logits import Agreement
+from bitexport.parity.activations import ActivationGrids
 from bitexport.parity.aligned import Alignment
 from bitexport.parity.details import Details
 from bitexport.parity.greedy import Continuation
@@ -54,6 +55,7 @@ class ParityReport:
         tier: the kernels that ran.
         layers: every step of every block; None if not requested.
         details: what the report page shows in addition; None if not requested.
+        activations: how each side rounds the activations of ternary layers.
     """
 
     prompts: list[PromptResult]
@@ -67,6 +69,7 @@ class ParityReport:
     tier: str
     layers: LayersReport | None = None
     details: Details | None = None
+    activations: ActivationGrids | None = None
 
     @property
     def judged(self) -> Agreement:
@@ -127,6 +130,7 @@ class ParityReport:
             "perplexity": _perplexity_json(self.perplexity),
             "greedy_tokens": self.greedy_tokens,
             "tier": self.tier,
+            "activations": asdict(self.activations) if self.activations else None,
             "layers": self.layers.to_json() if self.layers else None,
             "verdict": verdict(self),
             "rows": [_row_json(result) for result in self.prompts],

@@ -36,6 +36,16 @@ from bitexport.reference.ternary_layers import TernaryExperts, TernaryLinear, qu
 #: of a group that has only small ones.
 TOLERANCE = 0.01
 
+#: The same for a value that ggml has rounded to float16 twice, before and after GELU, in steps of the token's
+#: largest value.
+GELU_TOLERANCE = TOLERANCE + 127 * 2.0**-10
+
+#: The largest relative error of a weight: of the few float32 roundings by which it is computed.
+_FLOAT_ERROR = 2.0**-21
+
+#: Gives a weight by its GGUF name, float32 ``[out, in]``; None if it is not known.
+Unpacked = Callable[[str], torch.Tensor | None]
+
 #: GGUF types that store a scale as float16, by which the reference's weights are rounded as well.
 HALF_SCALES = frozenset({"f16", "q2_0", "tq1_0", "tq2_0"})
 
@@ -52,6 +62,25 @@ class RecordedActivations(Protocol):
     def scales(self) -> npt.NDArray[np.float32]:
         """float32 ``[tokens, in / group]``: a value is ``q / scale``; infinite for a group of zeros."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """How a file stores the ternary weights.
+
+    Attributes:
+        types: the GGUF type of each weight, such as ``"i2_s"``, by name.
+        unpacked: gives a weight as our packings read it. Where float error decides to which float16 a weight
+            is rounded, its values are used.
+        input_orders: of weights whose columns the file has in another order, and so C++'s activations:
+            ``file[:, i] = checkpoint[:, order[i]]``.
+        after_gelu: the weights that multiply what ggml's GELU returns, see :data:`GELU_TOLERANCE`.
+    """
+
+    types: Mapping[str, str]
+    unpacked: Unpacked | None = None
+    input_orders: Mapping[str, npt.NDArray[np.intp]] = field(default_factory=dict)
+    after_gelu: frozenset[str] = frozenset()
 
 
 @dataclass
@@ -82,7 +111,7 @@ class Decisions:
 def aligned_rounding(
     layers: Mapping[str, nn.Module],
     recorded: Mapping[str, RecordedActivations],
-    types: Mapping[str, str],
+    stored: Stored,
     tolerance: float = TOLERANCE,
 ) -> Iterator[Decisions]:
     """Within the block, the ternary layers compute as C++ does, and on an edge round as it did.
@@ -93,7 +122,7 @@ def aligned_rounding(
     Args:
         layers: the model's ternary layers by the GGUF name of their weight.
         recorded: what C++ multiplied, by weight; by ``weight#expert`` for mixtures of experts.
-        types: the GGUF type of each of these weights, such as ``"i2_s"``.
+        stored: how the file stores these weights.
         tolerance: largest distance from the edge, in steps.
 
     Raises:
@@ -104,10 +133,11 @@ def aligned_rounding(
     restore: list[Callable[[], None]] = []
     try:
         for name, layer in layers.items():
-            grid = GRIDS[types[name]]
+            grid = GRIDS[stored.types[name]]
             decisions.grids[grid] = decisions.grids.get(grid, 0) + 1
-            halved = types[name] in HALF_SCALES
-            rounding = _Rounding(grid, recorded, tolerance, decisions)
+            halved = stored.types[name] in HALF_SCALES
+            allowed = GELU_TOLERANCE if name in stored.after_gelu else tolerance
+            rounding = _Rounding(grid, recorded, allowed, decisions, stored.input_orders.get(name))
             if isinstance(layer, TernaryExperts):
                 restore.append(_align_experts(name, layer, rounding, halved))
             elif grid is Grid.TOKEN and not isinstance(layer, TernaryLinear):
@@ -115,7 +145,7 @@ def aligned_rounding(
                 handle = layer.register_forward_pre_hook(_hook(name, rounding))
                 restore.append(handle.remove)
             else:
-                layer.forward = _forward(name, layer, rounding, halved)
+                layer.forward = _forward(name, layer, rounding, halved, stored.unpacked)
                 restore.append(lambda layer=layer: delattr(layer, "forward"))  # type: ignore[misc]
         yield decisions
     finally:
@@ -131,9 +161,15 @@ class _Rounding:
     recorded: Mapping[str, RecordedActivations]
     tolerance: float
     decisions: Decisions
+    order: npt.NDArray[np.intp] | None = None
 
     def rounded(self, name: str, x: torch.Tensor) -> torch.Tensor:
         """``x`` ``[rows, in]`` on the grid, on an edge as recorded under ``name``."""
+        if self.order is None:
+            return self._rounded(name, x)
+        return self._rounded(name, x[:, self.order])[:, np.argsort(self.order)]
+
+    def _rounded(self, name: str, x: torch.Tensor) -> torch.Tensor:
         if not self.grid.has_levels:
             return on_grid(x, self.grid)
         own = levels(x, self.grid)
@@ -226,15 +262,26 @@ def _hook(name: str, rounding: _Rounding) -> Callable[..., tuple[torch.Tensor]]:
 
 
 def _forward(
-    name: str, layer: Any, rounding: _Rounding, halved: bool
+    name: str, layer: Any, rounding: _Rounding, halved: bool, unpacked: Unpacked | None
 ) -> Callable[[torch.Tensor], torch.Tensor]:
     def forward(x: torch.Tensor) -> torch.Tensor:  # (1, T, in), or (T, in) inside a mixture of experts
         found = quantized_weight(layer)
-        weight = found.weight.half().float() if halved else found.weight
+        weight = _halved(name, found.weight, unpacked) if halved else found.weight
         rows = rounding.rounded(name, x.reshape(-1, x.shape[-1]))
         return functional.linear(rows, weight, found.bias).reshape(*x.shape[:-1], -1)
 
     return forward
+
+
+def _halved(name: str, weight: torch.Tensor, unpacked: Unpacked | None) -> torch.Tensor:
+    """``weight`` rounded to float16, as the file's scales are."""
+    rounded = weight.half()
+    sure = (weight * (1 + _FLOAT_ERROR)).half() == (weight * (1 - _FLOAT_ERROR)).half()
+    if unpacked is not None and not bool(sure.all()):
+        exact = unpacked(name)
+        if exact is not None and torch.allclose(exact, weight, rtol=_FLOAT_ERROR, atol=0):
+            rounded = exact.half()
+    return rounded.float()
 
 
 def _align_experts(

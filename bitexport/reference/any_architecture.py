@@ -20,6 +20,7 @@ from bitexport.errors import CheckpointError, UnsupportedError
 from bitexport.reference.delivered import Delivered, deliver
 from bitexport.reference.grids import Grid
 from bitexport.reference.loading import check_tensors
+from bitexport.reference.minicpm import MiniCPMForCausalLM
 from bitexport.reference.ternary_layers import TernaryExperts, TernaryLinear
 
 #: llama.cpp's names for the types of models that it does not name like transformers.
@@ -35,6 +36,10 @@ _GGUF_ARCHITECTURES = {
     "gpt_neox": "gptneox",
     "glm": "chatglm",
 }
+
+#: Layers whose rows llama.cpp's converter divides among several weights, all with the same input: GGUF
+#: architecture -> name in the gguf package's map -> one of these weights.
+_DIVIDED = {"qwen3next": {"ssm_in": "attn_qkv"}}
 
 #: The projections of an expert by their names in checkpoints.
 _PROJECTIONS = {"gate": ("gate_proj", "w1"), "up": ("up_proj", "w3"), "down": ("down_proj", "w2")}
@@ -80,6 +85,8 @@ def load_any(checkpoint: Checkpoint, architecture: str | None) -> tuple[Any, Nam
 
 def _model_class(checkpoint: Checkpoint) -> Any:
     name = checkpoint.config["architectures"][0]
+    if name == MiniCPMForCausalLM.__name__:
+        return MiniCPMForCausalLM
     found = getattr(transformers, name, None)
     if found is None or not issubclass(found, transformers.PreTrainedModel):
         raise UnsupportedError(
@@ -117,6 +124,7 @@ def gguf_names(architecture: str, layers: int) -> Names:
             "with the file's"
         )
     known = gguf.get_tensor_name_map(numbers[0], layers)
+    divided = _DIVIDED.get(architecture, {})
 
     def name_of(name: str) -> str | None:
         # one tensor has all experts, and a model may be part of a larger one
@@ -124,7 +132,9 @@ def gguf_names(architecture: str, layers: int) -> Names:
         for spelled in (name, name.replace("model.language_model.", "model.").replace("language_model.", "")):
             found = known.get_name(spelled, try_suffixes=(".weight", ".bias"))
             if found is not None:
-                return str(found)
+                block, _, suffix = str(found).rpartition(".")
+                stem, _, kind = block.rpartition(".")
+                return f"{stem}.{divided[kind]}.{suffix}" if kind in divided else str(found)
         return None
 
     return name_of

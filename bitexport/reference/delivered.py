@@ -67,6 +67,12 @@ def deliver(checkpoint: Checkpoint) -> Delivered:
     return found
 
 
+def has_ternary(checkpoint: Checkpoint) -> bool:
+    """Whether the first weight that could be ternary is."""
+    first = next((name for name in checkpoint.tensors if _may_be_ternary(checkpoint, name)), None)
+    return first is not None and ternary_values(checkpoint, packing_of(checkpoint), first) is not None
+
+
 def trained_grid(checkpoint: Checkpoint) -> Grid:
     """How the inputs of ternary layers were rounded in training: not at all without a quantization_config."""
     return Grid.FLOAT if quantization_config(checkpoint.config) is None else Grid.TOKEN

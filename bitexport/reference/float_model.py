@@ -11,9 +11,11 @@ from bitexport.checkpoint import Checkpoint
 from bitexport.checkpoint.packings import packing_of, quantization_config
 from bitexport.checkpoint.shards import stored_as_safetensors
 from bitexport.errors import CheckpointError, UnsupportedError
-from bitexport.families import Role, family_of
+from bitexport.families import Role, family_of, has_family
+from bitexport.reference.delivered import has_ternary
 from bitexport.reference.loading import check_tensors
 from bitexport.reference.model import first_line, quiet
+from bitexport.upstream import is_upstream
 
 #: Exceptions that transformers raises for a damaged checkpoint.
 _FAILURES = (OSError, ValueError, RuntimeError, KeyError, AttributeError, TypeError, ImportError)
@@ -27,6 +29,8 @@ def is_ternary(checkpoint: Checkpoint) -> bool:
     """
     if quantization_config(checkpoint.config) is not None:
         return True
+    if not has_family(checkpoint.config):
+        return is_upstream(checkpoint.config) and has_ternary(checkpoint)
     try:
         family = family_of(checkpoint.config, checkpoint.tensors)
         numbers = family.hyperparameters(checkpoint.config, checkpoint.tensors)

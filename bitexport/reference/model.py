@@ -22,19 +22,24 @@ from torch import nn
 from transformers.utils import logging as transformers_logging
 
 from bitexport.checkpoint import Checkpoint, open_checkpoint
-from bitexport.checkpoint.packings import ONLINE, quantization_config
+from bitexport.checkpoint.packings import ONLINE, packing_of, quantization_config
 from bitexport.checkpoint.shards import read_json, stored_as_safetensors
 from bitexport.errors import CheckpointError, TokenizerError, UnsupportedError, UsageError
-from bitexport.families import Family, Part, family_of
+from bitexport.families import Family, Part, check_runs, family_of, has_family
 from bitexport.gguf.names import OUTPUT_HEAD
 from bitexport.reference.any_architecture import Names, load_any
 from bitexport.reference.loading import check_tensors
 from bitexport.reference.norms import connect_norms, mark_heads_first, with_sub_norms
+from bitexport.reference.orders import input_orders, row_orders
 from bitexport.reference.ternary_layers import TernaryExperts, TernaryLinear
 from bitexport.reference.weight_only import keep_ternary_weights
+from bitexport.upstream import is_upstream
 
 #: Below this number of parameters one thread is used: on a busy machine each layer would wait for the others.
 SMALL = 20_000_000
+
+#: The activations that ggml reads from a table of float16 values: the approximations of GELU by tanh.
+FLOAT16_ACTIVATIONS = ("gelu_pytorch_tanh", "gelu_new", "gelu_fast")
 
 #: The context in tokens of a model without a limit.
 UNLIMITED_CONTEXT = 1 << 20
@@ -123,16 +128,59 @@ class Reference:
         found.setdefault(OUTPUT_HEAD, self.model.get_output_embeddings())
         return found
 
-    def column_orders(self) -> dict[str, npt.NDArray[np.intp]]:
-        """For GGUF weights whose rows are permuted in the file: ``file[i] = checkpoint[order[i]]``."""
+    def unpacked(self, name: str) -> torch.Tensor | None:
+        """A ternary weight as our packings read it, float32 ``[out, in]``, by its GGUF name."""
+        source = None if self.family is None else self.family.source_name(name)
+        if source is None:
+            return None  # without a family, that is what the layer has
+        checkpoint = open_checkpoint(self.path)
+        return torch.from_numpy(packing_of(checkpoint).unpack(checkpoint, source).dequantize())
+
+    def column_orders(self, path: str | os.PathLike[str]) -> dict[str, npt.NDArray[np.intp]]:
+        """For GGUF weights whose rows are permuted in a file: ``file[i] = checkpoint[order[i]]``.
+
+        The family says which they are; without one, the file at ``path`` does.
+        """
         if self.family is None:
-            return {}
+            return row_orders(self.modules(), path, self.model.config)
         numbers = self.family.hyperparameters(self.model.config.to_dict())
         return {
             claim.target: order
             for claim in self.family.claims(numbers)
             if (order := self.family.row_order(claim, numbers)) is not None
         }
+
+    def after_gelu(self) -> frozenset[str]:
+        """The ternary weights that multiply the result of GELU, which ggml looks up in a float16 table."""
+        config = self.model.config
+        activation = getattr(config, "hidden_activation", None) or getattr(config, "hidden_act", None)
+        if activation not in FLOAT16_ACTIVATIONS:
+            return frozenset()
+        return frozenset(name for name in self.ternary_layers() if ".ffn_down" in name)
+
+    def mark_layouts(self) -> None:
+        """Find the norms on queries and keys that run after heads and tokens have been transposed.
+
+        :mod:`bitexport.reference.visit` needs to know them. A family says which they are.
+        """
+        if self.family is not None:
+            return
+        tokens = int(getattr(self.model.config, "num_attention_heads", 0)) + 1
+
+        def mark(module: nn.Module, _inputs: object, output: Any) -> None:
+            module.heads_first = output.dim() == 4 and output.shape[1] != tokens
+
+        norms = [module for name, module in self.modules().items() if re.search(r"attn_[qk]_norm", name)]
+        handles = [norm.register_forward_hook(mark) for norm in norms]
+        try:
+            self.logits([0] * tokens)
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def input_orders(self, path: str | os.PathLike[str]) -> dict[str, npt.NDArray[np.intp]]:
+        """For GGUF weights whose columns are permuted in a file, see :mod:`bitexport.reference.orders`."""
+        return {} if self.family is not None else input_orders(self.modules(), path, self.model.config)
 
     def threads(self) -> AbstractContextManager[None]:
         """Within the block, PyTorch uses one thread for a small model, otherwise its default."""
@@ -181,25 +229,54 @@ def load_reference(path: str | os.PathLike[str], architecture: str | None = None
         TokenizerError: it has no tokenizer that transformers can load.
     """
     checkpoint = open_checkpoint(Path(path))
-    try:
-        family: Family | None = family_of(checkpoint.config, checkpoint.tensors)
-    except UnsupportedError:
-        family = None
+    family = _family(checkpoint)
     with quiet(), eager():
-        if family is None:
-            model, names = load_any(checkpoint, architecture)
+        if isinstance(family, UnsupportedError):
+            model, names = _load_upstream(checkpoint, architecture, family)
         else:
-            model, names = _load_model(checkpoint, family), family.gguf_name
+            model, names = _load_by_family(checkpoint, family), family.gguf_name
         tokenizer = load_tokenizer(checkpoint.path)
-    if family is not None:
-        # transformers keeps the bfloat16 tensors of a pre-quantized checkpoint whatever dtype is requested,
-        # and its own float() rejects quantized models. nn.Module.float() leaves packed weights uint8.
-        nn.Module.float(model)
-        keep_ternary_weights(model, checkpoint)
-        connect_norms(model)
-        if family.qk_norm_after_rope:
-            mark_heads_first(model)
-    return Reference(checkpoint.path, model.eval(), family, tokenizer, names)
+    known = None if isinstance(family, UnsupportedError) else family
+    return Reference(checkpoint.path, model.eval(), known, tokenizer, names)
+
+
+def _family(checkpoint: Checkpoint) -> Family | UnsupportedError:
+    """The checkpoint's family, as convert chooses it; the reason if llama.cpp's own converter is used.
+
+    Raises:
+        UnsupportedError: nothing converts the checkpoint.
+    """
+    try:
+        check_runs(checkpoint.config, checkpoint.tensors)
+    except UnsupportedError as error:
+        if not is_upstream(checkpoint.config):
+            raise
+        return error
+    return family_of(checkpoint.config, checkpoint.tensors)
+
+
+def _load_upstream(
+    checkpoint: Checkpoint, architecture: str | None, by_hand: UnsupportedError
+) -> tuple[Any, Names]:
+    try:
+        return load_any(checkpoint, architecture)
+    except (CheckpointError, UnsupportedError):
+        if has_family(checkpoint.config):
+            # what a graph of ours lacks says more: llama.cpp has no SubLN at all
+            raise by_hand from None
+        raise
+
+
+def _load_by_family(checkpoint: Checkpoint, family: Family) -> Any:
+    model = _load_model(checkpoint, family)
+    # transformers keeps the bfloat16 tensors of a pre-quantized checkpoint whatever dtype is requested, and
+    # its own float() rejects quantized models. nn.Module.float() leaves packed weights uint8.
+    nn.Module.float(model)
+    keep_ternary_weights(model, checkpoint)
+    connect_norms(model)
+    if family.qk_norm_after_rope:
+        mark_heads_first(model)
+    return model
 
 
 def _load_model(checkpoint: Checkpoint, family: Family) -> Any:
@@ -263,7 +340,9 @@ def load_tokenizer(folder: Path) -> Any:
             chosen = transformers.AutoTokenizer
             if _has_remote_code(folder) and (folder / "tokenizer.json").is_file():
                 chosen = transformers.PreTrainedTokenizerFast
-            return chosen.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            return chosen.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False, **_tokenizer_options(folder)
+            )
     except (OSError, ValueError, RuntimeError, KeyError, AttributeError, ImportError) as error:
         raise TokenizerError(
             f"{folder}: transformers cannot load its tokenizer: {first_line(error)}; "
@@ -275,6 +354,13 @@ def _has_remote_code(folder: Path) -> bool:
     path = folder / "tokenizer_config.json"
     remote = read_json(path).get("auto_map") if path.is_file() else None
     return isinstance(remote, dict) and "AutoTokenizer" in remote
+
+
+def _tokenizer_options(folder: Path) -> dict[str, Any]:
+    """A configuration of Llama's, if config.json is of a type that transformers lacks and cannot parse."""
+    file = folder / "config.json"
+    kind = read_json(file).get("model_type") if file.is_file() else None
+    return {"config": transformers.LlamaConfig()} if kind == "minicpm" else {}
 
 
 def first_line(error: BaseException) -> str:

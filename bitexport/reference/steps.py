@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
+from types import MappingProxyType
 
 from torch import nn
 
@@ -63,15 +64,22 @@ def _weight(name: str, tensor: str, *, product: bool = False, rotated: bool = Fa
 
 #: In no fixed order of execution: QK-norm is before RoPE in one family and after it in another.
 STEPS: tuple[Step, ...] = (
-    Step("embd", Site.OUTPUT, ("token_embd",), ("embd",), decided_by="token_embd.weight", in_block=False),
+    Step(
+        "embd",
+        Site.OUTPUT,
+        ("token_embd",),
+        ("embd", "inp_scaled"),
+        decided_by="token_embd.weight",
+        in_block=False,
+    ),
     _weight("attn_norm", "attn_norm"),
     Step("q", Site.OUTPUT, ("attn_q",), ("Qcur",), _PRODUCT, "attn_q", "attn_q.weight"),
     Step("k", Site.OUTPUT, ("attn_k",), ("Kcur",), _PRODUCT, "attn_k", "attn_k.weight"),
     Step("v", Site.OUTPUT, ("attn_v",), ("Vcur",), _PRODUCT, None, "attn_v.weight"),
     Step("q_norm", Site.OUTPUT, ("attn_q_norm",), ("Qcur_normed",), decided_by="attn_q_norm.weight"),
     Step("k_norm", Site.OUTPUT, ("attn_k_norm",), ("Kcur_normed",), decided_by="attn_k_norm.weight"),
-    Step("q_rope", Site.QUERY, (), ("Qcur", "Qcur_normed"), rotated="attn_q", decided_by=_ROPE),
-    Step("k_rope", Site.KEY, (), ("Kcur", "Kcur_normed"), rotated="attn_k", decided_by=_ROPE),
+    Step("q_rope", Site.QUERY, (), ("Qcur", "Qcur_normed", "Qcur_norm"), rotated="attn_q", decided_by=_ROPE),
+    Step("k_rope", Site.KEY, (), ("Kcur", "Kcur_normed", "Kcur_norm"), rotated="attn_k", decided_by=_ROPE),
     Step("attn_heads", Site.HEADS, (), ("attn_heads", "kqv_out"), decided_by=_NO_WEIGHT),
     _weight("attn_sub_norm", "attn_sub_norm"),
     Step("attn_out", Site.OUTPUT, ("attn_output",), ("attn_out",), decided_by="attn_output.weight"),
@@ -145,17 +153,27 @@ class Place:
         return None if self.step.rotated is None else f"blk.{self.layer}.{self.step.rotated}.weight"
 
 
-def places(modules: Mapping[str, nn.Module], layers: int) -> tuple[list[Place], list[str]]:
+#: Steps that a graph of llama.cpp does not have under these names: phi3 scales queries before the product.
+_OTHER_STEPS: Mapping[str, frozenset[str]] = MappingProxyType({"phi3": frozenset({"q_rope"})})
+
+
+def places(modules: Mapping[str, nn.Module], layers: int, graph: str = "") -> tuple[list[Place], list[str]]:
     """The steps of a model, and the names of those that are absent from every layer.
 
     Args:
         modules: the model's modules by the GGUF name of their weight.
         layers: number of blocks.
+        graph: the GGUF architecture.
     """
+    other = _OTHER_STEPS.get(graph, frozenset())
     found: list[Place] = []
     absent = []
     for step in STEPS:
-        here = [place for layer in _layers(step, layers) if (place := _place(step, layer, modules))]
+        here = [
+            place
+            for layer in _layers(step, layers)
+            if step.name not in other and (place := _place(step, layer, modules))
+        ]
         found += here
         if not here:
             absent.append(step.name)

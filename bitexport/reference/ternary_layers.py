@@ -7,7 +7,8 @@ the same for the experts of a mixture.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -141,6 +142,29 @@ def quantized_weight(layer: Any) -> WeightAndBias:
     )
 
 
-def training_grid(layer: Any) -> Grid:
-    """How a ternary linear layer rounds its own input."""
-    return layer.grid if isinstance(layer, TernaryLinear) else Grid.TOKEN
+def training_grids(layers: Iterable[nn.Module]) -> set[Grid]:
+    """How ternary layers rounded their inputs in training."""
+    found: set[Grid] = set()
+    for layer in layers:
+        if isinstance(layer, TernaryExperts):
+            found.update(layer.grids[projection] for projection, name in layer.names.items() if name)
+        else:
+            found.add(layer.grid if isinstance(layer, TernaryLinear) else Grid.TOKEN)
+    return found
+
+
+@contextmanager
+def unrounded(layer: TernaryLinear | TernaryExperts) -> Iterator[None]:
+    """Within the block, the layer multiplies float activations."""
+    if isinstance(layer, TernaryLinear):
+        grid, layer.grid = layer.grid, Grid.FLOAT
+        try:
+            yield
+        finally:
+            layer.grid = grid
+        return
+    grids, layer.grids = layer.grids, dict.fromkeys(layer.grids, Grid.FLOAT)
+    try:
+        yield
+    finally:
+        layer.grids = grids

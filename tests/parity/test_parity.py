@@ -16,7 +16,7 @@ import torch
 from bitexport.convert import convert
 from bitexport.errors import GGUFError, TokenizerError, UnsupportedError, UsageError
 from bitexport.gguf.packers import PACKERS
-from bitexport.gguf.reader import GGUFTensor
+from bitexport.gguf.reader import GGUFTensor, read_gguf
 from bitexport.gguf.types import TYPES, TensorType
 from bitexport.parity import parity
 from bitexport.parity.greedy import continue_both
@@ -26,6 +26,7 @@ from bitexport.runtime.session import Session
 from bitexport.text.prompts import built_in_prompts, read_prompts
 from tests.support.decoding import greedy
 from tests.support.gguf_files import changed, double_scale, rewritten
+from tests.support.scale_groups import with_groups
 from tests.support.tiny_models import PACKINGS, Shape, tiny_checkpoint
 
 Maker = Callable[..., Path]
@@ -238,6 +239,42 @@ def test_every_type(checkpoint_of: Maker, tmp_path: Path, kind: str) -> None:
     found = parity(checkpoint, tmp_path / "x.gguf", PROMPTS[:2], tokens=4, layers=True)
     assert found.passed, verdict(found)
     assert found.judged.cosine_min > 0.999999
+
+
+@pytest.mark.parametrize(
+    ("size", "kind", "grid"),
+    [(64, "q2_0", "8 bits per 32 columns"), (256, "tq1_0", "8 bits per 256 columns"), (32, "f16", "float16")],
+    ids=["groups of 64", "groups of 256", "groups of 32"],
+)
+def test_scales_per_group(checkpoint_of: Maker, tmp_path: Path, size: int, kind: str, grid: str) -> None:
+    """As Bonsai and TriLM are saved: floats without quantization_config."""
+    source = checkpoint_of("master", architecture="llama")
+    checkpoint = with_groups(source, tmp_path / "model", size, dtype=torch.float16)
+    report = convert(checkpoint, tmp_path / "x.gguf", embed_type="f16")
+    assert kind in {tensor.type.name for tensor in read_gguf(tmp_path / "x.gguf").tensors}, report
+    found = parity(checkpoint, tmp_path / "x.gguf", PROMPTS[:2], tokens=4, layers=True)
+    assert found.passed, verdict(found)
+    assert found.judged.cosine_min > 0.99999
+    assert found.aligned is not None
+    assert (found.aligned.compared > 0, found.aligned.unrecorded) == (kind != "f16", 0)
+    assert found.activations is not None
+    assert (found.activations.python, found.activations.cpp) == ("float32", grid)
+
+
+def test_the_scale_of_one_group_is_wrong(checkpoint_of: Maker, tmp_path: Path) -> None:
+    source = checkpoint_of("master", architecture="llama")
+    checkpoint = with_groups(source, tmp_path / "model", 64, dtype=torch.float16)
+    convert(checkpoint, tmp_path / "x.gguf", embed_type="f16")
+
+    def double(data: bytearray, offset: int, _length: int) -> None:  # the scale begins a block of 18 bytes
+        data[offset : offset + 2] = (np.frombuffer(data, np.float16, 1, offset) * np.float16(2)).tobytes()
+
+    file = changed(tmp_path / "x.gguf", tmp_path / "bad.gguf", "blk.0.ffn_up.weight", double)
+    found = parity(checkpoint, file, PROMPTS[:2], layers=True)
+    assert not found.passed
+    assert "at the input of blk.0.ffn_down.weight" in verdict(found)
+    assert found.layers is not None
+    assert found.layers.first == "ffn_up-0"
 
 
 def test_a_type_whose_rounding_is_not_known(checkpoint_of: Maker, gguf_of: Maker, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from bitexport.reference.alignment import Decisions, aligned_rounding
+from bitexport.reference.alignment import Decisions, Stored, aligned_rounding
 from bitexport.reference.grids import Grid, levels
 from bitexport.reference.ternary_layers import TernaryLinear
 
@@ -43,7 +43,7 @@ def inputs() -> torch.Tensor:
 
 def run(x: torch.Tensor, cpp: Recording, grid: Grid) -> tuple[torch.Tensor, Decisions]:
     module = layer()
-    with aligned_rounding({NAME: module}, {NAME: cpp}, {NAME: TYPES[grid]}) as decisions:
+    with aligned_rounding({NAME: module}, {NAME: cpp}, Stored({NAME: TYPES[grid]})) as decisions:
         output = module(x[None])[0]
     assert "forward" not in vars(module)
     return output, decisions
@@ -133,7 +133,7 @@ def test_float_error_in_a_group_of_small_values() -> None:
 
 def test_what_was_not_recorded_is_rounded_by_the_same_rule() -> None:
     x, module = inputs(), layer()
-    with aligned_rounding({NAME: module}, {}, {NAME: "tq2_0"}) as decisions:
+    with aligned_rounding({NAME: module}, {}, Stored({NAME: "tq2_0"})) as decisions:
         output = module(x[None])[0]
     assert decisions.unrecorded == {NAME}
     torch.testing.assert_close(output, levels(x, Grid.Q8_K).values() @ module.weight.T + module.bias)
@@ -145,3 +145,29 @@ def test_another_number_of_tokens() -> None:
         ValueError, match=r"\(5, 256\) activations were recorded, the reference has \(6, 256\)"
     ):
         run(x, recording(x[:5], Grid.Q8_0), Grid.Q8_0)
+
+
+def test_a_weight_on_the_edge_of_a_float16() -> None:
+    """1 / (1 / a) and a may be rounded to different float16 numbers; the packings' a is the file's."""
+    low = np.float16(0.01)
+    edge = np.float32((float(low) + float(np.nextafter(low, np.float16(1)))) / 2)
+    above, below = np.nextafter(edge, np.float32(1)), np.nextafter(edge, np.float32(0))
+    module = TernaryLinear(torch.full((1, 256), float(above)), None, Grid.TOKEN)
+    x = torch.ones(1, 256)
+    for exact, expected in ((float(below), float(low)), (1.0, float(np.float16(above)))):
+        weight = torch.full((1, 256), exact)
+        stored = Stored({NAME: "f16"}, lambda _name, weight=weight: weight)
+        with aligned_rounding({NAME: module}, {}, stored):
+            assert float(module(x)[0, 0]) == pytest.approx(256 * expected, rel=1e-6)
+
+
+def test_columns_in_another_order() -> None:
+    """The file's columns, C++'s activations and their groups are in an order of their own."""
+    x, order, module = inputs(), np.random.default_rng(0).permutation(256), layer()
+    cpp = recording(x[:, order], Grid.Q8_0)
+    stored = Stored({NAME: "q2_0"}, input_orders={NAME: order})
+    with aligned_rounding({NAME: module}, {NAME: cpp}, stored) as decisions:
+        output = module(x[None])[0]
+    assert decisions.unexplained == 0
+    expected = levels(x[:, order], Grid.Q8_0).values() @ module.weight[:, order].T + module.bias
+    torch.testing.assert_close(output, expected)

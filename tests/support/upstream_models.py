@@ -117,13 +117,17 @@ MODELS = {
             "dim_model_base": 256,
             "rope_parameters": None,
             "rope_theta": 10000.0,
-            "rope_scaling": LONGROPE,
+            # as published: llama.cpp's graph lacks the factor of attention for a longer context
+            "rope_scaling": {**LONGROPE, "original_max_position_embeddings": 256},
         },
     ),
     "Qwen2-MoE": Model(
         "Qwen2MoeForCausalLM", "qwen2moe", {**EXPERTS, "shared_expert_intermediate_size": 256}
     ),
-    "Qwen3-MoE": Model("Qwen3MoeForCausalLM", "qwen3moe", {**EXPERTS, "head_dim": 64}),
+    # as in the published models; llama.cpp's graph normalizes the weights of the chosen experts in any case
+    "Qwen3-MoE": Model(
+        "Qwen3MoeForCausalLM", "qwen3moe", {**EXPERTS, "head_dim": 64, "norm_topk_prob": True}
+    ),
     "Qwen3, YaRN": Model("Qwen3ForCausalLM", "qwen3", {"head_dim": 64, "rope_parameters": YARN}),
     "Qwen3-Next": Model(
         "Qwen3NextForCausalLM",
@@ -131,7 +135,8 @@ MODELS = {
         {**EXPERTS, **LINEAR_ATTENTION, "shared_expert_intermediate_size": 256},
     ),
     "Qwen3.5": Model("Qwen3_5ForCausalLM", "qwen35", LINEAR_ATTENTION, group=64),
-    "SmolLM3 (NoPE layers)": Model("SmolLM3ForCausalLM", "smollm3", {"no_rope_layers": [1, 0]}),
+    # every fourth layer is without RoPE, whatever config.json says, in llama.cpp's graph
+    "SmolLM3 (NoPE layers)": Model("SmolLM3ForCausalLM", "smollm3", {"num_hidden_layers": 4}),
     "Phi-3, longrope": Model("Phi3ForCausalLM", "phi3", {"rope_parameters": LONGROPE}),
     "OLMo": Model("OlmoForCausalLM", "olmo"),
     "OLMo-2": Model("Olmo2ForCausalLM", "olmo2"),

@@ -16,22 +16,25 @@ smallest possible mistake, one trit of a matrix, is a hundred times as large.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from bitexport.gguf.embeddings import Embeddings
-from bitexport.parity.aligned import ternary_types
+from bitexport.gguf.reader import read_gguf
+from bitexport.parity.aligned import stored_weights
 from bitexport.parity.layers.difference import DifferenceAccumulator
 from bitexport.parity.layers.result import LayersReport, StepResult
 from bitexport.progress import Progress, ProgressEvent, ignore
 from bitexport.reference import Reference
-from bitexport.reference.alignment import TOLERANCE, aligned_rounding
+from bitexport.reference.alignment import GELU_TOLERANCE, TOLERANCE, Stored, aligned_rounding
 from bitexport.reference.embeddings import ROW_ERROR, replaced_embeddings, unfaithful_row
 from bitexport.reference.float_layers import rounded_float_layers
 from bitexport.reference.steps import TENSORS, Place, places
@@ -48,7 +51,7 @@ ANGLE_ERROR = 127 * 2**0.5 * 4 * 2**-24
 #: Tolerance for logits, whose activations ggml rounds for a quantized head: a fraction of their L2 norm.
 LOGITS_ERROR = 0.005
 
-_EMBEDDING, _LOGITS, _SHARED_INPUT = "embd", "result_output", "ffn_inp"
+_EMBEDDING, _LOGITS, _SHARED_INPUT, _GATED = "embd", "result_output", "ffn_inp", "ffn_gated"
 
 _Mode = Literal["plain", "aligned", "isolated"]
 
@@ -72,12 +75,15 @@ def compare_layers(
         align: also run aligned.
 
     Raises:
-        UnsupportedError: see :func:`ternary_types`; or the reference has no attention function to observe.
+        UnsupportedError: see :func:`~bitexport.parity.aligned.stored_weights`; or the reference has no
+            attention function to observe.
         NativeLibraryError: a tensor of the graph could not be read.
     """
-    types = ternary_types(session.path, reference.ternary_layers())
-    found, absent = places(reference.modules(), reference.n_layer)
-    comparison = _StepComparison(reference, embeddings, session.path, types, found)
+    stored = stored_weights(reference, session.path)
+    reference.mark_layouts()
+    graph = str(read_gguf(session.path).metadata.get("general.architecture"))
+    found, absent = places(reference.modules(), reference.n_layer, graph)
+    comparison = _StepComparison(reference, embeddings, session.path, stored, found)
     for index, ids in enumerate(ids_of):
         progress(ProgressEvent(index, len(ids_of), "prompts", "comparing layers"))
         ids = ids[:MAX_TOKENS]
@@ -105,7 +111,7 @@ class _StepComparison:
     reference: Reference
     embeddings: Embeddings
     path: Path
-    types: Mapping[str, str]
+    stored: Stored
     places: list[Place]
     unnamed: set[Place] = field(default_factory=set)
     _differences: dict[_Mode, dict[Place, DifferenceAccumulator]] = field(default_factory=dict)
@@ -117,6 +123,11 @@ class _StepComparison:
             visit = self._visit(mode, len(ids), trace)
             with self._running(mode, recorded, visit):
                 self.reference.logits(ids)
+
+    @cached_property
+    def orders(self) -> dict[str, npt.NDArray[np.intp]]:
+        """The row orders of queries and keys."""
+        return self.reference.column_orders(self.path)
 
     @contextmanager
     def _running(self, mode: _Mode, recorded: Recorded, visit: Visit) -> Iterator[None]:
@@ -130,12 +141,12 @@ class _StepComparison:
             stack.enter_context(visited(model, modules, self.places, visit))
             if mode != "plain":
                 layers = self.reference.ternary_layers()
-                stack.enter_context(aligned_rounding(layers, recorded, self.types))
+                stack.enter_context(aligned_rounding(layers, recorded, self.stored))
             yield
 
     def _visit(self, mode: _Mode, tokens: int, trace: Trace) -> Visit:
         """A function that compares a step with the trace, and in isolated mode replaces its values."""
-        orders = self.reference.column_orders()
+        orders = self.orders
         differences = self._differences.setdefault(mode, {})
 
         def visit(place: Place, python: torch.Tensor) -> torch.Tensor | None:
@@ -159,7 +170,8 @@ class _StepComparison:
             return torch.full((tokens,), ROW_ERROR.get(self.embeddings.embedding_type, 0.1)), True
         if place.step.name == _LOGITS:
             return torch.full((tokens,), LOGITS_ERROR), True
-        tolerance = torch.full((tokens,), TOLERANCE, dtype=torch.float64)
+        gelu = place.step.name == _GATED and self.stored.after_gelu
+        tolerance = torch.full((tokens,), GELU_TOLERANCE if gelu else TOLERANCE, dtype=torch.float64)
         if place.step.rotated and not place.step.modules:
             tolerance += ANGLE_ERROR * torch.arange(tokens)
         return tolerance, False
