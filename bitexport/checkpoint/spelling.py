@@ -1,8 +1,9 @@
 """Normalizes tensor names: other projects' spellings become those of transformers.
 
-Some projects write SubLN as a Sequential of norm and linear layer in place of the linear layer; 1bitLLM has
-different names for it. The norm in front of each linear layer is ``rms_norm`` in transformers and ``norm``
-in Microsoft's embedding models.
+A model saved without its head (Qwen3Model, as embedding models are) lacks the prefix ``model.`` of a decoder
+that has one. Some projects write SubLN as a Sequential of norm and linear layer in place of the linear layer;
+1bitLLM has different names for it. The norm in front of each linear layer is ``rms_norm`` in transformers and
+``norm`` in Microsoft's embedding models.
 """
 
 from __future__ import annotations
@@ -16,6 +17,10 @@ from bitexport.errors import CheckpointError
 Value = TypeVar("Value")
 
 _LAYER = r"^(model\.layers\.\d+\.)"
+
+#: The name of the decoder inside a model with a head, and a tensor by which one without a head is recognised.
+PREFIX = "model."
+EMBEDDING = "embed_tokens.weight"
 
 #: (regular expression, replacement).
 SPELLINGS = (
@@ -36,8 +41,9 @@ def respell(tensors: Mapping[str, Value]) -> dict[str, Value]:
     """
     normalized: dict[str, Value] = {}
     spelled: dict[str, str] = {}
+    prefix = "" if any(name.startswith(PREFIX) for name in tensors) or EMBEDDING not in tensors else PREFIX
     for original, value in tensors.items():
-        name = original
+        name = original if original.startswith("lm_head.") else prefix + original
         for pattern, replacement in SPELLINGS:
             name = re.sub(pattern, replacement, name)
         if name in normalized:

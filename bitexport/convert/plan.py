@@ -18,7 +18,7 @@ from bitexport.checkpoint.reader import FLOAT_DTYPES, Checkpoint
 from bitexport.convert.choices import check_fits, straddling_warnings
 from bitexport.convert.source import PlannedTensor
 from bitexport.errors import CheckpointError, UnsupportedError
-from bitexport.families import Claim, Family, Hyperparameters, Part, Role, family_of
+from bitexport.families import BITNET, Claim, Family, Hyperparameters, Part, Role, family_of
 from bitexport.gguf.dequantize import rows_per_chunk
 from bitexport.gguf.names import TOKEN_EMBEDDING
 from bitexport.gguf.types import F16, F32, TYPES, TensorType
@@ -87,6 +87,7 @@ def make_plan(checkpoint: Checkpoint, ternary_type: str, embed_type: str, *, all
     if numbers.tied:
         claims += _separate_head(checkpoint, family, numbers, warnings)
     _warn_about_head(checkpoint, numbers, warnings)
+    _warn_about_sub_norms(family, numbers, warnings)
     tensors = tuple(
         _planned(checkpoint, packing, claim, TYPES[ternary_type], TYPES[embed_type], all_float, warnings)
         for claim in claims
@@ -240,6 +241,15 @@ def _separate_head(
     )
     sizes = numbers.dimensions()
     return [Claim(head.source, head.target, head.role, tuple(sizes[dim] for dim in head.shape))]
+
+
+def _warn_about_sub_norms(family: Family, numbers: Hyperparameters, warnings: list[str]) -> None:
+    """transformers would give such a BitNet norms of ones, which are not the same as none."""
+    if family is BITNET and Part.SUB_NORMS not in numbers.parts:
+        warnings.append(
+            "no attn_sub_norm and ffn_sub_norm: converted as a BitNet without SubLN; if the model was "
+            "trained with it, these tensors are lost and the checkpoint must be saved again"
+        )
 
 
 def _warn_about_head(checkpoint: Checkpoint, numbers: Hyperparameters, warnings: list[str]) -> None:
