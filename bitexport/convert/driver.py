@@ -35,6 +35,7 @@ def convert(
     pre_tokenizer: str | None = None,
     strict: bool = False,
     all_float: bool = False,
+    pooling: str | None = None,
     progress: Progress | None = None,
 ) -> ConvertReport:
     """Convert a checkpoint folder to a GGUF file, or a GGUF file to one of another ternary type.
@@ -54,6 +55,8 @@ def convert(
         strict: refuse a checkpoint that shows any warning of :data:`bitexport.health.SIGNS`.
         all_float: the model is not ternary, for example a teacher: its matrices become float16, and so do
             the embeddings if ``embed_type`` is None.
+        pooling: how an embedding model makes one vector of its tokens' vectors: ``mean``, ``cls`` or
+            ``last``. If None, as its sentence-transformers files say.
         progress: called for every piece of a tensor, in bytes of the source.
 
     Raises:
@@ -65,6 +68,8 @@ def convert(
     if is_gguf_path(checkpoint):
         if all_float:
             raise UsageError(f"--float is for a checkpoint, and {checkpoint} is a file; expected a folder")
+        if pooling is not None:
+            raise UsageError(f"--pooling is for a checkpoint, and {checkpoint} is a file; expected a folder")
         type = type or TERNARY_TYPES[0]
         _check_types(type, embed_type)
         file = read_gguf(checkpoint)
@@ -76,7 +81,9 @@ def convert(
         opened = open_checkpoint(checkpoint)
         if not dry_run:
             check_outside(opened, target, check_output(target, force))
-        source = plan_checkpoint(opened, type, embed_type, pre_tokenizer, all_float=all_float)
+        source = plan_checkpoint(
+            opened, type, embed_type, pre_tokenizer, all_float=all_float, pooling=pooling
+        )
     return convert_source(
         source,
         target,

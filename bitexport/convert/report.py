@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bitexport.checkpoint.sentence_transformers import EmbeddingSettings
 from bitexport.convert.encoding import TensorStatistics
 from bitexport.convert.source import PlannedTensor, Source
 from bitexport.health import Finding
@@ -53,6 +54,7 @@ class ConvertReport:
         types: one row for each GGUF type, ternary tensors first.
         health: signs of a bad checkpoint; the warnings among them are in ``warnings`` as well.
         changed: if a GGUF file was converted, the metadata that differs from the source's, as clauses.
+        embedding: how an embedding model pools; None for any other model.
     """
 
     output: str
@@ -75,6 +77,7 @@ class ConvertReport:
     types: list[TypeRow] = field(default_factory=list)
     health: list[Finding] = field(default_factory=list)
     changed: list[str] = field(default_factory=list)
+    embedding: EmbeddingSettings | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The report as one JSON object, without ``schema``."""
@@ -121,6 +124,7 @@ def make_report(
         types=type_rows(source.tensors, statistics),
         health=findings,
         changed=summary.changed,
+        embedding=summary.embedding,
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from bitexport.checkpoint.sentence_transformers import EmbeddingSettings
 from bitexport.convert.encoding import TensorStatistics
 from bitexport.gguf.writer import MetadataValue, TensorSpec
 from bitexport.health import Health
@@ -50,6 +51,7 @@ class SourceSummary:
     pre_tokenizer: str
     tokens: int
     padded_tokens: int
+    embedding: EmbeddingSettings | None = None
     changed: list[str] = field(default_factory=list)
 
 

@@ -129,7 +129,7 @@ def _run_aligned(reference: Reference, session: Session, ids: Sequence[int], tok
     with record_activations() as recorded:
         prefill = session.logits(ids)
         steps = _greedy_steps(session, prefill[-1], tokens)
-    _check_recorded(session, layers, recorded)
+    check_recorded(session, layers, recorded)
     chosen = [int(step.argmax()) for step in steps]
     run = [*ids, *chosen[:-1]]
     with aligned_rounding(layers, recorded) as decisions:
@@ -147,7 +147,8 @@ def _greedy_steps(
     return steps
 
 
-def _check_recorded(session: Session, layers: Iterable[str], recorded: Container[str]) -> None:
+def check_recorded(session: Session, layers: Iterable[str], recorded: Container[str]) -> None:
+    """Raise UnsupportedError unless the activations of every layer were recorded."""
     for name in layers:
         if name not in recorded:
             raise UnsupportedError(

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from bitexport.errors import BitexportWarning, GGUFError
+from bitexport.errors import BitexportWarning, GGUFError, UsageError
 from bitexport.gguf.checks import check_hyperparameters
 from bitexport.gguf.reader import MAGIC, read_gguf
 from bitexport.runtime import ggml, log
@@ -47,9 +47,22 @@ def load(path: str | os.PathLike[str], **kwargs: Any) -> Llama:
             f"{file}: the chat template is damaged ({error}); correct tokenizer_config.json or "
             "chat_template.jinja and convert the checkpoint again"
         ) from error
+    if kwargs.get("embedding"):
+        model.generate = _no_generation(file)
     pool = ThreadPool(model.ctx, max(kwargs["n_threads"], kwargs["n_threads_batch"]))
     model._stack.callback(pool.close)  # runs before the context is freed: callbacks run last in, first out
     return model
+
+
+def _no_generation(file: Path) -> Any:
+    """A replacement for ``Llama.generate``, because a context that pools embeddings has no logits."""
+
+    def refuse(*_arguments: Any, **_named: Any) -> Any:
+        raise UsageError(
+            f"{file} was loaded for embeddings; to generate text, load it without embedding=True"
+        )
+
+    return refuse
 
 
 def checked_file(
