@@ -55,7 +55,10 @@ def family_of(config: Mapping[str, Any], names: Collection[str] = ()) -> Family:
     for last in candidates[-1:]:
         unsupported = last.parts(config, names) - last.required_parts - last.optional_parts
         if not unsupported:
-            continue  # it lacks a part that makes it one of this family
+            raise UnsupportedError(
+                f"architecture {named[0]!r} runs only as a {last.name} ({last.summary}), and this checkpoint "
+                "has none of these norms; request it in an issue"
+            )
         raise UnsupportedError(
             f"architecture {named[0]!r} with {', '.join(sorted(part.value for part in unsupported))}: the "
             f"graph {last.gguf_architecture} does not support that; expected a model without it, or request "

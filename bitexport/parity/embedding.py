@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bitexport.checkpoint.sentence_transformers import EmbeddingSettings
-from bitexport.errors import GGUFError, UsageError
+from bitexport.errors import GGUFError, UnsupportedError, UsageError
 from bitexport.gguf.embedding_settings import settings_of
 from bitexport.gguf.embeddings import read_embeddings
 from bitexport.gguf.reader import read_gguf
@@ -86,7 +87,10 @@ def embedding_parity(
     with EmbeddingSession(gguf, pooling=None, longest=longest, batch_texts=1, n_threads=threads) as session:
         run = _Run(reference, session, settings, ids_of, pooled, progress)
         plain, rows = run.plain(texts)
-        aligned = run.aligned() if align or not _cosine(plain) >= min_cosine else None
+        aligned = run.aligned() if align else None
+        if not align and not _cosine(plain) >= min_cosine:  # there is a difference to explain, if possible
+            with suppress(UnsupportedError):
+                aligned = run.aligned()
         return EmbeddingParityReport(
             prompts=rows,
             tokens=plain[0],

@@ -47,3 +47,15 @@ def test_two_spellings_of_the_same_tensor() -> None:
     names = (f"{MLP}ffn_sub_norm.weight", f"{MLP}down_proj.0.weight")
     with pytest.raises(CheckpointError, match=r"ffn_sub_norm\.weight.*down_proj\.0\.weight.*two spellings"):
         respell(dict.fromkeys(names, 1))
+
+
+def test_a_model_saved_without_its_head_gets_the_prefix() -> None:
+    names = ["embed_tokens.weight", "norm.weight", "layers.1.self_attn.q_proj.norm.weight", "lm_head.weight"]
+    expected = [
+        "model.embed_tokens.weight",
+        "model.norm.weight",
+        "model.layers.1.self_attn.q_proj.rms_norm.weight",
+        "lm_head.weight",
+    ]
+    assert list(respell(dict.fromkeys(names, 0))) == expected
+    assert list(respell({"model.norm.weight": 0, "norm.weight": 0})) == ["model.norm.weight", "norm.weight"]

@@ -6,14 +6,17 @@ import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from bitexport.checkpoint.sentence_transformers import EmbeddingSettings, read_sentence_transformers
+from bitexport.cli import convert as convert_command
+from bitexport.cli import embed as embed_command
 from bitexport.convert import convert as convert_any
 from bitexport.embed import embed
 from bitexport.errors import BitexportError, CheckpointError, UnsupportedError, UsageError
-from bitexport.gguf.embedding_settings import settings_of
+from bitexport.gguf.embedding_settings import POOLING_TYPES, settings_of
 from bitexport.gguf.reader import read_gguf
 from tests.support.embedding_models import PROMPTS, embedding_checkpoint, write_sentence_transformers
 
@@ -74,6 +77,10 @@ def test_the_newer_key_for_the_pooling(tmp_path: Path) -> None:
     write_sentence_transformers(tmp_path, "lasttoken")
     (tmp_path / "1_Pooling" / "config.json").write_text('{"pooling_mode": "lasttoken"}')
     assert read_sentence_transformers(tmp_path) == EmbeddingSettings("last", True, PROMPTS)
+
+
+def test_the_options_offer_every_pooling() -> None:
+    assert get_args(convert_command.Pooling) == get_args(embed_command.Pooling) == tuple(POOLING_TYPES)
 
 
 @pytest.mark.parametrize(
