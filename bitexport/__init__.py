@@ -21,7 +21,8 @@ def load(path: str | os.PathLike[str], **kwargs: Any) -> Llama:
 
     Args:
         path: the GGUF file.
-        kwargs: arguments of ``llama_cpp.Llama`` (``n_ctx``, ``n_threads``, ...).
+        kwargs: arguments of ``llama_cpp.Llama`` (``n_ctx``, ``n_threads``, ...). With ``embedding=True`` it
+            embeds texts with the file's pooling, and does not generate.
 
     Returns:
         An ordinary ``llama_cpp.Llama``.

@@ -7,6 +7,9 @@ is one level further down. A training script may put all names behind an attribu
 Some projects write SubLN as a Sequential of norm and linear layer in place of the linear layer; 1bitLLM has
 different names for it. The norm in front of each linear layer is ``rms_norm`` in transformers and ``norm``
 in Microsoft's embedding models.
+
+A model saved without its head (Qwen3Model, as embedding models are) lacks the prefix ``model.`` of a decoder
+that has one.
 """
 
 from __future__ import annotations
@@ -31,6 +34,10 @@ PREFIXES = (
     (r"^language_model\.(model|lm_head)\.", r"\1."),
 )
 
+#: The name of the decoder inside a model with a head, and a tensor by which one without a head is recognised.
+PREFIX = "model."
+EMBEDDING = "embed_tokens.weight"
+
 #: (regular expression, replacement).
 SPELLINGS = (
     (_LAYER + r"self_attn\.inner_attn_ln\.weight$", r"\1self_attn.attn_sub_norm.weight"),
@@ -42,7 +49,7 @@ SPELLINGS = (
 )
 
 #: The tensor by which a prefix that all names share is recognised.
-_EMBEDDING = "model.embed_tokens.weight"
+_EMBEDDING = PREFIX + EMBEDDING
 
 
 def respell(tensors: Mapping[str, Value]) -> dict[str, Value]:
@@ -53,9 +60,7 @@ def respell(tensors: Mapping[str, Value]) -> dict[str, Value]:
     """
     normalized: dict[str, Value] = {}
     spelled: dict[str, str] = {}
-    for original, name in zip(
-        tensors, _without_shared_prefix([unwrapped(name) for name in tensors]), strict=True
-    ):
+    for original, name in zip(tensors, _with_prefix([unwrapped(name) for name in tensors]), strict=True):
         for pattern, replacement in SPELLINGS:
             name = re.sub(pattern, replacement, name)
         if name in normalized:
@@ -75,6 +80,14 @@ def unwrapped(name: str) -> str:
     for pattern, replacement in PREFIXES:
         name = re.sub(pattern, replacement, name)
     return name
+
+
+def _with_prefix(names: Iterable[str]) -> list[str]:
+    """``names`` as in a decoder with a head: with ``model.`` in front, and no other prefix that all share."""
+    found = _without_shared_prefix(names)
+    if EMBEDDING not in found or any(name.startswith(PREFIX) for name in found):
+        return found
+    return [name if name.startswith("lm_head.") else PREFIX + name for name in found]
 
 
 def _without_shared_prefix(names: Iterable[str]) -> list[str]:

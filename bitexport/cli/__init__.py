@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 import bitexport
-from bitexport.cli import bench, convert, doctor, errors, eval, inspect, parity, run, train
+from bitexport.cli import bench, convert, doctor, embed, errors, eval, inspect, parity, run, train
 from bitexport.cli.interrupt import terminable
 from bitexport.cli.output import show_warning
 from bitexport.errors import BitexportWarning
@@ -33,6 +33,7 @@ app.command("convert")(convert.convert)
 app.command("parity")(parity.parity)
 app.command("bench", cls=bench.BenchCommand)(bench.bench)
 app.command("run")(run.run)
+app.command("embed")(embed.embed)
 app.command("inspect")(inspect.inspect)
 app.command("doctor")(doctor.doctor)
 app.command("eval")(eval.evaluate)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 # two.
 TernaryType = Literal["auto", "i2_s", "tq2_0", "tq1_0", "q2_0", "f16"]
 EmbedType = Literal["q6_k", "q5_k", "q4_k", "q8_0", "f16"]
+Pooling = Literal["mean", "cls", "last"]
 
 
 def convert(
@@ -88,6 +89,15 @@ def convert(
             show_default=False,
         ),
     ] = None,
+    pooling: Annotated[
+        Pooling | None,
+        typer.Option(
+            "--pooling",
+            help="How an embedding model makes one vector of a text's tokens; default: as its "
+            "sentence-transformers files say.",
+            show_default=False,
+        ),
+    ] = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -108,6 +118,7 @@ def convert(
             all_float=all_float,
             master=master,
             adapter=adapter,
+            pooling=pooling,
             progress=progress,
         )
     for warning in report.warnings:
@@ -143,6 +154,12 @@ def _show(out: Output, report: ConvertReport) -> None:
     out.line(
         f"tokenizer {report.tokenizer}, pre-tokenizer {report.pre_tokenizer}, {report.tokens} tokens{padding}"
     )
+    if (embedding := report.embedding) is not None:
+        named = f", prompts {', '.join(embedding.prompts)}" if embedding.prompts else ""
+        out.line(
+            f"embedding model: pooling {embedding.pooling}, "
+            f"{'normalized' if embedding.normalize else 'not normalized'}{named}"
+        )
     if report.changed:
         out.line(f"metadata: {'; '.join(report.changed)}; the rest is unchanged")
     if report.adapter is not None:

@@ -108,7 +108,8 @@ def parity(
     """Compare C++ with PyTorch, logit by logit.
 
     Runs prompts (a built-in set unless given) through transformers in float32 and through libllama, and
-    compares the logits at every position.
+    compares the logits at every position. Of an embedding model, it compares the vectors of all tokens and
+    the pooled ones; with --layers, --plot, --report, --noise-floor or --text, the logits of its decoder.
     """
     chosen = _prompts(prompt, prompts)
     if tokenizer_only:
@@ -119,6 +120,15 @@ def parity(
             )
         _tokenizer_only(checkpoint, gguf, chosen or [], Output(json=json, quiet=quiet))
         return
+    if not (layers or noise_floor or text or plot or report_page):
+        from bitexport.parity.embedding import is_embedding_model
+
+        if is_embedding_model(gguf):
+            from bitexport.cli.parity_embedding import compare_embeddings
+
+            out = Output(json=json, quiet=quiet)
+            compare_embeddings(out, checkpoint, gguf, chosen, min_cosine, align, threads)
+            return
     _check_pictures(plot, report_page)
     document = options.read_text(text)
     from bitexport.parity import parity as run

@@ -41,6 +41,7 @@ def convert(
     all_float: bool = False,
     master: bool = False,
     adapter: str | Path | None = None,
+    pooling: str | None = None,
     progress: Progress | None = None,
 ) -> ConvertReport:
     """Convert a checkpoint folder to a GGUF file, or a GGUF file to one of another ternary type.
@@ -62,6 +63,8 @@ def convert(
             the embeddings if ``embed_type`` is None.
         master: the float weights of the ternary layers are master weights, whatever config.json says.
         adapter: the folder of a LoRA adapter that PEFT saved, which is merged into float or master weights.
+        pooling: how an embedding model makes one vector of its tokens' vectors: ``mean``, ``cls`` or
+            ``last``. If None, as its sentence-transformers files say.
         progress: called for every piece of a tensor, in bytes of the source.
 
     Raises:
@@ -76,6 +79,8 @@ def convert(
         if master or adapter is not None:
             option = "--master" if master else "--adapter"
             raise UsageError(f"{option} is for a checkpoint, and {checkpoint} is a file; expected a folder")
+        if pooling is not None:
+            raise UsageError(f"--pooling is for a checkpoint, and {checkpoint} is a file; expected a folder")
         type = type or AUTO
         _check_types(type, embed_type)
         file = read_gguf(checkpoint)
@@ -89,7 +94,7 @@ def convert(
         opened = open_source(checkpoint, adapter=adapter, master=master, all_float=all_float)
         if not dry_run:
             check_outside(opened, target, check_output(target, force))
-        source = _plan(opened, type, embed_type, pre_tokenizer, all_float, progress or ignore)
+        source = _plan(opened, type, embed_type, pre_tokenizer, pooling, all_float, progress or ignore)
     return convert_source(
         source,
         target,
@@ -106,6 +111,7 @@ def _plan(
     type: str,
     embed_type: str,
     pre_tokenizer: str | None,
+    pooling: str | None,
     all_float: bool,
     progress: Progress,
 ) -> Source[Any]:
@@ -116,7 +122,7 @@ def _plan(
     except UnsupportedError as error:
         by_hand = error
     else:
-        return plan_checkpoint(checkpoint, *options, all_float=all_float, progress=progress)
+        return plan_checkpoint(checkpoint, *options, pooling=pooling, all_float=all_float, progress=progress)
     known = has_family(checkpoint.config)
     try:
         if not is_upstream(checkpoint.config):

@@ -13,6 +13,8 @@ from bitexport.checkpoint import Checkpoint
 from bitexport.checkpoint.adapter import MergedCheckpoint
 from bitexport.checkpoint.packings import keeps_float
 from bitexport.checkpoint.packings.master import MasterWeights
+from bitexport.checkpoint.sentence_transformers import EmbeddingSettings
+from bitexport.convert.embedding import embedding_settings
 from bitexport.convert.encoding import TensorStatistics, encode_float, encode_ternary
 from bitexport.convert.opening import adapter_warnings
 from bitexport.convert.plan import Plan, make_plan
@@ -21,6 +23,7 @@ from bitexport.convert.tokenizer_check import check_tokenizer
 from bitexport.errors import OutputError, UnsupportedError
 from bitexport.families import Claim, Role
 from bitexport.gguf.dequantize import rows_per_chunk
+from bitexport.gguf.embedding_settings import settings_metadata
 from bitexport.gguf.types import FILE_TYPES
 from bitexport.gguf.writer import MetadataValue
 from bitexport.health import Health, check_trainer_state, check_vocabulary
@@ -57,32 +60,46 @@ def plan_checkpoint(
     pre_tokenizer: str | None,
     *,
     all_float: bool,
+    pooling: str | None = None,
     progress: Progress = ignore,
 ) -> CheckpointSource:
     """Plan the conversion of a checkpoint; arguments as in :func:`bitexport.convert.convert`.
 
     Raises:
-        CheckpointError, UnsupportedError: see :func:`~bitexport.convert.plan.make_plan`.
+        CheckpointError, UnsupportedError: see :func:`~bitexport.convert.plan.make_plan` and
+            :func:`~bitexport.convert.embedding.embedding_settings`.
         TokenizerError: see :func:`~bitexport.tokenizer.vocabulary.read_vocabulary`.
     """
     plan = make_plan(checkpoint, type, embed_type, all_float=all_float, progress=progress)
-    return CheckpointSource(plan, read_vocabulary(checkpoint.path, plan.numbers.vocab_size, pre_tokenizer))
+    warnings: list[str] = []
+    embedding = embedding_settings(checkpoint, plan.numbers.parts, pooling, warnings)
+    vocabulary = read_vocabulary(checkpoint.path, plan.numbers.vocab_size, pre_tokenizer)
+    return CheckpointSource(plan, vocabulary, embedding, warnings)
 
 
 class CheckpointSource:
     """A :class:`~bitexport.convert.source.Source` that reads one tensor of the checkpoint at a time."""
 
-    def __init__(self, plan: Plan, vocabulary: Vocabulary) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        vocabulary: Vocabulary,
+        embedding: EmbeddingSettings | None = None,
+        warnings: Sequence[str] = (),
+    ) -> None:
         self.plan = plan
         self.vocabulary = vocabulary
         self.architecture = plan.family.gguf_architecture
         self.metadata: Mapping[str, MetadataValue] = _metadata(plan, vocabulary)
+        if embedding is not None:
+            self.metadata = {**self.metadata, **settings_metadata(self.architecture, embedding)}
         self.tensors: Sequence[PlannedTensor[Claim]] = plan.tensors
         self.extra_tensors: Mapping[str, npt.NDArray[np.float32]] = plan.family.extra_tensors(plan.numbers)
         self.warnings: Sequence[str] = (
             *adapter_warnings(plan.checkpoint, all_float=plan.all_float),
             *plan.warnings,
             *vocabulary.warnings,
+            *warnings,
         )
         self.summary = SourceSummary(
             input_bytes=plan.checkpoint.nbytes,
@@ -94,6 +111,7 @@ class CheckpointSource:
             tokens=len(vocabulary.tokens),
             padded_tokens=vocabulary.padded,
             adapter=_adapter(plan.checkpoint),
+            embedding=embedding,
         )
         self.health = Health()
         check_trainer_state(self.health, plan.checkpoint.path)
@@ -171,7 +189,9 @@ def float_rows(plan: Plan, tensor: PlannedTensor[Claim]) -> Iterator[npt.NDArray
         )
         return
     if order is None and claim.role is not Role.BIAS:
-        yield from plan.checkpoint.read_rows(claim.source, rows_per_chunk(claim.shape))
+        offset = np.float32(plan.family.gain_offset(claim))
+        for piece in plan.checkpoint.read_rows(claim.source, rows_per_chunk(claim.shape)):
+            yield piece + offset if offset else piece
         return
     values = plan.checkpoint.read(claim.source)
     if claim.role is Role.BIAS:

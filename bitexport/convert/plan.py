@@ -21,7 +21,7 @@ from bitexport.checkpoint.safetensors import TensorInfo
 from bitexport.convert.choices import check_fits, straddling_warnings, ternary_kind
 from bitexport.convert.source import PlannedTensor, main_type
 from bitexport.errors import CheckpointError, UnsupportedError
-from bitexport.families import Claim, Family, Hyperparameters, Part, Role, family_of
+from bitexport.families import BITNET, Claim, Family, Hyperparameters, Part, Role, family_of
 from bitexport.gguf.dequantize import rows_per_chunk
 from bitexport.gguf.names import OUTPUT_HEAD, TOKEN_EMBEDDING
 from bitexport.gguf.types import F16, F32, I2_S, TYPES, TensorType, runs
@@ -107,6 +107,7 @@ def make_plan(
     if numbers.tied:
         claims += _separate_head(checkpoint, family, numbers, warnings)
     _warn_about_head(checkpoint, packing, numbers, warnings)
+    _warn_about_sub_norms(family, numbers, warnings)
     planned: list[PlannedTensor[Claim]] = []
     report, done = patient(progress), 0
     for claim in claims:
@@ -308,6 +309,15 @@ def _separate_head(
     )
     sizes = numbers.dimensions()
     return [Claim(head.source, head.target, head.role, tuple(sizes[dim] for dim in head.shape))]
+
+
+def _warn_about_sub_norms(family: Family, numbers: Hyperparameters, warnings: list[str]) -> None:
+    """transformers would give such a BitNet norms of ones, which are not the same as none."""
+    if family is BITNET and Part.SUB_NORMS not in numbers.parts:
+        warnings.append(
+            "no attn_sub_norm and ffn_sub_norm: converted as a BitNet without SubLN; if the model was "
+            "trained with it, these tensors are lost and the checkpoint must be saved again"
+        )
 
 
 def _warn_about_head(

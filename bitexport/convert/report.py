@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bitexport.checkpoint.packings.scale_groups import percent, unit_of
+from bitexport.checkpoint.sentence_transformers import EmbeddingSettings
 from bitexport.convert.encoding import TensorStatistics
 from bitexport.convert.source import PlannedTensor, Source
 from bitexport.health import Finding
@@ -88,6 +89,7 @@ class ConvertReport:
         health: signs of a bad checkpoint; the warnings among them are in ``warnings`` as well.
         changed: if a GGUF file was converted, the metadata that differs from the source's, as clauses.
         adapter: the folder of the adapter that was merged into the weights.
+        embedding: how an embedding model pools; None for any other model.
     """
 
     output: str
@@ -113,6 +115,7 @@ class ConvertReport:
     adapter: str | None = None
     type_reason: str = ""
     scales: list[ScaleRow] = field(default_factory=list)
+    embedding: EmbeddingSettings | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The report as one JSON object, without ``schema``."""
@@ -163,6 +166,7 @@ def make_report(
         adapter=summary.adapter,
         type_reason=f"--type {summary.type}: {'; '.join(row.describe() for row in scales)}" if scales else "",
         scales=scales,
+        embedding=summary.embedding,
     )
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bitexport.checkpoint.packings import Scales
+from bitexport.checkpoint.sentence_transformers import EmbeddingSettings
 from bitexport.convert.encoding import TensorStatistics
 from bitexport.gguf.types import TYPES, TensorType
 from bitexport.gguf.writer import MetadataValue, TensorSpec
@@ -68,6 +69,7 @@ class SourceSummary:
     pre_tokenizer: str
     tokens: int
     padded_tokens: int
+    embedding: EmbeddingSettings | None = None
     changed: list[str] = field(default_factory=list)
     adapter: str | None = None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from bitexport.convert.plan import Plan
-from bitexport.gguf.reader import GGUFFile
+from bitexport.gguf.reader import Array, GGUFFile
 
 #: Two names for one graph: the second one is Microsoft's old spelling.
 SAME_GRAPH = ("bitnet-b1.58", "bitnet-25")
@@ -39,6 +39,8 @@ def metadata_differences(plan: Plan, file: GGUFFile) -> list[str]:
     }
     for key, value in expected.items():
         in_file = file.metadata.get(f"{graph}.{key}")
+        if isinstance(in_file, Array):
+            in_file = list(file.elements(f"{graph}.{key}"))
         if in_file is None:
             if key not in OPTIONAL:
                 found.append(f"{graph}.{key} is missing, expected {value!r}")
@@ -56,7 +58,7 @@ def metadata_differences(plan: Plan, file: GGUFFile) -> list[str]:
     return found
 
 
-def _same(found: object, expected: float | str) -> bool:
+def _same(found: object, expected: float | str | list[int]) -> bool:
     if isinstance(found, (int, float)) and isinstance(expected, (int, float)):
         return math.isclose(found, expected, rel_tol=1e-6)
     return found == expected

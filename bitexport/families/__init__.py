@@ -6,8 +6,9 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from bitexport.errors import CheckpointError, UnsupportedError
-from bitexport.families.base import Claim, Family, Hyperparameters, Role, Rule
+from bitexport.families.base import Claim, Family, Hyperparameters, Role, Rule, is_headless
 from bitexport.families.bitnet import BITNET
+from bitexport.families.gemma3 import GEMMA3
 from bitexport.families.hunyuan import HUNYUAN
 from bitexport.families.llama import LLAMA
 from bitexport.families.llama_student import LLAMA_STUDENT
@@ -17,6 +18,7 @@ from bitexport.families.qwen2 import QWEN2
 from bitexport.families.qwen3 import QWEN3
 
 __all__ = [
+    "BITNET",
     "FAMILIES",
     "Claim",
     "Family",
@@ -27,10 +29,11 @@ __all__ = [
     "check_runs",
     "family_of",
     "has_family",
+    "is_headless",
 ]
 
 #: Of several families with the same architecture, the first whose graph runs the checkpoint is chosen.
-FAMILIES: tuple[Family, ...] = (BITNET, ONEBITLLM, LLAMA, LLAMA_STUDENT, QWEN2, QWEN3, HUNYUAN)
+FAMILIES: tuple[Family, ...] = (BITNET, ONEBITLLM, LLAMA, LLAMA_STUDENT, QWEN2, QWEN3, HUNYUAN, GEMMA3)
 
 
 def family_of(config: Mapping[str, Any], names: Collection[str] = ()) -> Family:
@@ -51,9 +54,13 @@ def family_of(config: Mapping[str, Any], names: Collection[str] = ()) -> Family:
     for family in candidates:
         if family.runs(family.parts(config, names)):
             return family
-    if candidates:
-        last = candidates[-1]
+    for last in candidates[-1:]:
         unsupported = last.parts(config, names) - last.required_parts - last.optional_parts
+        if not unsupported:
+            raise UnsupportedError(
+                f"architecture {named[0]!r} runs only as a {last.name} ({last.summary}), and this checkpoint "
+                "has none of these norms; request it in an issue"
+            )
         raise UnsupportedError(
             f"architecture {named[0]!r} with {', '.join(sorted(part.value for part in unsupported))}: the "
             f"graph {last.gguf_architecture} does not support that; expected a model without it, or request "

@@ -16,6 +16,9 @@ from bitexport.errors import CheckpointError, UnsupportedError
 from bitexport.families.parts import Part, find_parts
 from bitexport.families.rope import Rope, UnsupportedRopeError, read_rope
 
+#: A single value of GGUF metadata.
+Scalar = int | float | str | bool
+
 
 class Role(Enum):
     """The purpose of a tensor, which decides its type in the GGUF file."""
@@ -73,6 +76,7 @@ class Hyperparameters:
     Attributes:
         input_norm_eps: epsilon of the norms in front of each linear layer, see :attr:`Part.INPUT_NORMS`.
         parts: the optional parts that the checkpoint has.
+        causal: whether a token sees only those in front of it.
     """
 
     vocab_size: int
@@ -89,6 +93,7 @@ class Hyperparameters:
     activation: str
     input_norm_eps: float
     parts: frozenset[Part]
+    causal: bool
 
     def dimensions(self) -> dict[str, int]:
         """The dimensions that a :class:`Rule` may name."""
@@ -184,11 +189,12 @@ class Family:
             kv_heads=kv_heads,
             head_dim=head_dim,
             rms_eps=eps,
-            tied=bool(config.get("tie_word_embeddings", False)),
+            tied=bool(config.get("tie_word_embeddings", False)) or is_headless(config),
             rope=self._rope(config, head_dim),
             activation=config.get("hidden_act", self.activations[0]),
             input_norm_eps=_input_norm_eps(config, eps),
             parts=self.parts(config, names),
+            causal=bool(config.get("is_causal", True)),
         )
 
     def _head_dim(self, config: Mapping[str, Any], hidden: int, heads: int) -> int:
@@ -275,6 +281,10 @@ class Family:
         """
         return None
 
+    def gain_offset(self, claim: Claim) -> float:  # noqa: ARG002
+        """What is added to a tensor's values while it is written: 1 for norms that multiply by ``1 + w``."""
+        return 0.0
+
     def extra_tensors(self, numbers: Hyperparameters) -> dict[str, npt.NDArray[np.float32]]:
         """Small float32 tensors that the graph needs and the checkpoint lacks, by GGUF name.
 
@@ -288,10 +298,10 @@ class Family:
             )
         return {}
 
-    def metadata(self, numbers: Hyperparameters) -> dict[str, int | float | str | bool]:
-        """The hyper-parameters as GGUF keys. Integers are uint32, floats float32."""
+    def metadata(self, numbers: Hyperparameters) -> dict[str, Scalar | list[int]]:
+        """The hyper-parameters as GGUF keys. Integers are uint32, floats float32, lists int32 arrays."""
         prefix = self.gguf_architecture
-        found: dict[str, int | float | str | bool] = {
+        found: dict[str, Scalar | list[int]] = {
             f"{prefix}.vocab_size": numbers.vocab_size,
             f"{prefix}.context_length": numbers.context_length,
             f"{prefix}.embedding_length": numbers.hidden,
@@ -306,6 +316,8 @@ class Family:
         if numbers.head_dim * numbers.heads != numbers.hidden:
             found[f"{prefix}.attention.key_length"] = numbers.head_dim
             found[f"{prefix}.attention.value_length"] = numbers.head_dim
+        if not numbers.causal:
+            found[f"{prefix}.attention.causal"] = False
         if numbers.rope.kind == "linear":
             found[f"{prefix}.rope.scaling.type"] = "linear"
             found[f"{prefix}.rope.scaling.factor"] = numbers.rope.factor
@@ -334,6 +346,12 @@ class _Names:
             if match := pattern.fullmatch(name):
                 return target.format(layer=match[1]) if match.groups() else target
         return None
+
+
+def is_headless(config: Mapping[str, Any]) -> bool:
+    """Whether the architecture ends at the last norm, as ``Qwen3Model`` does: an embedding model."""
+    named = config.get("architectures")
+    return isinstance(named, list) and bool(named) and str(named[0]).endswith("Model")
 
 
 def has_sliding_window(config: Mapping[str, Any]) -> bool:

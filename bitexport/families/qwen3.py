@@ -1,5 +1,7 @@
 """Qwen3 as a distilled student: SiLU, norms on queries and keys before RoPE, SubLN.
 
+Microsoft's bitnet-embeddings-0.6b is one without a head: Qwen3Model, a norm in front of each linear layer.
+
 Its head_dim does not follow from hidden_size; it is 128 if config.json has none.
 """
 
@@ -11,8 +13,8 @@ from bitexport.families.ternary_decoder import TernaryDecoder
 
 QWEN3 = TernaryDecoder(
     name="Qwen3 student",
-    summary="Qwen3, with or without SubLN; QK-norm before RoPE, independent head_dim",
-    architectures=("Qwen3ForCausalLM",),
+    summary="Qwen3 and its embedding models, with or without SubLN; QK-norm before RoPE, own head_dim",
+    architectures=("Qwen3ForCausalLM", "Qwen3Model"),
     model_class="Qwen3ForCausalLM",
     activations=("silu", "relu2"),
     default_theta=10000.0,

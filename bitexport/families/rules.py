@@ -27,12 +27,14 @@ def decoder_rules(
     q_norm: str = "self_attn.q_norm",
     k_norm: str = "self_attn.k_norm",
     head: bool = True,
+    post_norms: bool = False,
 ) -> tuple[Rule, ...]:
     """The rules of a decoder with gated MLPs and RMSNorms, including those of every optional part.
 
     Args:
         q_norm, k_norm: the family's names of these norms.
         head: whether the graph supports a separate output matrix.
+        post_norms: whether attention and MLP are also followed by a norm, as in Gemma.
     """
     first = (
         Rule("model.embed_tokens.weight", "token_embd.weight", Role.EMBEDDING, ("vocab", "hidden")),
@@ -40,6 +42,14 @@ def decoder_rules(
     )
     attention = [_linear(*names) for names in LINEAR[:4]]
     ffn = [_linear(*names) for names in LINEAR[4:]]
+    between = [_norm("post_attention_layernorm", "ffn_norm", "hidden")]
+    after = []
+    if post_norms:
+        between = [
+            _norm("post_attention_layernorm", "post_attention_norm", "hidden"),
+            _norm("pre_feedforward_layernorm", "ffn_norm", "hidden"),
+        ]
+        after = [_norm("post_feedforward_layernorm", "post_ffw_norm", "hidden")]
     last = (
         Rule("model.norm.weight", "output_norm.weight", Role.NORM, ("hidden",)),
         Rule("lm_head.weight", "output.weight", Role.EMBEDDING, ("vocab", "hidden")),
@@ -51,10 +61,11 @@ def decoder_rules(
         _norm(k_norm, "attn_k_norm", "head", Part.QK_NORMS),
         _norm("self_attn.attn_sub_norm", "attn_sub_norm", "q", Part.SUB_NORMS),
         *attention[3],
-        _norm("post_attention_layernorm", "ffn_norm", "hidden"),
+        *between,
         *_flat(ffn[:2]),
         _norm("mlp.ffn_sub_norm", "ffn_sub_norm", "ffn", Part.SUB_NORMS),
         *ffn[2],
+        *after,
         *(last if head else last[:1]),
     )
 

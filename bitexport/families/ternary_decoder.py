@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from bitexport.families.base import Family, Hyperparameters
+from bitexport.families.base import Family, Hyperparameters, Scalar
 from bitexport.families.parts import Part
 from bitexport.families.rope import llama3_divisors
 
@@ -24,7 +24,7 @@ class TernaryDecoder(Family):
 
     gguf_architecture: str = GRAPH
 
-    def metadata(self, numbers: Hyperparameters) -> dict[str, int | float | str | bool]:
+    def metadata(self, numbers: Hyperparameters) -> dict[str, Scalar | list[int]]:
         """The hyper-parameters as GGUF keys, including those that select the graph's optional parts."""
         found = super().metadata(numbers)
         if numbers.activation != "relu2":

@@ -22,7 +22,7 @@ MAX_LAYERS = 512
 MAX_EXPERTS = 1024
 
 #: Architectures with ordinary attention and RoPE, for which more can be checked.
-PLAIN = ("bitnet-b1.58", "bitnet-25", "bitnet", "llama")
+PLAIN = ("bitnet-b1.58", "bitnet-25", "bitnet", "llama", "gemma3")
 
 #: Keys of special tokens. -1, as int32 or uint32, means that there is none, except for the two tokens for
 #: which libllama would then use its own defaults.

@@ -29,7 +29,7 @@ from bitexport.families import Family, Part, check_runs, family_of, has_family
 from bitexport.gguf.names import OUTPUT_HEAD
 from bitexport.reference.any_architecture import Names, load_any
 from bitexport.reference.loading import check_tensors
-from bitexport.reference.norms import connect_norms, mark_heads_first, with_sub_norms
+from bitexport.reference.norms import connect_norms, mark_heads_first, with_sub_norms, without_sub_norms
 from bitexport.reference.orders import input_orders, row_orders
 from bitexport.reference.ternary_layers import TernaryExperts, TernaryLinear
 from bitexport.reference.weight_only import keep_ternary_weights
@@ -274,7 +274,7 @@ def _load_by_family(checkpoint: Checkpoint, family: Family) -> Any:
     nn.Module.float(model)
     keep_ternary_weights(model, checkpoint)
     connect_norms(model)
-    if family.qk_norm_after_rope:
+    if family.qk_norm_after_rope or family.model_class == "Gemma3ForCausalLM":
         mark_heads_first(model)
     return model
 
@@ -284,6 +284,8 @@ def _load_model(checkpoint: Checkpoint, family: Family) -> Any:
     model_class = getattr(transformers, family.model_class)
     if Part.SUB_NORMS in parts and model_class is not transformers.BitNetForCausalLM:
         model_class = with_sub_norms(model_class)
+    if Part.SUB_NORMS not in parts and model_class is transformers.BitNetForCausalLM:
+        model_class = without_sub_norms(model_class)
     try:
         config = _model_config(checkpoint, family)
         model, info = model_class.from_pretrained(
@@ -318,12 +320,16 @@ def _model_config(checkpoint: Checkpoint, family: Family) -> Any:
     if Part.INPUT_NORMS in numbers.parts:
         quantization |= {"use_rms_norm": True, "rms_norm_eps": numbers.input_norm_eps}
     config.quantization_config = quantization
+    config.tie_word_embeddings = numbers.tied  # a model without a head has none to load
     return config
 
 
 def _key_mapping(checkpoint: Checkpoint) -> dict[str, str] | None:
     """Patterns of the tensors to rename, see :mod:`bitexport.checkpoint.spelling`; None if there are none."""
-    renamed = {re.escape(info.name): name for name, info in checkpoint.tensors.items() if info.name != name}
+    # anchored: "norm.weight", as a model without a head has it, is the end of many other names
+    renamed = {
+        f"^{re.escape(info.name)}$": name for name, info in checkpoint.tensors.items() if info.name != name
+    }
     return renamed or None
 
 

@@ -29,6 +29,18 @@ def with_sub_norms(model_class: type[Any]) -> type[Any]:
     return type(model_class.__name__, (model_class,), {"__init__": initialize})
 
 
+def without_sub_norms(model_class: type[Any]) -> type[Any]:
+    """A subclass of ``model_class``, transformers' BitNet, with nothing in place of SubLN."""
+
+    def initialize(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:
+        model_class.__init__(self, config, *args, **kwargs)
+        for layer in self.model.layers:
+            layer.self_attn.attn_sub_norm = nn.Identity()
+            layer.mlp.ffn_sub_norm = nn.Identity()
+
+    return type(model_class.__name__, (model_class,), {"__init__": initialize})
+
+
 def add_sub_norms(model: Any) -> None:
     """Add the two norms to every layer of a transformers decoder: all ones, not connected yet."""
     for layer in model.model.layers:
@@ -59,13 +71,14 @@ def connect_norms(model: Any) -> None:
 
 
 def mark_heads_first(model: Any) -> None:
-    """Mark norms on queries and keys whose values are ``[1, heads, T, head_dim]``, as after RoPE.
+    """Mark norms on queries and keys whose values are ``[1, heads, T, head_dim]``: after RoPE, or in Gemma.
 
     Everywhere else in a model, T is the second dimension; :mod:`bitexport.reference.visit` needs to know.
     """
     for layer in model.model.layers:
-        layer.self_attn.query_layernorm.heads_first = True
-        layer.self_attn.key_layernorm.heads_first = True
+        for name in ("query_layernorm", "key_layernorm", "q_norm", "k_norm"):
+            if (norm := getattr(layer.self_attn, name, None)) is not None:
+                norm.heads_first = True
 
 
 def _norm_first(linear: nn.Module, norm: nn.Module) -> None:

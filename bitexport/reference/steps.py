@@ -83,6 +83,7 @@ STEPS: tuple[Step, ...] = (
     Step("attn_heads", Site.HEADS, (), ("attn_heads", "kqv_out"), decided_by=_NO_WEIGHT),
     _weight("attn_sub_norm", "attn_sub_norm"),
     Step("attn_out", Site.OUTPUT, ("attn_output",), ("attn_out",), decided_by="attn_output.weight"),
+    _weight("post_attention_norm", "attn_post_norm"),
     Step("ffn_inp", Site.INPUT, ("ffn_norm",), ("ffn_inp",), decided_by=_NO_WEIGHT),
     _weight("ffn_norm", "ffn_norm"),
     _weight("ffn_gate", "ffn_gate", product=True),
@@ -96,6 +97,7 @@ STEPS: tuple[Step, ...] = (
     ),
     _weight("ffn_sub_norm", "ffn_sub_norm"),
     Step("ffn_out", Site.OUTPUT, ("ffn_down",), ("ffn_out", "ffn_down"), _PRODUCT, None, "ffn_down.weight"),
+    _weight("post_ffw_norm", "ffn_post_norm"),
     Step("l_out", Site.BLOCK, ("attn_norm",), ("l_out",), decided_by=_NO_WEIGHT),
     Step(
         "result_norm",

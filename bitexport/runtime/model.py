@@ -17,18 +17,28 @@ if TYPE_CHECKING:
 def model_class() -> type[Llama]:
     """A subclass of ``llama_cpp.Llama``, made once our libraries are bound.
 
-    It refuses to compute in a forked child, which lacks ggml's threads and would wait for them forever. It
-    refuses log-probabilities of an echoed prompt, which llama-cpp-python assigns to the wrong tokens.
+    It refuses to compute in a forked child, which lacks ggml's threads and would wait for them forever;
+    log-probabilities of an echoed prompt, which llama-cpp-python assigns to the wrong tokens; and text from a
+    model that was loaded for embeddings.
     """
 
     class Model(bind().Llama):  # type: ignore[misc]
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             self._owner = Owner("this model")
+            self._for_embeddings = bool(kwargs.get("embedding"))
             super().__init__(*args, **kwargs)
 
         def eval(self, tokens: Any) -> None:
             self._owner.check()
             super().eval(tokens)
+
+        def generate(self, *args: Any, **kwargs: Any) -> Any:
+            if self._for_embeddings:  # a context that pools has no logits
+                raise UsageError(
+                    f"{self.model_path} was loaded for embeddings; to generate text, load it without "
+                    "embedding=True"
+                )
+            return super().generate(*args, **kwargs)
 
         def create_embedding(self, *args: Any, **kwargs: Any) -> Any:
             self._owner.check()

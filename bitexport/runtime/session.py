@@ -6,7 +6,7 @@ import ctypes
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,9 @@ from bitexport.runtime.loading import checked_file, load_error
 from bitexport.runtime.processes import Owner
 from bitexport.runtime.threads import ThreadPool, default_threads
 from bitexport.runtime.trace import Tracer
+
+#: The class of a session, for subclasses.
+Opened = TypeVar("Opened", bound="Session")
 
 _F32 = 0  # ggml's type number
 _MAX_BATCH = 512
@@ -85,7 +88,7 @@ class Session:
         if not self._model:
             raise load_error(self.path, "libllama gave no reason")
 
-    def _open_context(self, n_ctx: int, n_threads: int, exact: bool, sequences: int = 1) -> None:
+    def _context_params(self, n_ctx: int, n_threads: int, exact: bool, sequences: int) -> Any:
         params = self._api.llama_context_default_params()
         params.n_ctx = n_ctx * sequences
         params.n_seq_max = sequences
@@ -96,6 +99,10 @@ class Session:
             params.flash_attn_type = self._api.LLAMA_FLASH_ATTN_TYPE_DISABLED
         if self._tracer is not None:
             params.cb_eval = self._tracer.callback
+        return params
+
+    def _open_context(self, n_ctx: int, n_threads: int, exact: bool, sequences: int = 1) -> None:
+        params = self._context_params(n_ctx, n_threads, exact, sequences)
         self._context = self._api.llama_init_from_model(self._model, params)
         if not self._context:
             reason = log.reason("libllama gave no reason")
@@ -129,7 +136,7 @@ class Session:
         # the previous pool is needed until this one is used for the first time; see ThreadPool.end
         self._pools.append(ThreadPool(self._context, n_threads))
 
-    def __enter__(self) -> Session:
+    def __enter__(self: Opened) -> Opened:
         return self
 
     def __exit__(
@@ -287,15 +294,18 @@ class Session:
                 batch.n_seq_id[index] = 1
                 batch.seq_id[index][0] = index if together else 0
                 batch.logits[index] = every_position or index == count - 1
-            log.clear()
-            code = self._api.llama_decode(self._context, batch)
+            self._decode_batch(batch)
         finally:
             self._api.llama_batch_free(batch)
+        self._used += 1 if together else count
+
+    def _decode_batch(self, batch: Any) -> None:
+        log.clear()
+        code = self._api.llama_decode(self._context, batch)
         if code != 0:
             raise GGUFError(
                 f"{self.path}: llama_decode failed with code {code}: {log.reason('no reason given')}"
             )
-        self._used += 1 if together else count
         while len(self._pools) > 1:
             self._pools.pop(0).end()
 

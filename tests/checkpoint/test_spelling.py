@@ -108,3 +108,15 @@ def test_pytorch_loads_them_for_parity(tmp_path: Path, checkpoint_of: Callable[.
     folder = save_checkpoint(tiny_model(), tmp_path / "c", "master", rename=rename)
     expected = load_reference(checkpoint_of()).logits([0, 5, 7])
     np.testing.assert_array_equal(load_reference(folder).logits([0, 5, 7]), expected)
+
+
+def test_a_model_saved_without_its_head_gets_the_prefix() -> None:
+    names = ["embed_tokens.weight", "norm.weight", "layers.1.self_attn.q_proj.norm.weight", "lm_head.weight"]
+    expected = [
+        "model.embed_tokens.weight",
+        "model.norm.weight",
+        "model.layers.1.self_attn.q_proj.rms_norm.weight",
+        "lm_head.weight",
+    ]
+    assert list(respell(dict.fromkeys(names, 0))) == expected
+    assert list(respell({"model.norm.weight": 0, "norm.weight": 0})) == ["model.norm.weight", "norm.weight"]

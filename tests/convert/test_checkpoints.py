@@ -152,3 +152,10 @@ def test_master_weights_that_are_ternary_already(tmp_path: Path, checkpoint_of: 
     assert "'blk.0.ffn_up.weight' has a = 0.25" in warning
     assert "its scale would shrink to 50.0% of that" in warning
     assert np.abs(values(read_gguf(tmp_path / "x.gguf"), "blk.0.ffn_up.weight")).max() == 0.25
+
+
+def test_a_bitnet_without_subln_is_announced(checkpoint_of: Callable[..., Path], tmp_path: Path) -> None:
+    checkpoint = checkpoint_of("master", architecture="bitnet without SubLN")
+    report = convert(checkpoint, tmp_path / "m.gguf", dry_run=True)
+    assert any("converted as a BitNet without SubLN" in warning for warning in report.warnings)
+    assert report.tensors == 2 + 2 * 9

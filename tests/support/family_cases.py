@@ -46,6 +46,28 @@ ALPHA = {
     },
 }
 
+#: A window shorter than the prompt, and a scale that does not follow from head_dim.
+GEMMA3 = {
+    "head_dim": 64,
+    "sliding_window": 6,
+    "layer_types": ["sliding_attention", "full_attention"],
+    "query_pre_attn_scalar": 48,
+    "final_logit_softcapping": 30.0,
+    "rope_parameters": {
+        "full_attention": {"rope_type": "linear", "factor": 2.0, "rope_theta": 30000.0},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 500.0},
+    },
+}
+#: As written by transformers 4 for Google's first files.
+OLD_GEMMA3 = {
+    "rope_parameters": None,
+    "layer_types": None,
+    "final_logit_softcapping": None,
+    "rope_theta": 30000.0,
+    "rope_local_base_freq": 500.0,
+    "sliding_window_pattern": 2,
+}
+
 
 def sequential(name: str) -> str:
     """The spelling of projects that put a Sequential of norm and linear layer in place of the linear one."""
@@ -86,6 +108,7 @@ ONEBITLLM = Case(
 CASES = {
     "2B4T": Case("bitnet", tied=False),
     "2B4T with a bias": Case("bitnet", model={"attention_bias": True}),
+    "BitNet without SubLN": Case("bitnet without SubLN", packing="packed-multiply"),
     "2B4T with use_rms_norm": Case("bitnet", model=INPUT_NORMS, quantization=USE_RMS_NORM),
     "1bitLLM": ONEBITLLM,
     "1bitLLM 3B": replace(ONEBITLLM, shape=SMALL_3B),
@@ -119,6 +142,12 @@ CASES = {
             **USE_RMS_NORM,
             "modules_to_not_convert": ["layers.0.mlp.up_proj", "o_proj", "lm_head"],
         },
+    ),
+    "Gemma 3 with use_rms_norm": Case(
+        "gemma3", "gemma3", model={**GEMMA3, **INPUT_NORMS}, quantization=USE_RMS_NORM
+    ),
+    "Gemma 3 student": Case(
+        "gemma3-student", "gemma3", "packed-multiply", WIDE_HEADS, model=GEMMA3, config=OLD_GEMMA3
     ),
     "HunYuan student": Case("hunyuan-student", model={"head_dim": 64}, config=ALPHA),
     "HunYuan student, packed": Case(

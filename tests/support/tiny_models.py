@@ -29,6 +29,7 @@ from tokenizers import (
 )
 from transformers import (
     BitNetForCausalLM,
+    Gemma3ForCausalLM,
     HunYuanDenseV1ForCausalLM,
     LlamaForCausalLM,
     PreTrainedModel,
@@ -37,7 +38,7 @@ from transformers import (
 )
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from bitexport.reference.norms import with_sub_norms
+from bitexport.reference.norms import with_sub_norms, without_sub_norms
 from bitexport.tokenizer.pre_tokenizer import LLAMA3_SPLIT, QWEN2_SPLIT
 
 PACKINGS = ("master", "packed-multiply", "packed-divide")
@@ -45,6 +46,9 @@ PACKINGS = ("master", "packed-multiply", "packed-divide")
 #: The class of transformers for each ``architecture``; "-student" adds SubLN.
 MODEL_CLASSES = {
     "bitnet": BitNetForCausalLM,
+    "bitnet without SubLN": BitNetForCausalLM,
+    "gemma3": Gemma3ForCausalLM,
+    "gemma3-student": Gemma3ForCausalLM,
     "llama": LlamaForCausalLM,
     "llama-student": LlamaForCausalLM,
     "1bitllm": LlamaForCausalLM,
@@ -218,6 +222,8 @@ def tiny_model(
     model_class = MODEL_CLASSES[architecture]
     if architecture.endswith("-student") or architecture == "1bitllm":
         model_class = with_sub_norms(model_class)
+    if architecture == "bitnet without SubLN":
+        model_class = without_sub_norms(model_class)
     model: PreTrainedModel = model_class(model_class.config_class(**{**common, **config}))
     if input_norms:
         for module in model.model.layers.modules():

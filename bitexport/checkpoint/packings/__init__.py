@@ -1,7 +1,8 @@
 """The packings: the ways in which checkpoints store ternary tensors that bitexport reads.
 
 The packing of a checkpoint follows from ``quantization_config``, never from magnitudes. Without one, the
-weights are ternary by the definition of their architecture, or they must be pre-dequantized.
+weights are ternary by the definition of their architecture or of their layers, or they must be
+pre-dequantized.
 Adding a packing: one new file here, one line in :data:`PACKINGS`.
 """
 
@@ -66,6 +67,10 @@ ONLINE: Mapping[str, Any] = MappingProxyType(
 #: The quantization_config of architectures that are ternary by definition, for when config.json has none.
 TERNARY_BY_DEFINITION: Mapping[str, Mapping[str, Any]] = MappingProxyType({"BitnetForCausalLM": ONLINE})
 
+#: The end of the names of norms in front of single linear layers. Only BitLinear layers have them, which hold
+#: master weights if there is no quantization_config (Microsoft's embedding models).
+INPUT_NORM = "_proj.rms_norm.weight"
+
 
 def quantization_config(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """The ``quantization_config`` of config.json or of the architecture; None if there is neither.
@@ -102,6 +107,8 @@ def packing_of(checkpoint: Checkpoint) -> Packing:
         UnsupportedError: its quantization is not one of :data:`PACKINGS`.
     """
     config = quantization_config(checkpoint.config)
+    if config is None and any(name.endswith(INPUT_NORM) for name in checkpoint.tensors):
+        config = ONLINE
     if config is None:
         return PACKINGS[None]
     if config["quant_method"] == "mlx":

@@ -125,6 +125,12 @@ llama_model_bitnet_b158::graph::graph(const llama_model_bitnet_b158 & model, con
     cb(cur, "result_norm", -1);
     res->t_embd = cur;
 
+    if (cparams.embeddings && pooling_type != LLAMA_POOLING_TYPE_NONE) {
+        // Logits of a context that pools embeddings would be computed for nothing.
+        ggml_build_forward_expand(gf, cur);
+        return;
+    }
+
     cur = build_lora_mm(model.output, cur);
     cb(cur, "result_output", -1);
     res->t_logits = cur;

@@ -1,6 +1,7 @@
 // The graph "bitnet-b1.58": a ternary decoder with SubLN, as Microsoft's I2_S files name it.
 #pragma once
 
+#include "input_norms.h"
 #include "models/models.h"
 
 #include <vector>
@@ -16,17 +17,6 @@
 // Optional without a key: X_norm_in, biases of linear layers, rope_freqs.
 struct llama_model_bitnet_b158 : public llama_model_base {
     enum class qk_norm_at { nowhere, before_rope, after_rope };
-
-    // Norms of one layer in front of single linear layers; null where there is none.
-    struct input_norms {
-        ggml_tensor * q    = nullptr;
-        ggml_tensor * k    = nullptr;
-        ggml_tensor * v    = nullptr;
-        ggml_tensor * out  = nullptr;
-        ggml_tensor * gate = nullptr;
-        ggml_tensor * up   = nullptr;
-        ggml_tensor * down = nullptr;
-    };
 
     bool                     silu        = false;
     bool                     sub_norm    = true;

@@ -133,7 +133,8 @@ def test_a_good_file(
     assert layers.first is None
     assert layers.unnamed == []
     sub_norms = {"attn_sub_norm", "ffn_sub_norm"}
-    assert set(layers.absent) == {"q_norm", "k_norm"} | (sub_norms if architecture == "llama" else set())
+    gemma = {"q_norm", "k_norm", "attn_post_norm", "ffn_post_norm"}
+    assert set(layers.absent) == gemma | (sub_norms if architecture == "llama" else set())
     assert "no step diverges" in layers.describe()
     # float error is below a tenth of the tolerance
     inside = [step for step in layers.steps if step.name not in ("embd", "result_output")]
