@@ -47,19 +47,26 @@ _PROJECTIONS = {"gate": ("gate_proj", "w1"), "up": ("up_proj", "w3"), "down": ("
 Names = Callable[[str], str | None]
 
 
-def load_any(checkpoint: Checkpoint, architecture: str | None) -> tuple[Any, Names]:
+def load_any(
+    checkpoint: Checkpoint,
+    architecture: str | None,
+    model_class: Any = None,
+    names: Names | None = None,
+) -> tuple[Any, Names]:
     """The model in float32 with eager attention, and the function from a tensor's name to its GGUF name.
 
     Args:
         checkpoint: the checkpoint.
         architecture: the GGUF architecture; None to derive it from ``model_type``.
+        model_class: the class; None for transformers' own of the architecture in config.json.
+        names: the function from a tensor's name to its GGUF name; None for the one of the ``gguf`` package.
 
     Raises:
         UnsupportedError: transformers or the gguf package has no such architecture, or the layout of its
             experts is not known.
         CheckpointError: the tensors are not those of the class.
     """
-    model_class = _model_class(checkpoint)
+    model_class = model_class or _model_class(checkpoint)
     delivered = deliver(checkpoint)
     try:
         config = model_class.config_class.from_pretrained(checkpoint.path, local_files_only=True)
@@ -78,7 +85,7 @@ def load_any(checkpoint: Checkpoint, architecture: str | None) -> tuple[Any, Nam
             f"{model_class.__name__}: {error}; see `bitexport inspect` on that folder"
         ) from error
     check_tensors(checkpoint.path, model, info)
-    names = gguf_names(architecture or _architecture(config), int(config.num_hidden_layers))
+    names = names or gguf_names(architecture or _architecture(config), int(config.num_hidden_layers))
     _make_ternary(model, delivered, names)
     return model, names
 

@@ -46,19 +46,21 @@ def deliver(checkpoint: Checkpoint) -> Delivered:
     """
     packing = packing_of(checkpoint)
     found = Delivered(grid=trained_grid(checkpoint))
-    partners: set[str] = set()
-    for name, info in checkpoint.tensors.items():
-        if not _may_be_ternary(checkpoint, name):
+    consumed: set[str] = set()
+    for name in _weight_names(checkpoint, packing):
+        if packing.holds(checkpoint, name):
+            values = packing.unpack(checkpoint, name).dequantize()
+        elif _may_be_ternary(checkpoint, name):
+            values = ternary_values(checkpoint, packing, name)
+        else:
             continue
-        values = ternary_values(checkpoint, packing, name)
         if values is not None:
             found.state[name] = torch.from_numpy(values)
-            found.ternary.add(name)
-            partners.update(packing.partners(name))
-        elif info.dtype == "U8":
-            packing.unpack(checkpoint, name)  # says what is wrong
+            if _IN_A_BLOCK.search(name):
+                found.ternary.add(name)
+            consumed.update((packing.stored_name(name), *packing.partners(name)))
     for name in checkpoint.tensors:
-        if name not in found.state and name not in partners:
+        if name not in found.state and name not in consumed:
             found.state[name] = torch.from_numpy(np.array(checkpoint.read(name), dtype=np.float32))
     for name in found.ternary:
         bias = name.removesuffix("weight") + "bias"
@@ -74,8 +76,17 @@ def has_ternary(checkpoint: Checkpoint) -> bool:
 
 
 def trained_grid(checkpoint: Checkpoint) -> Grid:
-    """How the inputs of ternary layers were rounded in training: not at all without a quantization_config."""
-    return Grid.FLOAT if quantization_config(checkpoint.config) is None else Grid.TOKEN
+    """How the inputs of ternary layers were rounded in training: only BitNet's layers round them."""
+    quantization = quantization_config(checkpoint.config)
+    bitnet = quantization is not None and quantization.get("quant_method") == "bitnet"
+    return Grid.TOKEN if bitnet else Grid.FLOAT
+
+
+def _weight_names(checkpoint: Checkpoint, packing: Packing) -> Iterator[str]:
+    """The names of the weights, under which a packing may store other tensors."""
+    ending = packing.stored_name(".weight").removeprefix(".weight")
+    for name in checkpoint.tensors:
+        yield name.removesuffix(ending) if ending and name.endswith(f".weight{ending}") else name
 
 
 def ternary_values(checkpoint: Checkpoint, packing: Packing, name: str) -> Any:

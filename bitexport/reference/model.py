@@ -23,6 +23,9 @@ from transformers.utils import logging as transformers_logging
 
 from bitexport.checkpoint import Checkpoint, open_checkpoint
 from bitexport.checkpoint.packings import ONLINE, packing_of, quantization_config
+from bitexport.checkpoint.packings.master import MasterWeights
+from bitexport.checkpoint.packings.pre_dequantized import PreDequantized
+from bitexport.checkpoint.packings.two_bit import TwoBit
 from bitexport.checkpoint.shards import read_json, stored_as_safetensors
 from bitexport.errors import CheckpointError, TokenizerError, UnsupportedError, UsageError
 from bitexport.families import Family, Part, check_runs, family_of, has_family
@@ -233,8 +236,10 @@ def load_reference(path: str | os.PathLike[str], architecture: str | None = None
     with quiet(), eager():
         if isinstance(family, UnsupportedError):
             model, names = _load_upstream(checkpoint, architecture, family)
-        else:
+        elif transformers_reads(checkpoint):
             model, names = _load_by_family(checkpoint, family), family.gguf_name
+        else:
+            model, names = _load_unpacked(checkpoint, family), family.gguf_name
         tokenizer = load_tokenizer(checkpoint.path)
     known = None if isinstance(family, UnsupportedError) else family
     return Reference(checkpoint.path, model.eval(), known, tokenizer, names)
@@ -265,6 +270,48 @@ def _load_upstream(
             # what a graph of ours lacks says more: llama.cpp has no SubLN at all
             raise by_hand from None
         raise
+
+
+def transformers_reads(checkpoint: Checkpoint) -> bool:
+    """Whether transformers' BitNet layers can load the weights as they are stored.
+
+    They know floats, and packed bytes with one scale; not the packings of other libraries.
+    """
+    packing = packing_of(checkpoint)
+    if isinstance(packing, (MasterWeights, PreDequantized)):
+        return True
+    weights = [
+        name
+        for name in checkpoint.tensors
+        if f"{name.removesuffix('.weight')}.weight_scale" in checkpoint.tensors
+    ]
+    return isinstance(packing, TwoBit) and all(
+        checkpoint.info(name).dtype == "U8" and packing.scales(checkpoint, name).group is None
+        for name in weights
+    )
+
+
+def _load_unpacked(checkpoint: Checkpoint, family: Family) -> Any:
+    """The model with weights that our packings unpacked.
+
+    Raises:
+        UnsupportedError: it has norms that transformers' class lacks.
+    """
+    parts = family.parts(checkpoint.config, checkpoint.tensors)
+    if Part.INPUT_NORMS in parts:
+        raise UnsupportedError(
+            f"{packing_of(checkpoint).name} weights with a norm in front of each linear layer have no "
+            "PyTorch side here; compare a checkpoint of the same model with master weights"
+        )
+    model_class = getattr(transformers, family.model_class)
+    if Part.SUB_NORMS in parts and model_class is not transformers.BitNetForCausalLM:
+        model_class = with_sub_norms(model_class)
+    if Part.SUB_NORMS not in parts and model_class is transformers.BitNetForCausalLM:
+        model_class = without_sub_norms(model_class)
+    model, _ = load_any(checkpoint, None, model_class, family.gguf_name)
+    if family.qk_norm_after_rope:
+        mark_heads_first(model)
+    return model
 
 
 def _load_by_family(checkpoint: Checkpoint, family: Family) -> Any:
