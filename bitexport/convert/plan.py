@@ -15,6 +15,7 @@ from bitexport.checkpoint.packings import (
     packing_of,
     quantization_config,
 )
+from bitexport.checkpoint.packings.mlx_affine import without_config
 from bitexport.checkpoint.packings.packed_multiply import PackedMultiply
 from bitexport.checkpoint.reader import FLOAT_DTYPES, Checkpoint
 from bitexport.checkpoint.safetensors import TensorInfo
@@ -202,6 +203,8 @@ def _planned(
 
 def _not_float(claim: Claim, info: TensorInfo) -> CheckpointError:
     """The error to raise for a tensor that is to stay float but is not one."""
+    if info.dtype == "U32":
+        return without_config(info.name)
     if claim.role is Role.TERNARY and info.dtype == "U8":
         return CheckpointError(
             f"tensor '{info.name}' has dtype U8, so it is packed, but modules_to_not_convert in "

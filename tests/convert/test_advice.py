@@ -69,7 +69,35 @@ class Case:
     restore: str = ""
 
 
+def unpacked(found: dict[str, torch.Tensor]) -> None:
+    """As transformers saves a packed checkpoint again: the trits as floats, beside their scales."""
+    for name in found:
+        if name.endswith("_proj.weight"):
+            codes = torch.cat([(found[name] >> (2 * k)) & 3 for k in range(4)])
+            found[name] = codes.float() - 1
+
+
+def both(first: Change, second: Change) -> Change:
+    def change(folder: Path) -> None:
+        first(folder)
+        second(folder)
+
+    return change
+
+
 CASES = {
+    "trits beside scales, no config": Case(
+        "packed-multiply",
+        both(tensors(unpacked), NO_CONFIG),
+        'has a weight_scale, .*expected one with quant_method bitnet: .*"autobitlinear" if it multiplies',
+        quantization(quant_method="bitnet", linear_class="autobitlinear"),
+    ),
+    "trits beside scales, config of master weights": Case(
+        "packed-multiply",
+        both(tensors(unpacked), quantization(quantization_mode="online")),
+        "has a weight_scale, .*says online; .*: set quantization_mode to offline",
+        quantization(quantization_mode="offline"),
+    ),
     "packed, no config, multiplies": Case(
         "packed-multiply",
         NO_CONFIG,

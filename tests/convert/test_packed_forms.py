@@ -287,6 +287,10 @@ def test_mlx(tied: bool, tmp_path: Path, checkpoint_of: Checkpoints) -> None:
     floats = resaved(floats, tmp_path / "ternary", ternary)
     packed = resaved(floats, tmp_path / "p", packed_by(mlx_affine, 128, EMBEDDING, HEAD))
     source = edited(packed, tmp_path / "c", lambda c: c.update(quantization={"group_size": 128, "bits": 2}))
+    # its config.json without the entry is an error that says what to copy
+    why = r'dtype U32, as MLX.*"quantization", such as \{"group_size": 128, "bits": 2\}'
+    with pytest.raises(CheckpointError, match=why):
+        convert(packed, tmp_path / "x.gguf", embed_type="f16")
     report = convert(source, tmp_path / "x.gguf", embed_type="f16", strict=True)
     assert report.ternary_tensors == (7 if tied else 8)
     convert(floats, tmp_path / "y.gguf", embed_type="f16")

@@ -69,6 +69,11 @@ class FloatWeights:
         return np.float32(1)
 
 
+def has_scale(checkpoint: Checkpoint, weight_name: str) -> bool:
+    """Whether a weight has a ``weight_scale``, so that its values alone are not those of the weight."""
+    return weight_name.removesuffix(".weight") + ".weight_scale" in checkpoint.tensors
+
+
 def first_rows(checkpoint: Checkpoint, name: str) -> npt.NDArray[np.float32] | None:
     """The first rows of a float matrix, about :data:`CHUNK` elements; None if it has none."""
     shape = checkpoint.info(name).shape

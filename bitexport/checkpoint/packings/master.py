@@ -24,6 +24,7 @@ from bitexport.checkpoint.packings.float_ternary import (
     FloatWeights,
     already_ternary,
     find_scales,
+    has_scale,
 )
 from bitexport.checkpoint.reader import FLOAT_DTYPES, Checkpoint
 from bitexport.errors import CheckpointError
@@ -43,10 +44,18 @@ class MasterWeights(FloatWeights):
     def check(self, checkpoint: Checkpoint, weight_name: str) -> None:
         """The weight must be a float tensor."""
         dtype = checkpoint.info(weight_name).dtype
-        if dtype not in FLOAT_DTYPES and "quantization_config" not in checkpoint.config:
+        packed = dtype not in FLOAT_DTYPES or has_scale(checkpoint, weight_name)
+        if packed and "quantization_config" not in checkpoint.config:
+            what = "a weight_scale" if has_scale(checkpoint, weight_name) else f"dtype {dtype}"
             raise CheckpointError(
-                f"tensor '{weight_name}' has dtype {dtype}, but without a quantization_config this "
+                f"tensor '{weight_name}' has {what}, but without a quantization_config this "
                 f"architecture has master weights; {PACKED_CONFIG}"
+            )
+        if dtype in FLOAT_DTYPES and packed:
+            raise CheckpointError(
+                f"tensor '{weight_name}' has a weight_scale, as packed weights and trits do, but "
+                "quantization_config says online; expected master weights without one: set quantization_mode "
+                "to offline"
             )
         if dtype not in FLOAT_DTYPES:
             raise CheckpointError(

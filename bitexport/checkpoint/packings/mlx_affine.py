@@ -116,3 +116,12 @@ def _not_ternary(name: str, why: str) -> UnsupportedError:
         f"tensor '{name}' is 2-bit affine, not ternary: {why}; expected biases that are minus the scales, "
         "and codes 0, 1 and 2: convert the float checkpoint of this model instead"
     )
+
+
+def without_config(name: str) -> CheckpointError:
+    """The error to raise for a tensor of MLX's form when config.json does not describe it."""
+    return CheckpointError(
+        f"tensor '{name}' has dtype U32, as MLX's weights do, but config.json does not describe them; "
+        'expected an entry "quantization", such as {"group_size": 128, "bits": 2} for groups of 128 columns: '
+        "copy it from the model's original config.json"
+    )

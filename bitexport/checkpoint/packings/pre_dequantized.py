@@ -12,8 +12,10 @@ from bitexport.checkpoint.packings.float_ternary import (
     FloatWeights,
     already_ternary,
     find_scales,
+    has_scale,
     rules_out_ternary,
 )
+from bitexport.checkpoint.packings.mlx_affine import without_config
 from bitexport.checkpoint.reader import FLOAT_DTYPES, Checkpoint
 from bitexport.errors import CheckpointError
 from bitexport.ternary import AnyTernary
@@ -32,6 +34,13 @@ class PreDequantized(FloatWeights):
     def check(self, checkpoint: Checkpoint, weight_name: str) -> None:
         """The weight must be a float tensor whose first rows are ternary."""
         info = checkpoint.info(weight_name)
+        if info.dtype == "U32":
+            raise without_config(weight_name)
+        if has_scale(checkpoint, weight_name):
+            raise CheckpointError(
+                f"tensor '{weight_name}' has a weight_scale, but config.json has no quantization_config that "
+                f"says how to apply it; {PACKED_CONFIG}"
+            )
         if info.dtype not in FLOAT_DTYPES:
             raise CheckpointError(
                 f"tensor '{weight_name}' has dtype {info.dtype}, but config.json has no quantization_config "
