@@ -17,7 +17,7 @@ from bitexport.convert.from_gguf import check_another_file, plan_gguf
 from bitexport.convert.from_upstream import plan_upstream
 from bitexport.convert.report import ConvertReport, make_report
 from bitexport.convert.source import Source
-from bitexport.errors import UnsupportedError, UsageError
+from bitexport.errors import NativeLibraryError, UnsupportedError, UsageError
 from bitexport.families import check_runs, has_family
 from bitexport.gguf.reader import is_gguf_path, read_gguf
 from bitexport.gguf.types import F16, F32
@@ -104,12 +104,17 @@ def _plan(
     try:
         check_runs(checkpoint.config, checkpoint.tensors)
     except UnsupportedError as error:
-        if not is_upstream(checkpoint.config):
-            raise
         by_hand = error
     else:
         return plan_checkpoint(checkpoint, *options, all_float=all_float, progress=progress)
     known = has_family(checkpoint.config)
+    try:
+        if not is_upstream(checkpoint.config):
+            raise by_hand
+    except NativeLibraryError as error:
+        if known:
+            raise by_hand from None
+        raise NativeLibraryError(f"{by_hand}; or {error}") from error
     try:
         return plan_upstream(checkpoint, *options, all_float=all_float, progress=progress)
     except UnsupportedError:

@@ -28,6 +28,7 @@ from bitexport.progress import Progress, ignore
 from bitexport.ternary import AnyTernary, GroupedTernary, TernaryTensor
 from bitexport.tokenizer.vocabulary import Vocabulary, read_vocabulary
 from bitexport.upstream import Recipe, RecipeTensor, read_recipe
+from bitexport.upstream.sources import source_tensors
 
 MODEL_KEY, PRE_KEY = "tokenizer.ggml.model", "tokenizer.ggml.pre"
 
@@ -52,6 +53,8 @@ def plan_upstream(
             :func:`~bitexport.convert.upstream_plan.make_upstream_plan` and
             :func:`~bitexport.tokenizer.vocabulary.read_vocabulary`.
     """
+    # before anything that takes long
+    source_tensors(checkpoint)
     recipe = read_recipe(checkpoint)
     plan = make_upstream_plan(checkpoint, recipe, type, embed_type, all_float=all_float, progress=progress)
     return UpstreamSource(plan, *_vocabulary(checkpoint, recipe, pre_tokenizer))

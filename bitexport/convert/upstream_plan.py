@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -114,6 +114,7 @@ def make_upstream_plan(
             planned.append(_planned(checkpoint, packing, tensor, ternary, types, warnings))
             done += planned[-1].source_bytes
     tensors = tuple(planned)
+    warnings.extend(_rearranged_warning(tensors, ternary))
     warnings.extend(straddling_warnings(tensor.spec for tensor in tensors))
     warnings.extend(f"llama.cpp's converter says: {note}" for note in recipe.notes)
     return UpstreamPlan(
@@ -325,16 +326,23 @@ def _planned(
             for name in tensor.sources
         ]
         kind = max(floats, key=lambda each: each.nbytes((each.block,)) / each.block)
-    if from_ternary and tensor.rows is None:
-        warnings.append(
-            f"tensor '{tensor.name}': llama.cpp calculates with the values of '{from_ternary[0]}', which is "
-            f"ternary, so it is written as {kind.name}"
-        )
     check_fits(tensor.name, tensor.shape, kind, embedding=not tensor.linear and not is_ternary)
     partners = [partner for name in from_ternary for partner in packing.partners(name)]
     source_bytes = sum(checkpoint.info(name).nbytes for name in (*tensor.sources, *partners))
     spec = TensorSpec(tensor.name, tensor.shape, kind)
     return PlannedTensor(tensor, spec, is_ternary, source_bytes, scales)
+
+
+def _rearranged_warning(tensors: Sequence[PlannedTensor[RecipeTensor]], ternary: set[str]) -> list[str]:
+    """A warning if llama.cpp does with the values of ternary weights what trits in rows cannot follow."""
+    found = [t for t in tensors if not t.ternary and ternary.intersection(t.origin.sources)]
+    if not found:
+        return []
+    source = next(name for name in found[0].origin.sources if name in ternary)
+    return [
+        f"{len(found)} tensors are written as {found[0].spec.type.name}, because llama.cpp transposes or "
+        f"calculates with ternary weights for them: '{found[0].spec.name}' from '{source}', for example"
+    ]
 
 
 def _scales(checkpoint: Checkpoint, packing: Packing, tensor: RecipeTensor) -> Scales:

@@ -74,6 +74,8 @@ class Extraction:
         self.sources = source_tensors(checkpoint)
         #: why the converter could not convert the tokenizer
         self.no_vocabulary: str | None = None
+        #: the tensors whose values the converter asked for, to write them as metadata, for example
+        self.asked: set[str] = set()
         #: the tensors that the converter does not even look at
         self.filtered: list[str] = []
         #: the weights that are quantized if they are master weights: those of linear layers
@@ -113,8 +115,12 @@ class Extraction:
     def patched(self, chosen: Any, hparams: dict[str, Any]) -> Iterator[None]:
         """Let a converter see our tensors, never run remote code, never quantize, and survive a tokenizer."""
 
+        def asked(source: SourceTensor) -> Any:
+            self.asked.add(source.name)
+            return self.real(source)
+
         def to_eager(cls: Any, value: Any) -> Any:  # noqa: ARG001
-            return evaluate(value, self.real)
+            return evaluate(value, asked)
 
         with contextlib.ExitStack() as stack:
             for owner, name, value in (
@@ -188,7 +194,8 @@ class Extraction:
                 tensors.append(entry)
                 arrays |= {f"{number}.{part}": array for part, array in found.items()}
         taken = {name for leaves in used.values() for name in leaves}
-        left_out = [name for name in self.sources if name not in taken and name not in self.filtered]
+        taken |= self.asked | set(self.filtered)
+        left_out = [name for name in self.sources if name not in taken]
         described, data = _metadata(model.gguf_writer)
         described |= {
             "class_name": chosen.__name__,

@@ -41,13 +41,20 @@ def read_recipe(checkpoint: Checkpoint) -> Recipe:
         done = subprocess.run(
             command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
         )
-        if not (folder / DESCRIPTION).is_file():
-            raise _error(folder, done.stderr)
+        return take_recipe(folder, done.stderr)
+
+
+def take_recipe(folder: Path, output: str = "") -> Recipe:
+    """The recipe that the program wrote.
+
+    Args:
+        output: what it printed, for when it was killed.
+
+    Raises:
+        BitexportError: there is none, see :func:`read_recipe`.
+    """
+    if (folder / DESCRIPTION).is_file():
         return load_recipe(folder)
-
-
-def _error(folder: Path, output: str) -> BitexportError:
-    """The error that ended the program."""
     try:
         found = json.loads((folder / "error.json").read_text(encoding="utf-8"))
     except OSError:
@@ -55,14 +62,14 @@ def _error(folder: Path, output: str) -> BitexportError:
         found = {"class": "Refused", "message": lines[-1].strip() if lines else "it ended without a message"}
     kind, message = found["class"], found["message"]
     if kind == "ImportError":
-        return UnsupportedError(
+        raise UnsupportedError(
             "this architecture is converted with llama.cpp's own converter, which needs the package "
             f"{message}: {EXTRA}"
         )
     known = getattr(errors, kind, None)
     if isinstance(known, type) and issubclass(known, BitexportError):
-        return known(message)
-    return UnsupportedError(
+        raise known(message)
+    raise UnsupportedError(
         f"llama.cpp's converter for this architecture refuses the checkpoint ({message}); expected the "
         "config.json and the tensors of that architecture as transformers saves them"
     )

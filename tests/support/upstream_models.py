@@ -7,6 +7,7 @@ layers are then made ternary. Every value is a float16 number, so that no type o
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -34,6 +35,13 @@ COMMON = {
     "pad_token_id": 2,
 }
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 256}
+DEEPSEEK = {
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 256,
+    "n_shared_experts": 1,
+    "first_k_dense_replace": 1,
+}
 LINEAR_ATTENTION = {
     "head_dim": 64,
     "linear_num_key_heads": 2,
@@ -74,6 +82,7 @@ class Model:
         without: entries of :data:`COMMON` that the configuration has not.
         architecture: its name in config.json, if it is another one.
         saved: entries of config.json that the class does not know; None removes one.
+        group: how many neighbouring weights of a row share a scale; None if the whole tensor does.
         keep: a regular expression for further tensors that stay float.
         rename: changes a tensor's name on saving; None drops the tensor.
     """
@@ -84,6 +93,7 @@ class Model:
     without: tuple[str, ...] = ()
     architecture: str | None = None
     saved: Mapping[str, Any] = field(default_factory=dict)
+    group: int | None = None
     keep: str | None = None
     rename: Callable[[str], str | None] = str
 
@@ -99,6 +109,7 @@ MODELS = {
         "LlamaForCausalLM",
         "minicpm",
         architecture="MiniCPMForCausalLM",
+        group=128,
         saved={
             "model_type": "minicpm",
             "scale_emb": 12,
@@ -119,7 +130,7 @@ MODELS = {
         "qwen3next",
         {**EXPERTS, **LINEAR_ATTENTION, "shared_expert_intermediate_size": 256},
     ),
-    "Qwen3.5": Model("Qwen3_5ForCausalLM", "qwen35", LINEAR_ATTENTION),
+    "Qwen3.5": Model("Qwen3_5ForCausalLM", "qwen35", LINEAR_ATTENTION, group=64),
     "SmolLM3 (NoPE layers)": Model("SmolLM3ForCausalLM", "smollm3", {"no_rope_layers": [1, 0]}),
     "Phi-3, longrope": Model("Phi3ForCausalLM", "phi3", {"rope_parameters": LONGROPE}),
     "OLMo": Model("OlmoForCausalLM", "olmo"),
@@ -138,6 +149,42 @@ MODELS = {
         saved={"moe_topk": [2, 2], "moe_intermediate_size": [512, 512], "num_shared_expert": [1, 1]},
     ),
     "GLM-4": Model("Glm4ForCausalLM", "glm4", {"head_dim": 64}),
+    "GLM-4-MoE": Model(
+        "Glm4MoeForCausalLM",
+        "glm4moe",
+        {**DEEPSEEK, "head_dim": 64},
+    ),
+    "Mixtral": Model("MixtralForCausalLM", "llama", {"num_local_experts": 4}),
+    "DeepSeek-V2 (MLA)": Model(
+        "DeepseekV2ForCausalLM",
+        "deepseek2",
+        {
+            **DEEPSEEK,
+            "num_key_value_heads": 4,
+            "q_lora_rank": 128,
+            "kv_lora_rank": 128,
+            "qk_rope_head_dim": 32,
+            "qk_nope_head_dim": 32,
+            "v_head_dim": 32,
+        },
+    ),
+    "Apertus": Model("ApertusForCausalLM", "apertus", keep=r"\.act_fn\."),
+    "Falcon-H1": Model(
+        "FalconH1ForCausalLM",
+        "falcon-h1",
+        {
+            "head_dim": 64,
+            "mamba_d_ssm": 256,
+            "mamba_n_heads": 4,
+            "mamba_d_head": 64,
+            "mamba_d_state": 16,
+        },
+    ),
+    "Mamba-2": Model(
+        "Mamba2ForCausalLM",
+        "mamba2",
+        {"state_size": 16, "expand": 2, "num_heads": 8, "head_dim": 64, "n_groups": 1},
+    ),
     "Mamba": Model(
         "MambaForCausalLM",
         "mamba",
@@ -169,7 +216,7 @@ def made(name: str, folder: Path) -> tuple[Path, Path, set[str]]:
             continue
         if is_ternary(model, source, value):
             chosen.add(target)
-            saved[target] = random_ternary(tuple(value.shape), number)
+            saved[target] = random_ternary(tuple(value.shape), number, model.group)
         else:
             noise = torch.randn(value.shape) * 0.1 + (1 if "norm" in source else 0)
             saved[target] = (
@@ -193,12 +240,19 @@ def is_ternary(model: Model, name: str, value: torch.Tensor) -> bool:
     return value.ndim in (2, 3) and ".layers." in name and not re.search(never, name)
 
 
-def random_ternary(shape: tuple[int, ...], seed: int) -> torch.Tensor:
-    """Values -a, 0 and a of which every type of a GGUF file can hold a; a depends on the seed."""
+def random_ternary(shape: tuple[int, ...], seed: int, group: int | None) -> torch.Tensor:
+    """Values -a, 0 and a, with an a for each group of columns that float16 holds; others for another seed."""
     generator = np.random.default_rng(seed)
-    scale = np.float32(2.0 ** -(3 + seed % 3) * (1 + (seed % 7) / 8))
-    trits = generator.integers(-1, 2, shape)
-    return torch.from_numpy(trits.astype(np.float32) * scale)
+    trits = generator.integers(-1, 2, shape).astype(np.float32)
+    if group is None:
+        return torch.from_numpy(trits * scale_of(seed))
+    scales = [scale_of(int(each)) for each in generator.integers(0, 21, math.prod(shape) // group)]
+    return torch.from_numpy((trits.reshape(-1, group) * np.array(scales)[:, None]).reshape(shape))
+
+
+def scale_of(number: int) -> np.float32:
+    """One of 21 scales."""
+    return np.float32(2.0 ** -(3 + number % 3) * (1 + (number % 7) / 8))
 
 
 def as_master(folder: Path, keep: tuple[str, ...] = ("lm_head",)) -> None:

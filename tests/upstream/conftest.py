@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from bitexport.system.native_files import find_conversion_dir
 from bitexport.upstream.run import OFFLINE
 from tests.support.repository import REPOSITORY
 from tests.support.upstream_models import MODELS, made
+from tests.upstream.changed import CHANGED
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,20 @@ class Made:
     recipe: Path
     reference: Path
     ternary: set[str]
+
+
+@dataclass(frozen=True)
+class Changed:
+    """A changed checkpoint, and what the converter says about it."""
+
+    checkpoint: Path
+    recipe: Path
+
+
+@pytest.fixture(scope="session")
+def changed_models(upstream_models: dict[str, Made]) -> dict[str, Changed]:
+    root = next(iter(upstream_models.values())).recipe.parents[1]
+    return {name: Changed(root / name / "checkpoint", root / name / "recipe") for name in CHANGED}
 
 
 @pytest.fixture(scope="session")
@@ -44,6 +60,12 @@ def upstream_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Made]
                 "recipe": str(found[name].recipe),
             }
         )
+    for name, (base, change) in CHANGED.items():
+        checkpoint, recipe = root / name / "checkpoint", root / name / "recipe"
+        shutil.copytree(found[base].checkpoint, checkpoint)
+        change(checkpoint)
+        recipe.mkdir()
+        jobs.append({"ternary": str(checkpoint), "recipe": str(recipe)})
     (root / "jobs.json").write_text(json.dumps(jobs))
     source = find_conversion_dir()
     paths = os.pathsep.join(map(str, (source / "gguf-py", source, REPOSITORY)))

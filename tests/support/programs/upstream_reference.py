@@ -1,7 +1,8 @@
 """Convert float checkpoints to float32 GGUF files with llama.cpp's own converter, and extract recipes.
 
 Usage: upstream_reference.py JOBS.json, with llama.cpp's packages first on the path
-JOBS.json is a list of {"float": folder, "reference": file, "ternary": folder, "recipe": folder}
+JOBS.json is a list of {"float": folder, "reference": file, "ternary": folder, "recipe": folder}; float and
+reference may be missing
 
 One process for all models, because it imports PyTorch and transformers. First all conversions, by the
 converter as it is, except that it does not know the tests' tokenizers: it is told that their pre-tokenizer
@@ -55,6 +56,8 @@ def main() -> None:
     failed = {}
     with torch.inference_mode():
         for job in jobs:
+            if "float" not in job:
+                continue
             try:
                 convert(Path(job["float"]), Path(job["reference"]))
             except Exception as error:
