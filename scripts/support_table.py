@@ -17,6 +17,7 @@ from bitexport.checkpoint.packings import PACKINGS
 from bitexport.convert.choices import EMBED_TYPES
 from bitexport.families import FAMILIES
 from bitexport.gguf.packers import PACKERS, Packer
+from bitexport.upstream import TESTED
 
 ROOT = Path(__file__).resolve().parent.parent
 #: The page that contains the tables, between the two markers.
@@ -48,6 +49,17 @@ def families() -> str:
             )
             for family in FAMILIES
         ),
+    )
+
+
+def upstream() -> str:
+    """Any other architecture: what llama.cpp's own converter knows."""
+    tested = ", ".join(f"`{name}`{f' ({what})' if what else ''}" for name, what in TESTED.items())
+    return (
+        "Any other architecture that llama.cpp's own converter knows, more than a hundred, is converted as it "
+        "says\nand runs in llama.cpp's own graph; so is a model of the table with something that its own graph "
+        "lacks,\nsuch as YaRN: see [upstream.md](upstream.md). Compared in the tests with llama.cpp's converter, "
+        f"value for value:\n{tested}."
     )
 
 
@@ -106,8 +118,9 @@ def region() -> str:
         (
             BEGIN,
             families(),
-            "Any other architecture is an error that names it. The weights may be stored in one of these "
-            "packings:",
+            upstream(),
+            "An architecture that neither knows is an error that names it. The weights may be stored in one "
+            "of these packings:",
             packings(),
             "Ternary tensors are written as one of these types:",
             types(),

@@ -11,8 +11,8 @@ for it.
 
 from __future__ import annotations
 
-from bitexport.upstream.package import is_upstream, known_architectures
+from bitexport.upstream.package import TESTED, is_upstream, known_architectures
 from bitexport.upstream.recipe import Recipe, RecipeTensor, Rows
 from bitexport.upstream.run import read_recipe
 
-__all__ = ["Recipe", "RecipeTensor", "Rows", "is_upstream", "known_architectures", "read_recipe"]
+__all__ = ["TESTED", "Recipe", "RecipeTensor", "Rows", "is_upstream", "known_architectures", "read_recipe"]

@@ -18,6 +18,34 @@ TABLE = "TEXT_MODEL_MAP"
 #: llama.cpp's class for these writes ``bitnet``, a graph that computes SiLU, not their squared ReLU.
 NEVER = ("BitNetForCausalLM", "BitnetForCausalLM")
 
+#: Architectures of which tiny ternary models are converted in the tests and compared with llama.cpp's own
+#: converter, as config.json names them, and what is special about them.
+TESTED: Mapping[str, str] = MappingProxyType(
+    {
+        "ApertusForCausalLM": "",
+        "DeepseekV2ForCausalLM": "MLA, experts",
+        "FalconH1ForCausalLM": "attention beside Mamba-2",
+        "Gemma3ForCausalLM": "sliding window",
+        "Glm4ForCausalLM": "",
+        "Glm4MoeForCausalLM": "experts",
+        "HunYuanMoEV1ForCausalLM": "experts",
+        "Mamba2ForCausalLM": "",
+        "MambaForCausalLM": "",
+        "MiniCPMForCausalLM": "BitCPM4; long RoPE",
+        "MistralForCausalLM": "linear RoPE",
+        "MixtralForCausalLM": "experts",
+        "Olmo2ForCausalLM": "",
+        "OlmoForCausalLM": "",
+        "Phi3ForCausalLM": "fused q, k, v; long RoPE",
+        "Qwen2MoeForCausalLM": "experts",
+        "Qwen3ForCausalLM": "with YaRN",
+        "Qwen3MoeForCausalLM": "experts",
+        "Qwen3NextForCausalLM": "linear attention, experts",
+        "Qwen3_5ForCausalLM": "linear attention",
+        "SmolLM3ForCausalLM": "layers without RoPE",
+    }
+)
+
 
 def known_architectures() -> Mapping[str, str]:
     """llama.cpp's text architectures, as config.json names them, and the modules of their classes.

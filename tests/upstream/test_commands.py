@@ -17,10 +17,10 @@ from bitexport.convert import convert, from_upstream
 from bitexport.errors import BitexportError, CheckpointError, GGUFError, UnsupportedError
 from bitexport.gguf.dequantize import dequantize
 from bitexport.gguf.reader import read_gguf
-from bitexport.upstream import is_upstream, known_architectures, package
+from bitexport.upstream import TESTED, is_upstream, known_architectures, package
 from bitexport.upstream.run import take_recipe
 from tests.support.cli import run
-from tests.support.upstream_models import as_master
+from tests.support.upstream_models import MODELS, as_master
 from tests.upstream.changed import edit
 from tests.upstream.conftest import Changed, Made
 
@@ -162,6 +162,11 @@ def test_the_table_of_architectures() -> None:
     # its graph computes SiLU, and 2B4T's activation is ReLU squared
     assert not is_upstream({"architectures": ["BitNetForCausalLM"]})
     assert not is_upstream({"architectures": ["GPT9ForCausalLM"]})
+
+
+def test_the_documentation_names_the_tested_architectures() -> None:
+    assert set(TESTED) == {model.architecture or model.model_class for model in MODELS.values()}
+    assert set(TESTED) <= set(known_architectures())
 
 
 def test_without_the_package_the_message_says_to_build(

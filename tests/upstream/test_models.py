@@ -27,7 +27,13 @@ OWN = ("bitexport.", "general.file_type")
 
 #: Models whose tokenizer llama.cpp's converter cannot convert here: it wants tokenizer.model, or tokens that
 #: only the published tokenizer has. Ours is written for them.
-OWN_TOKENIZER = ("MiniCPM (BitCPM4), longrope", "Phi-3, longrope", "GLM-4", "HunYuan-MoE")
+OWN_TOKENIZER = (
+    "MiniCPM (BitCPM4), longrope",
+    "Phi-3, longrope",
+    "GLM-4",
+    "GLM-4-MoE",
+    "HunYuan-MoE",
+)
 
 
 @pytest.fixture(scope="module", params=MODELS)
