@@ -64,6 +64,8 @@ def test_every_layout_and_number_of_threads(layout: str) -> None:
         ("negative", "'ffn_moe_up-0' asks for expert -1 of 'blk.0.ffn_up_exps.weight', which has 4"),
         ("view", "MUL_MAT_ID of 'ffn_moe_up-0' cannot be computed from I2_S; only a matrix product with a"),
         ("mul-mat", "MUL_MAT of 'every-expert' cannot be computed from I2_S; only a matrix product with a"),
+        ("grouped-view", "MUL_MAT_ID of 'ffn_moe_up-0' cannot be computed from 'blk.0.ffn_up_exps.weight"),
+        ("grouped-mul-mat", "MUL_MAT of 'every-expert' cannot be computed from 'blk.0.ffn_up_exps.weight'"),
     ],
 )
 def test_what_cannot_be_computed_is_named(fault: str, message: str) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from bitexport.gguf.types import TensorType
+from bitexport.gguf.types import I2_S, TensorType
 from bitexport.system.native_files import library_file
 
 F32, I32 = 0, 26  # ggml's type numbers
@@ -45,6 +45,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "ggml_backend_cpu_init": (c_void_p, []),
     "ggml_backend_cpu_set_n_threads": (None, [c_void_p, c_int]),
     "bitexport_ternary_buffer_type": (c_void_p, []),
+    "bitexport_grouped_buffer_type": (c_void_p, []),
 }
 
 
@@ -70,7 +71,7 @@ class Product:
         kind: the weights' type.
         data: their bytes, as in a file.
         shape: ``[experts, rows, columns]``.
-        ours: on the ternary buffer type.
+        ours: on the buffer type of ours that is for this type.
     """
 
     def __init__(
@@ -82,9 +83,8 @@ class Product:
         self.context = self.ggml.ggml_init(_InitParams(1 << 16, None, True))
         self.weights = self.ggml.ggml_new_tensor_3d(self.context, kind.id, *shape[::-1])
         self.ggml.ggml_set_name(self.weights, b"blk.0.ffn_up_exps.weight")
-        buffer_type = (
-            self.ggml.bitexport_ternary_buffer_type() if ours else self.ggml.ggml_backend_cpu_buffer_type()
-        )
+        our_type = "bitexport_ternary_buffer_type" if kind is I2_S else "bitexport_grouped_buffer_type"
+        buffer_type = getattr(self.ggml, our_type if ours else "ggml_backend_cpu_buffer_type")()
         self.buffer = self.ggml.ggml_backend_alloc_ctx_tensors_from_buft(self.context, buffer_type)
         assert data.nbytes == self.ggml.ggml_nbytes(self.weights)
         data = np.ascontiguousarray(data)
@@ -136,7 +136,7 @@ class Product:
         return self._compute(build, (*ids.shape, self.shape[1]), threads)
 
     def of_view(self, x: np.ndarray, ids: np.ndarray) -> np.ndarray:
-        """The same with a view of all experts but the first, which the backend must not claim to support."""
+        """The same with a view of all experts but the first."""
 
         def build(context: Any) -> tuple[Any, list[tuple[Any, np.ndarray]]]:
             experts, rows, columns = self.shape
@@ -149,7 +149,6 @@ class Product:
             selected_2d = self.ggml.ggml_view_2d(context, selected, *ids.shape[::-1], ids.strides[0], 0)
             result = self.ggml.ggml_mul_mat_id(context, view, activations, selected_2d)
             self.ggml.ggml_set_name(result, b"ffn_moe_up-0")
-            assert not self.ggml.ggml_backend_supports_op(self.backend, result)
             return result, [(activations, x), (selected, ids)]
 
         return self._compute(build, (*ids.shape, self.shape[1]), 1)

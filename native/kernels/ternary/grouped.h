@@ -44,7 +44,7 @@ struct GroupedTokens {
     const int8_t * q;     // [tokens][stride]
     int64_t stride;       // bytes between tokens
     const float * step;   // [tokens][groups]; NaN where a group was not finite
-    const int32_t * sum;  // [tokens][groups], sum of q
+    const int32_t * minus_sum;  // [tokens][groups], minus the sum of q: with it a sum of codes becomes one of codes - 1
     int64_t groups;       // cols / activation_group(kind)
     int64_t tokens;
 };
@@ -54,11 +54,11 @@ struct GroupedBuffer {
     int8_t * q;
     int64_t stride;
     float * step;
-    int32_t * sum;
+    int32_t * minus_sum;
     int64_t groups;
     int64_t tokens;
 
-    operator GroupedTokens() const { return {q, stride, step, sum, groups, tokens}; }
+    operator GroupedTokens() const { return {q, stride, step, minus_sum, groups, tokens}; }
 };
 
 // One work buffer for a batch: bytes needed, and the view of it. buffer is best 64-byte aligned.
@@ -67,11 +67,11 @@ GroupedBuffer grouped_buffer(Grouped kind, void * buffer, int64_t cols, int64_t 
 
 // Of one tier. Stateless: may run in any number of threads.
 struct GroupedKernels {
-    // One token, for each group: q[i] = round_half_to_even(x[i] * (127 / max|x|)), sum = sum of q, and step = max|x| / 127,
+    // One token, for each group: q[i] = round_half_to_even(x[i] * (127 / max|x|)), minus_sum = minus the sum of q, and step = max|x| / 127,
     // rounded to float16 (q2_0), or 1 / (127 / max|x|) (tq1_0, tq2_0), as ggml does on x86. (ggml's Q8_K turns the signs of q and
     // step so that the largest value becomes -127: the same products.) All zero where max|x| is below 1.5e-36. A NaN or an
-    // infinity in a group: q and sum are 0 and step is NaN, hence every output of the token is NaN.
-    void (*quantize_token)(Grouped kind, const float * x, int64_t cols, int8_t * q, float * step, int32_t * sum);
+    // infinity in a group: q and minus_sum are 0 and step is NaN, hence every output of the token is NaN.
+    void (*quantize_token)(Grouped kind, const float * x, int64_t cols, int8_t * q, float * step, int32_t * minus_sum);
 
     // Rows of panels [panel_begin, panel_end): y[token * y_stride + row], y_stride in floats.
     void (*matmul)(Grouped kind, const void * packed, int64_t rows, int64_t cols, const GroupedTokens & tokens, float * y,

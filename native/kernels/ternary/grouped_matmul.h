@@ -24,19 +24,19 @@ inline float rounded_to_half(float x) {
 }
 
 template <class Isa>
-void quantize_groups(Grouped kind, const float * x, int64_t cols, int8_t * q, float * step, int32_t * sum) {
+void quantize_groups(Grouped kind, const float * x, int64_t cols, int8_t * q, float * step, int32_t * minus_sum) {
     const int64_t group = activation_group(kind);
-    for (int64_t col = 0; col < cols; col += group, ++step, ++sum) {
+    for (int64_t col = 0; col < cols; col += group, ++step, ++minus_sum) {
         const uint32_t max_bits = Isa::max_abs_bits(x + col, group);
         if (max_bits < smallest_group_bits || max_bits >= float_infinity_bits) {
             memset(q + col, 0, static_cast<size_t>(group));
             *step = max_bits >= float_infinity_bits ? float_of_bits(float_nan_bits) : 0.0f;
-            *sum = 0;
+            *minus_sum = 0;
             continue;
         }
         const float largest = float_of_bits(max_bits);
         const float scale = 127.0f / largest;
-        *sum = Isa::round_scaled(x + col, group, scale, q + col);
+        *minus_sum = -Isa::round_scaled(x + col, group, scale, q + col);
         *step = kind == Grouped::q2_0 ? rounded_to_half(largest / 127.0f) : 1.0f / scale;
     }
 }
@@ -69,9 +69,9 @@ void grouped_tile(Grouped kind, const uint8_t * panel, const GroupedTokens & in,
             for (int64_t t = 0; t < T; ++t) {
                 const int64_t at = (token + t) * in.groups + first + g;
                 const float step = in.step[at];
-                const int32_t sum = in.sum[at];
+                const int32_t minus_sum = in.minus_sum[at];
                 for (int64_t row = 0; row < panel_rows; ++row) {
-                    y[t * panel_rows + row] += static_cast<float>(sums[t * panel_rows + row] - sum) * (scales[row] * step);
+                    y[t * panel_rows + row] += static_cast<float>(sums[t * panel_rows + row] + minus_sum) * (scales[row] * step);
                 }
             }
         }

@@ -392,7 +392,7 @@ const Kernels avx512vbmi_kernels = {Tier::avx512vbmi,
                                     "avx512vbmi",
                                     quantize_token<Avx512Vnni>,
                                     {matmul_f32<Avx512Vnni>, matmul_i32<Avx512Vnni>},
-                                    {quantize_groups<Avx512Vnni>, matmul_grouped<GroupByGroup<Avx512Vnni>>},
+                                    {quantize_groups<Avx512Vnni>, matmul_grouped<GroupedAvx512Vnni>},
                                     {matmul_f32<FiveTrit512, Layout::five_trit>, matmul_i32<FiveTrit512, Layout::five_trit>},
                                     pack_five_trits_vbmi,
                                     Layout::two_bit};

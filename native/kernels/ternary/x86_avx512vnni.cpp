@@ -14,6 +14,6 @@ extern const Kernels avx512vnni_kernels;
 
 const Kernels avx512vnni_kernels = {Tier::avx512vnni, "avx512vnni", quantize_token<Avx512Vnni>,
                                     {matmul_f32<Avx512Vnni>, matmul_i32<Avx512Vnni>},
-                                    {quantize_groups<Avx512Vnni>, matmul_grouped<GroupByGroup<Avx512Vnni>>}};
+                                    {quantize_groups<Avx512Vnni>, matmul_grouped<GroupedAvx512Vnni>}};
 
 }  // namespace ternary

@@ -23,23 +23,30 @@ struct Avx512Vnni : Quantizer512 {
     }
 
     template <int T>
-    static void tile(const uint8_t * panel, int64_t chunks, const int8_t * q, int64_t stride, int32_t * sums) {
-        if constexpr (T <= unshifted_tokens) {
-            tile_unshifted<T>(panel, chunks, q, stride, sums);
-        } else {
-            tile_shifted<T>(panel, chunks, q, stride, sums);
+    TERNARY_NOINLINE static void tile(const uint8_t * panel, int64_t chunks, const int8_t * q, int64_t stride, int32_t * sums) {
+        __m512i sum_i32x16[T][2];
+        TERNARY_UNROLL
+        for (int t = 0; t < T; ++t) {
+            sum_i32x16[t][0] = sum_i32x16[t][1] = _mm512_setzero_si512();
+        }
+        add_chunks<T>(panel, chunks, q, stride, sum_i32x16);
+        TERNARY_UNROLL
+        for (int t = 0; t < T; ++t) {
+            _mm512_store_si512(sums + t * panel_rows, sum_i32x16[t][0]);
+            _mm512_store_si512(sums + t * panel_rows + 16, sum_i32x16[t][1]);
         }
     }
 
     // Memory-bound batches: a mask for each code and no shift; 8 accumulators a token hide the latency.
     template <int T>
-    TERNARY_NOINLINE static void tile_unshifted(const uint8_t * panel, int64_t chunks, const int8_t * q, int64_t stride, int32_t * sums) {
-        __m512i sum_i32x16[T][2][4];
+    static TERNARY_INLINE void add_unshifted(const uint8_t * panel, int64_t chunks, const int8_t * q, int64_t stride,
+                                             __m512i (&sum_i32x16)[T][2]) {
+        __m512i of_field[T][2][4];
         TERNARY_UNROLL
         for (int t = 0; t < T; ++t) {
             TERNARY_UNROLL
             for (int field = 0; field < 4; ++field) {
-                sum_i32x16[t][0][field] = sum_i32x16[t][1][field] = _mm512_setzero_si512();
+                of_field[t][0][field] = of_field[t][1][field] = _mm512_setzero_si512();
             }
         }
         for (int64_t chunk = 0; chunk < chunks; ++chunk) {
@@ -56,8 +63,8 @@ struct Avx512Vnni : Quantizer512 {
                 TERNARY_UNROLL
                 for (int t = 0; t < T; ++t) {
                     const __m512i quad = broadcast_quad512(q + t * stride + chunk * chunk_cols + field * step_cols);
-                    add_products_i32(sum_i32x16[t][0][field], codes0, quad);
-                    add_products_i32(sum_i32x16[t][1][field], codes1, quad);
+                    add_products_i32(of_field[t][0][field], codes0, quad);
+                    add_products_i32(of_field[t][1][field], codes1, quad);
                 }
             }
         }
@@ -65,10 +72,10 @@ struct Avx512Vnni : Quantizer512 {
         for (int t = 0; t < T; ++t) {
             TERNARY_UNROLL
             for (int half = 0; half < 2; ++half) {
-                const __m512i * s = sum_i32x16[t][half];
+                const __m512i * s = of_field[t][half];
                 const __m512i low = _mm512_add_epi32(s[0], _mm512_srai_epi32(s[1], 2));
                 const __m512i high = _mm512_add_epi32(_mm512_srai_epi32(s[2], 4), _mm512_srai_epi32(s[3], 6));
-                _mm512_store_si512(sums + t * panel_rows + half * 16, _mm512_add_epi32(low, high));
+                sum_i32x16[t][half] = _mm512_add_epi32(sum_i32x16[t][half], _mm512_add_epi32(low, high));
             }
         }
     }
@@ -86,12 +93,8 @@ struct Avx512Vnni : Quantizer512 {
     }
 
     template <int T>
-    TERNARY_NOINLINE static void tile_shifted(const uint8_t * panel, int64_t chunks, const int8_t * q, int64_t stride, int32_t * sums) {
-        __m512i sum_i32x16[T][2];
-        TERNARY_UNROLL
-        for (int t = 0; t < T; ++t) {
-            sum_i32x16[t][0] = sum_i32x16[t][1] = _mm512_setzero_si512();
-        }
+    static TERNARY_INLINE void add_shifted(const uint8_t * panel, int64_t chunks, const int8_t * q, int64_t stride,
+                                           __m512i (&sum_i32x16)[T][2]) {
         for (int64_t chunk = 0; chunk < chunks; ++chunk) {
             const uint8_t * p = panel + chunk * chunk_bytes;
             prefetch(p + prefetch_bytes(T));
@@ -104,11 +107,64 @@ struct Avx512Vnni : Quantizer512 {
             add_field<2, T>(half0, half1, quads, stride, sum_i32x16);
             add_field<3, T>(half0, half1, quads, stride, sum_i32x16);
         }
-        TERNARY_UNROLL
-        for (int t = 0; t < T; ++t) {
-            _mm512_store_si512(sums + t * panel_rows, sum_i32x16[t][0]);
-            _mm512_store_si512(sums + t * panel_rows + 16, sum_i32x16[t][1]);
+    }
+
+    template <int T>
+    static TERNARY_INLINE void add_chunks(const uint8_t * panel, int64_t chunks, const int8_t * q, int64_t stride,
+                                          __m512i (&sum_i32x16)[T][2]) {
+        if constexpr (T <= unshifted_tokens) {
+            add_unshifted<T>(panel, chunks, q, stride, sum_i32x16);
+        } else {
+            add_shifted<T>(panel, chunks, q, stride, sum_i32x16);
         }
+    }
+};
+
+// A group's sums start at minus the sum of q, become floats in their registers and are added to the panel's sums in memory.
+struct GroupedAvx512Vnni {
+    static constexpr int tile_tokens = Avx512Vnni::tile_tokens;
+
+    template <int T>
+    static void run(Grouped kind, const uint8_t * panel, const GroupedTokens & in, int64_t token, float * y) {
+        if (kind == Grouped::q2_0) {
+            tile<T, Grouped::q2_0>(panel, in, token, y);
+        } else {
+            tile<T, Grouped::tq2_0>(panel, in, token, y);
+        }
+    }
+
+    template <int T, Grouped kind>
+    TERNARY_NOINLINE static void tile(const uint8_t * panel, const GroupedTokens & in, int64_t token, float * y) {
+        constexpr int64_t chunks = group_chunks(kind);
+        constexpr int64_t groups_of_block = block_chunks(kind) / chunks;
+        const int8_t * q = in.q + token * in.stride;
+        const float * step = in.step + token * in.groups;
+        const int32_t * minus_sum = in.minus_sum + token * in.groups;
+        for (int64_t i = 0; i < T * panel_rows; i += 16) {
+            _mm512_store_ps(y + i, _mm512_setzero_ps());
+        }
+        for (int64_t first = 0; first < in.groups; first += groups_of_block, panel += grouped_block_bytes(kind)) {
+            for (int64_t g = 0; g < groups_of_block; ++g, q += chunks * chunk_cols, ++step, ++minus_sum) {
+                __m512i sum_i32x16[T][2];
+                TERNARY_UNROLL
+                for (int t = 0; t < T; ++t) {
+                    sum_i32x16[t][0] = sum_i32x16[t][1] = _mm512_set1_epi32(minus_sum[t * in.groups]);
+                }
+                Avx512Vnni::add_chunks<T>(panel + scale_bytes + g * chunks * chunk_bytes, chunks, q, in.stride, sum_i32x16);
+                const __m512 scales0 = _mm512_cvtph_ps(load256(panel));
+                const __m512 scales1 = _mm512_cvtph_ps(load256(panel + 32));
+                TERNARY_UNROLL
+                for (int t = 0; t < T; ++t) {
+                    const __m512 step_f32x16 = _mm512_set1_ps(step[t * in.groups]);
+                    add_group(y + t * panel_rows, sum_i32x16[t][0], _mm512_mul_ps(scales0, step_f32x16));
+                    add_group(y + t * panel_rows + 16, sum_i32x16[t][1], _mm512_mul_ps(scales1, step_f32x16));
+                }
+            }
+        }
+    }
+
+    static TERNARY_INLINE void add_group(float * y, __m512i sum_i32x16, __m512 factor) {
+        _mm512_store_ps(y, _mm512_add_ps(_mm512_load_ps(y), _mm512_mul_ps(_mm512_cvtepi32_ps(sum_i32x16), factor)));
     }
 };
 

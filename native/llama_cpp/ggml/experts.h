@@ -3,8 +3,8 @@
 //
 //   y[token][slot] = W[ids[token][slot]] x[token][slot % x.ne[1]]        x.ne[1]: 1 or a divisor of the number of slots
 //
-// The pairs (token, slot) are sorted by expert, and within an expert by token and slot; that order is the batch. A row of x is
-// quantized once, into the place of the first pair that uses it, and copied to the others. So the rows of an expert are
+// The pairs (token, slot) are sorted by expert, and within an expert by token and slot; that order is the batch. A row of x
+// is quantized once, into the place of the first pair that uses it, and copied to the others. So the rows of an expert are
 // neighbours, and one call multiplies them with the expert's panels. The panels of all experts are shared out by what they
 // cost, so that one token with a few experts keeps every thread busy, too.
 //
@@ -13,7 +13,8 @@
 //   work_size:        size = experts_work_size(Product{...}, n_threads, op);
 //   compute_forward:  multiply_experts(Product{...}, params, op);
 //
-// and its buffer type overrides RepackedBufferType::accepts_experts. A Product has
+// and its buffer type overrides RepackedBufferType::accepts_experts and repacks with repack_experts_in_threads, so that every
+// expert has panels of its own. A Product has
 //
 //   Batch                                   a view of quantized rows
 //   size_t  batch_bytes(rows)               memory for a batch
@@ -24,8 +25,8 @@
 //   int64_t panels()                        of one expert; all but the last have ternary::panel_rows rows
 //   void    multiply(expert, panel_begin, panel_end, batch, y, y_stride)
 //                                           y[i * y_stride + row - first row of panel_begin], for every row i of the batch
-//   void    observe(name, batch)            called with `<weight>#<expert>` for every expert that has rows, if anybody observes
-//   bool    observed()
+//   bool    observed()                      whether anybody observes
+//   void    observe(name, batch)            then called with `<weight>#<expert>` for every expert that has rows
 #pragma once
 
 #include "ggml-cpu-impl.h"
@@ -185,6 +186,17 @@ void multiply(const Product & product, const typename Product::Batch & batch, co
 }
 
 }  // namespace experts
+
+// Calls work(expert, panel_begin, panel_end) until all panels of all experts are done, as repack_in_threads.
+template <class Work>
+void repack_experts_in_threads(int64_t experts, int64_t panels, int64_t elements, const Work & work) {
+    repack_in_threads(experts * panels, elements, [&](int64_t begin, int64_t end) {
+        for (int64_t expert = begin / panels; expert * panels < end; ++expert) {
+            const int64_t before = expert * panels;
+            work(expert, std::max(begin - before, int64_t{0}), std::min(end - before, panels));
+        }
+    });
+}
 
 template <class Product>
 size_t experts_work_size(const Product & product, int n_threads, const ggml_tensor * op) {

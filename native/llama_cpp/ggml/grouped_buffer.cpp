@@ -7,6 +7,7 @@
 
 #include "grouped_buffer.h"
 
+#include "experts.h"
 #include "ggml-impl.h"
 #include "repacked_buffer.h"
 #include "sharing.h"
@@ -46,7 +47,7 @@ bool kind_of(int type, ternary::Grouped & kind) {
     }
 }
 
-// In our buffer a tensor is its panels.
+// In our buffer a tensor is its panels, each expert's its own. A matrix without experts is that of one.
 struct Weights {
     const ggml_tensor * tensor;
 
@@ -57,26 +58,83 @@ struct Weights {
     }
     int64_t   rows() const { return tensor->ne[1]; }
     int64_t   cols() const { return tensor->ne[0]; }
-    size_t    bytes() const { return ternary::grouped_packed_bytes(kind(), rows(), cols()); }
-    uint8_t * packed() const { return static_cast<uint8_t *>(tensor->data); }
+    int64_t   experts() const { return tensor->ne[2]; }
+    int64_t   panels() const { return ternary::panel_count(rows()); }  // of one expert
+    size_t    expert_bytes() const { return ternary::grouped_packed_bytes(kind(), rows(), cols()); }
+    size_t    bytes() const { return experts() * expert_bytes(); }
+    uint8_t * packed(int64_t expert = 0) const { return static_cast<uint8_t *>(tensor->data) + expert * expert_bytes(); }
 };
 
-void observe(bitexport_observer observer, const Weights & weights, const ternary::GroupedTokens & batch) {
+void observe(bitexport_observer observer, const char * name, const Weights & weights, const ternary::GroupedTokens & batch) {
     std::vector<float> scales(batch.tokens * batch.groups);
     std::transform(batch.step, batch.step + scales.size(), scales.begin(), [](float step) { return 1.0f / step; });
-    observer(weights.tensor->name, batch.q, batch.stride, scales.data(), ternary::activation_group(weights.kind()), weights.cols(),
-             batch.tokens);
+    observer(name, batch.q, batch.stride, scales.data(), ternary::activation_group(weights.kind()), weights.cols(), batch.tokens);
 }
+
+// The arithmetic of the experts, for experts.h.
+struct ExpertProduct {
+    using Batch = ternary::GroupedBuffer;
+
+    Weights weights;
+
+    size_t batch_bytes(int64_t rows) const { return ternary::grouped_quantized_bytes(weights.kind(), weights.cols(), rows); }
+    Batch  batch(void * memory, int64_t rows) const {
+        return ternary::grouped_buffer(weights.kind(), memory, weights.cols(), rows);
+    }
+    Batch part(const Batch & all, int64_t begin, int64_t count) const {
+        Batch some = all;
+        some.q += begin * all.stride;
+        some.step += begin * all.groups;
+        some.minus_sum += begin * all.groups;
+        some.tokens = count;
+        return some;
+    }
+
+    void quantize(const float * x, const Batch & batch, int64_t row) const {
+        const Batch to = part(batch, row, 1);
+        kernels()->quantize_token(weights.kind(), x, weights.cols(), to.q, to.step, to.minus_sum);
+    }
+    void copy(const Batch & batch, int64_t from, int64_t to) const {
+        const Batch source = part(batch, from, 1), target = part(batch, to, 1);
+        std::copy(source.q, source.q + weights.cols(), target.q);
+        std::copy(source.step, source.step + batch.groups, target.step);
+        std::copy(source.minus_sum, source.minus_sum + batch.groups, target.minus_sum);
+    }
+
+    int64_t panels() const { return weights.panels(); }
+
+    // The panels are multiplied as a matrix of their own, so that y starts at their first row.
+    void multiply(int64_t expert, int64_t panel_begin, int64_t panel_end, const Batch & batch, float * y,
+                  int64_t y_stride) const {
+        const size_t panel_bytes = ternary::grouped_packed_bytes(weights.kind(), ternary::panel_rows, weights.cols());
+        kernels()->matmul(weights.kind(), weights.packed(expert) + panel_begin * panel_bytes,
+                          weights.rows() - panel_begin * ternary::panel_rows, weights.cols(), batch, y, y_stride, 0,
+                          panel_end - panel_begin);
+    }
+
+    bool observed() const { return bitexport_current_observer() != nullptr; }
+    void observe(const char * name, const Batch & batch) const {
+        ::observe(bitexport_current_observer(), name, weights, batch);
+    }
+};
 
 class GroupedTraits : public ggml::cpu::tensor_traits {
   public:
     bool work_size(int n_threads, const ggml_tensor * op, size_t & size) override {
+        if (op->op == GGML_OP_MUL_MAT_ID) {
+            size = experts_work_size(ExpertProduct{{op->src[0]}}, n_threads, op);
+            return true;
+        }
         const int64_t tokens = ggml_nrows(op->src[1]);
         size                 = batch_bytes(Weights{op->src[0]}, tokens) * quantized_copies(tokens, n_threads);
         return true;
     }
 
     bool compute_forward(ggml_compute_params * params, ggml_tensor * op) override {
+        if (op->op == GGML_OP_MUL_MAT_ID) {
+            multiply_experts(ExpertProduct{{op->src[0]}}, params, op);
+            return true;
+        }
         const Weights       weights{op->src[0]};
         const auto          kind   = weights.kind();
         const ggml_tensor * x      = op->src[1];
@@ -86,10 +144,10 @@ class GroupedTraits : public ggml::cpu::tensor_traits {
         const auto   batch = ternary::grouped_buffer(kind, work, weights.cols(), tokens);
         quantize_tokens(tokens, params, [&](int64_t token) {
             kernels()->quantize_token(kind, activation_row(x, token), weights.cols(), batch.q + token * batch.stride,
-                                      batch.step + token * batch.groups, batch.sum + token * batch.groups);
+                                      batch.step + token * batch.groups, batch.minus_sum + token * batch.groups);
         });
         if (params->ith == 0 && bitexport_current_observer() != nullptr) {
-            observe(bitexport_current_observer(), weights, batch);
+            observe(bitexport_current_observer(), weights.tensor->name, weights, batch);
         }
         const Share panels(ternary::panel_count(weights.rows()), params->ith, params->nth);
         kernels()->matmul(kind, weights.packed(), weights.rows(), weights.cols(), batch, static_cast<float *>(op->data),
@@ -120,6 +178,8 @@ class GroupedBufferType : public RepackedBufferType {
         return true;
     }
 
+    bool accepts_experts() const override { return true; }
+
     size_t bytes(const ggml_tensor * tensor) const override {
         ternary::Grouped kind{};
         return kind_of(tensor->type, kind) ? Weights{tensor}.bytes() : ggml_nbytes(tensor);
@@ -130,12 +190,14 @@ class GroupedBufferType : public RepackedBufferType {
         const int64_t rows = weights.rows(), cols = weights.cols();
         std::mutex    lock;
         int64_t       bad_element = -1;
-        repack_in_threads(ternary::panel_count(rows), rows * cols, [&](int64_t panel_begin, int64_t panel_end) {
-            const auto result = ternary::repack_grouped(weights.kind(), static_cast<const uint8_t *>(data), rows, cols,
-                                                        weights.packed(), panel_begin, panel_end);
+        const auto    elements    = rows * cols * weights.experts();
+        repack_experts_in_threads(weights.experts(), weights.panels(), elements, [&](int64_t expert, int64_t begin, int64_t end) {
+            const auto * source = static_cast<const uint8_t *>(data) + expert * rows * ggml_row_size(tensor->type, cols);
+            const auto   result = ternary::repack_grouped(weights.kind(), source, rows, cols, weights.packed(expert), begin, end);
             if (!result.ok) {
                 const std::lock_guard<std::mutex> guard(lock);
-                bad_element = bad_element < 0 ? result.bad_element : std::min(bad_element, result.bad_element);
+                const int64_t                     bad = expert * rows * cols + result.bad_element;
+                bad_element = bad_element < 0 ? bad : std::min(bad_element, bad);
             }
         });
         if (bad_element >= 0) {

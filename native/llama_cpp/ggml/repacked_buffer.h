@@ -20,6 +20,11 @@ class RepackedBufferType : public ggml::cpu::extra_buffer_type {
         return tensor != nullptr && tensor->buffer != nullptr && tensor->buffer->buft == &type_;
     }
 
+    // True if the tensor, or what it is a view of, is in a buffer of any of our kinds: nothing else can read its bytes.
+    static bool repacked(const ggml_tensor * tensor) {
+        return tensor != nullptr && tensor->buffer != nullptr && tensor->buffer->iface.set_tensor == set_tensor;
+    }
+
     // A matrix product of float32 activations with a complete matrix of ours, or with the matrices of some experts, all in
     // memory that we can read.
     bool supports_op(ggml_backend_dev_t, const ggml_tensor * op) override {

@@ -172,10 +172,11 @@ class TernaryTraits : public ggml::cpu::tensor_traits {
 
 // Throws std::runtime_error when a code is 3, naming the first.
 void repack_codes(const Weights & weights, const uint8_t * codes) {
-    const int64_t rows = weights.rows(), cols = weights.cols(), panels = weights.panels();
+    const int64_t rows = weights.rows(), cols = weights.cols();
     std::mutex    lock;
     int64_t       bad_element = -1;
-    const auto    repack      = [&](int64_t expert, int64_t panel_begin, int64_t panel_end) {
+    const auto    elements    = rows * cols * weights.experts();
+    const auto    work        = [&](int64_t expert, int64_t panel_begin, int64_t panel_end) {
         const int64_t first  = expert * rows * cols;  // whole blocks, see accepts
         const auto    result = ternary::repack_i2_s(*selection().kernels, selection().layout, codes + first / 4, rows, cols,
                                                     weights.packed(expert), panel_begin, panel_end);
@@ -185,12 +186,7 @@ void repack_codes(const Weights & weights, const uint8_t * codes) {
             bad_element = bad_element < 0 ? bad : std::min(bad_element, bad);
         }
     };
-    repack_in_threads(panels * weights.experts(), rows * cols * weights.experts(), [&](int64_t begin, int64_t end) {
-        for (int64_t expert = begin / panels; expert * panels < end; ++expert) {
-            const int64_t before = expert * panels;
-            repack(expert, std::max(begin - before, int64_t{0}), std::min(end - before, panels));
-        }
-    });
+    repack_experts_in_threads(weights.experts(), weights.panels(), elements, work);
     if (bad_element >= 0) {
         throw std::runtime_error(std::string("tensor '") + weights.tensor->name + "' holds code 3 at element " +
                                  std::to_string(bad_element) +
@@ -256,10 +252,20 @@ bool bitexport_uses_ternary(const ggml_tensor * op) {
 void bitexport_refuse_ternary(const ggml_tensor * op) {
     const bool only_a_view = op->op == GGML_OP_VIEW || op->op == GGML_OP_RESHAPE || op->op == GGML_OP_PERMUTE ||
                              op->op == GGML_OP_TRANSPOSE;
-    if (!only_a_view && bitexport_uses_ternary(op)) {
+    if (only_a_view) {
+        return;
+    }
+    if (bitexport_uses_ternary(op)) {
         GGML_ABORT("bitexport: %s of '%s' cannot be computed from I2_S; only a matrix product with a complete "
                    "tensor in the CPU_TERNARY buffer can",
                    ggml_op_name(op->op), op->name);
+    }
+    for (const ggml_tensor * source : op->src) {
+        if (RepackedBufferType::repacked(source)) {
+            GGML_ABORT("bitexport: %s of '%s' cannot be computed from '%s', which was repacked when it was loaded; only a "
+                       "matrix product with the complete tensor can",
+                       ggml_op_name(op->op), op->name, source->name);
+        }
     }
 }
 

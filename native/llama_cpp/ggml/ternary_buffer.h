@@ -16,8 +16,8 @@ ggml_backend_buffer_type_t bitexport_ternary_buffer_type(void);
 // True when the operation reads an I2_S tensor.
 bool bitexport_uses_ternary(const struct ggml_tensor * op);
 
-// Aborts with a message when the operation reads an I2_S tensor: called for operations that our buffer type did not
-// accept, whose ordinary code would misread the codes.
+// Aborts with a message when the operation reads an I2_S tensor, or any that was repacked: called for operations that our
+// buffer types did not accept, whose ordinary code would misread the codes.
 void bitexport_refuse_ternary(const struct ggml_tensor * op);
 
 // Called in every iteration of the loop in which a thread waits for the others, with a count that starts at 0. From time to

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 
 from bitexport.gguf.packers import PACKERS
-from bitexport.gguf.types import I2_S
+from bitexport.gguf.types import I2_S, Q2_0, TQ1_0, TQ2_0
 from bitexport.runtime.ggml import cpu_tier, weight_layout
 from bitexport.runtime.observe import record_activations
-from bitexport.ternary import TernaryTensor
+from bitexport.ternary import GroupedTernary, TernaryTensor
 from tests.support.ggml_graph import Product
 
 SCALE = np.float32(0.37)
@@ -42,6 +42,36 @@ def expected(trits: np.ndarray, x: np.ndarray, ids: np.ndarray) -> np.ndarray:
     sums = np.tensordot(q.astype(np.float64), trits.astype(np.float64), axes=(2, 2)).astype(np.int32)
     chosen = sums[tokens[:, None], rows, ids]
     return chosen.astype(np.float32) * (SCALE / scale[:, rows])
+
+
+def grouped_expected(
+    trits: np.ndarray, scales: np.ndarray, x: np.ndarray, ids: np.ndarray, group: int
+) -> np.ndarray:
+    """The same for a scale in every block: float additions in the order of the groups of activations.
+
+    As native/kernels/ternary/grouped.h defines it.
+
+    Args:
+        scales: float32 [experts, rows, blocks].
+        group: how many activations share a step: 32, whose steps are rounded to float16, or 256.
+    """
+    parts = x.reshape(*x.shape[:2], -1, group)
+    largest = np.abs(parts).max(axis=-1, keepdims=True)
+    inverse = np.divide(np.float32(127), largest, out=np.zeros_like(largest), where=largest > 0)
+    q = np.rint(parts * inverse)
+    step = (largest / np.float32(127)).astype(np.float16).astype(np.float32)
+    if group == 256:
+        step = np.divide(np.float32(1), inverse, out=np.zeros_like(inverse), where=inverse > 0)
+    tokens, slots = (np.arange(count) for count in ids.shape)
+    rows = slots % x.shape[1]
+    y = np.zeros((*ids.shape, trits.shape[1]), dtype=np.float32)
+    grouped = trits.reshape(*trits.shape[:2], -1, group).astype(np.float64)
+    for index in range(grouped.shape[2]):
+        sums = np.tensordot(q[:, :, index].astype(np.float64), grouped[:, :, index], axes=(2, 2))
+        chosen = sums[tokens[:, None], rows, ids].astype(np.float32)
+        scale = scales[:, :, index * group * scales.shape[2] // trits.shape[2]]
+        y += chosen * (scale[ids] * step[:, rows, index])
+    return y
 
 
 def routings(experts: int, slots: int, tokens: int, random: np.random.Generator) -> Iterator[np.ndarray]:
@@ -79,6 +109,36 @@ def compare(threads: list[int]) -> None:
         ours.close()
 
 
+def compare_grouped(threads: int) -> None:
+    """The types with a scale in every block, and ggml's own kernels, up to the order of additions."""
+    random = np.random.default_rng(4)
+    for kind, group in ((Q2_0, 32), (TQ1_0, 256), (TQ2_0, 256)):
+        for shape in ((4, 40, 512), (6, 96, 256)):
+            trits = random.integers(-1, 2, shape, dtype=np.int8)
+            blocks = random.uniform(0.01, 1, (shape[0] * shape[1], shape[2] // kind.block)).astype(np.float16)
+            weights = GroupedTernary(trits.reshape(-1, shape[2]), blocks.astype(np.float32))
+            data = PACKERS[kind.name].pack(weights)
+            ours, stock = Product(kind, data, shape), Product(kind, data, shape, ours=False)
+            scales = weights.scales.reshape(*shape[:2], -1)
+            for tokens, slots, different in ((1, 2, 1), (1, 4, 4), (70, 1, 1), (70, 4, 1), (70, 4, 4)):
+                x = random.standard_normal((tokens, different, shape[2]), dtype=np.float32)
+                for ids in routings(shape[0], slots, tokens, random):
+                    y = grouped_expected(trits, scales, x, ids, group)
+                    found = ours.mul_mat_id(x, ids, threads)
+                    np.testing.assert_array_equal(found, y, err_msg=f"{kind.name} {shape} {tokens} {slots}")
+                    own = stock.mul_mat_id(x, ids, threads)
+                    np.testing.assert_allclose(found, own, atol=1e-4 * np.abs(own).max(), rtol=0)
+            with record_activations() as recorded:
+                ours.mul_mat_id(x, np.tile(np.arange(4, dtype=np.int32), (70, 1)), threads)
+            for expert in range(4):
+                inputs = recorded[f"blk.0.ffn_up_exps.weight#{expert}"]
+                assert inputs.group == group
+                found = inputs.q / np.repeat(inputs.scales, group, axis=1)
+                np.testing.assert_allclose(found, x[:, expert], atol=0.03)
+            ours.close()
+            stock.close()
+
+
 def compare_observed() -> None:
     """The observer gets each expert's rows, in the order of tokens and slots."""
     random = np.random.default_rng(1)
@@ -114,19 +174,22 @@ def compute(fault: str) -> None:
     """Do what has to abort, and say so if it did not."""
     random = np.random.default_rng(3)
     _, ours = product((4, 32, 128), random)
+    if fault.startswith("grouped-"):
+        data = PACKERS["q2_0"].pack(TernaryTensor(np.ones((4 * 32, 128), dtype=np.int8), SCALE))
+        ours = Product(Q2_0, data, (4, 32, 128))
     x = random.standard_normal((2, 1, 128), dtype=np.float32)
     if fault == "too-large":
         ours.mul_mat_id(x, np.array([[0, 1], [4, 2]], dtype=np.int32), 1)
     elif fault == "negative":
         ours.mul_mat_id(x, np.array([[0, 1], [-1, 2]], dtype=np.int32), 1)
-    elif fault == "view":
+    elif fault.endswith("view"):
         ours.of_view(x, np.array([[0, 1], [0, 1]], dtype=np.int32))
-    elif fault == "mul-mat":
+    elif fault.endswith("mul-mat"):
         ours.mul_mat(x)
     print("not refused")
 
 
-FAULTS = ("too-large", "negative", "view", "mul-mat")
+FAULTS = ("too-large", "negative", "view", "mul-mat", "grouped-view", "grouped-mul-mat")
 
 
 def main() -> None:
@@ -134,6 +197,7 @@ def main() -> None:
         compute(sys.argv[1])
         return
     compare([int(count) for count in sys.argv[1:]])
+    compare_grouped(int(sys.argv[-1]))
     compare_observed()
     compare_bias()
     print(cpu_tier(), weight_layout())

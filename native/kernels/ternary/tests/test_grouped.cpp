@@ -103,10 +103,10 @@ struct Problem {
     std::vector<uint8_t> source, packed;
     std::vector<int8_t> q;
     std::vector<float> step;
-    std::vector<int32_t> sum;
+    std::vector<int32_t> minus_sum;
     int64_t stride, groups;
 
-    GroupedTokens view() const { return {q.data(), stride, step.data(), sum.data(), groups, tokens}; }
+    GroupedTokens view() const { return {q.data(), stride, step.data(), minus_sum.data(), groups, tokens}; }
     std::string name() const { return std::string(name_of(kind)) + " " + str(rows) + " x " + str(cols) + ", " + str(tokens) + " tokens"; }
 };
 
@@ -137,7 +137,7 @@ static Problem make(Grouped kind, int64_t rows, int64_t cols, int64_t tokens, Fi
             for (int64_t col = g * group; col < (g + 1) * group; ++col) {
                 sum += p.q[token * p.stride + col] = q_of(fill, col, random);
             }
-            p.sum.push_back(sum);
+            p.minus_sum.push_back(-sum);
             p.step.push_back(random.next() % 8 == 0 ? 0.0f : random.uniform() * 0.01f);
         }
     }
@@ -236,7 +236,7 @@ static void test_batch_independence(Grouped kind) {
                 GroupedTokens part = p.view();
                 part.q += first * p.stride;
                 part.step += first * p.groups;
-                part.sum += first * p.groups;
+                part.minus_sum += first * p.groups;
                 part.tokens = count;
                 std::vector<float> alone(count * p.rows);
                 kernels->grouped.matmul(kind, p.packed.data(), p.rows, p.cols, part, alone.data(), p.rows, 0, 2);
@@ -303,10 +303,10 @@ static void test_bytes_of_tq1_0() {
         std::vector<int8_t> q(cols, 0);
         q[col] = 1;
         std::vector<float> step(8, 1.0f);
-        std::vector<int32_t> sum(8, 0);
-        sum[col / 256] = 1;
+        std::vector<int32_t> minus_sum(8, 0);
+        minus_sum[col / 256] = -1;
         float y = -9;
-        scalar().grouped.matmul(Grouped::tq1_0, packed.data(), 1, cols, {q.data(), cols, step.data(), sum.data(), 8, 1}, &y, 1, 0, 1);
+        scalar().grouped.matmul(Grouped::tq1_0, packed.data(), 1, cols, {q.data(), cols, step.data(), minus_sum.data(), 8, 1}, &y, 1, 0, 1);
         check(y == static_cast<float>(rest * 3 / 256 - 1), "byte " + str(p[byte]) + " of tq1_0, digit " + str(digit) + " is " + std::to_string(y));
     }
 }
@@ -328,7 +328,7 @@ static void compare_quantized(Grouped kind, const std::vector<float> & x, const 
     for (const Kernels * kernels : tiers()) {
         std::vector<uint8_t> memory(grouped_quantized_bytes(kind, cols, 1) + 8, 0xab);
         const GroupedBuffer buffer = grouped_buffer(kind, memory.data(), cols, 1);
-        kernels->grouped.quantize_token(kind, x.data(), cols, buffer.q, buffer.step, buffer.sum);
+        kernels->grouped.quantize_token(kind, x.data(), cols, buffer.q, buffer.step, buffer.minus_sum);
         for (int64_t g = 0; g < buffer.groups; ++g) {
             float largest = 0;
             bool finite = true;
@@ -348,7 +348,7 @@ static void compare_quantized(Grouped kind, const std::vector<float> & x, const 
                 sum += q;
             }
             const std::string where = std::string(kernels->name) + " " + name_of(kind) + ", " + what + ", group " + str(g);
-            check(same && buffer.sum[g] == sum, where + ": q or its sum");
+            check(same && buffer.minus_sum[g] == -sum, where + ": q or its sum");
             check(finite ? same_bits(buffer.step[g], zero ? 0.0f : step) : std::isnan(buffer.step[g]), where + ": step " + std::to_string(buffer.step[g]));
         }
         check(memory[memory.size() - 1] == 0xab, "nothing is written behind the buffer");
@@ -392,7 +392,7 @@ static void test_not_finite(Grouped kind) {
         const GroupedBuffer b = grouped_buffer(kind, memory.data(), p.cols, tokens);
         for (int64_t token = 0; token < tokens; ++token) {
             kernels->grouped.quantize_token(kind, x.data() + token * p.cols, p.cols, b.q + token * b.stride, b.step + token * b.groups,
-                                            b.sum + token * b.groups);
+                                            b.minus_sum + token * b.groups);
         }
         std::vector<float> y(tokens * p.rows);
         kernels->grouped.matmul(kind, p.packed.data(), p.rows, p.cols, b, y.data(), p.rows, 0, 2);
