@@ -18,8 +18,8 @@ from bitexport.tokenizer.hard_strings import HARD_STRINGS
 #: The number of tokens compared of each kind of text.
 COMPARED_TOKENS = 128
 
-#: The largest relative difference of the loss if the file is not I2_S: other types round activations
-#: differently, so that logits cannot be compared one by one.
+#: The largest relative difference of the loss if the file has a type whose rounding of activations is not
+#: known, so that logits cannot be compared one by one.
 MAX_LOSS_DIFFERENCE = 0.05
 
 

@@ -15,7 +15,7 @@ from bitexport.gguf.reader import read_gguf
 from bitexport.metrics.likelihood import WINDOW, Perplexities, perplexities
 from bitexport.metrics.logits import LogitComparison, compare_logits, join, summarize
 from bitexport.parity.activations import activation_grids
-from bitexport.parity.aligned import Alignment, compare_aligned, noise_floor
+from bitexport.parity.aligned import Alignment, compare_aligned, noise_floor, stored_weights
 from bitexport.parity.details import Details, LogitDetails, OnLogits
 from bitexport.parity.greedy import Continuation, continue_both
 from bitexport.parity.layers.compare import compare_layers
@@ -23,6 +23,7 @@ from bitexport.parity.report import MIN_COSINE, ParityReport, PromptResult
 from bitexport.parity.tokenizer import check_same_tokens
 from bitexport.progress import Progress, ProgressEvent, ignore
 from bitexport.reference import Reference, load_reference
+from bitexport.reference.alignment import aligned_rounding
 from bitexport.reference.embeddings import replaced_embeddings
 from bitexport.runtime.limits import check_text
 from bitexport.runtime.session import Session
@@ -157,12 +158,14 @@ class _Run:
         )
 
     def perplexity(self, text: str, window: int, align: bool) -> Perplexities:
-        """With ``align``, PyTorch uses the file's embeddings, so that their quantization is not judged."""
+        """With ``align``, PyTorch uses the file's embeddings and grids, so that these are not judged."""
         ids = self.reference.tokenize(text)
         check_same_tokens(self.reference, self.session, "the text", text, ids)
         with ExitStack() as stack:
             if align:
                 stack.enter_context(replaced_embeddings(self.reference.model, self.embeddings))
+                stored = stored_weights(self.reference, self.session.path)
+                stack.enter_context(aligned_rounding(self.reference.ternary_layers(), {}, stored))
             return perplexities(self.reference, self.session, ids, window, self.progress)
 
 

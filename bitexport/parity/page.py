@@ -90,6 +90,8 @@ def _summary(report: ParityReport) -> Iterable[str]:
         f'<p class="soft">Threshold: {judged} cosine of at least {report.min_cosine:g} at every position.'
         f"{' ' + escape(_sentence(report.aligned.describe())) if report.aligned else ''}</p>"
     )
+    if report.activations is not None:
+        yield f'<p class="soft">{escape(_sentence(report.activations.describe()))}</p>'
     if report.perplexity is not None:
         text = report.perplexity
         yield (

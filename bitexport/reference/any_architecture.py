@@ -85,7 +85,8 @@ def load_any(
             f"{model_class.__name__}: {error}; see `bitexport inspect` on that folder"
         ) from error
     check_tensors(checkpoint.path, model, info)
-    names = names or gguf_names(architecture or _architecture(config), int(config.num_hidden_layers))
+    text = config.get_text_config()
+    names = names or gguf_names(architecture or _architecture(text), int(text.num_hidden_layers))
     _make_ternary(model, delivered, names)
     return model, names
 

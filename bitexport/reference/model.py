@@ -66,10 +66,11 @@ class Reference:
         self.model = model
         self.family = family
         self.tokenizer = tokenizer
-        self.n_vocab = int(model.config.vocab_size)
+        config = model.config.get_text_config()
+        self.n_vocab = int(config.vocab_size)
         # state-space models have no limit
-        self.n_ctx = int(getattr(model.config, "max_position_embeddings", None) or UNLIMITED_CONTEXT)
-        self.n_layer = int(model.config.num_hidden_layers)
+        self.n_ctx = int(getattr(config, "max_position_embeddings", None) or UNLIMITED_CONTEXT)
+        self.n_layer = int(config.num_hidden_layers)
         self._names = names
         self._cache: Any = None
         self._threads = 1 if model.num_parameters() < SMALL else torch.get_num_threads()
@@ -145,7 +146,7 @@ class Reference:
         The family says which they are; without one, the file at ``path`` does.
         """
         if self.family is None:
-            return row_orders(self.modules(), path, self.model.config)
+            return row_orders(self.modules(), path, self.model.config.get_text_config())
         numbers = self.family.hyperparameters(self.model.config.to_dict())
         return {
             claim.target: order
@@ -155,7 +156,7 @@ class Reference:
 
     def after_gelu(self) -> frozenset[str]:
         """The ternary weights that multiply the result of GELU, which ggml looks up in a float16 table."""
-        config = self.model.config
+        config = self.model.config.get_text_config()
         activation = getattr(config, "hidden_activation", None) or getattr(config, "hidden_act", None)
         if activation not in FLOAT16_ACTIVATIONS:
             return frozenset()
@@ -168,7 +169,7 @@ class Reference:
         """
         if self.family is not None:
             return
-        tokens = int(getattr(self.model.config, "num_attention_heads", 0)) + 1
+        tokens = int(getattr(self.model.config.get_text_config(), "num_attention_heads", 0)) + 1
 
         def mark(module: nn.Module, _inputs: object, output: Any) -> None:
             module.heads_first = output.dim() == 4 and output.shape[1] != tokens
@@ -183,7 +184,9 @@ class Reference:
 
     def input_orders(self, path: str | os.PathLike[str]) -> dict[str, npt.NDArray[np.intp]]:
         """For GGUF weights whose columns are permuted in a file, see :mod:`bitexport.reference.orders`."""
-        return {} if self.family is not None else input_orders(self.modules(), path, self.model.config)
+        if self.family is not None:
+            return {}
+        return input_orders(self.modules(), path, self.model.config.get_text_config())
 
     def threads(self) -> AbstractContextManager[None]:
         """Within the block, PyTorch uses one thread for a small model, otherwise its default."""

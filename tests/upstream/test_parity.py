@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -139,3 +140,20 @@ def test_doctor(upstream_models: dict[str, Made], gguf_of: Converter, tmp_path: 
     assert wrong.facts.examination.differences == [
         "blk.0.ffn_up.weight differs in 1 of 512 rows, the first is row 5"
     ]
+
+
+def test_master_weights(upstream_models: dict[str, Made], tmp_path: Path) -> None:
+    """A quantization_config says that activations were quantized in training, one step per token."""
+    name = "Mistral, linear RoPE"
+    checkpoint = tmp_path / "checkpoint"
+    shutil.copytree(upstream_models[name].checkpoint, checkpoint)
+    support.as_master(checkpoint)
+    with pytest.MonkeyPatch.context() as patch:
+        recipe = load_recipe(upstream_models[name].recipe)
+        patch.setattr(from_upstream, "read_recipe", lambda _checkpoint: recipe)
+        convert(checkpoint, tmp_path / "x.gguf", embed_type="f16")
+    found = parity(checkpoint, tmp_path / "x.gguf", [PROMPT], tokens=3)
+    assert found.passed, verdict(found)
+    assert found.judged.cosine_min > 0.999999
+    assert found.activations is not None
+    assert found.activations.python == found.activations.cpp == "8 bits per token"
