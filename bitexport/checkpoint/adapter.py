@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -32,6 +32,9 @@ from bitexport.errors import CheckpointError, UnsupportedError
 
 #: The names of an adapter's weights, in the order in which they are preferred.
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+
+EMBEDDING = "model.embed_tokens.weight"
+HEAD = "lm_head.weight"
 
 #: Initializations that leave the base model's weights as they are; others change them.
 HARMLESS_STARTS = ("True", "False", "gaussian", "eva", "orthogonal")
@@ -125,17 +128,20 @@ def merge_adapter(checkpoint: Checkpoint, folder: str | Path) -> MergedCheckpoin
             plain = name.replace(".modules_to_save.default.", ".").replace(".base_layer.", ".")
             whole[plain] = info
     files = Checkpoint(place, config, MappingProxyType(tensors))
+    replaced: dict[str, TensorInfo] = {}
+    for name, info in whole.items():
+        normalized, shape = _in_base(checkpoint, place, name)
+        _check_shape(place, info.name, info.shape, shape, normalized)
+        replaced[normalized] = info
+    base = replace(checkpoint, tensors=MappingProxyType({**checkpoint.tensors, **replaced}))
     changes: dict[str, LowRank] = {}
     for module, found in parts.items():
-        name = _name_in_base(checkpoint, place, f"{module.removesuffix(' (embedding)')}.weight")
-        changes[name] = _low_rank(checkpoint, files, name, module, found)
-    replaced = {_name_in_base(checkpoint, place, name): info for name, info in whole.items()}
-    for name, info in replaced.items():
-        _check_shape(place, info.name, info.shape, checkpoint.info(name).shape, name)
+        name, _ = _in_base(base, place, f"{module.removesuffix(' (embedding)')}.weight")
+        changes[name] = _low_rank(base, files, name, module, found)
     return MergedCheckpoint(
-        checkpoint.path,
-        checkpoint.config,
-        MappingProxyType({**checkpoint.tensors, **replaced}),
+        base.path,
+        base.config,
+        base.tensors,
         place,
         MappingProxyType(changes),
         tuple(replaced),
@@ -181,15 +187,18 @@ def _read_tensors(folder: Path) -> dict[str, TensorInfo]:
     raise CheckpointError(f"{folder}: no {' or '.join(WEIGHTS)}; download the adapter again")
 
 
-def _name_in_base(checkpoint: Checkpoint, folder: Path, name: str) -> str:
+def _in_base(checkpoint: Checkpoint, folder: Path, name: str) -> tuple[str, tuple[int, ...]]:
+    """The normalized name of the base model's weight with ``name``, and its shape."""
     (normalized,) = respell({name: None})
-    if normalized not in checkpoint.tensors:
+    # a tied head that was trained by itself is not tied any more, which the conversion notices
+    found = EMBEDDING if normalized == HEAD and HEAD not in checkpoint.tensors else normalized
+    if found not in checkpoint.tensors:
         raise CheckpointError(
             f"{folder}: the adapter changes '{normalized}', which {checkpoint.path} does not have; "
             "expected an "
             "adapter for this model: give its base model (base_model_name_or_path in adapter_config.json)"
         )
-    return normalized
+    return normalized, checkpoint.info(found).shape
 
 
 def _low_rank(

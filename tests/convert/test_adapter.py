@@ -131,6 +131,20 @@ def test_an_embedding_and_modules_to_save(tmp_path: Path, checkpoint_of: Callabl
     check_values(base, adapter, expected)
 
 
+def test_a_tied_head_that_was_trained_by_itself(tmp_path: Path) -> None:
+    """PEFT saves the head with the adapter; the base has none of its own."""
+    base = save_checkpoint(tiny_model(architecture="llama"), tmp_path / "base")
+    expected = load_file(base / "model.safetensors")
+    head = torch.randn(512, 256).half().float()
+    tensors = LINEAR | {"lm_head.weight": head}
+    adapter = save_adapter(tmp_path / "adapter", tensors, modules_to_save=["lm_head"])
+    check_values(base, adapter, merged_by_hand(base, LINEAR, {Q: 3.0, DOWN: 3.0}) | {"lm_head.weight": head})
+    report = convert(base, tmp_path / "x.gguf", embed_type="f16", adapter=adapter)
+    assert any("differs from the embeddings: it is written as the head" in text for text in report.warnings)
+    assert tensors_of(tmp_path / "x.gguf")["output.weight"][2] == head.half().numpy().tobytes()
+    assert "lm_head.weight" not in expected
+
+
 def test_a_tied_head_stays_tied_to_the_changed_embedding(
     tmp_path: Path, checkpoint_of: Callable[..., Path]
 ) -> None:
