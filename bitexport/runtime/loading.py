@@ -47,7 +47,7 @@ def load(path: str | os.PathLike[str], **kwargs: Any) -> Llama:
             f"{file}: the chat template is damaged ({error}); correct tokenizer_config.json or "
             "chat_template.jinja and convert the checkpoint again"
         ) from error
-    if kwargs.get("embedding"):
+    if kwargs.get("embedding") and model.pooling_type() != llama_cpp.LLAMA_POOLING_TYPE_NONE:
         model.generate = _no_generation(file)
     pool = ThreadPool(model.ctx, max(kwargs["n_threads"], kwargs["n_threads_batch"]))
     model._stack.callback(pool.close)  # runs before the context is freed: callbacks run last in, first out

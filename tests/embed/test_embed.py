@@ -123,6 +123,14 @@ def test_load_returns_a_llama_that_embeds(model_of: Models) -> None:
         llama.close()
 
 
+def test_a_model_without_pooling_still_generates(gguf_of: Callable[..., Path]) -> None:
+    llama = bitexport.load(gguf_of("master"), embedding=True)
+    try:
+        assert llama("def", max_tokens=1, temperature=0)["usage"]["completion_tokens"] == 1
+    finally:
+        llama.close()
+
+
 def test_a_pooling_context_computes_no_logits(model_of: Models) -> None:
     """The head is the largest matrix of such a model."""
     _, file = model_of()
