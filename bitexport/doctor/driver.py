@@ -23,8 +23,8 @@ from bitexport.doctor.stages import (
     running_as,
 )
 from bitexport.doctor.verdicts import Facts, decide
-from bitexport.errors import BitexportError, TokenizerError, UnsupportedError
-from bitexport.families import check_runs
+from bitexport.errors import BitexportError, TokenizerError, UnsupportedError, UsageError
+from bitexport.families import check_runs, is_headless
 from bitexport.gguf.reader import read_gguf
 from bitexport.health.scan import scan_checkpoint
 from bitexport.progress import Progress, ProgressEvent, ignore
@@ -59,9 +59,14 @@ def doctor(
 
     Raises:
         CheckpointError, TokenizerError, GGUFError, UnsupportedError: the model or the file cannot be read.
-        UsageError: the text or the prompt is empty.
+        UsageError: the text or the prompt is empty, or the model has no head and so predicts no text.
     """
     source = open_checkpoint(checkpoint)
+    if is_headless(source.config):
+        raise UsageError(
+            f"{checkpoint} is an embedding model ({source.config['architectures'][0]}), which predicts no "
+            "text to judge; compare its vectors with `bitexport parity`, and see `bitexport inspect --health`"
+        )
     step = _Steps(progress)
     step("reading the tensors")
     facts = Facts(findings=scan_checkpoint(source))

@@ -12,6 +12,9 @@ from bitexport.runtime.processes import Owner
 if TYPE_CHECKING:
     from llama_cpp import Llama
 
+#: libllama's LLAMA_POOLING_TYPE_NONE.
+_NO_POOLING = 0
+
 
 @functools.cache
 def model_class() -> type[Llama]:
@@ -25,7 +28,6 @@ def model_class() -> type[Llama]:
     class Model(bind().Llama):  # type: ignore[misc]
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             self._owner = Owner("this model")
-            self._for_embeddings = bool(kwargs.get("embedding"))
             super().__init__(*args, **kwargs)
 
         def eval(self, tokens: Any) -> None:
@@ -33,7 +35,8 @@ def model_class() -> type[Llama]:
             super().eval(tokens)
 
         def generate(self, *args: Any, **kwargs: Any) -> Any:
-            if self._for_embeddings:  # a context that pools has no logits
+            if self.context_params.embeddings and self.pooling_type() != _NO_POOLING:
+                # a context that pools has no logits
                 raise UsageError(
                     f"{self.model_path} was loaded for embeddings; to generate text, load it without "
                     "embedding=True"

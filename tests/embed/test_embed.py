@@ -17,6 +17,7 @@ import torch
 import bitexport
 from bitexport.cli import main
 from bitexport.convert import convert
+from bitexport.doctor import doctor
 from bitexport.embed import embed
 from bitexport.errors import GGUFError, UsageError
 from bitexport.gguf.embedding_settings import settings_of
@@ -122,6 +123,14 @@ def test_load_returns_a_llama_that_embeds(model_of: Models) -> None:
         llama.close()
 
 
+def test_a_model_without_pooling_still_generates(gguf_of: Callable[..., Path]) -> None:
+    llama = bitexport.load(gguf_of("master"), embedding=True)
+    try:
+        assert llama("def", max_tokens=1, temperature=0)["usage"]["completion_tokens"] == 1
+    finally:
+        llama.close()
+
+
 def test_a_pooling_context_computes_no_logits(model_of: Models) -> None:
     """The head is the largest matrix of such a model."""
     _, file = model_of()
@@ -186,6 +195,12 @@ def test_a_file_that_is_not_an_embedding_model(gguf_of: Callable[..., Path]) -> 
     assert found.pooling == "mean"
     assert np.linalg.norm(found.embeddings[0].vector) == pytest.approx(1, abs=1e-6)
     assert settings_of(read_gguf(file)) is None
+
+
+def test_doctor_does_not_judge_text_that_a_model_does_not_write(model_of: Models) -> None:
+    checkpoint, file = model_of()
+    with pytest.raises(UsageError, match=r"embedding model \(Qwen3Model\).*`bitexport parity`"):
+        doctor(checkpoint, file)
 
 
 def test_a_damaged_pooling(model_of: Models, tmp_path: Path) -> None:
