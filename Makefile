@@ -62,6 +62,7 @@ check: $(VENV)/.installed ## Lint, type-check, check the layers, compare generat
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/python scripts/support_table.py --check
+	$(BIN)/python scripts/model_catalogue.py --check
 	$(BIN)/python scripts/foreign_files.py --check
 	$(BIN)/python scripts/config_reference.py --check
 	$(BIN)/python scripts/architecture_diagram.py --check

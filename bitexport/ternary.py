@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import TypeAlias
 
 import numpy as np
@@ -140,3 +141,32 @@ def collapse_equal_scales(trits: npt.NDArray[np.int8], scales: npt.NDArray[np.fl
     if np.all((scales == largest) | (scales == 0)):
         return TernaryTensor(trits, largest if largest > 0 else np.float32(1))
     return GroupedTernary(trits, scales)
+
+
+#: The largest relative difference between neighbouring values of a dtype: one unit in the last place.
+STEPS: Mapping[str, float] = MappingProxyType({"F16": 2.0**-10, "BF16": 2.0**-7})
+
+
+def common_magnitudes(
+    groups: npt.NDArray[np.float32], step: float
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
+    """The scales of ternary groups whose magnitudes may differ by one step of their dtype.
+
+    Some published files have a few such groups. The magnitude of most weights is the scale.
+
+    Args:
+        groups: float32 ``[n, size]``.
+        step: one of :data:`STEPS`.
+
+    Returns:
+        The scales, float32 ``[n]``, and of every group whether its nonzero magnitudes are that close.
+    """
+    magnitudes = np.abs(groups)
+    largest: npt.NDArray[np.float32] = magnitudes.max(axis=1, initial=0)
+    smallest = np.where(magnitudes > 0, magnitudes, np.inf).min(axis=1, initial=np.inf)
+    fits: npt.NDArray[np.bool_] = (largest == 0) | (largest <= smallest * (1 + step))
+    scales = largest.copy()
+    for index in np.flatnonzero(fits & (largest != smallest) & (largest > 0)):
+        values, counts = np.unique(magnitudes[index][magnitudes[index] > 0], return_counts=True)
+        scales[index] = values[np.argmax(counts)]
+    return scales, fits

@@ -31,9 +31,9 @@ Sizes are those of the tensors in the output, with the default `--embed-type`.
 """
 
 CLOSING = """\
-The tests write a small random checkpoint in each of these layouts, with the published entries of config.json,
-tensor names and storage, convert it, load it and compare it with PyTorch. The published weights themselves have
-not been run here: no model hub can be reached from where the tests run.
+The tests write a small random checkpoint in each of these layouts, with the published entries of
+config.json, tensor names and storage, convert it, load it and compare it with PyTorch. The published weights
+themselves have not been run here: no model hub can be reached from where the tests run.
 """
 
 
@@ -43,7 +43,9 @@ def rows(models: Sequence[PublishedModel]) -> Iterator[str]:
     yield f"| {' | '.join(columns)} |"
     yield f"|{' --- |' * len(columns)}"
     for model in models:
-        name = model.repository if model.revision is None else f"{model.repository}, revision {model.revision}"
+        name = (
+            model.repository if model.revision is None else f"{model.repository}, revision {model.revision}"
+        )
         cells = (
             f"`{name}`",
             f"`{model.architecture}`",

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from bitexport.checkpoint.packings import PACKINGS
-from bitexport.convert.choices import EMBED_TYPES
+from bitexport.convert.choices import EMBED_CHOICES
 from bitexport.families import FAMILIES
 from bitexport.gguf.packers import PACKERS, Packer
 from bitexport.upstream import TESTED
@@ -56,10 +56,10 @@ def upstream() -> str:
     """Any other architecture: what llama.cpp's own converter knows."""
     tested = ", ".join(f"`{name}`{f' ({what})' if what else ''}" for name, what in TESTED.items())
     return (
-        "Any other architecture that llama.cpp's own converter knows, more than a hundred, is converted as it "
-        "says\nand runs in llama.cpp's own graph; so is a model of the table with something that its own graph "
-        "lacks,\nsuch as YaRN: see [upstream.md](upstream.md). Compared in the tests with llama.cpp's converter, "
-        f"value for value:\n{tested}."
+        "Any other architecture that llama.cpp's own converter knows, more than a hundred, is converted as "
+        "it says\nand runs in llama.cpp's own graph; so is a model of the table with something that its own "
+        "graph lacks,\nsuch as YaRN: see [upstream.md](upstream.md). Compared in the tests with llama.cpp's "
+        f"converter, value for value:\n{tested}."
     )
 
 
@@ -112,7 +112,7 @@ def tiers() -> str:
 
 def region() -> str:
     """The two markers and everything between them."""
-    default, *others = (f"`{name}`" for name in EMBED_TYPES)
+    default, *others = (f"`{name}`" for name in EMBED_CHOICES)
     embed = f"{', '.join([f'{default} (default)', *others[:-1]])} or {others[-1]}"
     return "\n\n".join(
         (

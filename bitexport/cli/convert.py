@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 # As in ``bitexport.convert.choices``, which is not imported here so that --help is fast; a test compares the
 # two.
 TernaryType = Literal["auto", "i2_s", "tq2_0", "tq1_0", "q2_0", "f16"]
-EmbedType = Literal["q6_k", "q5_k", "q4_k", "q8_0", "f16"]
+EmbedType = Literal["auto", "q6_k", "q5_k", "q4_k", "q8_0", "f16"]
 Pooling = Literal["mean", "cls", "last"]
 
 
@@ -46,7 +46,8 @@ def convert(
         EmbedType | None,
         typer.Option(
             "--embed-type",
-            help="GGUF type of the embeddings and the output head; default q6_k, or that of a GGUF file.",
+            help="GGUF type of the embeddings and the output head; default auto: ternary ones stay "
+            "ternary, others become q6_k, and a GGUF file keeps its type.",
             show_default=False,
         ),
     ] = None,

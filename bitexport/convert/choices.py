@@ -32,8 +32,13 @@ AUTO = "auto"
 #: The values of ``--type``, the default first.
 TYPE_CHOICES = (AUTO, *TERNARY_TYPES)
 
-#: The values of ``--embed-type``, the type of the token embedding and the output head; the default first.
+#: The types of the token embedding and the output head that ``--embed-type`` offers.
 EMBED_TYPES = ("q6_k", "q5_k", "q4_k", "q8_0", "f16")
+
+#: The values of ``--embed-type``. With ``auto``, the default, ternary embeddings stay ternary, and others get
+#: the first type of :data:`EMBED_AUTO` that fits.
+EMBED_CHOICES = (AUTO, *EMBED_TYPES)
+EMBED_AUTO = ("q6_k", "q8_0", "f16")
 
 
 def check_choice(option: str, value: str, known: tuple[str, ...]) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy.typing as npt
 
 from bitexport.checkpoint import Checkpoint
-from bitexport.convert.choices import AUTO, EMBED_TYPES, TYPE_CHOICES, check_choice
+from bitexport.convert.choices import AUTO, EMBED_CHOICES, TYPE_CHOICES, check_choice
 from bitexport.convert.encoding import TensorStatistics
 from bitexport.convert.from_checkpoint import check_outside, plan_checkpoint
 from bitexport.convert.from_gguf import check_another_file, plan_gguf
@@ -51,8 +51,8 @@ def convert(
         type: the type of the ternary tensors, one of :data:`~bitexport.convert.choices.TYPE_CHOICES`. With
             ``"auto"`` or None, each gets the smallest type that holds its scales exactly.
         embed_type: the type of the embeddings and the head, one of
-            :data:`~bitexport.convert.choices.EMBED_TYPES`. If None, a checkpoint gets the first of them, and
-            a GGUF file keeps its type.
+            :data:`~bitexport.convert.choices.EMBED_CHOICES`. If ``"auto"`` or None, a checkpoint's ternary
+            ones stay ternary and others become q6_k if their rows fit, and a GGUF file keeps its type.
         force: replace ``output`` if it exists.
         dry_run: read and encode everything, write nothing. The check of the tokenizer against llama.cpp
             needs a file, so it does not run.
@@ -83,6 +83,7 @@ def convert(
             raise UsageError(f"--pooling is for a checkpoint, and {checkpoint} is a file; expected a folder")
         type = type or AUTO
         _check_types(type, embed_type)
+        embed_type = None if embed_type == AUTO else embed_type
         file = read_gguf(checkpoint)
         if not dry_run:
             check_another_file(file, target, check_output(target, force))
@@ -145,7 +146,7 @@ def _checkpoint_types(type: str | None, embed_type: str | None, all_float: bool)
     if all_float and type not in (None, AUTO, F16.name):
         raise UsageError(f"--float with --type {type}; expected no --type: the matrices become {F16.name}")
     type = F16.name if all_float else type or AUTO
-    embed_type = embed_type or (F16.name if all_float else EMBED_TYPES[0])
+    embed_type = embed_type or (F16.name if all_float else AUTO)
     _check_types(type, embed_type)
     return type, embed_type
 
@@ -153,7 +154,7 @@ def _checkpoint_types(type: str | None, embed_type: str | None, all_float: bool)
 def _check_types(type: str, embed_type: str | None) -> None:
     check_choice("type", type, TYPE_CHOICES)
     if embed_type is not None:
-        check_choice("embed_type", embed_type, EMBED_TYPES)
+        check_choice("embed_type", embed_type, EMBED_CHOICES)
 
 
 def convert_source(

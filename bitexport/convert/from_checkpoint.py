@@ -171,7 +171,9 @@ class CheckpointSource:
                     "for float16 and became zero; is its scale right?"
                 )
         if self.plan.packing.name == MasterWeights.name:
-            found += already_ternary_warning([t for t in self.tensors if t.ternary], statistics)
+            found += already_ternary_warning(
+                [t for t in self.tensors if t.ternary and t.origin.role is Role.TERNARY], statistics
+            )
         return found
 
 

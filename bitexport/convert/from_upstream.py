@@ -180,7 +180,9 @@ class UpstreamSource:
         """A warning about master weights that are already ternary."""
         if self.plan.packing.name != MasterWeights.name:
             return []
-        return already_ternary_warning([tensor for tensor in self.tensors if tensor.ternary], statistics)
+        return already_ternary_warning(
+            [tensor for tensor in self.tensors if tensor.ternary and tensor.origin.linear], statistics
+        )
 
 
 def _joined(

@@ -20,12 +20,13 @@ from bitexport.checkpoint.packings.packed_multiply import PackedMultiply
 from bitexport.checkpoint.reader import FLOAT_DTYPES, Checkpoint
 from bitexport.checkpoint.safetensors import TensorInfo
 from bitexport.convert.choices import check_fits, straddling_warnings, ternary_kind
-from bitexport.convert.source import PlannedTensor, main_type
+from bitexport.convert.embeddings import embedding_type
+from bitexport.convert.source import PlannedTensor, main_type, rounded_warnings
 from bitexport.errors import CheckpointError, UnsupportedError
 from bitexport.families import BITNET, Claim, Family, Hyperparameters, Part, Role, family_of
 from bitexport.gguf.dequantize import rows_per_chunk
 from bitexport.gguf.names import OUTPUT_HEAD, TOKEN_EMBEDDING
-from bitexport.gguf.types import F16, F32, I2_S, TYPES, TensorType, runs
+from bitexport.gguf.types import F16, F32, I2_S, TensorType, runs
 from bitexport.gguf.writer import TensorSpec
 from bitexport.progress import Progress, ProgressEvent, ignore, patient
 from bitexport.ternary import TernaryTensor
@@ -113,21 +114,22 @@ def make_plan(
     report, done = patient(progress), 0
     for claim in claims:
         report(ProgressEvent(done, checkpoint.nbytes, "B", f"looking for scales: {claim.source}"))
-        planned.append(_planned(checkpoint, packing, claim, type, TYPES[embed_type], all_float, warnings))
+        planned.append(_planned(checkpoint, packing, claim, (type, embed_type), all_float, warnings))
         done += planned[-1].source_bytes
     tensors = tuple(planned)
     if not all_float:
         _check_some_ternary(checkpoint, tensors)
     _check_all_claimed(checkpoint, family, packing, tensors, numbers)
     warnings.extend(straddling_warnings(tensor.spec for tensor in tensors))
+    warnings.extend(rounded_warnings(tensors))
     return Plan(
         checkpoint,
         family,
         numbers,
         packing,
         type,
-        main_type(tensors) or F16,
-        TYPES[embed_type],
+        main_type([tensor for tensor in tensors if tensor.origin.role is Role.TERNARY]) or F16,
+        next(tensor.spec.type for tensor in tensors if tensor.spec.name == TOKEN_EMBEDDING),
         tensors,
         tuple(warnings),
         all_float,
@@ -143,7 +145,7 @@ def _check_number_of_layers(checkpoint: Checkpoint, numbers: Hyperparameters) ->
 
 
 def _check_some_ternary(checkpoint: Checkpoint, tensors: Sequence[PlannedTensor[Claim]]) -> None:
-    if not any(tensor.ternary for tensor in tensors):
+    if not any(tensor.ternary for tensor in tensors if tensor.origin.role is Role.TERNARY):
         raise CheckpointError(
             f"config.json: modules_to_not_convert {modules_to_not_convert(checkpoint)!r} keeps every linear "
             "layer in float, so no tensor is ternary; expected only layers that are not ternary, such as "
@@ -162,8 +164,7 @@ def _planned(
     checkpoint: Checkpoint,
     packing: Packing,
     claim: Claim,
-    type: str,
-    embed_type: TensorType,
+    types: tuple[str, str],
     all_float: bool,
     warnings: list[str],
 ) -> PlannedTensor[Claim]:
@@ -188,11 +189,16 @@ def _planned(
     embedding = claim.role is Role.EMBEDDING
     if ternary:
         scales = _scales(checkpoint, packing, claim)
-        kind = ternary_kind(claim.source, claim.shape, scales, type)
+        kind = ternary_kind(claim.source, claim.shape, scales, types[0])
     elif claim.role is Role.TERNARY:
         kind = float_type(checkpoint, claim, warnings)
+    elif embedding:
+        kind, scales = embedding_type(
+            checkpoint, packing, claim.source, claim.shape, types[1], warnings, look=not all_float
+        )
+        ternary = scales is not None
     else:
-        kind = embed_type if embedding else F32
+        kind = F32
     check_fits(claim.source, claim.shape, kind, embedding=embedding and not ternary, target=claim.target)
     if claim.role is Role.BIAS and not all_float:
         warnings += _bias_warning(checkpoint, packing, claim)

@@ -54,6 +54,19 @@ def main_type(tensors: Sequence[PlannedTensor[Any]]) -> TensorType | None:
     return TYPES[weights.most_common(1)[0][0]] if weights else None
 
 
+def rounded_warnings(tensors: Sequence[PlannedTensor[Any]]) -> list[str]:
+    """A warning if groups of float weights contain two magnitudes one step of their dtype apart."""
+    found = [tensor for tensor in tensors if tensor.scales is not None and tensor.scales.rounded]
+    if not found:
+        return []
+    groups = sum(tensor.scales.rounded for tensor in found if tensor.scales is not None)
+    return [
+        f"{groups:,} groups of weights in {len(found)} tensors, the first of them '{found[0].spec.name}', "
+        "contain two magnitudes that differ by one rounding step of their dtype; the more common one becomes "
+        "the scale"
+    ]
+
+
 @dataclass(frozen=True, slots=True)
 class SourceSummary:
     """The report's facts about the source, see :class:`~bitexport.convert.report.ConvertReport`.

@@ -27,12 +27,13 @@ from bitexport.checkpoint.packings import (
 from bitexport.checkpoint.packings.master import MasterWeights
 from bitexport.checkpoint.packings.pre_dequantized import PreDequantized
 from bitexport.convert.choices import check_fits, straddling_warnings, ternary_kind
+from bitexport.convert.embeddings import embedding_type
 from bitexport.convert.plan import float_type
-from bitexport.convert.source import PlannedTensor, main_type
+from bitexport.convert.source import PlannedTensor, main_type, rounded_warnings
 from bitexport.errors import BitexportError, CheckpointError, UnsupportedError
 from bitexport.families import Claim, Role, has_family
 from bitexport.gguf.names import TOKEN_EMBEDDING
-from bitexport.gguf.types import F16, TYPES, TensorType
+from bitexport.gguf.types import F16, TensorType
 from bitexport.gguf.writer import TensorSpec
 from bitexport.progress import Progress, ProgressEvent, ignore, patient
 from bitexport.upstream import Recipe, RecipeTensor
@@ -110,12 +111,13 @@ def make_upstream_plan(
     for tensor in recipe.tensors:
         if tensor.matrix:
             report(ProgressEvent(done, checkpoint.nbytes, "B", f"looking for scales: {tensor.name}"))
-            types = (type, TYPES[embed_type])
+            types = (type, embed_type)
             planned.append(_planned(checkpoint, packing, tensor, ternary, types, warnings))
             done += planned[-1].source_bytes
     tensors = tuple(planned)
     warnings.extend(_rearranged_warning(tensors, ternary))
     warnings.extend(straddling_warnings(tensor.spec for tensor in tensors))
+    warnings.extend(rounded_warnings(tensors))
     warnings.extend(f"llama.cpp's converter says: {note}" for note in recipe.notes)
     return UpstreamPlan(
         checkpoint,
@@ -123,8 +125,8 @@ def make_upstream_plan(
         sources,
         packing,
         type,
-        main_type(tensors) or F16,
-        TYPES[embed_type],
+        main_type([tensor for tensor in tensors if tensor.origin.linear]) or F16,
+        next((t.spec.type for t in tensors if t.spec.name == TOKEN_EMBEDDING), F16),
         tensors,
         tuple(warnings),
         all_float,
@@ -298,7 +300,7 @@ def _planned(
     packing: Packing,
     tensor: RecipeTensor,
     ternary: set[str],
-    types: tuple[str, TensorType],
+    types: tuple[str, str],
     warnings: list[str],
 ) -> PlannedTensor[RecipeTensor]:
     """Plan one matrix of the output."""
@@ -315,7 +317,10 @@ def _planned(
         scales = _scales(checkpoint, packing, tensor)
         kind = ternary_kind(tensor.name, tensor.shape, scales, types[0])
     elif not tensor.linear:
-        kind = types[1]
+        whole = tensor.rows is not None and len(tensor.sources) == 1
+        name = tensor.sources[0] if whole else tensor.name
+        kind, scales = embedding_type(checkpoint, packing, name, tensor.shape, types[1], warnings, look=whole)
+        is_ternary = scales is not None
     elif tensor.rows is None:
         kind = F16
     else:

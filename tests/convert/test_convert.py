@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from bitexport.checkpoint import open_checkpoint
 from bitexport.convert import convert
-from bitexport.convert.choices import EMBED_TYPES, TERNARY_TYPES, TYPE_CHOICES
+from bitexport.convert.choices import EMBED_CHOICES, TERNARY_TYPES, TYPE_CHOICES
 from bitexport.errors import CheckpointError, UsageError
 from bitexport.gguf.reader import read_gguf
 from bitexport.progress import ProgressEvent
@@ -207,7 +207,7 @@ def test_the_command_line(
     from bitexport.cli import convert as command
 
     assert typing.get_args(command.TernaryType) == TYPE_CHOICES
-    assert set(typing.get_args(command.EmbedType)) == set(EMBED_TYPES)
+    assert set(typing.get_args(command.EmbedType)) == set(EMBED_CHOICES)
     done = run_cli("convert", checkpoint_of(), tmp_path / "x.gguf", "--json")
     assert (done.returncode, done.stderr) == (0, "")
     document = json.loads(done.stdout)

@@ -22,12 +22,15 @@ class Scales:
         low, high: the smallest and the largest scale; None if they are not known yet.
         share: the fraction of groups that contain only -a, 0 and a, if the scales were recognised from float
             values; otherwise None.
+        rounded: the number of groups that contain two magnitudes one step of their dtype apart, of which the
+            more common one is the scale.
     """
 
     group: int | None = None
     low: float | None = None
     high: float | None = None
     share: float | None = None
+    rounded: int = 0
 
 
 class Packing(Protocol):

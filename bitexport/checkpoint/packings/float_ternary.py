@@ -20,7 +20,7 @@ from bitexport.checkpoint.packings.scale_groups import (
 )
 from bitexport.checkpoint.reader import Checkpoint
 from bitexport.errors import CheckpointError, UnsupportedError
-from bitexport.ternary import AnyTernary, GroupedTernary, TernaryTensor
+from bitexport.ternary import STEPS, AnyTernary, GroupedTernary, TernaryTensor, common_magnitudes
 
 #: Elements processed at once, few enough to stay in the CPU's caches.
 CHUNK = 1 << 18
@@ -106,11 +106,15 @@ def find_scales(checkpoint: Checkpoint, name: str) -> Scales | None:
     if rules_out_ternary(checkpoint, name):
         return None
     columns = checkpoint.info(name).shape[1]
-    found = find_scale_groups(checkpoint.read_rows(name, max(1, CHUNK // columns)))
+    chunk = max(1, CHUNK // columns)
+    found = find_scale_groups(checkpoint.read_rows(name, chunk))
     if found is None:
         return None
-    _check_complete(found, name)
-    return Scales(found.group, found.low, found.high, found.share)
+    rounded = 0
+    if not found.complete:
+        for rows in checkpoint.read_rows(name, chunk):
+            rounded += _rounded_groups(checkpoint, found, rows, name)
+    return Scales(found.group, found.low, found.high, found.share, rounded)
 
 
 def already_ternary(checkpoint: Checkpoint, weights: npt.NDArray[np.float32], name: str) -> AnyTernary | None:
@@ -124,9 +128,11 @@ def already_ternary(checkpoint: Checkpoint, weights: npt.NDArray[np.float32], na
     if found is None:
         _check_neighbours(checkpoint, weights[: max(1, CHUNK // max(weights.shape[-1], 1))], name)
         return None
-    _check_complete(found, name)
+    if not found.complete:
+        _rounded_groups(checkpoint, found, weights, name)
     if found.group is None:
         return signs(weights, np.float32(found.high), name)
+    step = STEPS.get(checkpoint.info(name).dtype, 0.0)
     out, columns = weights.shape
     trits = np.empty((out, columns), np.int8)
     scales = np.empty((out, columns // found.group), np.float32)
@@ -134,7 +140,11 @@ def already_ternary(checkpoint: Checkpoint, weights: npt.NDArray[np.float32], na
     for rows in row_chunks(weights):
         end = start + len(rows)
         np.sign(rows, out=trits[start:end], casting="unsafe")
-        scales[start:end] = np.abs(rows).reshape(len(rows), -1, found.group).max(axis=2)
+        if found.complete:
+            scales[start:end] = np.abs(rows).reshape(len(rows), -1, found.group).max(axis=2)
+        else:
+            common, _ = common_magnitudes(rows.reshape(-1, found.group), step)
+            scales[start:end] = common.reshape(len(rows), -1)
         start = end
     return GroupedTernary(trits, scales)
 
@@ -145,14 +155,25 @@ def signs(weights: npt.NDArray[np.float32], magnitude: np.float32, name: str) ->
     return TernaryTensor(np.sign(weights).astype(np.int8), scale, dequantized=True)
 
 
-def _check_complete(found: ScaleGroups, name: str) -> None:
-    """Raise CheckpointError if some groups have several magnitudes."""
-    if not found.complete:
+def _rounded_groups(
+    checkpoint: Checkpoint, found: ScaleGroups, rows: npt.NDArray[np.float32], name: str
+) -> int:
+    """How many groups in ``rows`` ``[n, in]`` contain two magnitudes one step of the tensor's dtype apart.
+
+    Raises:
+        CheckpointError: magnitudes in a group are further apart.
+    """
+    step = STEPS.get(checkpoint.info(name).dtype)
+    groups = rows.reshape(-1, found.group or rows.shape[1])
+    scales, fits = common_magnitudes(groups, step or 0.0)
+    if step is None or not fits.all():
         raise CheckpointError(
             f"tensor '{name}' {found.describe()}, but {found.misfit}; expected all of them to: quantized "
             "again, its values would change. Save it as the training code quantized it, without rounding or "
             "merging anything into it afterwards"
         )
+    magnitudes = np.abs(groups)
+    return int(np.count_nonzero(np.any((magnitudes != 0) & (magnitudes != scales[:, None]), axis=1)))
 
 
 def _check_neighbours(checkpoint: Checkpoint, first: npt.NDArray[np.float32], name: str) -> None:

@@ -14,7 +14,7 @@ from bitexport.errors import UnsupportedError
 from bitexport.gguf.packers.base import UPSTREAM, Packer
 from bitexport.gguf.packers.block_scale import rounded_scale
 from bitexport.gguf.types import F16, F32, TensorType
-from bitexport.ternary import GROUP_SIZES, AnyTernary, TernaryTensor, grouped
+from bitexport.ternary import GROUP_SIZES, STEPS, AnyTernary, TernaryTensor, common_magnitudes, grouped
 
 #: Weights processed at once.
 CHUNK_WEIGHTS = 1 << 20
@@ -52,12 +52,39 @@ def pack_f32(tensor: AnyTernary) -> npt.NDArray[np.uint8]:
     return tensor.dequantize().astype("<f4", copy=False).view(np.uint8).reshape(-1)
 
 
+def _unpack_rounded(stored: npt.NDArray[np.uint8], columns: int, kind: TensorType) -> AnyTernary | None:
+    """Trits and scales of groups whose magnitudes may differ by one step of the type; None if by more.
+
+    Args:
+        stored: the tensor's bytes ``[out, ...]``.
+    """
+    step = STEPS.get(kind.name.upper())
+    if step is None:
+        return None
+    rows = max(1, CHUNK_WEIGHTS // columns)
+    for size in (columns, *GROUP_SIZES):
+        if size > columns or columns % size:
+            continue
+        trits = np.empty((len(stored), columns), dtype=np.int8)
+        scales = np.empty((len(stored), columns // size), dtype=np.float32)
+        for start in range(0, len(stored), rows):
+            values = float_values(stored[start : start + rows], kind).reshape(-1, columns)
+            common, fits = common_magnitudes(values.reshape(-1, size), step)
+            if not fits.all() or not np.isfinite(common).all():
+                break
+            scales[start : start + rows] = common.reshape(len(values), -1)
+            trits[start : start + rows] = np.sign(values)
+        else:
+            return grouped(trits, scales)
+    return None
+
+
 def unpack(data: npt.NDArray[np.uint8], shape: tuple[int, int], kind: TensorType = F16) -> AnyTernary:
     """Bytes of a float tensor of ``shape`` ``[out, in]`` whose values are ternary, to trits and scales.
 
     Raises:
         UnsupportedError: the values are not ternary: a row (where rows are a multiple of 32, a group of 32
-            weights) has more than one nonzero magnitude, NaN or infinity.
+            weights) has nonzero magnitudes more than one step of the type apart, NaN or infinity.
     """
     out, columns = shape
     group = GROUP if columns % GROUP == 0 else columns
@@ -71,6 +98,8 @@ def unpack(data: npt.NDArray[np.uint8], shape: tuple[int, int], kind: TensorType
         largest = magnitudes.max(axis=2)
         others = (magnitudes != 0) & (magnitudes != largest[:, :, None])
         if others.any() or not np.isfinite(largest).all():
+            if (found := _unpack_rounded(stored, columns, kind)) is not None:
+                return found
             raise UnsupportedError(_not_ternary(magnitudes, largest, others))
         scales[start : start + rows] = largest
         trits[start : start + rows] = np.sign(values)
