@@ -1,4 +1,4 @@
-// How our two buffer types share work between threads, and find a token's activations.
+// How our buffer types share work between threads, and find a token's activations.
 #pragma once
 
 #include "ggml-cpu-impl.h"
