@@ -56,10 +56,10 @@ def upstream() -> str:
     """Any other architecture: what llama.cpp's own converter knows."""
     tested = ", ".join(f"`{name}`{f' ({what})' if what else ''}" for name, what in TESTED.items())
     return (
-        "Any other architecture that llama.cpp's own converter knows, more than a hundred, is converted as "
-        "it says\nand runs in llama.cpp's own graph; so is a model of the table with something that its own "
-        "graph lacks,\nsuch as YaRN: see [upstream.md](upstream.md). Compared in the tests with llama.cpp's "
-        f"converter, value for value:\n{tested}."
+        "Any other architecture that llama.cpp's own converter knows, more than a hundred, is converted as\n"
+        "it says and runs in llama.cpp's own graph; so is a model of the table with something that ours\n"
+        "lacks, such as YaRN: see [upstream.md](upstream.md). Compared in the tests with that converter, "
+        f"value for value:\n{tested}."
     )
 
 

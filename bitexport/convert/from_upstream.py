@@ -18,7 +18,7 @@ from bitexport.convert.from_checkpoint import already_ternary_warning
 from bitexport.convert.source import KEPT_FLOAT_KEY, PlannedTensor, SourceSummary
 from bitexport.convert.tokenizer_check import check_tokenizer
 from bitexport.convert.upstream_plan import UpstreamPlan, make_upstream_plan, moved_group, weight_parts
-from bitexport.errors import NativeLibraryError, TokenizerError, UnsupportedError
+from bitexport.errors import GGUFError, NativeLibraryError, TokenizerError, UnsupportedError
 from bitexport.gguf.dequantize import rows_per_chunk
 from bitexport.gguf.names import TOKEN_EMBEDDING
 from bitexport.gguf.types import FILE_TYPES
@@ -172,6 +172,14 @@ class UpstreamSource:
             check_model(path)
         except NativeLibraryError as error:
             return [f"the file was not checked against llama.cpp: {error}"]
+        except GGUFError as error:
+            # the message names the temporary file, which means nothing to the user
+            why = str(error).replace(str(path), "it").removeprefix("it cannot be loaded: ").partition(";")[0]
+            raise UnsupportedError(
+                f"llama.cpp's {self.architecture} graph refuses what its converter "
+                f"{self.plan.recipe.class_name} makes of the checkpoint ({why}); expected the config.json "
+                "and the tensors of that architecture as transformers saves them"
+            ) from error
         if not (self.plan.checkpoint.path / "tokenizer.json").is_file():
             return ["the tokenizer was not checked against llama.cpp: the checkpoint has no tokenizer.json"]
         return check_tokenizer(path, self.plan.checkpoint.path, self.vocabulary)

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -30,23 +29,21 @@ from bitexport.convert.choices import check_fits, straddling_warnings, ternary_k
 from bitexport.convert.embeddings import embedding_type
 from bitexport.convert.plan import float_type
 from bitexport.convert.source import PlannedTensor, main_type, rounded_warnings
+from bitexport.convert.upstream_checks import (
+    check_nothing_dropped,
+    check_window,
+    float32_warning,
+    head_warning,
+    rearranged_warning,
+)
 from bitexport.errors import BitexportError, CheckpointError, UnsupportedError
-from bitexport.families import Claim, Role, has_family
+from bitexport.families import Claim, Role
 from bitexport.gguf.names import TOKEN_EMBEDDING
 from bitexport.gguf.types import F16, TensorType
 from bitexport.gguf.writer import TensorSpec
 from bitexport.progress import Progress, ProgressEvent, ignore, patient
 from bitexport.upstream import Recipe, RecipeTensor
 from bitexport.upstream.sources import SourceTensor, source_tensors
-
-#: Tensors of old checkpoints that follow from the configuration.
-DERIVED = re.compile(r".*(rotary_emb\.inv_freq|\.attention\.(masked_)?bias)$")
-
-#: Layers that predict further tokens, which llama.cpp's graphs do not use, and the number of a layer.
-EXTRA_LAYERS = re.compile(r"(.*\.)?(mtp|nextn)[._].*")
-LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
-
-HEAD = "lm_head.weight"
 
 
 @dataclass(frozen=True)
@@ -104,7 +101,7 @@ def make_upstream_plan(
         )
     packing = packing_of(checkpoint)
     sources = source_tensors(checkpoint)
-    warnings = [*_check_nothing_dropped(checkpoint, recipe), *_check_window(checkpoint.config, recipe)]
+    warnings = [*check_nothing_dropped(checkpoint, recipe), *check_window(checkpoint.config, recipe)]
     ternary = set() if all_float else _ternary_sources(checkpoint, packing, recipe, sources, warnings)
     planned: list[PlannedTensor[RecipeTensor]] = []
     report, done = patient(progress), 0
@@ -115,7 +112,9 @@ def make_upstream_plan(
             planned.append(_planned(checkpoint, packing, tensor, ternary, types, warnings))
             done += planned[-1].source_bytes
     tensors = tuple(planned)
-    warnings.extend(_rearranged_warning(tensors, ternary))
+    warnings.extend(rearranged_warning(tensors, ternary))
+    warnings.extend(float32_warning(recipe, sources))
+    warnings.extend(head_warning(checkpoint, packing, recipe))
     warnings.extend(straddling_warnings(tensor.spec for tensor in tensors))
     warnings.extend(rounded_warnings(tensors))
     warnings.extend(f"llama.cpp's converter says: {note}" for note in recipe.notes)
@@ -131,75 +130,6 @@ def make_upstream_plan(
         tuple(warnings),
         all_float,
     )
-
-
-def _check_nothing_dropped(checkpoint: Checkpoint, recipe: Recipe) -> list[str]:
-    """Warnings about parts of the model that llama.cpp leaves out on purpose."""
-    out = list(recipe.filtered)
-    for name in recipe.left_out:
-        layer = LAYER.search(name)
-        if DERIVED.fullmatch(name):
-            continue
-        if EXTRA_LAYERS.fullmatch(name) or (layer and int(layer[1]) >= recipe.blocks):
-            out.append(name)
-        elif name == HEAD:
-            _check_tied(checkpoint, recipe)
-        else:
-            raise CheckpointError(
-                f"tensor '{name}' {list(checkpoint.info(name).shape)} does not belong to "
-                f"{recipe.architecture} (llama.cpp's {recipe.class_name}) and would be dropped; is the "
-                "architecture in config.json right?"
-            )
-    if not out:
-        return []
-    parts = sorted({".".join(name.split(".")[:2]) for name in out})
-    shown = ", ".join(parts[:5]) + (" and others" if len(parts) > 5 else "")
-    return [
-        f"{len(out)} tensors are not part of what llama.cpp runs as {recipe.architecture} and are left out: "
-        f"{shown}"
-    ]
-
-
-def _check_window(config: Mapping[str, Any], recipe: Recipe) -> list[str]:
-    """A warning if the model has sliding-window attention and llama.cpp's graph has not.
-
-    Raises:
-        UnsupportedError: the same for an architecture with a family written by hand, which would refuse it.
-    """
-    window = _window(config)
-    if window is None or any(key.endswith(".attention.sliding_window") for key in recipe.metadata):
-        return []
-    if has_family(config):
-        raise UnsupportedError(f"llama.cpp's {recipe.architecture} graph has no sliding-window attention")
-    return [
-        f"config.json has a sliding window of {window} tokens, but llama.cpp's {recipe.architecture} graph "
-        f"has none: it computes the same only for contexts of up to {window} tokens"
-    ]
-
-
-def _window(config: Mapping[str, Any]) -> int | None:
-    """The window of sliding-window attention, in tokens; None if no layer uses it or contexts are shorter."""
-    text = config.get("text_config")
-    settings = text if isinstance(text, dict) else config
-    window, context = settings.get("sliding_window"), settings.get("max_position_embeddings")
-    kinds = settings.get("layer_types")
-    used = (
-        any(kind == "sliding_attention" for kind in kinds)
-        if isinstance(kinds, list)
-        else settings.get("use_sliding_window", True)
-    )
-    if not isinstance(window, int) or not used or (isinstance(context, int) and window >= context):
-        return None
-    return window
-
-
-def _check_tied(checkpoint: Checkpoint, recipe: Recipe) -> None:
-    embeddings = [tensor.sources for tensor in recipe.tensors if tensor.name == TOKEN_EMBEDDING]
-    if not any(len(names) == 1 and checkpoint.same_bytes(HEAD, names[0]) for names in embeddings):
-        raise UnsupportedError(
-            f"tie_word_embeddings is true, but {HEAD} is present and differs from the embeddings, and "
-            f"llama.cpp's {recipe.class_name} drops it; expected a tied head, or tie_word_embeddings false"
-        )
 
 
 def _ternary_sources(
@@ -336,18 +266,6 @@ def _planned(
     source_bytes = sum(checkpoint.info(name).nbytes for name in (*tensor.sources, *partners))
     spec = TensorSpec(tensor.name, tensor.shape, kind)
     return PlannedTensor(tensor, spec, is_ternary, source_bytes, scales)
-
-
-def _rearranged_warning(tensors: Sequence[PlannedTensor[RecipeTensor]], ternary: set[str]) -> list[str]:
-    """A warning if llama.cpp does with the values of ternary weights what trits in rows cannot follow."""
-    found = [t for t in tensors if not t.ternary and ternary.intersection(t.origin.sources)]
-    if not found:
-        return []
-    source = next(name for name in found[0].origin.sources if name in ternary)
-    return [
-        f"{len(found)} tensors are written as {found[0].spec.type.name}, because llama.cpp transposes or "
-        f"calculates with ternary weights for them: '{found[0].spec.name}' from '{source}', for example"
-    ]
 
 
 def _scales(checkpoint: Checkpoint, packing: Packing, tensor: RecipeTensor) -> Scales:

@@ -68,7 +68,8 @@ def family_of(config: Mapping[str, Any], names: Collection[str] = ()) -> Family:
         )
     known = ", ".join(dict.fromkeys(name for family in FAMILIES for name in family.architectures))
     raise UnsupportedError(
-        f"unknown architecture {named[0]!r}; expected one of {known}: request it in an issue"
+        f"unknown architecture {named[0]!r}; expected one of {known}, or for `bitexport convert` one that "
+        "llama.cpp's converter knows: request it in an issue"
     )
 
 

@@ -1,4 +1,4 @@
-"""The two matrices of a GGUF file that are not ternary: the token embedding and the output head."""
+"""The two matrices of a GGUF file that are no linear layers: the token embedding and the output head."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 
 from bitexport.errors import GGUFError
-from bitexport.gguf.dequantize import READ_WHOLE, Matrix, can_dequantize, dequantize
+from bitexport.gguf.dequantize import Matrix, can_dequantize, dequantize
 from bitexport.gguf.names import OUTPUT_HEAD, TOKEN_EMBEDDING
 from bitexport.gguf.reader import GGUFFile, GGUFTensor, read_gguf
 
@@ -48,10 +48,9 @@ def read_embeddings(path: str | os.PathLike[str]) -> Embeddings:
 
 
 def _values(file: GGUFFile, tensor: GGUFTensor) -> Matrix:
-    # parity does not know how ggml rounds the input of a head of I2_S or Q2_0
-    if tensor.type in READ_WHOLE or not can_dequantize(tensor.type):
+    if not can_dequantize(tensor.type):
         raise GGUFError(
             f"{file.path}: {tensor.name} is {tensor.type.name}, which cannot be read back; expected f16, "
-            "q8_0, q6_k, q5_k or q4_k: convert the checkpoint again"
+            "q8_0, q6_k, q5_k, q4_k or a ternary type: convert the checkpoint again"
         )
     return dequantize(file, tensor)

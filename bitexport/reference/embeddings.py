@@ -17,6 +17,7 @@ from bitexport.reference.grids import GRIDS, Grid, on_grid
 #: with a margin for quantizers other than ggml's.
 ROW_ERROR = {
     **{"f32": 1e-6, "bf16": 0.004, "f16": 0.001},
+    **{"i2_s": 1e-6, **dict.fromkeys(("q2_0", "tq1_0", "tq2_0"), 0.002)},
     **{"q8_0": 0.01, "q6_k": 0.04, "q5_k": 0.07, "q4_k": 0.14},
 }
 

@@ -32,6 +32,13 @@ def add_sub_norm(folder: Path) -> None:
     edit_weights(folder, lambda weights: weights.update({name: np.ones(256, dtype=np.float32)}))
 
 
+def add_window(folder: Path) -> None:
+    """Let the second layer use sliding-window attention, with ordinary RoPE."""
+    kinds = ["full_attention", "sliding_attention"]
+    rope = {"rope_type": "default", "rope_theta": 10000.0}
+    edit(folder, use_sliding_window=True, sliding_window=64, layer_types=kinds, rope_parameters=rope)
+
+
 def add_bias(folder: Path) -> None:
     name = "model.layers.0.mlp.gate_proj.bias"
     edit_weights(folder, lambda weights: weights.update({name: np.ones(512, dtype=np.float32)}))
@@ -88,6 +95,8 @@ def set_trap(folder: Path) -> None:
 #: The model that is changed, and the change.
 CHANGED: Mapping[str, tuple[str, Callable[[Path], None]]] = {
     "sub norm": ("Mistral, linear RoPE", add_sub_norm),
+    "student with YaRN": ("Qwen3, YaRN", add_sub_norm),
+    "student with a window": ("Qwen3, YaRN", add_window),
     "bias": ("OLMo", add_bias),
     "relu2": ("Mistral, linear RoPE", lambda folder: edit(folder, hidden_act="relu2")),
     "packed": ("Mistral, linear RoPE", pack),

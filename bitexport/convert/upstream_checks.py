@@ -1,0 +1,130 @@
+"""What is checked, and what a user is told, about a conversion that llama.cpp's own converter describes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from bitexport.checkpoint import Checkpoint
+from bitexport.checkpoint.packings import Packing, keeps_float, modules_to_not_convert
+from bitexport.checkpoint.packings.master import MasterWeights
+from bitexport.convert.source import PlannedTensor
+from bitexport.errors import CheckpointError, UnsupportedError
+from bitexport.families import has_family
+from bitexport.gguf.names import TOKEN_EMBEDDING
+from bitexport.upstream import Recipe, RecipeTensor
+from bitexport.upstream.sources import SourceTensor
+
+#: Tensors of old checkpoints that follow from the configuration.
+DERIVED = re.compile(r".*(rotary_emb\.inv_freq|\.attention\.(masked_)?bias)$")
+
+#: Layers that predict further tokens, which llama.cpp's graphs do not use, and the number of a layer.
+EXTRA_LAYERS = re.compile(r"(.*\.)?(mtp|nextn)[._].*")
+LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
+
+HEAD = "lm_head.weight"
+
+
+def check_nothing_dropped(checkpoint: Checkpoint, recipe: Recipe) -> list[str]:
+    """Warnings about parts of the model that llama.cpp leaves out on purpose."""
+    out = list(recipe.filtered)
+    for name in recipe.left_out:
+        layer = LAYER.search(name)
+        if DERIVED.fullmatch(name):
+            continue
+        if EXTRA_LAYERS.fullmatch(name) or (layer and int(layer[1]) >= recipe.blocks):
+            out.append(name)
+        elif name == HEAD:
+            _check_tied(checkpoint, recipe)
+        else:
+            raise CheckpointError(
+                f"tensor '{name}' {list(checkpoint.info(name).shape)} does not belong to "
+                f"{recipe.architecture} (llama.cpp's {recipe.class_name}) and would be dropped; is the "
+                "architecture in config.json right?"
+            )
+    if not out:
+        return []
+    parts = sorted({".".join(name.split(".")[:2]) for name in out})
+    shown = ", ".join(parts[:5]) + (" and others" if len(parts) > 5 else "")
+    return [
+        f"{len(out)} tensors are not part of what llama.cpp runs as {recipe.architecture} and are left out: "
+        f"{shown}"
+    ]
+
+
+def check_window(config: Mapping[str, Any], recipe: Recipe) -> list[str]:
+    """A warning if the model has sliding-window attention and llama.cpp's graph has not.
+
+    Raises:
+        UnsupportedError: the same for an architecture with a family written by hand, which would refuse it.
+    """
+    window = _window(config)
+    if window is None or any(key.endswith(".attention.sliding_window") for key in recipe.metadata):
+        return []
+    if has_family(config):
+        raise UnsupportedError(f"llama.cpp's {recipe.architecture} graph has no sliding-window attention")
+    return [
+        f"config.json has a sliding window of {window} tokens, but llama.cpp's {recipe.architecture} graph "
+        f"has none: it computes the same only for contexts of up to {window} tokens"
+    ]
+
+
+def _window(config: Mapping[str, Any]) -> int | None:
+    """The window of sliding-window attention, in tokens; None if no layer uses it or contexts are shorter."""
+    text = config.get("text_config")
+    settings = text if isinstance(text, dict) else config
+    window, context = settings.get("sliding_window"), settings.get("max_position_embeddings")
+    kinds = settings.get("layer_types")
+    used = (
+        any(kind == "sliding_attention" for kind in kinds)
+        if isinstance(kinds, list)
+        else settings.get("use_sliding_window", True)
+    )
+    if not isinstance(window, int) or not used or (isinstance(context, int) and window >= context):
+        return None
+    return window
+
+
+def _check_tied(checkpoint: Checkpoint, recipe: Recipe) -> None:
+    embeddings = [tensor.sources for tensor in recipe.tensors if tensor.name == TOKEN_EMBEDDING]
+    if not any(len(names) == 1 and checkpoint.same_bytes(HEAD, names[0]) for names in embeddings):
+        raise UnsupportedError(
+            f"tie_word_embeddings is true, but {HEAD} is present and differs from the embeddings, and "
+            f"llama.cpp's {recipe.class_name} drops it; expected a tied head, or tie_word_embeddings false"
+        )
+
+
+def rearranged_warning(tensors: Sequence[PlannedTensor[RecipeTensor]], ternary: set[str]) -> list[str]:
+    """A warning if llama.cpp does with the values of ternary weights what trits in rows cannot follow."""
+    found = [t for t in tensors if not t.ternary and ternary.intersection(t.origin.sources)]
+    if not found:
+        return []
+    source = next(name for name in found[0].origin.sources if name in ternary)
+    return [
+        f"{len(found)} tensors are written as {found[0].spec.type.name}, because llama.cpp transposes or "
+        f"calculates with ternary weights for them: '{found[0].spec.name}' from '{source}', for example"
+    ]
+
+
+def float32_warning(recipe: Recipe, sources: Mapping[str, SourceTensor]) -> list[str]:
+    """A warning if weights are packed that llama.cpp always stores as float32, such as those of a router."""
+    packed = [t.name for t in recipe.tensors if not t.matrix and any(sources[n].packed for n in t.sources)]
+    if not packed:
+        return []
+    return [
+        f"{len(packed)} tensors are packed in the checkpoint, but llama.cpp stores them as float32 and does "
+        f"not quantize their inputs: '{packed[0]}', for example"
+    ]
+
+
+def head_warning(checkpoint: Checkpoint, packing: Packing, recipe: Recipe) -> list[str]:
+    """A warning if transformers would quantize the master weights of the head."""
+    written = any(HEAD in tensor.sources for tensor in recipe.tensors)
+    listed = modules_to_not_convert(checkpoint)
+    if packing.name != MasterWeights.name or not written or listed is None or keeps_float(checkpoint, HEAD):
+        return []
+    return [
+        "modules_to_not_convert does not list lm_head: transformers would quantize the head as well; it "
+        "stays float here"
+    ]
