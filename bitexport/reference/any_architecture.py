@@ -149,34 +149,47 @@ def gguf_names(architecture: str, layers: int) -> Names:
 
 
 def _make_ternary(model: nn.Module, delivered: Delivered, names: Names) -> None:
-    """Replace the layers with ternary weights by ones that round their inputs."""
-    ternary = {target for name in delivered.ternary if (target := names(name))} | delivered.ternary
+    """Replace the layers with ternary weights by ones that round their inputs.
+
+    Raises:
+        UnsupportedError: a ternary weight belongs to no layer that can be replaced.
+    """
+    ternary = delivered.ternary | {target for name in delivered.ternary if (target := names(name))}
+    replaced: set[str | None] = set()
     for name, module in list(model.named_modules()):
         weight = f"{name}.weight"
         if type(module) is nn.Linear and (weight in ternary or names(weight) in ternary):
+            if names(weight) is None:
+                raise UnsupportedError(
+                    f"the gguf package has no name for {name}, so its activations cannot be compared"
+                )
             bias = None if module.bias is None else module.bias.data
             model.set_submodule(name, TernaryLinear(module.weight.data, bias, delivered.grid))
+            replaced.update((weight, names(weight)))
         elif isinstance(getattr(module, "down_proj", None), nn.Parameter) and module.down_proj.dim() == 3:
-            _replace_experts(model, name, module, delivered, names)
+            replaced.update(_replace_experts(model, name, module, ternary, delivered.grid, names))
+    for name in sorted(delivered.ternary):
+        # a class may leave out layers on purpose, which then have no name either
+        if names(name) is not None and not {name, names(name)} & replaced:
+            raise UnsupportedError(
+                f"tensor '{name}' is ternary, but in {type(model).__name__} it is no weight of a linear "
+                "layer or of known experts, so PyTorch cannot round its input; request support in an issue"
+            )
 
 
-def _replace_experts(model: nn.Module, name: str, module: Any, delivered: Delivered, names: Names) -> None:
-    targets = {
-        projection: _expert_names(name, spellings, names) for projection, spellings in _PROJECTIONS.items()
-    }
-    ternary = {target for source in delivered.ternary if (target := names(source))}
-    fused = {f"{name}.gate_up_proj", f"{name}.down_proj"} & delivered.ternary
-    grids: dict[str, Grid] = {}
-    for projection, target in targets.items():
-        own = (
-            target in ternary or f"{name}.{'down_proj' if projection == 'down' else 'gate_up_proj'}" in fused
-        )
-        grids[projection] = delivered.grid if own else Grid.FLOAT
-        if not own:
-            targets[projection] = ""
+def _replace_experts(
+    model: nn.Module, name: str, module: Any, ternary: set[str], grid: Grid, names: Names
+) -> set[str]:
+    """Replace the experts if any projection is ternary; returns the names of what is."""
+    targets: dict[str, str] = {}
+    found: set[str] = set()
+    for projection, spellings in _PROJECTIONS.items():
+        known = (names(f"{name}.{spelled}.weight") for spelled in spellings)
+        target = next((target for target in known if target), "")
+        fused = f"{name}.{'down_proj' if projection == 'down' else 'gate_up_proj'}"
+        targets[projection] = target if {target, fused} & ternary else ""
+        found.update({target, fused} & ternary)
     if any(targets.values()):
+        grids = {projection: grid if target else Grid.FLOAT for projection, target in targets.items()}
         model.set_submodule(name, TernaryExperts(module, targets, grids))
-
-
-def _expert_names(module: str, spellings: tuple[str, ...], names: Names) -> str:
-    return next((found for spelled in spellings if (found := names(f"{module}.{spelled}.weight"))), "")
+    return found

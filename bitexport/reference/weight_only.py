@@ -54,6 +54,8 @@ def keep_ternary_weights(model: nn.Module, checkpoint: Checkpoint) -> None:
 def already_ternary(checkpoint: Checkpoint, packing: Packing, name: str) -> AnyTernary | None:
     """A float weight that is ternary without being quantized, with one scale or several; otherwise None."""
     try:
+        if packing.scales(checkpoint, name).low is None:
+            return None  # ordinary weights, which the packing has not read completely to find out
         found = packing.unpack(checkpoint, name)
     except (CheckpointError, UnsupportedError):
         return None

@@ -12,8 +12,10 @@ import torch
 
 from bitexport.convert import convert, from_upstream
 from bitexport.doctor import doctor
+from bitexport.evaluation.python_side import PythonSide
 from bitexport.parity import parity
 from bitexport.parity.report import verdict
+from bitexport.reference import load_reference
 from bitexport.upstream.recipe import load_recipe
 from tests.support import upstream_models as support
 from tests.support.gguf_files import ByteChange, changed
@@ -157,3 +159,19 @@ def test_master_weights(upstream_models: dict[str, Made], tmp_path: Path) -> Non
     assert found.judged.cosine_min > 0.999999
     assert found.activations is not None
     assert found.activations.python == found.activations.cpp == "8 bits per token"
+
+
+def test_eval_runs_the_same_model(upstream_models: dict[str, Made]) -> None:
+    checkpoint = upstream_models["Qwen2-MoE"].checkpoint
+    side = PythonSide("student", checkpoint)
+    assert (side.kind, side.n_vocab, side.n_ctx) == ("ternary", 512, 256)
+    reference = load_reference(checkpoint)
+    ids = side.encode(PROMPT, True)
+    with side.open(64) as runner:
+        answers = runner.greedy([ids, ids[:4]], frozenset(), 4, lambda _event: None)
+    expected: list[int] = []
+    following = ids
+    for _ in range(4):
+        following = [int(reference.feed(following).argmax())]
+        expected += following
+    assert answers[0] == expected
