@@ -174,6 +174,42 @@ _HY_MT: Mapping[str, Any] = {
 }
 
 
+_EMBEDDING_0_6B: Mapping[str, Any] = {
+    "architectures": ["Qwen3Model"],
+    "model_type": "qwen3",
+    "head_dim": 128,
+    "hidden_act": "silu",
+    "hidden_size": 1024,
+    "intermediate_size": 3072,
+    "max_position_embeddings": 32768,
+    "num_attention_heads": 16,
+    "num_hidden_layers": 28,
+    "num_key_value_heads": 8,
+    "rms_norm_eps": 1e-06,
+    "rope_theta": 1000000,
+    "tie_word_embeddings": True,
+    "vocab_size": 151669,
+}
+
+_EMBEDDING_270M: Mapping[str, Any] = {
+    "architectures": ["Gemma3TextModel"],
+    "model_type": "gemma3_text",
+    "head_dim": 256,
+    "hidden_activation": "gelu_pytorch_tanh",
+    "hidden_size": 640,
+    "intermediate_size": 2048,
+    "max_position_embeddings": 32768,
+    "num_attention_heads": 4,
+    "num_hidden_layers": 18,
+    "num_key_value_heads": 1,
+    "query_pre_attn_scalar": 256,
+    "rms_norm_eps": 1e-06,
+    "sliding_window": 512,
+    "tie_word_embeddings": True,
+    "vocab_size": 262144,
+}
+
+
 def _bitnet(repository: str, storage: Storage, mode: str) -> PublishedModel:
     return PublishedModel(
         repository=repository,
@@ -234,6 +270,20 @@ _BONSAI_8B = _bonsai(4096, 12288, 36, 32, tied=False)
 MODELS: tuple[PublishedModel, ...] = (
     _bitnet("microsoft/bitnet-b1.58-2B-4T", Storage.PACKED_MULTIPLY, "offline"),
     _bitnet("microsoft/bitnet-b1.58-2B-4T-bf16", Storage.MASTER, "online"),
+    PublishedModel(
+        repository="microsoft/bitnet-embedding-0.6b",
+        config=_EMBEDDING_0_6B,
+        storage=Storage.MASTER,
+        tokenizer="qwen2",
+        graph="bitnet-b1.58",
+    ),
+    PublishedModel(
+        repository="microsoft/bitnet-embedding-270m",
+        config=_EMBEDDING_270M,
+        storage=Storage.MASTER,
+        tokenizer="spm",
+        graph="gemma3",
+    ),
     _one_bit("large", 1536, 4096, 24, 16),
     _one_bit("xl", 2048, 5460, 24, 32),
     _one_bit("3B", 3200, 8640, 26, 32),

@@ -95,7 +95,7 @@ class PublishedModel:
     def output_bytes(self, embed_type: str = "q6_k") -> int:
         """The bytes of all tensors in the output of ``convert``, without the header.
 
-        Norms of q and k, which have a few hundred values, are left out.
+        Norms of q and k, and those in front of single layers, are left out.
         """
         config = self.config
         hidden, ffn = int(config["hidden_size"]), int(config["intermediate_size"])
@@ -103,7 +103,9 @@ class PublishedModel:
         q = self.linear_shapes()[3][1]
         norms = F32.nbytes((2 * hidden + (q + ffn if self.sub_norms else 0),))
         embedding = (int(config["vocab_size"]), hidden)
-        kind = self._type(embedding) if self.ternary_embeddings else TYPES[embed_type]
+        kind = TYPES[embed_type] if TYPES[embed_type].fits(embedding) else TYPES["q8_0"]
+        if self.ternary_embeddings:
+            kind = self._type(embedding)
         matrices = 1 if config.get("tie_word_embeddings") else 2
         return self.layers * (linear + norms) + matrices * kind.nbytes(embedding) + F32.nbytes((hidden,))
 

@@ -11,7 +11,9 @@ from bitexport.catalogue import MODELS
 from bitexport.convert import convert
 from bitexport.gguf.reader import read_gguf
 from bitexport.parity import parity
+from bitexport.parity.embedding import embedding_parity
 from bitexport.parity.report import verdict
+from tests.support.embedding_models import DOCUMENTS, embedding_checkpoint
 from tests.support.published_layouts import save_published, small_config
 
 PROMPT = "def add(left, right):\n    return left + right\n"
@@ -22,8 +24,19 @@ LAYOUTS = {
     for model in reversed(MODELS)
 }
 
+EMBEDDING_MODELS = ("Qwen3Model", "Gemma3TextModel")
+DECODERS = {name: model for name, model in LAYOUTS.items() if model.architecture not in EMBEDDING_MODELS}
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+
+@pytest.mark.parametrize("architecture", EMBEDDING_MODELS)
+def test_a_published_embedding_model_is_converted_exactly(architecture: str, tmp_path: Path) -> None:
+    (model,) = [model for model in LAYOUTS.values() if model.architecture == architecture]
+    checkpoint = embedding_checkpoint(tmp_path / model.folder, architecture)
+    assert convert(checkpoint, tmp_path / "m.gguf").architecture == model.graph
+    assert embedding_parity(checkpoint, tmp_path / "m.gguf", DOCUMENTS[:2]).passed
+
+
+@pytest.mark.parametrize("layout", DECODERS)
 def test_a_published_layout_is_converted_exactly(layout: str, tmp_path: Path) -> None:
     model = LAYOUTS[layout]
     checkpoint = save_published(model, tmp_path / model.folder)
@@ -33,7 +46,7 @@ def test_a_published_layout_is_converted_exactly(layout: str, tmp_path: Path) ->
     assert found.passed, verdict(found)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", DECODERS)
 def test_types_and_size_are_those_that_convert_writes(layout: str, tmp_path: Path) -> None:
     model = LAYOUTS[layout]
     convert(save_published(model, tmp_path / model.folder), tmp_path / "m.gguf")
