@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
@@ -75,6 +76,16 @@ def group_of(tensor: AnyTernary) -> int | None:
     return None if isinstance(tensor, TernaryTensor) else tensor.group
 
 
+def dequantized_rows(tensor: AnyTernary, rows: int) -> Iterator[npt.NDArray[np.float32]]:
+    """The values of a tensor, ``rows`` rows at a time: float32 ``[rows, in]``."""
+    for start in range(0, len(tensor.trits), rows):
+        trits = tensor.trits[start : start + rows]
+        if isinstance(tensor, TernaryTensor):
+            yield TernaryTensor(trits, tensor.scale).dequantize()
+        else:
+            yield GroupedTernary(trits, tensor.scales[start : start + rows]).dequantize()
+
+
 def reordered(tensor: AnyTernary, order: npt.NDArray[np.intp]) -> AnyTernary:
     """The tensor with its rows in another order: ``new[i] = old[order[i]]``."""
     if isinstance(tensor, TernaryTensor):
@@ -93,6 +104,8 @@ def merge_equal_scales(scales: npt.NDArray[np.float32], columns: int) -> npt.NDA
         :data:`GROUP_SIZES`, as far as neighbours are equal. A scale of 0 is equal to any.
     """
     out, count = scales.shape
+    if scales.size == 1:
+        return scales
     for size in (out * columns, columns, *GROUP_SIZES):
         if size % (columns // count) or (out * columns) % size or (size < columns and columns % size):
             continue

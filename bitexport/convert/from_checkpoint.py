@@ -23,7 +23,7 @@ from bitexport.gguf.types import FILE_TYPES
 from bitexport.gguf.writer import MetadataValue
 from bitexport.health import Health, check_trainer_state, check_vocabulary
 from bitexport.progress import Progress, ignore
-from bitexport.ternary import reordered
+from bitexport.ternary import dequantized_rows, reordered
 from bitexport.tokenizer.vocabulary import Vocabulary, read_vocabulary
 
 #: The fraction of a float tensor's values that may become zero in float16 without a warning: every large
@@ -146,8 +146,7 @@ class CheckpointSource:
                     "for float16 and became zero; is its scale right?"
                 )
         if self.plan.packing.name == MasterWeights.name:
-            ternary = {t.spec.name: statistics[t.spec.name] for t in self.tensors if t.ternary}
-            found += already_ternary_warning(ternary)
+            found += already_ternary_warning([t for t in self.tensors if t.ternary], statistics)
         return found
 
 
@@ -159,6 +158,11 @@ def float_rows(plan: Plan, tensor: PlannedTensor[Claim]) -> Iterator[npt.NDArray
     """
     claim = tensor.origin
     order = plan.family.row_order(claim, plan.numbers)
+    if claim.role is Role.EMBEDDING and plan.packing.holds(plan.checkpoint, claim.source):
+        yield from dequantized_rows(
+            plan.packing.unpack(plan.checkpoint, claim.source), rows_per_chunk(claim.shape)
+        )
+        return
     if order is None and claim.role is not Role.BIAS:
         yield from plan.checkpoint.read_rows(claim.source, rows_per_chunk(claim.shape))
         return
@@ -175,22 +179,36 @@ def _bias_factor(plan: Plan, bias: Claim) -> np.float32 | npt.NDArray[np.float32
     return plan.packing.bias_factor(plan.checkpoint, bias.linear)
 
 
-def already_ternary_warning(statistics: Mapping[str, TensorStatistics]) -> list[str]:
-    """A warning if master weights are already ternary, which quantization_mode online would shrink.
+def already_ternary_warning(
+    tensors: Sequence[PlannedTensor[Claim]], statistics: Mapping[str, TensorStatistics]
+) -> list[str]:
+    """A warning if master weights are already ternary, which quantization_mode online would change.
 
     Args:
-        statistics: of the ternary tensors.
+        tensors: the ternary tensors.
+        statistics: at least of these, by their names in the output.
     """
-    found = {name: seen for name, seen in statistics.items() if seen.dequantized}
-    if not found:
+    kept = [tensor for tensor in tensors if tensor.scales is not None and tensor.scales.share is not None]
+    if not kept:
         return []
-    name, first = next(iter(found.items()))
-    share = 1 - first.zeros / first.weights
-    return [
-        f"{len(found)} of {len(statistics)} ternary tensors hold only -a, 0 and a and are written unchanged: "
-        f"'{name}' has a = {first.scale_max:.6g}. Quantized again, as transformers does with "
-        f"quantization_mode online, its scale would shrink to {share:.1%} of that"
-    ]
+    first, seen = kept[0], statistics[kept[0].spec.name]
+    effect = (
+        f"its scale would shrink to {1 - seen.zeros / seen.weights:.1%} of that"
+        if first.scales is not None and first.scales.group is None
+        else "all its scales would become one"
+    )
+    found = (
+        f"{len(kept)} of {len(tensors)} ternary tensors hold only -a, 0 and a and are written unchanged: "
+        f"'{first.spec.name}' has a = {seen.scale_max:.6g}. Quantized again, as transformers does with "
+        f"quantization_mode online, {effect}"
+    )
+    others = [tensor for tensor in tensors if tensor not in kept]
+    if others:
+        found += (
+            f". The other {len(others)} are quantized: if '{others[0].origin.source}' is meant to stay "
+            "float, add it to modules_to_not_convert"
+        )
+    return [found]
 
 
 def _metadata(plan: Plan, vocabulary: Vocabulary) -> dict[str, MetadataValue]:

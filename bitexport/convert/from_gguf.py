@@ -205,22 +205,25 @@ def _plan_tensors(
     """Every tensor's type in the output, checked before a byte is written; and warnings."""
     _check_complete(file)
     layers = {tensor.name: tensor for tensor in file.tensors if _is_linear_layer(tensor)}
+    head = next((tensor for tensor in file.tensors if tensor.name == OUTPUT_HEAD), None)
     if not layers:
         raise GGUFError(f"{file.path.name} has no linear layers (blk.N.*.weight); is it a language model?")
     packed = any(tensor.type.name in TRIT_TYPES for tensor in layers.values())
     listed = set(file.elements(KEPT_FLOAT_KEY)) if KEPT_FLOAT_KEY in file.metadata else set()
     ternary = {name for name, tensor in layers.items() if name not in listed and _is_ternary(tensor, packed)}
+    if head is not None and head.type.name in TRIT_TYPES and embed_kind is None:
+        ternary.add(head.name)  # as convert writes a packed head
     tensors = []
     done, total = 0, sum(tensor.nbytes for tensor in file.tensors)
     for tensor in file.tensors:
         progress(ProgressEvent(done, total, "B", f"looking for scales: {tensor.name}"))
         done += tensor.nbytes
         wanted, scales = tensor.type, None
-        if tensor.name in (TOKEN_EMBEDDING, OUTPUT_HEAD):
-            wanted = embed_kind or tensor.type
-        elif tensor.name in ternary:
+        if tensor.name in ternary:
             scales = _scales(file, tensor)
             wanted = ternary_kind(tensor.name, tensor.shape, scales, type)
+        elif tensor.name in (TOKEN_EMBEDDING, OUTPUT_HEAD):
+            wanted = embed_kind or tensor.type
         _check_type(tensor, wanted, tensor.name in ternary)
         spec = TensorSpec(tensor.name, tensor.shape, wanted)
         tensors.append(PlannedTensor(tensor, spec, tensor.name in ternary, tensor.nbytes, scales))

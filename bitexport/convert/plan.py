@@ -15,13 +15,16 @@ from bitexport.checkpoint.packings import (
     packing_of,
     quantization_config,
 )
+from bitexport.checkpoint.packings.mlx_affine import without_config
+from bitexport.checkpoint.packings.packed_multiply import PackedMultiply
 from bitexport.checkpoint.reader import FLOAT_DTYPES, Checkpoint
+from bitexport.checkpoint.safetensors import TensorInfo
 from bitexport.convert.choices import check_fits, straddling_warnings, ternary_kind
 from bitexport.convert.source import PlannedTensor, main_type
 from bitexport.errors import CheckpointError, UnsupportedError
 from bitexport.families import Claim, Family, Hyperparameters, Part, Role, family_of
 from bitexport.gguf.dequantize import rows_per_chunk
-from bitexport.gguf.names import TOKEN_EMBEDDING
+from bitexport.gguf.names import OUTPUT_HEAD, TOKEN_EMBEDDING
 from bitexport.gguf.types import F16, F32, I2_S, TYPES, TensorType, runs
 from bitexport.gguf.writer import TensorSpec
 from bitexport.progress import Progress, ProgressEvent, ignore, patient
@@ -92,10 +95,10 @@ def make_plan(
         UnsupportedError: an unknown architecture or packing, or a type that cannot hold a tensor.
     """
     if all_float and quantization_config(checkpoint.config) is not None:
-        raise CheckpointError(
-            "config.json has a quantization_config, so the model is ternary; expected a float one: convert "
-            "it without --float"
-        )
+        why = "config.json has a quantization_config, so the model is ternary"
+        if "quantization_config" not in checkpoint.config:
+            why = "the architecture in config.json is ternary by definition"
+        raise CheckpointError(f"{why}; expected a float one: convert it without --float")
     warnings: list[str] = []
     family = family_of(checkpoint.config, checkpoint.tensors)
     numbers = family.hyperparameters(checkpoint.config, checkpoint.tensors)
@@ -104,7 +107,7 @@ def make_plan(
     claims = [claim for claim in family.claims(numbers) if not absent(checkpoint, claim)]
     if numbers.tied:
         claims += _separate_head(checkpoint, family, numbers, warnings)
-    _warn_about_head(checkpoint, numbers, warnings)
+    _warn_about_head(checkpoint, packing, numbers, warnings)
     planned: list[PlannedTensor[Claim]] = []
     report, done = patient(progress), 0
     for claim in claims:
@@ -165,19 +168,19 @@ def _planned(
 ) -> PlannedTensor[Claim]:
     """Plan one tensor of the output, after checking that its dtype and shape are those of its claim."""
     ternary = claim.role is Role.TERNARY and not all_float and not keeps_float(checkpoint, claim.source)
-    info = checkpoint.info(claim.source)
+    packed = claim.role is Role.EMBEDDING and packing.holds(checkpoint, claim.source)
+    # a packed head is a linear layer like any other; packed embeddings become floats
+    ternary = ternary or (packed and claim.target == OUTPUT_HEAD)
+    info = checkpoint.info(packing.stored_name(claim.source) if ternary or packed else claim.source)
     stored: tuple[int, ...] = claim.shape
-    if ternary:
+    if ternary or packed:
         packing.check(checkpoint, claim.source)
         stored = packing.stored_shape(checkpoint, claim.source, (claim.shape[0], claim.shape[1]))
     elif info.dtype not in FLOAT_DTYPES:
-        raise CheckpointError(
-            f"tensor '{claim.source}' has dtype {info.dtype}; expected {', '.join(FLOAT_DTYPES)}: save it as "
-            "BF16"
-        )
+        raise _not_float(claim, info)
     if info.shape != stored:
         raise CheckpointError(
-            f"tensor '{claim.source}' has shape {list(info.shape)}; config.json implies {list(stored)}: "
+            f"tensor '{info.name}' has shape {list(info.shape)}; config.json implies {list(stored)}: "
             "config and weights are from different models"
         )
     scales = None
@@ -188,10 +191,40 @@ def _planned(
         kind = float_type(checkpoint, claim, warnings)
     else:
         kind = embed_type if claim.role is Role.EMBEDDING else F32
-    check_fits(claim.source, claim.shape, kind, embedding=claim.role is Role.EMBEDDING)
-    partners = packing.partners(claim.source) if ternary else ()
+    check_fits(claim.source, claim.shape, kind, embedding=claim.role is Role.EMBEDDING and not ternary)
+    if claim.role is Role.BIAS and not all_float:
+        warnings += _bias_warning(checkpoint, packing, claim)
+    partners = packing.partners(claim.source) if ternary or packed else ()
     source_bytes = info.nbytes + sum(checkpoint.info(name).nbytes for name in partners)
     return PlannedTensor(claim, TensorSpec(claim.target, claim.shape, kind), ternary, source_bytes, scales)
+
+
+def _not_float(claim: Claim, info: TensorInfo) -> CheckpointError:
+    """The error to raise for a tensor that is to stay float but is not one."""
+    if info.dtype == "U32":
+        return without_config(info.name)
+    if claim.role is Role.TERNARY and info.dtype == "U8":
+        return CheckpointError(
+            f"tensor '{info.name}' has dtype U8, so it is packed, but modules_to_not_convert in "
+            "quantization_config keeps it in float; expected only float layers there: remove it from the list"
+        )
+    return CheckpointError(
+        f"tensor '{info.name}' has dtype {info.dtype}; expected {', '.join(FLOAT_DTYPES)}: save it as BF16"
+    )
+
+
+def _bias_warning(checkpoint: Checkpoint, packing: Packing, bias: Claim) -> list[str]:
+    """A warning about the bias of a layer that transformers could not run, so that its meaning is a guess."""
+    if packing.name != PackedMultiply.name or bias.linear is None or keeps_float(checkpoint, bias.linear):
+        return []
+    shape = checkpoint.info(packing.partners(bias.linear)[0]).shape
+    if len(shape) < 2 or shape == (1, 1):
+        return []
+    how = "is added unchanged" if shape[1] > 1 else "is multiplied by them, as transformers does for [out]"
+    return [
+        f"tensor '{bias.source}' {how}: its layer multiplies by scales of shape {list(shape)}, which "
+        "transformers cannot run; compare the output with that of the tool that saved it"
+    ]
 
 
 def _scales(checkpoint: Checkpoint, packing: Packing, claim: Claim) -> Scales:
@@ -239,10 +272,11 @@ def _check_all_claimed(
 ) -> None:
     claimed = {tensor.origin.source for tensor in tensors}
     for tensor in tensors:
-        if tensor.ternary:
-            claimed.update(packing.partners(tensor.origin.source))
+        source = tensor.origin.source
+        if tensor.ternary or (tensor.origin.role is Role.EMBEDDING and packing.holds(checkpoint, source)):
+            claimed.update((packing.stored_name(source), *packing.partners(source)))
     if numbers.tied:
-        claimed.add(HEAD)
+        claimed.update((HEAD, packing.stored_name(HEAD), *packing.partners(HEAD)))
     for name in checkpoint.tensors:
         if name not in claimed and not family.is_derived(name):
             raise CheckpointError(
@@ -278,8 +312,12 @@ def _separate_head(
     return [Claim(head.source, head.target, head.role, tuple(sizes[dim] for dim in head.shape))]
 
 
-def _warn_about_head(checkpoint: Checkpoint, numbers: Hyperparameters, warnings: list[str]) -> None:
+def _warn_about_head(
+    checkpoint: Checkpoint, packing: Packing, numbers: Hyperparameters, warnings: list[str]
+) -> None:
     listed = modules_to_not_convert(checkpoint)
+    if packing.holds(checkpoint, HEAD):
+        return  # it is ternary in the output as well
     if listed is not None and not numbers.tied and not keeps_float(checkpoint, HEAD):
         warnings.append(
             "modules_to_not_convert does not list lm_head: transformers would quantize the head as well; it "

@@ -14,7 +14,7 @@ from bitexport.gguf.reader import is_gguf_path
 from bitexport.progress import Progress
 
 #: Types in a temporary file. With float16 embeddings, C++ and Python use practically the same weights.
-TERNARY_TYPE, FLOAT_TYPE, EMBEDDING_TYPE = "i2_s", "f16", "f16"
+EMBEDDING_TYPE = "f16"
 
 ModelPath = str | Path
 
@@ -84,8 +84,7 @@ def open_sides(
             sides.append(stack.enter_context(closing(_python_side(role, source, threads))))
             if file is None and role == "student":
                 try:
-                    file = _convert_student(stack, source, sides[-1].kind == "float", progress)
-                    kind = FLOAT_TYPE if sides[-1].kind == "float" else TERNARY_TYPE
+                    file, kind = _convert_student(stack, source, sides[-1].kind == "float", progress)
                     converted = {"type": kind, "embed_type": EMBEDDING_TYPE}
                 except UnsupportedError as error:
                     skipped["student-c++"] = f"convert refuses: {error}"
@@ -107,10 +106,13 @@ def _cpp_side(role: ModelRole, path: ModelPath, threads: int) -> Side:
     return CppSide(role, path, threads)
 
 
-def _convert_student(stack: ExitStack, folder: ModelPath, all_float: bool, progress: Progress) -> Path:
+def _convert_student(
+    stack: ExitStack, folder: ModelPath, all_float: bool, progress: Progress
+) -> tuple[Path, str]:
+    """Convert a folder to a temporary file; returns it and the type of most of its linear layers."""
     from bitexport.convert import convert
 
     target = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "student.gguf"
-    kind = FLOAT_TYPE if all_float else TERNARY_TYPE
-    convert(folder, target, type=kind, embed_type=EMBEDDING_TYPE, all_float=all_float, progress=progress)
-    return target
+    report = convert(folder, target, embed_type=EMBEDDING_TYPE, all_float=all_float, progress=progress)
+    # ternary types come first, and the largest of them before the others
+    return target, "f16" if all_float else report.types[0].type

@@ -41,14 +41,16 @@ def scan_checkpoint(checkpoint: Checkpoint, progress: Progress = ignore) -> list
     health = Health()
     packing, claims = _ternary_claims(checkpoint)
     partners = {part for name in claims for part in (packing.partners(name) if packing else ())}
+    weights = {packing.stored_name(name): name for name in claims} if packing else {}
     total = checkpoint.nbytes
     done = 0
     for name, info in checkpoint.tensors.items():
         progress(ProgressEvent(done, total, "B", name))
         done += info.nbytes
         try:
-            if packing is not None and name in claims:
-                health.ternary(name, packing.unpack(checkpoint, name))
+            if packing is not None and name in weights:
+                _check_ternary(checkpoint, packing, weights[name], name)
+                health.ternary(name, packing.unpack(checkpoint, weights[name]))
             elif info.dtype in FLOAT_DTYPES and name not in partners:
                 for piece in _pieces(checkpoint, name):
                     health.floats(name, piece)
@@ -66,6 +68,16 @@ def scan_checkpoint(checkpoint: Checkpoint, progress: Progress = ignore) -> list
     return health.findings()
 
 
+def _check_ternary(checkpoint: Checkpoint, packing: Packing, weight: str, stored: str) -> None:
+    """Check what :meth:`Packing.unpack` relies on, which the plan of a conversion checks as well."""
+    packing.check(checkpoint, weight)
+    shape = checkpoint.info(stored).shape
+    if len(shape) != 2 or 0 in shape:
+        raise CheckpointError(
+            f"tensor '{stored}' has shape {list(shape)}; expected a matrix: save the checkpoint again"
+        )
+
+
 def _ternary_claims(checkpoint: Checkpoint) -> tuple[Packing | None, dict[str, Claim]]:
     """The packing, and the tensors that are stored in it; (None, {}) if config.json does not say."""
     try:
@@ -75,7 +87,8 @@ def _ternary_claims(checkpoint: Checkpoint) -> tuple[Packing | None, dict[str, C
         return packing, {
             claim.source: claim
             for claim in claims
-            if claim.role is Role.TERNARY and not keeps_float(checkpoint, claim.source)
+            if packing.holds(checkpoint, claim.source)
+            or (claim.role is Role.TERNARY and not keeps_float(checkpoint, claim.source))
         }
     except BitexportError:
         return None, {}

@@ -103,6 +103,11 @@ SIGNS: Mapping[str, SignKind] = MappingProxyType(
             "put the tokenizer that the model was trained with into its folder, and resize the embeddings "
             "to it",
         ),
+        "dead-groups": SignKind(
+            "few, if any",
+            "nothing to do if they were trained that way: these weights are always zero",
+            level="info",
+        ),
         "padded-vocabulary": SignKind(
             "where a size is rounded up for speed", "nothing to do: no text has these ids", level="info"
         ),

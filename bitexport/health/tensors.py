@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from bitexport.errors import BitexportError
 from bitexport.health.signs import MIN_WEIGHTS, SCALE_FLOOR, ZERO_FRACTION, Finding, Sign, fold
-from bitexport.ternary import AnyTernary, TernaryTensor
+from bitexport.ternary import AnyTernary, GroupedTernary, TernaryTensor
 
 #: Dead rows or columns count as a sign only if fewer than this many are expected by chance.
 MAX_BY_CHANCE = 0.01
@@ -66,7 +66,20 @@ class Health:
             alive = np.count_nonzero(live if axis == 1 else live.view(np.uint8))
             if alive < count and count * fraction**length < MAX_BY_CHANCE:
                 self.add(sign, name, f"{count - alive} of {count:,} {sign[5:]} are all zeros")
+        if isinstance(tensor, GroupedTernary) and tensor.group < columns:
+            self._dead_groups(name, tensor, fraction)
         self._fingerprints[name] = _fingerprint(words, scales)
+
+    def _dead_groups(self, name: str, tensor: GroupedTernary, fraction: float) -> None:
+        """Look for groups that are all zeros in rows that are not."""
+        live = tensor.scales > 0
+        dead = int(np.count_nonzero(~live[live.any(axis=1)]))
+        if dead and live.size * fraction**tensor.group < MAX_BY_CHANCE:
+            self.add(
+                "dead-groups",
+                name,
+                f"{dead:,} of {live.size:,} groups of {tensor.group} columns are all zeros",
+            )
 
     def floats(self, name: str, values: npt.NDArray[np.float32]) -> None:
         """Check a chunk of a tensor that is not ternary. Its values are finite: the reader checks that."""

@@ -106,7 +106,8 @@ def _packing_and_problems(checkpoint: Checkpoint) -> tuple[str, list[str]]:
             claims = family.claims(numbers)
             for claim in claims:
                 if not absent(checkpoint, claim):
-                    checkpoint.info(claim.source)
+                    packed = packing.holds(checkpoint, claim.source)
+                    checkpoint.info(packing.stored_name(claim.source) if packed else claim.source)
             for claim in claims:
                 if claim.role is Role.TERNARY and not keeps_float(checkpoint, claim.source):
                     packing.check(checkpoint, claim.source)

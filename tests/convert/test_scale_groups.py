@@ -58,6 +58,18 @@ def test_groups_convert(
     assert {finding.level for finding in findings} <= {"info"}
 
 
+@pytest.mark.parametrize("size", [0, 64])
+def test_scales_move_with_their_rows(size: int, tmp_path: Path, checkpoint_of: Checkpoints) -> None:
+    """The rows of Q and K are interleaved for llama's RoPE: [heads, 2, half, in] -> [heads, half, 2, in]."""
+    shape = Shape(hidden=256, ffn=256, layers=1, heads=4, kv_heads=2, vocab=416)
+    source = with_groups(checkpoint_of("master", shape=shape, architecture="llama"), tmp_path / "c", size)
+    convert(source, tmp_path / "x.gguf", embed_type="f16")
+    saved = load_file(source / "model.safetensors")["model.layers.0.self_attn.q_proj.weight"].float().numpy()
+    expected = saved.reshape(4, 2, 32, 256).transpose(0, 2, 1, 3).reshape(256, 256)
+    found = values(read_gguf(tmp_path / "x.gguf"), "blk.0.attn_q.weight")
+    np.testing.assert_allclose(found, expected, rtol=2**-11, atol=0)
+
+
 def test_every_tensor_decides_for_itself(tmp_path: Path, checkpoint_of: Checkpoints) -> None:
     """One tensor has groups of 64, the others one scale; both are in one file."""
     source = checkpoint_of("pre-dequantized", shape=SHAPE)

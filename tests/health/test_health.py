@@ -18,7 +18,7 @@ from bitexport.convert import convert
 from bitexport.errors import CheckpointError
 from bitexport.health import SIGNS, Finding, Health
 from bitexport.inspect import inspect
-from bitexport.ternary import TernaryTensor
+from bitexport.ternary import GroupedTernary, TernaryTensor
 from tests.support.cli import one_line
 from tests.support.damaged_checkpoints import edited, resaved
 from tests.support.gguf_files import changed
@@ -256,6 +256,33 @@ def test_a_few_columns_may_be_zero_by_chance() -> None:
     health = Health()
     health.ternary("narrow", TernaryTensor(trits, np.float32(1)))
     assert health.findings() == []
+
+
+def test_scales_per_group() -> None:
+    """Small scales and dead groups among others are no warning; a tensor of small scales is."""
+    rng = np.random.default_rng(0)
+    trits = rng.integers(-1, 2, (64, 512)).astype(np.int8)
+    scales = rng.uniform(0.01, 0.05, (64, 8)).astype(np.float32)
+    scales[3, 2] = 1e-6
+    health = Health()
+    health.ternary("a", GroupedTernary(trits, scales))
+    assert health.findings() == []
+    dead, none = trits.copy(), scales.copy()
+    dead[5, 64:128], none[5, 1] = 0, 0
+    health.ternary("b", GroupedTernary(dead, none))
+    (finding,) = health.findings()
+    assert (finding.name, finding.level) == ("dead-groups", "info")
+    assert finding.values == ["1 of 512 groups of 64 columns are all zeros"]
+    health = Health()
+    health.ternary("a", GroupedTernary(trits, scales))
+    health.ternary("b", GroupedTernary(trits, scales * np.float32(2)))
+    assert health.findings() == []  # the same trits with other scales
+    health.ternary("c", GroupedTernary(trits, scales))
+    health.ternary("d", GroupedTernary(trits[::-1], scales * np.float32(1e-5)))
+    assert {finding.name for finding in health.findings()} == {"identical-tensors", "scale-at-floor"}
+    health = Health()
+    health.ternary("e", GroupedTernary(np.zeros_like(trits), np.zeros_like(scales)))
+    assert [finding.name for finding in health.findings()] == ["all-zero"]
 
 
 def test_every_sign_has_a_message() -> None:

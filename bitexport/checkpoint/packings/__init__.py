@@ -10,10 +10,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import Any, cast
 
 from bitexport.checkpoint.packings.base import Packing, Scales
+from bitexport.checkpoint.packings.compressed_tensors import CompressedTensors
 from bitexport.checkpoint.packings.master import MasterWeights
+from bitexport.checkpoint.packings.mlx_affine import MLXAffine
 from bitexport.checkpoint.packings.packed_divide import PackedDivide
 from bitexport.checkpoint.packings.packed_multiply import PackedMultiply
 from bitexport.checkpoint.packings.pre_dequantized import PreDequantized
@@ -31,17 +33,30 @@ __all__ = [
     "quantization_config",
 ]
 
-#: Packings by (linear_class, quantization_mode); the last one is for checkpoints without quantization_config.
-#: transformers ignores the mode for ``bitlinear``.
-PACKINGS: Mapping[tuple[str, str] | None, Packing] = MappingProxyType(
+#: Packings of quant_method bitnet by (linear_class, quantization_mode). transformers ignores the mode for
+#: ``bitlinear``.
+BITNET_PACKINGS: Mapping[tuple[str, str], Packing] = MappingProxyType(
     {
         ("autobitlinear", "online"): MasterWeights(),
         ("autobitlinear", "offline"): PackedMultiply(),
         ("bitlinear", "offline"): PackedDivide(),
         ("bitlinear", "online"): PackedDivide(),
+    }
+)
+
+#: All packings. Those of other quant_methods have the method and the format as their key; the last one is for
+#: checkpoints without quantization_config.
+PACKINGS: Mapping[tuple[str, str] | None, Packing] = MappingProxyType(
+    {
+        **cast("Mapping[tuple[str, str] | None, Packing]", BITNET_PACKINGS),
+        ("compressed-tensors", "pack-quantized"): CompressedTensors(),
+        ("mlx", "affine"): MLXAffine(),
         None: PreDequantized(),
     }
 )
+
+#: The values of quant_method.
+METHODS = ("bitnet", "compressed-tensors")
 
 #: The quantization_config of master weights.
 ONLINE: Mapping[str, Any] = MappingProxyType(
@@ -55,20 +70,27 @@ TERNARY_BY_DEFINITION: Mapping[str, Mapping[str, Any]] = MappingProxyType({"Bitn
 def quantization_config(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """The ``quantization_config`` of config.json or of the architecture; None if there is neither.
 
+    MLX's ``quantization``, which has no quant_method, gets ``mlx`` as one.
+
     Raises:
         CheckpointError: it is not an object.
-        UnsupportedError: its quant_method is not bitnet.
+        UnsupportedError: its quant_method is not one of :data:`METHODS`.
     """
     found = config.get("quantization_config")
+    if found is None:
+        found = config.get("quantization")
     if found is None:
         named = config.get("architectures")
         return TERNARY_BY_DEFINITION.get(str(named[0])) if isinstance(named, list) and named else None
     if not isinstance(found, dict):
         raise CheckpointError(f"config.json: quantization_config is {found!r}; expected an object")
+    if "quant_method" not in found and {"bits", "group_size"} <= found.keys():
+        return {**found, "quant_method": "mlx"}
     method = found.get("quant_method")
-    if method != "bitnet":
+    if method not in METHODS:
         raise UnsupportedError(
-            f"quant_method {method!r} is not ternary; expected 'bitnet': convert that model elsewhere"
+            f"quant_method {method!r} is not ternary; expected 'bitnet', or 2 bits of 'compressed-tensors' "
+            "or MLX: convert that model elsewhere"
         )
     return found
 
@@ -82,15 +104,28 @@ def packing_of(checkpoint: Checkpoint) -> Packing:
     config = quantization_config(checkpoint.config)
     if config is None:
         return PACKINGS[None]
+    if config["quant_method"] == "mlx":
+        _check_mlx(config)
+        return PACKINGS["mlx", "affine"]
+    if config["quant_method"] == "compressed-tensors":
+        return PACKINGS["compressed-tensors", "pack-quantized"]  # which checks the rest of the configuration
     # the defaults are those of transformers
     key = (config.get("linear_class", "bitlinear"), config.get("quantization_mode", "offline"))
-    if not all(isinstance(part, str) for part in key) or key not in PACKINGS:
-        known = "; ".join(" ".join(pair) for pair in PACKINGS if pair)
+    if not all(isinstance(part, str) for part in key) or key not in BITNET_PACKINGS:
+        known = "; ".join(" ".join(pair) for pair in BITNET_PACKINGS)
         raise UnsupportedError(
             f"unknown packing: linear_class {key[0]!r}, quantization_mode {key[1]!r}; expected one of: "
             f"{known}"
         )
-    return PACKINGS[key]
+    return BITNET_PACKINGS[key]
+
+
+def _check_mlx(config: Mapping[str, Any]) -> None:
+    if config["bits"] != 2 or config.get("mode", "affine") != "affine":
+        raise UnsupportedError(
+            f"config.json: quantization has {config['bits']!r} bits, mode {config.get('mode', 'affine')!r}, "
+            "which is not ternary; expected 2 bits, affine: convert this model's float checkpoint instead"
+        )
 
 
 def modules_to_not_convert(checkpoint: Checkpoint) -> Any:
@@ -107,6 +142,10 @@ def keeps_float(checkpoint: Checkpoint, weight_name: str) -> bool:
     Raises:
         CheckpointError: the list contains something that is not a pattern.
     """
+    packing = packing_of(checkpoint)
+    if isinstance(packing, (CompressedTensors, MLXAffine)):
+        # they list what they leave out in ways of their own; the tensors show it
+        return not packing.holds(checkpoint, weight_name)
     patterns = modules_to_not_convert(checkpoint)
     if patterns is None:
         return False

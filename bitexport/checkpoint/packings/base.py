@@ -43,6 +43,17 @@ class Packing(Protocol):
     recognised_by: str
     meaning: str
 
+    def stored_name(self, weight_name: str) -> str:
+        """The name of the tensor that holds a weight's trits or values."""
+        ...
+
+    def holds(self, checkpoint: Checkpoint, weight_name: str) -> bool:
+        """Whether a tensor that need not be ternary, such as the head, is stored in this packing.
+
+        False if the packing stores plain floats, which do not show it.
+        """
+        ...
+
     def partners(self, weight_name: str) -> tuple[str, ...]:
         """Names of the tensors that belong to a weight; they may be in other shards."""
         ...

@@ -29,6 +29,51 @@ CHUNK = 1 << 18
 ZEROS_SCALE = np.float32(1e-5)
 
 
+#: What to do with packed weights whose config.json does not say how they are stored.
+PACKED_CONFIG = (
+    'expected one with quant_method bitnet: for packed weights, set its linear_class to "bitlinear" if the '
+    'model divides by weight_scale or "autobitlinear" if it multiplies'
+)
+
+
+class FloatWeights:
+    """What the packings of float weights have in common."""
+
+    def stored_name(self, weight_name: str) -> str:
+        """The weight itself."""
+        return weight_name
+
+    def holds(self, checkpoint: Checkpoint, weight_name: str) -> bool:  # noqa: ARG002
+        """False: any float tensor may be one."""
+        return False
+
+    def partners(self, weight_name: str) -> tuple[str, ...]:  # noqa: ARG002
+        """None: the scale is in the weights."""
+        return ()
+
+    def stored_shape(
+        self,
+        checkpoint: Checkpoint,  # noqa: ARG002
+        weight_name: str,  # noqa: ARG002
+        shape: tuple[int, int],
+    ) -> tuple[int, ...]:
+        """The weight's own shape."""
+        return shape
+
+    def bias_factor(
+        self,
+        checkpoint: Checkpoint,  # noqa: ARG002
+        weight_name: str,  # noqa: ARG002
+    ) -> np.float32 | npt.NDArray[np.float32]:
+        """1: the bias is added unchanged."""
+        return np.float32(1)
+
+
+def has_scale(checkpoint: Checkpoint, weight_name: str) -> bool:
+    """Whether a weight has a ``weight_scale``, so that its values alone are not those of the weight."""
+    return weight_name.removesuffix(".weight") + ".weight_scale" in checkpoint.tensors
+
+
 def first_rows(checkpoint: Checkpoint, name: str) -> npt.NDArray[np.float32] | None:
     """The first rows of a float matrix, about :data:`CHUNK` elements; None if it has none."""
     shape = checkpoint.info(name).shape
@@ -38,13 +83,13 @@ def first_rows(checkpoint: Checkpoint, name: str) -> npt.NDArray[np.float32] | N
 
 
 def rules_out_ternary(checkpoint: Checkpoint, name: str) -> bool:
-    """Whether the first rows of a float tensor show that it is not ternary yet.
+    """Whether the first rows of a float matrix show that it is not ternary yet; False if it has none.
 
     Raises:
         UnsupportedError: it is ternary, but not in groups that bitexport knows.
     """
     first = first_rows(checkpoint, name)
-    if first is not None and not is_ordinary(first):
+    if first is None or not is_ordinary(first):
         return False
     _check_neighbours(checkpoint, first, name)
     return True
@@ -110,9 +155,9 @@ def _check_complete(found: ScaleGroups, name: str) -> None:
         )
 
 
-def _check_neighbours(checkpoint: Checkpoint, first: npt.NDArray[np.float32] | None, name: str) -> None:
+def _check_neighbours(checkpoint: Checkpoint, first: npt.NDArray[np.float32], name: str) -> None:
     """Raise UnsupportedError if weights without known groups look ternary all the same."""
-    if first is None or not equal_neighbours(first):
+    if not equal_neighbours(first):
         return
     keep = "convert with --float, which keeps the values (16 bits per weight)"
     if "quantization_config" in checkpoint.config:

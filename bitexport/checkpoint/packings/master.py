@@ -18,7 +18,14 @@ import numpy as np
 import numpy.typing as npt
 
 from bitexport.checkpoint.packings.base import Scales, checked_scale
-from bitexport.checkpoint.packings.float_ternary import CHUNK, already_ternary, find_scales
+from bitexport.checkpoint.packings.float_ternary import (
+    CHUNK,
+    PACKED_CONFIG,
+    FloatWeights,
+    already_ternary,
+    find_scales,
+    has_scale,
+)
 from bitexport.checkpoint.reader import FLOAT_DTYPES, Checkpoint
 from bitexport.errors import CheckpointError
 from bitexport.ternary import AnyTernary, TernaryTensor
@@ -27,39 +34,35 @@ from bitexport.ternary import AnyTernary, TernaryTensor
 MIN_MEAN = np.float32(1e-5)
 
 
-class MasterWeights:
+class MasterWeights(FloatWeights):
     """Absmean quantization of float weights."""
 
     name = "master"
     recognised_by = "float tensors; linear_class autobitlinear, quantization_mode online; or 1bitLLM"
     meaning = "rounded to -1, 0, 1 over the mean magnitude, times that mean"
 
-    def partners(self, weight_name: str) -> tuple[str, ...]:  # noqa: ARG002
-        """None: the scale follows from the weights."""
-        return ()
-
-    def stored_shape(
-        self,
-        checkpoint: Checkpoint,  # noqa: ARG002
-        weight_name: str,  # noqa: ARG002
-        shape: tuple[int, int],
-    ) -> tuple[int, ...]:
-        """The weight's own shape."""
-        return shape
-
     def check(self, checkpoint: Checkpoint, weight_name: str) -> None:
         """The weight must be a float tensor."""
         dtype = checkpoint.info(weight_name).dtype
+        packed = dtype not in FLOAT_DTYPES or has_scale(checkpoint, weight_name)
+        if packed and "quantization_config" not in checkpoint.config:
+            what = "a weight_scale" if has_scale(checkpoint, weight_name) else f"dtype {dtype}"
+            raise CheckpointError(
+                f"tensor '{weight_name}' has {what}, but without a quantization_config this "
+                f"architecture has master weights; {PACKED_CONFIG}"
+            )
+        if dtype in FLOAT_DTYPES and packed:
+            raise CheckpointError(
+                f"tensor '{weight_name}' has a weight_scale, as packed weights and trits do, but "
+                "quantization_config says online; expected master weights without one: set quantization_mode "
+                "to offline"
+            )
         if dtype not in FLOAT_DTYPES:
             raise CheckpointError(
                 f"tensor '{weight_name}' has dtype {dtype}, but quantization_config says online; expected "
                 f"master weights in {', '.join(FLOAT_DTYPES)}: for packed weights, set quantization_mode to "
                 "offline"
             )
-
-    def bias_factor(self, checkpoint: Checkpoint, weight_name: str) -> np.float32:  # noqa: ARG002
-        """1: the bias is added unchanged."""
-        return np.float32(1)
 
     def scales(self, checkpoint: Checkpoint, weight_name: str) -> Scales:
         """One scale, unless the weights are already ternary; ordinary weights are not read completely.

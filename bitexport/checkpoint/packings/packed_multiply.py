@@ -9,7 +9,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from bitexport.checkpoint.packings.two_bit import TwoBit, checked_scales, read_scales, scale_name
+from bitexport.checkpoint.packings.stored_scales import checked_scales
+from bitexport.checkpoint.packings.two_bit import TwoBit, read_scales, scale_name
 from bitexport.checkpoint.reader import Checkpoint
 
 

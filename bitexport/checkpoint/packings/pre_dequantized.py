@@ -6,16 +6,22 @@ neighbouring weights in a row. See float_ternary.py.
 
 from __future__ import annotations
 
-import numpy as np
-
 from bitexport.checkpoint.packings.base import Scales
-from bitexport.checkpoint.packings.float_ternary import already_ternary, find_scales, rules_out_ternary
+from bitexport.checkpoint.packings.float_ternary import (
+    PACKED_CONFIG,
+    FloatWeights,
+    already_ternary,
+    find_scales,
+    has_scale,
+    rules_out_ternary,
+)
+from bitexport.checkpoint.packings.mlx_affine import without_config
 from bitexport.checkpoint.reader import FLOAT_DTYPES, Checkpoint
 from bitexport.errors import CheckpointError
 from bitexport.ternary import AnyTernary
 
 
-class PreDequantized:
+class PreDequantized(FloatWeights):
     """Float weights that are already ternary."""
 
     name = "pre-dequantized"
@@ -25,36 +31,24 @@ class PreDequantized:
     )
     meaning = "sign * a"
 
-    def partners(self, weight_name: str) -> tuple[str, ...]:  # noqa: ARG002
-        """None: the scale is in the weights."""
-        return ()
-
-    def stored_shape(
-        self,
-        checkpoint: Checkpoint,  # noqa: ARG002
-        weight_name: str,  # noqa: ARG002
-        shape: tuple[int, int],
-    ) -> tuple[int, ...]:
-        """The weight's own shape."""
-        return shape
-
     def check(self, checkpoint: Checkpoint, weight_name: str) -> None:
         """The weight must be a float tensor whose first rows are ternary."""
         info = checkpoint.info(weight_name)
+        if info.dtype == "U32":
+            raise without_config(weight_name)
+        if has_scale(checkpoint, weight_name):
+            raise CheckpointError(
+                f"tensor '{weight_name}' has a weight_scale, but config.json has no quantization_config that "
+                f"says how to apply it; {PACKED_CONFIG}"
+            )
         if info.dtype not in FLOAT_DTYPES:
             raise CheckpointError(
                 f"tensor '{weight_name}' has dtype {info.dtype}, but config.json has no quantization_config "
-                "that says how its values are stored; expected one with quant_method bitnet: for packed "
-                'weights, set its linear_class to "bitlinear" if the model divides by weight_scale or '
-                '"autobitlinear" if it multiplies'
+                f"that says how its values are stored; {PACKED_CONFIG}"
             )
         # so that a float model fails before anything is written
         if rules_out_ternary(checkpoint, weight_name):
             raise _not_ternary(weight_name)
-
-    def bias_factor(self, checkpoint: Checkpoint, weight_name: str) -> np.float32:  # noqa: ARG002
-        """1: the bias is added unchanged."""
-        return np.float32(1)
 
     def scales(self, checkpoint: Checkpoint, weight_name: str) -> Scales:
         """The groups of one weight; reads all of it.
@@ -80,6 +74,7 @@ def _not_ternary(name: str) -> CheckpointError:
     return CheckpointError(
         f"no quantization_config in config.json, and tensor '{name}' contains values other than -a, 0 and a, "
         'so its weights are not ternary; expected quant_method "bitnet": for master weights, add '
-        'linear_class "autobitlinear" and quantization_mode "online", and list layers that stay float in '
-        "modules_to_not_convert; to convert a float teacher to float16, use --float"
+        'linear_class "autobitlinear" and quantization_mode "online", and list layers that stay float, such '
+        f'as "{name.removesuffix(".weight")}" if only this one does, in modules_to_not_convert; to convert a '
+        "float teacher to float16, use --float"
     )

@@ -17,10 +17,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bitexport.checkpoint.packings.base import Scales, checked_scale
+from bitexport.checkpoint.packings.base import Scales
+from bitexport.checkpoint.packings.stored_scales import checked_scales, per_row, scales_of
 from bitexport.checkpoint.reader import FLOAT_DTYPES, Checkpoint
 from bitexport.errors import CheckpointError, UnsupportedError
-from bitexport.ternary import AnyTernary, grouped, merge_equal_scales
+from bitexport.ternary import AnyTernary, grouped
 
 #: dtypes of trits that were saved as numbers.
 TRIT_DTYPES = (*FLOAT_DTYPES, "I8")
@@ -28,6 +29,14 @@ TRIT_DTYPES = (*FLOAT_DTYPES, "I8")
 
 class TwoBit(ABC):
     """A :class:`Packing` except for its name, its descriptions and the meaning of the scale."""
+
+    def stored_name(self, weight_name: str) -> str:
+        """The weight itself."""
+        return weight_name
+
+    def holds(self, checkpoint: Checkpoint, weight_name: str) -> bool:
+        """Whether there is a ``weight_scale``."""
+        return scale_name(weight_name) in checkpoint.tensors
 
     def partners(self, weight_name: str) -> tuple[str, ...]:
         """The weight's ``weight_scale``."""
@@ -45,10 +54,7 @@ class TwoBit(ABC):
 
     def scales(self, checkpoint: Checkpoint, weight_name: str) -> Scales:
         """The groups of one weight; only its scales are read."""
-        columns = checkpoint.info(weight_name).shape[1]
-        scales = merge_equal_scales(self._scales(checkpoint, weight_name), columns)
-        group = None if scales.size == 1 else columns // scales.shape[1]
-        return Scales(group, float(scales.min()), float(scales.max()))
+        return scales_of(self._scales(checkpoint, weight_name), checkpoint.info(weight_name).shape[1])
 
     def bias_factor(
         self,
@@ -110,11 +116,7 @@ def check_packed(checkpoint: Checkpoint, weight_name: str) -> None:
     """
     info = checkpoint.info(weight_name)
     if scale_name(weight_name) not in checkpoint.tensors and info.dtype in FLOAT_DTYPES:
-        raise CheckpointError(
-            f"tensor '{weight_name}' has dtype {info.dtype} and no weight_scale, but quantization_config "
-            "says packed (offline); expected U8: for master weights, set linear_class to autobitlinear and "
-            "quantization_mode to online; for weights that are ternary already, remove quantization_config"
-        )
+        raise _not_packed(checkpoint, weight_name)
     if info.dtype not in ("U8", *TRIT_DTYPES):
         raise CheckpointError(
             f"tensor '{weight_name}' has dtype {info.dtype}, but quantization_config says packed (offline); "
@@ -130,7 +132,7 @@ def check_packed(checkpoint: Checkpoint, weight_name: str) -> None:
     if len(info.shape) != 2:
         return  # the plan reports the shape
     rows = info.shape[0] if is_unpacked(checkpoint, weight_name) else 4 * info.shape[0]
-    if _scales_per_row(scale.shape, rows, info.shape[1]) is None:
+    if per_row(scale.shape, rows, info.shape[1]) is None:
         raise CheckpointError(
             f"tensor '{scale.name}' has shape {list(scale.shape)}, and its weight is {rows} x "
             f"{info.shape[1]}; expected one scale, [{rows}] or [{rows}, 1] for one per row, or [{rows}, n] "
@@ -138,12 +140,20 @@ def check_packed(checkpoint: Checkpoint, weight_name: str) -> None:
         )
 
 
-def _scales_per_row(shape: tuple[int, ...], rows: int, columns: int) -> int | None:
-    """How many scales a row has; 0 if the tensor has one, None if the shape cannot be one of scales."""
-    if shape in ((), (1,), (1, 1)):
-        return 0
-    count = 1 if len(shape) == 1 else shape[1] if len(shape) == 2 else 0
-    return count if count and shape[0] == rows and columns % count == 0 else None
+def _not_packed(checkpoint: Checkpoint, weight_name: str) -> CheckpointError:
+    """The error to raise for a float weight without a scale. What to do depends on the other weights."""
+    dtype = checkpoint.info(weight_name).dtype
+    what = f"tensor '{weight_name}' is {dtype} and has no weight_scale, but quantization_config says packed"
+    if any(name.endswith(".weight_scale") for name in checkpoint.tensors):
+        module = weight_name.removesuffix(".weight")
+        return CheckpointError(
+            f"{what}, as other tensors are; expected U8: if the layer is meant to stay float, add "
+            f'"{module}" to modules_to_not_convert in quantization_config'
+        )
+    return CheckpointError(
+        f"{what} (offline); expected U8: for master weights, set linear_class to autobitlinear and "
+        "quantization_mode to online; for weights that are ternary already, remove quantization_config"
+    )
 
 
 def read_scales(checkpoint: Checkpoint, weight_name: str) -> npt.NDArray[np.float32]:
@@ -154,18 +164,6 @@ def read_scales(checkpoint: Checkpoint, weight_name: str) -> npt.NDArray[np.floa
     """
     stored = checkpoint.read(scale_name(weight_name))
     return stored.reshape(len(stored) if stored.ndim else 1, -1)
-
-
-def checked_scales(scales: npt.NDArray[np.float32], tensor_name: str) -> npt.NDArray[np.float32]:
-    """``scales`` if all are positive and finite.
-
-    Raises:
-        ScaleError: one is not.
-    """
-    wrong = ~(np.isfinite(scales) & (scales > 0))
-    if wrong.any():
-        checked_scale(scales[wrong][0], tensor_name)
-    return scales
 
 
 def saved_trits(values: npt.NDArray[Any], name: str) -> npt.NDArray[np.int8]:

@@ -237,7 +237,7 @@ def test_a_scale_with_an_infinite_reciprocal(tmp_path: Path) -> None:
     ("tensors", "error", "message"),
     [
         ({"w.weight": torch.zeros(1, 4, dtype=torch.uint8)}, CheckpointError, "'w.weight_scale' is missing"),
-        ({"w.weight": torch.zeros(4, 4)}, CheckpointError, "has dtype F32.*expected U8"),
+        ({"w.weight": torch.zeros(4, 4)}, CheckpointError, "is F32 and has no weight_scale.*expected U8"),
         (
             {"w.weight": torch.zeros(1, 4, dtype=torch.uint8), "w.weight_scale": torch.ones(3)},
             CheckpointError,
