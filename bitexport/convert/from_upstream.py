@@ -19,6 +19,7 @@ from bitexport.convert.source import KEPT_FLOAT_KEY, PlannedTensor, SourceSummar
 from bitexport.convert.tokenizer_check import check_tokenizer
 from bitexport.convert.upstream_plan import UpstreamPlan, make_upstream_plan, moved_group, weight_parts
 from bitexport.errors import GGUFError, NativeLibraryError, TokenizerError, UnsupportedError
+from bitexport.families import Claim, Role
 from bitexport.gguf.dequantize import rows_per_chunk
 from bitexport.gguf.names import TOKEN_EMBEDDING
 from bitexport.gguf.types import FILE_TYPES
@@ -188,9 +189,18 @@ class UpstreamSource:
         """A warning about master weights that are already ternary."""
         if self.plan.packing.name != MasterWeights.name:
             return []
-        return already_ternary_warning(
-            {t.spec.name: statistics[t.spec.name] for t in self.tensors if t.ternary}
-        )
+        tensors = [
+            PlannedTensor(
+                Claim(tensor.origin.sources[0], tensor.spec.name, Role.TERNARY, tensor.spec.shape),
+                tensor.spec,
+                tensor.ternary,
+                tensor.source_bytes,
+                tensor.scales,
+            )
+            for tensor in self.tensors
+            if tensor.ternary
+        ]
+        return already_ternary_warning(tensors, statistics)
 
 
 def _joined(
