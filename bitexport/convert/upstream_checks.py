@@ -39,9 +39,8 @@ def check_nothing_dropped(checkpoint: Checkpoint, recipe: Recipe) -> list[str]:
             _check_tied(checkpoint, recipe)
         else:
             raise CheckpointError(
-                f"tensor '{name}' {list(checkpoint.info(name).shape)} does not belong to "
-                f"{recipe.architecture} (llama.cpp's {recipe.class_name}) and would be dropped; is the "
-                "architecture in config.json right?"
+                f"tensor '{name}' does not belong to {recipe.architecture} (llama.cpp's {recipe.class_name}) "
+                "and would be dropped; is the architecture in config.json right?"
             )
     if not out:
         return []

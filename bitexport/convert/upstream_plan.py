@@ -262,10 +262,17 @@ def _planned(
         ]
         kind = max(floats, key=lambda each: each.nbytes((each.block,)) / each.block)
     check_fits(tensor.name, tensor.shape, kind, embedding=not tensor.linear and not is_ternary)
-    partners = [partner for name in from_ternary for partner in packing.partners(name)]
-    source_bytes = sum(checkpoint.info(name).nbytes for name in (*tensor.sources, *partners))
+    source_bytes = sum(_stored_bytes(checkpoint, packing, name) for name in tensor.sources)
     spec = TensorSpec(tensor.name, tensor.shape, kind)
     return PlannedTensor(tensor, spec, is_ternary, source_bytes, scales)
+
+
+def _stored_bytes(checkpoint: Checkpoint, packing: Packing, name: str) -> int:
+    """The bytes of a tensor in the checkpoint, with those of the tensors that its packing needs."""
+    if not packing.holds(checkpoint, name):
+        return checkpoint.info(name).nbytes
+    names = (packing.stored_name(name), *packing.partners(name))
+    return sum(checkpoint.info(each).nbytes for each in names)
 
 
 def _scales(checkpoint: Checkpoint, packing: Packing, tensor: RecipeTensor) -> Scales:
@@ -293,7 +300,7 @@ def _scales(checkpoint: Checkpoint, packing: Packing, tensor: RecipeTensor) -> S
 
 def weight_parts(checkpoint: Checkpoint, packing: Packing, name: str) -> Iterator[tuple[Checkpoint, str]]:
     """The matrices that a ternary tensor of the checkpoint consists of, see :func:`slices`."""
-    if any(partner in checkpoint.tensors for partner in packing.partners(name)):
+    if packing.holds(checkpoint, name):
         yield checkpoint, name
     else:
         yield from slices(checkpoint, name)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,8 +14,8 @@ from bitexport.checkpoint.packings.master import MasterWeights
 from bitexport.checkpoint.reader import FLOAT_DTYPES
 from bitexport.errors import CheckpointError, UnsupportedError
 
-#: The reciprocal of how many values a byte of packed weights holds: packed shapes are searched among these.
-PACKED_ROWS = 4
+#: How many trits a byte holds, with which rows are packed, and a 32-bit word, with which columns are packed.
+PER_BYTE, PER_WORD = 4, 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,31 +41,38 @@ def source_tensors(checkpoint: Checkpoint) -> dict[str, SourceTensor]:
             is not packed has a dtype that is not a float's.
     """
     packing = packing_of(checkpoint)
-    packed = set(packed_weights(checkpoint, packing))
-    partners = {partner for name in packed for partner in packing.partners(name)}
+    packed = packed_weights(checkpoint, packing)
+    partners = {partner for name in packed.values() for partner in packing.partners(name)}
     found = {}
-    for name, info in checkpoint.tensors.items():
-        if name in partners:
+    for stored, info in checkpoint.tensors.items():
+        if stored in partners:
             continue
-        if name in packed:
+        if stored in packed:
+            name = packed[stored]
             packing.check(checkpoint, name)
             found[name] = SourceTensor(name, logical_shape(checkpoint, packing, name), True)
             continue
         if info.dtype not in FLOAT_DTYPES:
             raise CheckpointError(
-                f"tensor '{name}' has dtype {info.dtype}; expected {', '.join(FLOAT_DTYPES)}, or packed "
+                f"tensor '{stored}' has dtype {info.dtype}; expected {', '.join(FLOAT_DTYPES)}, or packed "
                 "weights with the quantization_config that says so: save it as BF16"
             )
-        found[name] = SourceTensor(name, tuple(info.shape), False)
+        found[stored] = SourceTensor(stored, tuple(info.shape), False)
     return found
 
 
-def packed_weights(checkpoint: Checkpoint, packing: Packing) -> Iterator[str]:
-    """The names of the weights that are stored as trits with scales beside them."""
-    for name in checkpoint.tensors:
-        partners = packing.partners(name) if name.endswith(".weight") else ()
-        if partners and any(partner in checkpoint.tensors for partner in partners):
-            yield name
+def packed_weights(checkpoint: Checkpoint, packing: Packing) -> dict[str, str]:
+    """The weights that are stored as trits with scales beside them, by the names of the stored tensors."""
+    found = {}
+    for stored in checkpoint.tensors:
+        name = stored.removesuffix("_packed")
+        if (
+            name.endswith(".weight")
+            and packing.holds(checkpoint, name)
+            and packing.stored_name(name) == stored
+        ):
+            found[stored] = name
+    return found
 
 
 def logical_shape(checkpoint: Checkpoint, packing: Packing, name: str) -> tuple[int, ...]:
@@ -74,10 +81,10 @@ def logical_shape(checkpoint: Checkpoint, packing: Packing, name: str) -> tuple[
     Raises:
         UnsupportedError: the packing stores no weight in that shape.
     """
-    stored = tuple(checkpoint.info(name).shape)
+    stored = tuple(checkpoint.info(packing.stored_name(name)).shape)
     if len(stored) == 2:
         out, columns = stored
-        for shape in ((out * PACKED_ROWS, columns), (out, columns * PACKED_ROWS), (out, columns)):
+        for shape in ((out * PER_BYTE, columns), (out, columns * PER_WORD), (out, columns)):
             try:
                 if packing.stored_shape(checkpoint, name, shape) == stored:
                     return shape
