@@ -30,18 +30,27 @@ A model of another size, or one that you fine-tuned, converts in the same way as
 Sizes are those of the tensors in the output, with the default `--embed-type`.
 """
 
+#: Models that are called ternary and do not convert, and why.
+REFUSED = (
+    (
+        "`openbmb/BitCPM-CANN-*-unquantized`",
+        "code in the checkpoint quantizes the weights in groups; convert the repository without `-unquantized`",
+    ),
+    ("`AngelSlim/HY-1.8B-2Bit`", "its weights have four values, so it is not ternary"),
+    (
+        "`NousResearch/OLMo-Bitnet-1B`",
+        "its architecture is code in the checkpoint; llama.cpp has no graph for it",
+    ),
+    ("`ridger/MMfreeLM-*`", "it has no attention; llama.cpp has no graph for it"),
+    ("Bonsai 2", "the weights are rotated; see [foreign-files.md](foreign-files.md)"),
+)
+
+BETWEEN = """\
+GGUF files that others published are read as well: `bitexport convert model.gguf out.gguf` changes the type
+and keeps the trits ([foreign-files.md](foreign-files.md)). These do not convert:
+"""
+
 CLOSING = """\
-GGUF files that others published are read as well: `bitexport convert model.gguf out.gguf` changes the type and keeps the
-trits ([foreign-files.md](foreign-files.md)). These do not convert:
-
-| model | why |
-| --- | --- |
-| `openbmb/BitCPM-CANN-*-unquantized` | the weights are quantized in groups by code in the checkpoint; convert the repository without `-unquantized` |
-| `AngelSlim/HY-1.8B-2Bit` | four values per weight, so it is not ternary |
-| `NousResearch/OLMo-Bitnet-1B` | llama.cpp has no graph for its architecture, which is code in the checkpoint |
-| `ridger/MMfreeLM-*` | no attention; llama.cpp has no graph for it |
-| Bonsai 2 | the weights are rotated; see [foreign-files.md](foreign-files.md) |
-
 The tests write a small random checkpoint in each of these layouts, with the published entries of
 config.json, tensor names and storage, convert it, load it and compare it with PyTorch. The published weights
 themselves have not been run here: no model hub can be reached from where the tests run.
@@ -76,7 +85,8 @@ def size(nbytes: int) -> str:
 
 def page() -> str:
     """The page."""
-    return "\n".join((INTRODUCTION, *rows(MODELS), "", CLOSING))
+    refused = ("| model | why |", "| --- | --- |", *(f"| {model} | {why} |" for model, why in REFUSED))
+    return "\n".join((INTRODUCTION, *rows(MODELS), "", BETWEEN, *refused, "", CLOSING))
 
 
 def main() -> int:
