@@ -39,7 +39,7 @@ REFUSED = (
     ("`AngelSlim/HY-1.8B-2Bit`", "its weights have four values, so it is not ternary"),
     (
         "`NousResearch/OLMo-Bitnet-1B`",
-        "its architecture is code in the checkpoint; llama.cpp has no graph for it",
+        "llama.cpp has no graph for its architecture, which is code in the checkpoint",
     ),
     ("`ridger/MMfreeLM-*`", "it has no attention; llama.cpp has no graph for it"),
     ("Bonsai 2", "the weights are rotated; see [foreign-files.md](foreign-files.md)"),
