@@ -34,7 +34,7 @@ Sizes are those of the tensors in the output, with the default `--embed-type`.
 REFUSED = (
     (
         "`openbmb/BitCPM-CANN-*-unquantized`",
-        "code in the checkpoint quantizes the weights in groups; convert the repository without `-unquantized`",
+        "its own code quantizes the weights in groups; convert the repository without `-unquantized`",
     ),
     ("`AngelSlim/HY-1.8B-2Bit`", "its weights have four values, so it is not ternary"),
     (
