@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from bitexport.checkpoint import Checkpoint
@@ -24,6 +25,20 @@ EXTRA_LAYERS = re.compile(r"(.*\.)?(mtp|nextn)[._].*")
 LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
 
 HEAD = "lm_head.weight"
+
+#: Whether llama.cpp's graph divides the weights of the chosen experts by their sum, by GGUF architecture, and
+#: what transformers does if config.json does not say.
+NORMALIZED_EXPERTS: Mapping[str, tuple[bool, bool]] = MappingProxyType(
+    {
+        "qwen2moe": (False, False),
+        "qwen3moe": (True, False),
+        "qwen3next": (True, True),
+        "olmoe": (False, False),
+    }
+)
+
+#: In llama.cpp's graph of SmolLM3, every fourth layer has no RoPE.
+NO_ROPE_INTERVAL = 4
 
 
 def check_nothing_dropped(checkpoint: Checkpoint, recipe: Recipe) -> list[str]:
@@ -50,6 +65,43 @@ def check_nothing_dropped(checkpoint: Checkpoint, recipe: Recipe) -> list[str]:
         f"{len(out)} tensors are not part of what llama.cpp runs as {recipe.architecture} and are left out: "
         f"{shown}"
     ]
+
+
+def check_graph(config: Mapping[str, Any], recipe: Recipe) -> None:
+    """Check settings that llama.cpp's graphs do not read, so that they would compute something else.
+
+    Raises:
+        UnsupportedError: a setting differs from what the graph computes.
+    """
+    text = config.get("text_config")
+    settings = text if isinstance(text, dict) else config
+    graph = recipe.architecture
+    wrong = None
+    if graph in NORMALIZED_EXPERTS:
+        computed, default = NORMALIZED_EXPERTS[graph]
+        if bool(settings.get("norm_topk_prob", default)) != computed:
+            wrong = f"norm_topk_prob {not computed}", f"norm_topk_prob {computed}"
+    if graph == "smollm3":
+        layers = range(int(settings.get("num_hidden_layers", 0)))
+        interval = settings.get("no_rope_layer_interval", NO_ROPE_INTERVAL)
+        usual = [int((layer + 1) % NO_ROPE_INTERVAL != 0) for layer in layers]
+        named = settings.get("no_rope_layers") or [int((layer + 1) % interval != 0) for layer in layers]
+        if list(named) != usual:
+            wrong = f"no_rope_layers {named}", "every fourth layer without RoPE"
+    if graph == "minicpm" and f"{graph}.rope.scaling.attn_factor" not in recipe.metadata:
+        scaling = settings.get("rope_scaling") or settings.get("rope_parameters") or {}
+        trained = scaling.get("original_max_position_embeddings")
+        context = settings.get("max_position_embeddings")
+        if isinstance(trained, int) and isinstance(context, int) and context > trained:
+            wrong = (
+                f"max_position_embeddings {context} with original_max_position_embeddings {trained}",
+                f"max_position_embeddings {trained}: above it, the graph lacks longrope's attention factor",
+            )
+    if wrong is not None:
+        raise UnsupportedError(
+            f"config.json has {wrong[0]}, which llama.cpp's {graph} graph does not compute; expected "
+            f"{wrong[1]}"
+        )
 
 
 def check_window(config: Mapping[str, Any], recipe: Recipe) -> list[str]:

@@ -30,6 +30,7 @@ from bitexport.convert.embeddings import embedding_type
 from bitexport.convert.plan import float_type
 from bitexport.convert.source import PlannedTensor, main_type, rounded_warnings
 from bitexport.convert.upstream_checks import (
+    check_graph,
     check_nothing_dropped,
     check_window,
     float32_warning,
@@ -101,6 +102,7 @@ def make_upstream_plan(
         )
     packing = packing_of(checkpoint)
     sources = source_tensors(checkpoint)
+    check_graph(checkpoint.config, recipe)
     warnings = [*check_nothing_dropped(checkpoint, recipe), *check_window(checkpoint.config, recipe)]
     ternary = set() if all_float else _ternary_sources(checkpoint, packing, recipe, sources, warnings)
     planned: list[PlannedTensor[RecipeTensor]] = []
@@ -290,12 +292,13 @@ def _scales(checkpoint: Checkpoint, packing: Packing, tensor: RecipeTensor) -> S
     low, high = (min(lows), max(highs)) if known else (None, None)
     shares = [each.share for each in found if each.share is not None]
     share = min(shares) if shares else None
+    rounded = sum(each.rounded for each in found)
     if all(each.group is None for each in found) and (len(found) == 1 or (known and low == high)):
-        return Scales(None, low, high, share)
+        return Scales(None, low, high, share, rounded)
     group = math.gcd(columns, *(each.group or columns for each in found))
     if tensor.rows.columns is not None:
         group = moved_group(tensor.rows.columns, group)
-    return Scales(group, low, high, share)
+    return Scales(group, low, high, share, rounded)
 
 
 def weight_parts(checkpoint: Checkpoint, packing: Packing, name: str) -> Iterator[tuple[Checkpoint, str]]:
