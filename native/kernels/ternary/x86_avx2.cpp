@@ -8,8 +8,7 @@
 //   A run of 8 chunks adds 16 of the latter (-32768..32512: what int16 holds), shifts them back (-8192..8128), adds 16 of
 //   the former (-16384..16256), and widens. Where codes may be 3, a run is 4 chunks: 8 of -3072..3048, then 8 of -768..762.
 
-#include "grouped_matmul.h"
-#include "x86_common.h"
+#include "x86_grouped.h"
 #include "x86_quantize256.h"
 
 namespace ternary {
@@ -28,10 +27,27 @@ struct Avx2Runs : Quantizer256 {
     static constexpr int tile_tokens = 6;  // 16 rows x 6 tokens: 12 accumulators, 2 weights, activations, a product
     static constexpr int64_t prefetch_bytes = 4096;
 
+    using Vector = __m256i;
+    using Floats = __m256;
+    static constexpr int64_t max_group_chunks = 4;
+    static constexpr int row_sets(int tokens) { return tokens <= 2 ? 4 : 2; }
+
+    template <int64_t C, int T, int G>
+    static TERNARY_INLINE void add_group(const uint8_t * codes, const int8_t * q, int64_t stride, __m256i (&sums)[T][G]) {
+        add_both<T, G>(codes, C, q, stride, sums);  // as 16 of int16
+        TERNARY_UNROLL
+        for (int t = 0; t < T; ++t) {
+            TERNARY_UNROLL
+            for (int g = 0; g < G; ++g) {
+                sums[t][g] = _mm256_madd_epi16(sums[t][g], _mm256_set1_epi16(1));
+            }
+        }
+    }
+
     // A panel is four groups of 8 rows; as many at a time as keep their accumulators within 12 registers.
     template <int T>
     static void tile(const uint8_t * panel, int64_t chunks, const int8_t * q, int64_t stride, int32_t * sums) {
-        constexpr int groups = T <= 2 ? 4 : 2;
+        constexpr int groups = row_sets(T);
         for (int64_t i = 0; i < T * panel_rows; ++i) {
             sums[i] = 0;
         }
@@ -47,6 +63,19 @@ struct Avx2Runs : Quantizer256 {
     template <int T, int G>
     TERNARY_NOINLINE static void add_run(const uint8_t * codes, int64_t chunks, const int8_t * q, int64_t stride, int32_t * sums) {
         __m256i sum_i16x16[T][G];
+        add_both<T, G>(codes, chunks, q, stride, sum_i16x16);
+        TERNARY_UNROLL
+        for (int t = 0; t < T; ++t) {
+            TERNARY_UNROLL
+            for (int g = 0; g < G; ++g) {
+                add_widened(sums + t * panel_rows + g * 8, sum_i16x16[t][g]);
+            }
+        }
+    }
+
+    template <int T, int G>
+    static TERNARY_INLINE void add_both(const uint8_t * codes, int64_t chunks, const int8_t * q, int64_t stride,
+                                        __m256i (&sum_i16x16)[T][G]) {
         TERNARY_UNROLL
         for (int t = 0; t < T; ++t) {
             TERNARY_UNROLL
@@ -63,13 +92,6 @@ struct Avx2Runs : Quantizer256 {
             }
         }
         add_fields<0>(codes, chunks, q, stride, sum_i16x16);
-        TERNARY_UNROLL
-        for (int t = 0; t < T; ++t) {
-            TERNARY_UNROLL
-            for (int g = 0; g < G; ++g) {
-                add_widened(sums + t * panel_rows + g * 8, sum_i16x16[t][g]);
-            }
-        }
     }
 
     // Fields 0 and 2, or 1 and 3; the latter pair counts 4 times.
@@ -116,6 +138,6 @@ using GroupedAvx2 = Avx2Runs<4>;  // where codes may be 3
 
 const Kernels avx2_kernels = {Tier::avx2, "avx2", quantize_token<Avx2>,
                               {matmul_f32<Avx2>, matmul_i32<Avx2>},
-                              {quantize_groups<Avx2>, matmul_grouped<GroupByGroup<GroupedAvx2>>}};
+                              {quantize_groups<Avx2>, matmul_grouped<GroupedX86<GroupedAvx2>>}};
 
 }  // namespace ternary

@@ -8,8 +8,7 @@
 //   A run of 8 chunks adds 16 of the latter: -32768..32512, what int16 holds. Shifted back they are -8192..8128; with 16 of
 //   the former -16384..16256. Where codes may be 3, a run is 4 chunks: 8 of -3072..3048 and 8 of -768..762.
 
-#include "grouped_matmul.h"
-#include "x86_common.h"
+#include "x86_grouped.h"
 #include "x86_quantize512.h"
 
 namespace ternary {
@@ -22,6 +21,42 @@ struct Avx512BwRuns : Quantizer512 {
     static constexpr int tile_tokens = 8;   // 16 accumulators; with 24, GCC 12 puts some on the stack
     static constexpr int split_tokens = 4;  // up to here two accumulators for each token and half: 16 again
     static constexpr int64_t prefetch_bytes = 4096;
+
+    using Vector = __m512i;
+    using Floats = __m512;
+    static constexpr int64_t max_group_chunks = 4;
+    static constexpr int row_sets(int) { return 2; }
+
+    // The sums of fields 1 and 3 first, which are then shifted back.
+    template <int64_t C, int T>
+    static TERNARY_INLINE void add_group(const uint8_t * codes, const int8_t * q, int64_t stride, __m512i (&sums)[T][2]) {
+        TERNARY_UNROLL
+        for (int t = 0; t < T; ++t) {
+            sums[t][0] = sums[t][1] = _mm512_setzero_si512();
+        }
+        for (int64_t chunk = 0; chunk < C; ++chunk) {
+            prefetch(codes + chunk * chunk_bytes + prefetch_bytes);
+            prefetch(codes + chunk * chunk_bytes + prefetch_bytes + 64);
+            add_field<1>(codes + chunk * chunk_bytes, q + chunk * chunk_cols, stride, sums);
+            add_field<3>(codes + chunk * chunk_bytes, q + chunk * chunk_cols, stride, sums);
+        }
+        TERNARY_UNROLL
+        for (int t = 0; t < T; ++t) {
+            for (int half = 0; half < 2; ++half) {
+                sums[t][half] = _mm512_srai_epi16(sums[t][half], 2);
+            }
+        }
+        for (int64_t chunk = 0; chunk < C; ++chunk) {
+            add_field<0>(codes + chunk * chunk_bytes, q + chunk * chunk_cols, stride, sums);
+            add_field<2>(codes + chunk * chunk_bytes, q + chunk * chunk_cols, stride, sums);
+        }
+        TERNARY_UNROLL
+        for (int t = 0; t < T; ++t) {
+            for (int half = 0; half < 2; ++half) {
+                sums[t][half] = _mm512_madd_epi16(sums[t][half], _mm512_set1_epi16(1));
+            }
+        }
+    }
 
     template <int T>
     static void tile(const uint8_t * panel, int64_t chunks, const int8_t * q, int64_t stride, int32_t * sums) {
@@ -108,6 +143,6 @@ using GroupedAvx512Bw = Avx512BwRuns<4>;  // where codes may be 3
 
 const Kernels avx512bw_kernels = {Tier::avx512bw, "avx512bw", quantize_token<Avx512Bw>,
                                   {matmul_f32<Avx512Bw>, matmul_i32<Avx512Bw>},
-                                  {quantize_groups<Avx512Bw>, matmul_grouped<GroupByGroup<GroupedAvx512Bw>>}};
+                                  {quantize_groups<Avx512Bw>, matmul_grouped<GroupedX86<GroupedAvx512Bw>>}};
 
 }  // namespace ternary

@@ -21,6 +21,6 @@ using Avx512Vnni256 = Vnni256<Evex>;
 
 const Kernels avx512vnni256_kernels = {Tier::avx512vnni256, "avx512vnni256", quantize_token<Avx512Vnni256>,
                                        {matmul_f32<Avx512Vnni256>, matmul_i32<Avx512Vnni256>},
-                                       {quantize_groups<Avx512Vnni256>, matmul_grouped<GroupByGroup<Avx512Vnni256>>}};
+                                       {quantize_groups<Avx512Vnni256>, matmul_grouped<GroupedX86<Avx512Vnni256>>}};
 
 }  // namespace ternary

@@ -20,6 +20,6 @@ using AvxVnni = Vnni256<Vex>;
 
 const Kernels avxvnni_kernels = {Tier::avxvnni, "avxvnni", quantize_token<AvxVnni>,
                                  {matmul_f32<AvxVnni>, matmul_i32<AvxVnni>},
-                                 {quantize_groups<AvxVnni>, matmul_grouped<GroupByGroup<AvxVnni>>}};
+                                 {quantize_groups<AvxVnni>, matmul_grouped<GroupedX86<AvxVnni>>}};
 
 }  // namespace ternary

@@ -15,7 +15,7 @@
 #pragma once
 
 #include "grouped_matmul.h"
-#include "x86_common.h"
+#include "x86_grouped.h"
 #include "x86_quantize256.h"
 
 namespace ternary {
@@ -29,11 +29,21 @@ struct Vnni256 : Quantizer256 {
     static constexpr int64_t run_chunks = 32;
     static constexpr int64_t prefetch_bytes = 4096;
 
+    using Vector = __m256i;
+    using Floats = __m256;
+    static constexpr int64_t max_group_chunks = 16;
+    static constexpr int row_sets(int tokens) { return tokens <= 2 ? 4 : 2; }
+
+    template <int64_t C, int T, int G>
+    static TERNARY_INLINE void add_group(const uint8_t * codes, const int8_t * q, int64_t stride, __m256i (&sum_i32x8)[T][G]) {
+        add_chunks<T, G, T <= split_tokens ? 2 : 1>(codes, C, q, stride, sum_i32x8);
+    }
+
     // A panel is four groups of 8 rows; as many at a time as keep their accumulators within 12 registers. Where it takes
     // two passes they alternate every run, while the run's codes are in the first-level cache.
     template <int T>
     static void tile(const uint8_t * panel, int64_t chunks, const int8_t * q, int64_t stride, int32_t * sums) {
-        constexpr int groups = T <= 2 ? 4 : 2;
+        constexpr int groups = row_sets(T);
         constexpr int split = T <= split_tokens ? 2 : 1;
         for (int64_t i = 0; i < T * panel_rows; ++i) {
             sums[i] = 0;
@@ -47,9 +57,24 @@ struct Vnni256 : Quantizer256 {
         }
     }
 
-    // Sums of T tokens, G groups of rows; S = 2: those of fields 1 and 3 apart.
     template <int T, int G, int S>
     TERNARY_NOINLINE static void add_run(const uint8_t * codes, int64_t chunks, const int8_t * q, int64_t stride, int32_t * sums) {
+        __m256i sum_i32x8[T][G];
+        add_chunks<T, G, S>(codes, chunks, q, stride, sum_i32x8);
+        TERNARY_UNROLL
+        for (int t = 0; t < T; ++t) {
+            TERNARY_UNROLL
+            for (int g = 0; g < G; ++g) {
+                int32_t * out = sums + t * panel_rows + g * 8;
+                store256(out, _mm256_add_epi32(load256(out), sum_i32x8[t][g]));
+            }
+        }
+    }
+
+    // Sums of T tokens, G groups of rows; S = 2: those of fields 1 and 3 apart until the end.
+    template <int T, int G, int S>
+    static TERNARY_INLINE void add_chunks(const uint8_t * codes, int64_t chunks, const int8_t * q, int64_t stride,
+                                          __m256i (&sums)[T][G]) {
         __m256i sum_i32x8[S][T][G];
         TERNARY_UNROLL
         for (int t = 0; t < T; ++t) {
@@ -77,8 +102,7 @@ struct Vnni256 : Quantizer256 {
                 if constexpr (S == 2) {
                     sum = _mm256_add_epi32(sum, _mm256_srai_epi32(sum_i32x8[1][t][g], 2));
                 }
-                int32_t * out = sums + t * panel_rows + g * 8;
-                store256(out, _mm256_add_epi32(load256(out), sum));
+                sums[t][g] = sum;
             }
         }
     }

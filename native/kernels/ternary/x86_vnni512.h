@@ -29,7 +29,7 @@ struct Avx512Vnni : Quantizer512 {
         for (int t = 0; t < T; ++t) {
             sum_i32x16[t][0] = sum_i32x16[t][1] = _mm512_setzero_si512();
         }
-        add_chunks<T>(panel, chunks, q, stride, sum_i32x16);
+        add_chunks<T, prefetch_bytes(T)>(panel, chunks, q, stride, sum_i32x16);
         TERNARY_UNROLL
         for (int t = 0; t < T; ++t) {
             _mm512_store_si512(sums + t * panel_rows, sum_i32x16[t][0]);
@@ -38,7 +38,7 @@ struct Avx512Vnni : Quantizer512 {
     }
 
     // Memory-bound batches: a mask for each code and no shift; 8 accumulators a token hide the latency.
-    template <int T>
+    template <int T, int64_t Ahead>
     static TERNARY_INLINE void add_unshifted(const uint8_t * panel, int64_t chunks, const int8_t * q, int64_t stride,
                                              __m512i (&sum_i32x16)[T][2]) {
         __m512i of_field[T][2][4];
@@ -51,8 +51,8 @@ struct Avx512Vnni : Quantizer512 {
         }
         for (int64_t chunk = 0; chunk < chunks; ++chunk) {
             const uint8_t * p = panel + chunk * chunk_bytes;
-            prefetch(p + prefetch_bytes(T));
-            prefetch(p + prefetch_bytes(T) + 64);
+            prefetch(p + Ahead);
+            prefetch(p + Ahead + 64);
             const __m512i half0 = load512(p);
             const __m512i half1 = load512(p + 64);
             TERNARY_UNROLL
@@ -92,13 +92,13 @@ struct Avx512Vnni : Quantizer512 {
         }
     }
 
-    template <int T>
+    template <int T, int64_t Ahead>
     static TERNARY_INLINE void add_shifted(const uint8_t * panel, int64_t chunks, const int8_t * q, int64_t stride,
                                            __m512i (&sum_i32x16)[T][2]) {
         for (int64_t chunk = 0; chunk < chunks; ++chunk) {
             const uint8_t * p = panel + chunk * chunk_bytes;
-            prefetch(p + prefetch_bytes(T));
-            prefetch(p + prefetch_bytes(T) + 64);
+            prefetch(p + Ahead);
+            prefetch(p + Ahead + 64);
             const __m512i half0 = load512(p);
             const __m512i half1 = load512(p + 64);
             const int8_t * quads = q + chunk * chunk_cols;
@@ -109,13 +109,13 @@ struct Avx512Vnni : Quantizer512 {
         }
     }
 
-    template <int T>
+    template <int T, int64_t Ahead>
     static TERNARY_INLINE void add_chunks(const uint8_t * panel, int64_t chunks, const int8_t * q, int64_t stride,
                                           __m512i (&sum_i32x16)[T][2]) {
         if constexpr (T <= unshifted_tokens) {
-            add_unshifted<T>(panel, chunks, q, stride, sum_i32x16);
+            add_unshifted<T, Ahead>(panel, chunks, q, stride, sum_i32x16);
         } else {
-            add_shifted<T>(panel, chunks, q, stride, sum_i32x16);
+            add_shifted<T, Ahead>(panel, chunks, q, stride, sum_i32x16);
         }
     }
 };
@@ -123,6 +123,7 @@ struct Avx512Vnni : Quantizer512 {
 // A group's sums start at minus the sum of q, become floats in their registers and are added to the panel's sums in memory.
 struct GroupedAvx512Vnni {
     static constexpr int tile_tokens = Avx512Vnni::tile_tokens;
+    static constexpr int64_t prefetch_bytes = 4096;  // one token, too: see benchmarks/kernels.md
 
     template <int T>
     static void run(Grouped kind, const uint8_t * panel, const GroupedTokens & in, int64_t token, float * y) {
@@ -150,7 +151,7 @@ struct GroupedAvx512Vnni {
                 for (int t = 0; t < T; ++t) {
                     sum_i32x16[t][0] = sum_i32x16[t][1] = _mm512_set1_epi32(minus_sum[t * in.groups]);
                 }
-                Avx512Vnni::add_chunks<T>(panel + scale_bytes + g * chunks * chunk_bytes, chunks, q, in.stride, sum_i32x16);
+                Avx512Vnni::add_chunks<T, prefetch_bytes>(panel + scale_bytes + g * chunks * chunk_bytes, chunks, q, in.stride, sum_i32x16);
                 const __m512 scales0 = _mm512_cvtph_ps(load256(panel));
                 const __m512 scales1 = _mm512_cvtph_ps(load256(panel + 32));
                 TERNARY_UNROLL

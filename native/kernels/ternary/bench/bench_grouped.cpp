@@ -147,7 +147,9 @@ int main(int argc, char ** argv) {
     uint64_t state = 42;
     for (int64_t i = 0; i < weights.bytes; i += 8) {
         uint64_t codes = next_random(state);
-        codes &= ~(codes & codes >> 1 & 0x5555555555555555ull);  // no code 3; as a scale, no infinity and no NaN
+        codes &= ~(codes & codes >> 1 & 0x5555555555555555ull);  // no code 3
+        // One code of eight is 1, so that two bytes taken as a scale are neither infinite nor a denormal.
+        codes = (codes & ~0x3000300030003000ull) | 0x1000100010001000ull;
         std::memcpy(weights.data + i, &codes, sizeof codes);
     }
     std::printf("| tier | kind | matrix | tokens | threads | G multiply-adds/s | of peak | GB/s | of memory | of I2_S |\n"
