@@ -108,7 +108,7 @@ def merge_adapter(checkpoint: Checkpoint, folder: str | Path) -> MergedCheckpoin
 
     Raises:
         CheckpointError: there is no adapter, it is damaged, or does not belong to the checkpoint.
-        UnsupportedError: it is of another kind than those of the module's formula.
+        UnsupportedError: it is not one of the kinds that the module's formula covers.
     """
     place = Path(folder)
     config = _read_config(place)

@@ -1,4 +1,4 @@
-"""Says what a path is that is not a checkpoint folder, and what to give instead."""
+"""Explains why a path is not a checkpoint folder, and what to give instead."""
 
 from __future__ import annotations
 

@@ -63,9 +63,9 @@ def adapter_warnings(checkpoint: Checkpoint, *, all_float: bool) -> list[str]:
     if all_float or not isinstance(checkpoint, MergedCheckpoint):
         return []
     return [
-        f"the adapter {checkpoint.adapter} is merged into the master weights, which are then quantized: a "
-        "change that is small against the step between two trits is lost: compare the file's answers with "
-        "those of model and adapter in PyTorch"
+        f"the adapter {checkpoint.adapter} is merged into the master weights, which are then quantized; "
+        "changes that are small against the step between two trits are lost, so compare the file's answers "
+        "with those of model and adapter in PyTorch"
     ]
 
 
@@ -84,8 +84,8 @@ def _check_master(checkpoint: Checkpoint) -> None:
     packing = packing_of(checkpoint)
     if packing.name == PreDequantized.name:
         raise UnsupportedError(
-            "config.json has no quantization_config, so the weights are either ternary, and an adapter "
-            "merged into them would leave values that are not, or not declared: for a float model, add "
+            "--adapter without a quantization_config in config.json: ternary weights would not stay ternary "
+            "with an adapter merged into them; expected float or master weights: for a float model, add "
             "--float; for master weights, which the model quantizes, add --master"
         )
     if packing.name != MasterWeights.name:

@@ -54,7 +54,7 @@ def check_nothing_dropped(checkpoint: Checkpoint, recipe: Recipe) -> list[str]:
 
 
 def check_window(config: Mapping[str, Any], recipe: Recipe) -> list[str]:
-    """A warning if the model has sliding-window attention and llama.cpp's graph has not.
+    """A warning if the model has sliding-window attention and llama.cpp's graph does not.
 
     Raises:
         UnsupportedError: the same for an architecture with a family written by hand, which would refuse it.
@@ -96,7 +96,7 @@ def _check_tied(checkpoint: Checkpoint, recipe: Recipe) -> None:
 
 
 def rearranged_warning(tensors: Sequence[PlannedTensor[RecipeTensor]], ternary: set[str]) -> list[str]:
-    """A warning if llama.cpp does with the values of ternary weights what trits in rows cannot follow."""
+    """A warning if llama.cpp transposes or computes with ternary weights, so that they must become floats."""
     found = [t for t in tensors if not t.ternary and ternary.intersection(t.origin.sources)]
     if not found:
         return []

@@ -91,8 +91,7 @@ def make_upstream_plan(
 
     Raises:
         CheckpointError: a tensor of the checkpoint would be dropped, or none is ternary.
-        UnsupportedError: a type cannot hold a tensor, or llama.cpp does with ternary weights what trits
-            cannot do.
+        UnsupportedError: a type cannot hold a tensor, or llama.cpp joins ternary weights and others in one.
     """
     if all_float and quantization_config(checkpoint.config) is not None:
         raise CheckpointError(
@@ -269,7 +268,7 @@ def _planned(
 
 
 def _scales(checkpoint: Checkpoint, packing: Packing, tensor: RecipeTensor) -> Scales:
-    """What the type of a ternary tensor depends on: the scales of all weights that it consists of."""
+    """The scales of all weights that a ternary tensor consists of; its type depends on them."""
     assert tensor.rows is not None
     columns = tensor.shape[-1]
     found = [

@@ -15,7 +15,7 @@ from bitexport.checkpoint.packings import Packing, keeps_float, packing_of, quan
 from bitexport.errors import CheckpointError, UnsupportedError
 from bitexport.reference.grids import Grid
 
-#: Matrices in a block that are no linear layers, or that llama.cpp keeps as float32.
+#: Matrices in a block that are not linear layers, or that llama.cpp keeps as float32.
 _NOT_LINEAR = re.compile(
     r"norm|conv1d|\.A_log$|rotary|layernorm|\.(mlp|block_sparse_moe|feed_forward)\.(gate|router)\.|shared_expert_gate"
 )

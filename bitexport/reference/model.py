@@ -270,7 +270,7 @@ def _load_upstream(
         return load_any(checkpoint, architecture)
     except (CheckpointError, UnsupportedError):
         if has_family(checkpoint.config):
-            # what a graph of ours lacks says more: llama.cpp has no SubLN at all
+            # what our graph lacks is the better reason: llama.cpp's own has no SubLN at all
             raise by_hand from None
         raise
 

@@ -14,7 +14,7 @@ from bitexport.checkpoint.packings.master import MasterWeights
 from bitexport.checkpoint.reader import FLOAT_DTYPES
 from bitexport.errors import CheckpointError, UnsupportedError
 
-#: The reciprocal of how many values a byte of packed weights holds: packed shapes are searched among these.
+#: How many weights a packed byte holds, along the rows or along the columns.
 PACKED_ROWS = 4
 
 

@@ -146,9 +146,9 @@ def test_other_pickles(tmp_path: Path, raw: bytes) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"model": {"w": torch.ones(2)}}, "entry 'model' is a dict; expected tensors by name"),
-        ({"step": 3}, "entry 'step' is a int; expected tensors by name"),
-        ([torch.ones(2)], "the file is a list; expected tensors by name"),
+        ({"model": {"w": torch.ones(2)}}, "entry 'model' has type dict; expected tensors by name"),
+        ({"step": 3}, "entry 'step' has type int; expected tensors by name"),
+        ([torch.ones(2)], "the file has type list; expected tensors by name"),
         ({1: torch.ones(2)}, "tensor name 1 is not printable text"),
         ({"w": torch.ones(2, 3).to_sparse()}, "the pickle uses .*; expected a state dict with nothing but"),
     ],

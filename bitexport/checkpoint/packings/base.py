@@ -15,7 +15,7 @@ from bitexport.ternary import AnyTernary
 
 @dataclass(frozen=True, slots=True)
 class Scales:
-    """What is known of a weight's scales before its trits are read; the output type follows from it.
+    """What is known about a weight's scales before its trits are read; the output type depends on it.
 
     Attributes:
         group: how many neighbouring weights of a row share a scale; None if the whole tensor does.
