@@ -9,12 +9,13 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from bitexport.checkpoint import Checkpoint
+from bitexport.checkpoint.matrices import matrices
 from bitexport.checkpoint.packings import (
     ONLINE,
     Packing,
@@ -181,7 +182,7 @@ def _by_values(checkpoint: Checkpoint, packing: Packing, candidates: list[str]) 
     reasons: dict[str, BitexportError | None] = {}
     for name in candidates:
         try:
-            for view, part in slices(checkpoint, name):
+            for view, part in matrices(checkpoint, name):
                 packing.check(view, part)
             reasons[name] = None
         except (CheckpointError, UnsupportedError) as error:
@@ -205,23 +206,6 @@ def _by_values(checkpoint: Checkpoint, packing: Packing, candidates: list[str]) 
 def _kind(name: str) -> str:
     """A tensor's name with ``*`` for the numbers in it."""
     return re.sub(r"(?<=\.)\d+(?=\.|$)", "*", name)
-
-
-def slices(checkpoint: Checkpoint, name: str) -> Iterator[tuple[Checkpoint, str]]:
-    """A weight as matrices: itself, or its experts one after another, each in a checkpoint of its own."""
-    info = checkpoint.info(name)
-    if len(info.shape) == 2:
-        yield checkpoint, name
-        return
-    if len(info.shape) != 3:
-        raise UnsupportedError(
-            f"tensor '{name}' has shape {list(info.shape)}; expected a matrix, or one for each expert"
-        )
-    size = info.nbytes // max(info.shape[0], 1)
-    for number in range(info.shape[0]):
-        part = replace(info, shape=info.shape[1:], offset=info.offset + number * size, nbytes=size)
-        slice_name = f"{name}[{number}]"
-        yield replace(checkpoint, tensors={**checkpoint.tensors, slice_name: part}), slice_name
 
 
 def _planned(
@@ -291,11 +275,11 @@ def _scales(checkpoint: Checkpoint, packing: Packing, tensor: RecipeTensor) -> S
 
 
 def weight_parts(checkpoint: Checkpoint, packing: Packing, name: str) -> Iterator[tuple[Checkpoint, str]]:
-    """The matrices that a ternary tensor of the checkpoint consists of, see :func:`slices`."""
+    """The matrices that a ternary tensor of the checkpoint consists of, see :func:`matrices`."""
     if any(partner in checkpoint.tensors for partner in packing.partners(name)):
         yield checkpoint, name
     else:
-        yield from slices(checkpoint, name)
+        yield from matrices(checkpoint, name)
 
 
 def moved_group(columns: npt.NDArray[np.int64], group: int) -> int:

@@ -92,7 +92,7 @@ def test_the_same_file_as_from_safetensors(
 
 
 def test_pytorch_loads_it_for_parity(tmp_path: Path, checkpoint_of: Callable[..., Path]) -> None:
-    from bitexport.reference.model import load_reference
+    from bitexport.reference import load_reference
 
     reference = load_reference(as_bin(checkpoint_of(), tmp_path / "bin", 2))
     expected = load_reference(checkpoint_of())
