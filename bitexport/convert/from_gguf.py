@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ from bitexport.gguf.types import F16, FILE_TYPES, I2_S, TYPES, TensorType
 from bitexport.gguf.writer import ALIGNMENT, MetadataValue, RawValue, TensorSpec
 from bitexport.health import Health
 from bitexport.progress import Progress, ProgressEvent, ignore, patient
-from bitexport.ternary import AnyTernary, merge_equal_scales
+from bitexport.ternary import AnyTernary, TernaryTensor, merge_equal_scales
 from bitexport.tokenizer.missing_pre_tokenizer import MODEL_KEY, PRE_KEY, derived_pre, lacks_pre
 
 #: Bytes in memory at once of a tensor that is only copied.
@@ -151,11 +152,9 @@ class GGUFSource:
                 yield encode_float(tensor.spec, values, statistics)
 
     def _encode_ternary(self, tensor: FileTensor, statistics: TensorStatistics) -> npt.NDArray[np.uint8]:
-        try:
+        with _named(self.file, tensor.origin):
             weights = _unpack(self.file, tensor.origin)
             packed = encode_ternary(tensor.spec, weights, statistics)
-        except BitexportError as error:
-            raise type(error)(f"{self.file.path.name}: tensor '{tensor.spec.name}': {error}") from error
         self.health.ternary(tensor.spec.name, weights)
         used = statistics.weights - statistics.zeros
         total = int(weights.trits.sum(dtype=np.int64))
@@ -288,7 +287,7 @@ def _check_type(tensor: GGUFTensor, kind: TensorType, ternary: bool) -> None:
 
 
 def _scales(file: GGUFFile, tensor: GGUFTensor) -> Scales:
-    """What a ternary tensor's type depends on; what is wrong with it is found when it is unpacked."""
+    """What a ternary tensor's type depends on; most faults are found only when it is unpacked."""
     columns = tensor.shape[-1]
     rows = math.prod(tensor.shape[:-1])
     data = file.data(tensor)
@@ -302,11 +301,28 @@ def _scales(file: GGUFFile, tensor: GGUFTensor) -> Scales:
             f16.float_values(chunks[start : start + step], tensor.type) for start in range(0, rows, step)
         )
         return Scales(found.group, found.low, found.high, found.share) if found else Scales()
-    scales = stored_scales(data, tensor.type).reshape(rows, -1)
+    if tensor.type.name in FOREIGN_UNPACKERS:
+        # a foreign type may store its scales anywhere, so that only its unpacker finds them
+        with _named(file, tensor):
+            weights = unpack_foreign(file, tensor)
+        if isinstance(weights, TernaryTensor):
+            return Scales(None, float(weights.scale), float(weights.scale))
+        scales = weights.scales
+    else:
+        scales = stored_scales(data, tensor.type).reshape(rows, -1)
     merged = merge_equal_scales(scales, columns)
     used = scales[scales > 0]
     low, high = (float(used.min()), float(used.max())) if used.size else (None, None)
     return Scales(None if merged.size == 1 else columns // merged.shape[1], low, high)
+
+
+@contextmanager
+def _named(file: GGUFFile, tensor: GGUFTensor) -> Iterator[None]:
+    """Put the file and the tensor in front of the message of an error in the block."""
+    try:
+        yield
+    except BitexportError as error:
+        raise type(error)(f"{file.path.name}: tensor '{tensor.name}': {error}") from error
 
 
 def _unpack(file: GGUFFile, tensor: GGUFTensor) -> AnyTernary:
