@@ -14,14 +14,14 @@ from bitexport.errors import CheckpointError, UnsupportedError
 from bitexport.families import has_family
 from bitexport.gguf.names import TOKEN_EMBEDDING
 from bitexport.upstream import Recipe, RecipeTensor
+from bitexport.upstream.recipe import LAYER
 from bitexport.upstream.sources import SourceTensor
 
 #: Tensors of old checkpoints that follow from the configuration.
 DERIVED = re.compile(r".*(rotary_emb\.inv_freq|\.attention\.(masked_)?bias)$")
 
-#: Layers that predict further tokens, which llama.cpp's graphs do not use, and the number of a layer.
+#: Layers that predict further tokens, which llama.cpp's graphs do not use.
 EXTRA_LAYERS = re.compile(r"(.*\.)?(mtp|nextn)[._].*")
-LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
 
 HEAD = "lm_head.weight"
 

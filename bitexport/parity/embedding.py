@@ -24,9 +24,9 @@ from bitexport.parity.tokenizer import check_same_tokens
 from bitexport.progress import Progress, ProgressEvent, ignore
 from bitexport.reference import Reference, load_reference
 from bitexport.reference.alignment import Decisions, aligned_rounding
-from bitexport.reference.embedding import token_vectors
 from bitexport.reference.embeddings import replaced_embeddings, unfaithful_row
 from bitexport.reference.float_layers import rounded_float_layers
+from bitexport.reference.token_vectors import token_vectors
 from bitexport.runtime.embedding import EmbeddingSession
 from bitexport.runtime.limits import check_text
 from bitexport.runtime.observe import record_activations

@@ -1,4 +1,4 @@
-"""Opens a checkpoint as a :class:`~bitexport.reference.model.Reference`, with the class that fits its weights.
+"""Opens a checkpoint as a :class:`~bitexport.reference.model.Reference`, in the class that it needs.
 
 A family's class is one of transformers', which reads the weights itself where it can; otherwise our packings
 unpack them. A checkpoint without a family runs as :mod:`bitexport.reference.any_architecture` says.
