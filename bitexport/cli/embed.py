@@ -41,7 +41,7 @@ def embed(
         typer.Option(
             "--prompt-name",
             metavar="NAME",
-            help="Put this prompt of the file in front of each text, for example query.",
+            help="Put this one of the file's prompts in front of each text, for example query.",
             show_default=False,
         ),
     ] = None,
@@ -54,14 +54,16 @@ def embed(
     pooling: Annotated[
         Pooling | None,
         typer.Option(
-            "--pooling", help="Pool the tokens in this way; default: as the file says.", show_default=False
+            "--pooling",
+            help="How to make one vector from the tokens. Default: as the file says.",
+            show_default=False,
         ),
     ] = None,
     normalize: Annotated[
         bool | None,
         typer.Option(
             "--normalize/--no-normalize",
-            help="Divide each vector by its L2 norm, or do not; default: as the file says.",
+            help="Divide each vector by its L2 norm or keep its length. Default: as the file says.",
             show_default=False,
         ),
     ] = None,
@@ -76,7 +78,7 @@ def embed(
         typer.Option(
             "--npy",
             metavar="OUT.npy",
-            help="Write the vectors as a NumPy file, float32 [texts, dimension].",
+            help="Write the vectors as a NumPy file: float32, one row per text.",
             show_default=False,
         ),
     ] = None,

@@ -108,7 +108,7 @@ def parity(
     """Compare C++ with PyTorch, logit by logit.
 
     Runs prompts (a built-in set unless given) through transformers in float32 and through libllama, and
-    compares the logits at every position. Of an embedding model, it compares the vectors of all tokens and
+    compares the logits at every position. For an embedding model, it compares the vectors of all tokens and
     the pooled ones; with --layers, --plot, --report, --noise-floor or --text, the logits of its decoder.
     """
     chosen = _prompts(prompt, prompts)
