@@ -9,6 +9,7 @@ from typing import Any
 from bitexport.checkpoint import Checkpoint
 from bitexport.checkpoint.packings import Packing, keeps_float, modules_to_not_convert
 from bitexport.checkpoint.packings.master import MasterWeights
+from bitexport.convert.plan import HEAD, HEAD_STAYS_FLOAT
 from bitexport.convert.source import PlannedTensor
 from bitexport.errors import CheckpointError, UnsupportedError
 from bitexport.families import has_family
@@ -22,8 +23,6 @@ DERIVED = re.compile(r".*(rotary_emb\.inv_freq|\.attention\.(masked_)?bias)$")
 
 #: Layers that predict further tokens, which llama.cpp's graphs do not use.
 EXTRA_LAYERS = re.compile(r"(.*\.)?(mtp|nextn)[._].*")
-
-HEAD = "lm_head.weight"
 
 
 def check_nothing_dropped(checkpoint: Checkpoint, recipe: Recipe) -> list[str]:
@@ -124,7 +123,4 @@ def head_warning(checkpoint: Checkpoint, packing: Packing, recipe: Recipe) -> li
     listed = modules_to_not_convert(checkpoint)
     if packing.name != MasterWeights.name or not written or listed is None or keeps_float(checkpoint, HEAD):
         return []
-    return [
-        "modules_to_not_convert does not list lm_head: transformers would quantize the head as well; it "
-        "stays float here"
-    ]
+    return [HEAD_STAYS_FLOAT]

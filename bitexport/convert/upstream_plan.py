@@ -22,13 +22,12 @@ from bitexport.checkpoint.packings import (
     Scales,
     keeps_float,
     packing_of,
-    quantization_config,
 )
 from bitexport.checkpoint.packings.master import MasterWeights
 from bitexport.checkpoint.packings.pre_dequantized import PreDequantized
 from bitexport.convert.choices import check_fits, straddling_warnings, ternary_kind
 from bitexport.convert.embeddings import embedding_type
-from bitexport.convert.plan import float_type
+from bitexport.convert.plan import check_float, float_type
 from bitexport.convert.source import PlannedTensor, main_type, rounded_warnings
 from bitexport.convert.upstream_checks import (
     check_nothing_dropped,
@@ -94,11 +93,8 @@ def make_upstream_plan(
         CheckpointError: a tensor of the checkpoint would be dropped, or none is ternary.
         UnsupportedError: a type cannot hold a tensor, or llama.cpp joins ternary weights and others in one.
     """
-    if all_float and quantization_config(checkpoint.config) is not None:
-        raise CheckpointError(
-            "config.json has a quantization_config, so the model is ternary; expected a float one: convert "
-            "it without --float"
-        )
+    if all_float:
+        check_float(checkpoint)
     packing = packing_of(checkpoint)
     sources = source_tensors(checkpoint)
     warnings = [*check_nothing_dropped(checkpoint, recipe), *check_window(checkpoint.config, recipe)]

@@ -105,6 +105,22 @@ class Packing(Protocol):
         ...
 
 
+class PackingDefaults:
+    """What most packings have in common: a weight under its own name, and a bias that is added unchanged."""
+
+    def stored_name(self, weight_name: str) -> str:
+        """The weight itself."""
+        return weight_name
+
+    def bias_factor(
+        self,
+        checkpoint: Checkpoint,  # noqa: ARG002
+        weight_name: str,  # noqa: ARG002
+    ) -> np.float32 | npt.NDArray[np.float32]:
+        """1: the bias is added unchanged."""
+        return np.float32(1)
+
+
 def checked_scale(value: float | np.float32, tensor_name: str) -> np.float32:
     """``value`` as the scale of a ternary tensor.
 
