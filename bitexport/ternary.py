@@ -72,11 +72,6 @@ def frobenius_norm(tensor: AnyTernary) -> float:
 GROUP_SIZES = (256, 128, 64, 32)
 
 
-def group_of(tensor: AnyTernary) -> int | None:
-    """How many neighbouring weights of a row share a scale; None if the whole tensor does."""
-    return None if isinstance(tensor, TernaryTensor) else tensor.group
-
-
 def dequantized_rows(tensor: AnyTernary, rows: int) -> Iterator[npt.NDArray[np.float32]]:
     """The values of a tensor, ``rows`` rows at a time: float32 ``[rows, in]``."""
     for start in range(0, len(tensor.trits), rows):

@@ -63,11 +63,8 @@ def rows(models: Sequence[PublishedModel]) -> Iterator[str]:
     yield f"| {' | '.join(columns)} |"
     yield f"|{' --- |' * len(columns)}"
     for model in models:
-        name = (
-            model.repository if model.revision is None else f"{model.repository}, revision {model.revision}"
-        )
         cells = (
-            f"`{name}`",
+            f"`{model.repository}`",
             f"`{model.architecture}`",
             model.storage.value,
             f"`{model.tokenizer}`",

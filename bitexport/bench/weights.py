@@ -16,7 +16,7 @@ _LAYER_MATRIX = re.compile(r"blk\.\d+\..*\.weight")
 
 @dataclass(frozen=True, slots=True)
 class TokenCost:
-    """The cost of decoding one token, for which a mixture of experts uses only some.
+    """The cost of decoding one token; of a mixture of experts, that of the experts it uses.
 
     Attributes:
         file_bytes: bytes of the weights in the file: all tensors but an embedding that is only looked up.

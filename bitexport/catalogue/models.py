@@ -226,7 +226,6 @@ def _llama_model(
     config: Mapping[str, Any],
     tokenizer: str,
     storage: Storage = Storage.PACKED_DIVIDE,
-    revision: str | None = None,
 ) -> PublishedModel:
     return PublishedModel(
         repository=repository,
@@ -234,7 +233,6 @@ def _llama_model(
         storage=storage,
         tokenizer=tokenizer,
         graph="llama",
-        revision=revision,
     )
 
 

@@ -38,7 +38,6 @@ class PublishedModel:
 
     Attributes:
         repository: its name on the Hugging Face hub.
-        revision: the branch, if it is not the main one.
         config: the entries of config.json that decide the conversion, as published.
         storage: how the linear layers are stored.
         tokenizer: the pre-tokenizer, as llama.cpp names it; ``spm`` for sentencepiece.
@@ -52,7 +51,6 @@ class PublishedModel:
     storage: Storage
     tokenizer: str
     graph: str
-    revision: str | None = None
     sub_norms: bool = False
     ternary_embeddings: bool = False
 

@@ -108,7 +108,7 @@ def merge_adapter(checkpoint: Checkpoint, folder: str | Path) -> MergedCheckpoin
 
     Raises:
         CheckpointError: there is no adapter, it is damaged, or does not belong to the checkpoint.
-        UnsupportedError: it is of another kind than those of the module's formula.
+        UnsupportedError: it is not one of the kinds that the module's formula covers.
     """
     place = Path(folder)
     config = _read_config(place)
@@ -162,8 +162,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
     if str(start) not in HARMLESS_STARTS:
         raise UnsupportedError(
             f"{folder}: init_lora_weights {start!r} changed the base model's weights before training; "
-            "expected "
-            f"an adapter for the unchanged ones: {_MERGE}"
+            f"expected an adapter for the unchanged ones: {_MERGE}"
         )
     known = ("use_rslora", "use_dora")
     others = [key for key, value in config.items() if key.startswith("use_") and value and key not in known]
@@ -171,8 +170,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
     if others:
         raise UnsupportedError(
             f"{folder}: {ADAPTER_CONFIG} sets {others[0]} to {config[others[0]]!r}; expected a plain LoRA, "
-            "with "
-            f"use_rslora and use_dora at most: {_MERGE}"
+            f"with use_rslora and use_dora at most: {_MERGE}"
         )
     for key in ("rank_pattern", "alpha_pattern"):
         if not isinstance(config.get(key) or {}, dict):
@@ -194,9 +192,8 @@ def _in_base(checkpoint: Checkpoint, folder: Path, name: str) -> tuple[str, tupl
     found = EMBEDDING if normalized == HEAD and HEAD not in checkpoint.tensors else normalized
     if found not in checkpoint.tensors:
         raise CheckpointError(
-            f"{folder}: the adapter changes '{normalized}', which {checkpoint.path} does not have; "
-            "expected an "
-            "adapter for this model: give its base model (base_model_name_or_path in adapter_config.json)"
+            f"{folder}: the adapter changes '{normalized}', which {checkpoint.path} does not have; expected "
+            "an adapter for this model: give its base model (base_model_name_or_path in adapter_config.json)"
         )
     return normalized, checkpoint.info(found).shape
 
@@ -213,8 +210,7 @@ def _low_rank(
     if a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[1] or not a.shape[0]:
         raise CheckpointError(
             f"{folder}: '{module}' has A {list(a.shape)} and B {list(b.shape)}; expected [r, in] and [out, "
-            "r]: "
-            "download the adapter again"
+            "r]: download the adapter again"
         )
     transposed = module.endswith(" (embedding)")
     if files.config.get("fan_in_fan_out") and not transposed:
@@ -222,8 +218,7 @@ def _low_rank(
         if a.shape[1] == b.shape[0]:
             raise UnsupportedError(
                 f"{folder}: fan_in_fan_out is true and '{name}' is square, so that its orientation is "
-                "unknown; "
-                f"expected fan_in_fan_out false: {_MERGE}"
+                f"unknown; expected fan_in_fan_out false: {_MERGE}"
             )
         transposed = shape == (a.shape[1], b.shape[0])
     left, right = (a.T, b.T) if transposed else (b, a)

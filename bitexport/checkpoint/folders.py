@@ -1,4 +1,4 @@
-"""Says what a path is that is not a checkpoint folder, and what to give instead."""
+"""Explains why a path is not a checkpoint folder, and what to give instead."""
 
 from __future__ import annotations
 
@@ -60,8 +60,7 @@ def adapter_command(adapter: Path) -> str:
     name = f" {base!r}" if isinstance(base, str) and base else ""
     return (
         f"download its base model{name} into a folder BASE and run: bitexport convert BASE OUT.gguf "
-        "--adapter "
-        f"{shlex.quote(str(adapter))}"
+        f"--adapter {shlex.quote(str(adapter))}"
     )
 
 

@@ -217,7 +217,8 @@ def _unpickle(path: Path, raw: bytes) -> dict[str, _Tensor]:
 def _reject(path: Path, what: str, value: Any) -> NoReturn:
     kind = "dict" if isinstance(value, dict) else type(value).__name__.removeprefix("_").lower()
     raise CheckpointError(
-        f"{path.name}: {what} is a {kind}; expected tensors by name, as in model.state_dict(): {_SAVE_AGAIN}"
+        f"{path.name}: {what} has type {kind}; expected tensors by name, as in model.state_dict(): "
+        f"{_SAVE_AGAIN}"
     )
 
 

@@ -6,6 +6,8 @@ import io
 import os
 import sys
 import warnings
+from collections.abc import Callable
+from inspect import cleandoc
 from typing import Annotated
 
 import typer
@@ -28,16 +30,23 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+
+def _help(command: Callable[..., None]) -> str:
+    """A command's docstring with each paragraph on one line: typer would keep the line breaks."""
+    paragraphs = cleandoc(command.__doc__ or "").split("\n\n")
+    return "\n\n".join(paragraph.replace("\n", " ") for paragraph in paragraphs)
+
+
 # In the order of --help. Commands import their driver inside the function, so that --help is fast.
-app.command("convert")(convert.convert)
-app.command("parity")(parity.parity)
-app.command("bench", cls=bench.BenchCommand)(bench.bench)
-app.command("run")(run.run)
-app.command("embed")(embed.embed)
-app.command("inspect")(inspect.inspect)
-app.command("doctor")(doctor.doctor)
-app.command("eval")(eval.evaluate)
-app.command("train")(train.train)
+app.command("convert", help=_help(convert.convert))(convert.convert)
+app.command("parity", help=_help(parity.parity))(parity.parity)
+app.command("bench", help=_help(bench.bench), cls=bench.BenchCommand)(bench.bench)
+app.command("run", help=_help(run.run))(run.run)
+app.command("embed", help=_help(embed.embed))(embed.embed)
+app.command("inspect", help=_help(inspect.inspect))(inspect.inspect)
+app.command("doctor", help=_help(doctor.doctor))(doctor.doctor)
+app.command("eval", help=_help(eval.evaluate))(eval.evaluate)
+app.command("train", help=_help(train.train))(train.train)
 
 
 def _version(wanted: bool) -> None:

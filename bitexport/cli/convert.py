@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
 import typer
 
@@ -37,8 +37,9 @@ def convert(
         TernaryType | None,
         typer.Option(
             "--type",
-            help="GGUF type of the ternary tensors; default auto, for each the smallest that holds its "
-            "scales exactly.",
+            metavar="TYPE",
+            help=f"GGUF type of the ternary tensors: {', '.join(get_args(TernaryType))}. Default auto: for "
+            "each the smallest that holds its scales exactly.",
             show_default=False,
         ),
     ] = None,
@@ -46,8 +47,9 @@ def convert(
         EmbedType | None,
         typer.Option(
             "--embed-type",
-            help="GGUF type of the embeddings and the output head; default auto: ternary ones stay "
-            "ternary, others become q6_k, and a GGUF file keeps its type.",
+            metavar="TYPE",
+            help=f"GGUF type of the embeddings and the output head: {', '.join(get_args(EmbedType))}. "
+            "Default auto: ternary ones stay ternary, others become q6_k, and a GGUF file keeps its type.",
             show_default=False,
         ),
     ] = None,
@@ -71,14 +73,14 @@ def convert(
         bool,
         typer.Option(
             "--float",
-            help="Convert a float model, to compare a ternary one with: matrices and embeddings become f16.",
+            help="Convert a float model, such as a teacher: its matrices and embeddings become f16.",
         ),
     ] = False,
     master: Annotated[
         bool,
         typer.Option(
             "--master",
-            help="The weights are master weights, which the model quantizes, whatever config.json says.",
+            help="Read float weights as master weights, which become ternary, whatever config.json says.",
         ),
     ] = False,
     adapter: Annotated[
@@ -94,8 +96,8 @@ def convert(
         Pooling | None,
         typer.Option(
             "--pooling",
-            help="How an embedding model makes one vector of a text's tokens; default: as its "
-            "sentence-transformers files say.",
+            help="How an embedding model makes one vector from a text's tokens. Default: as the "
+            "checkpoint's sentence-transformers files say.",
             show_default=False,
         ),
     ] = None,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from bitexport.cli import options
-from bitexport.cli.output import Output
+from bitexport.cli.output import Output, excerpt
 from bitexport.errors import OutputError, UsageError
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def embed(
         typer.Option(
             "--prompt-name",
             metavar="NAME",
-            help="Put this prompt of the file in front of each text, for example query.",
+            help="Put this one of the file's prompts in front of each text, for example query.",
             show_default=False,
         ),
     ] = None,
@@ -54,14 +54,16 @@ def embed(
     pooling: Annotated[
         Pooling | None,
         typer.Option(
-            "--pooling", help="Pool the tokens in this way; default: as the file says.", show_default=False
+            "--pooling",
+            help="How to make one vector from the tokens. Default: as the file says.",
+            show_default=False,
         ),
     ] = None,
     normalize: Annotated[
         bool | None,
         typer.Option(
             "--normalize/--no-normalize",
-            help="Divide each vector by its L2 norm, or do not; default: as the file says.",
+            help="Divide each vector by its L2 norm or keep its length. Default: as the file says.",
             show_default=False,
         ),
     ] = None,
@@ -76,7 +78,7 @@ def embed(
         typer.Option(
             "--npy",
             metavar="OUT.npy",
-            help="Write the vectors as a NumPy file, float32 [texts, dimension].",
+            help="Write the vectors as a NumPy file: float32, one row per text.",
             show_default=False,
         ),
     ] = None,
@@ -168,15 +170,14 @@ def _write_npy(path: Path, report: EmbedReport) -> None:
 def _show(out: Output, report: EmbedReport) -> None:
     rows = []
     for number, found in enumerate(report.embeddings, start=1):
-        text = " ".join(found.text.split())
         values = "  ".join(f"{value:+.4f}" for value in found.vector[:_VALUES])
-        excerpt = text if len(text) <= _EXCERPT else text[: _EXCERPT - 1] + "…"
-        rows.append((f"{number} {excerpt}", found.tokens, f"{values}  …"))
+        rows.append((f"{number} {excerpt(found.text, _EXCERPT)}", found.tokens, f"{values}  …"))
     out.table(("text", "tokens", f"vector [{report.dimension}]"), rows, right=("tokens",))
     prompt = f", prompt {report.prompt!r}" if report.prompt else ""
     normalized = "normalized" if report.normalized else "not normalized"
+    count = "1 vector" if len(rows) == 1 else f"{len(rows)} vectors"
     out.wrapped(
-        f"{len(rows)} vectors of {report.dimension} values ({report.tier} kernels): pooling "
-        f"{report.pooling}, {normalized}{prompt}; --jsonl or --npy gives all values",
+        f"{count} of {report.dimension} values ({report.tier} kernels): pooling {report.pooling}, "
+        f"{normalized}{prompt}; --jsonl or --npy gives all values",
         indent=2,
     )

@@ -12,7 +12,7 @@ from bitexport.errors import UsageError
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only warnings and errors on stderr.")]
 Checkpoint = Annotated[
-    Path, typer.Argument(help="Checkpoint folder (config.json, *.safetensors).", show_default=False)
+    Path, typer.Argument(help="Checkpoint folder (config.json, *.safetensors or *.bin).", show_default=False)
 ]
 Gguf = Annotated[Path, typer.Argument(metavar="FILE.gguf", help="GGUF file.", show_default=False)]
 

@@ -198,6 +198,12 @@ def printable(text: str) -> str:
     return _CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
+def excerpt(text: str, length: int) -> str:
+    """The beginning of a text on one line, of at most ``length`` characters."""
+    line = " ".join(text.split())
+    return line if len(line) <= length else f"{line[: length - 1]}…"
+
+
 def format_bytes(count: float) -> str:
     """``1536`` -> ``"1.50 KiB"``; three significant figures from KiB on."""
     if abs(count) < 1024:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bitexport.cli import options
-from bitexport.cli.output import Output
+from bitexport.cli.output import Output, excerpt
 from bitexport.cli.parity_layers import show_layers
 from bitexport.cli.parity_tokenizer import show_tokenizer
 from bitexport.errors import CheckFailed, UsageError
@@ -108,7 +108,7 @@ def parity(
     """Compare C++ with PyTorch, logit by logit.
 
     Runs prompts (a built-in set unless given) through transformers in float32 and through libllama, and
-    compares the logits at every position. Of an embedding model, it compares the vectors of all tokens and
+    compares the logits at every position. For an embedding model, it compares the vectors of all tokens and
     the pooled ones; with --layers, --plot, --report, --noise-floor or --text, the logits of its decoder.
     """
     chosen = _prompts(prompt, prompts)
@@ -238,11 +238,8 @@ def _show(out: Output, report: ParityReport) -> None:
 
 def _row(number: int, result: PromptResult, report: ParityReport) -> list[str]:
     agreement = result.agreement
-    excerpt = " ".join(result.prompt.split())
-    if len(excerpt) > _EXCERPT:
-        excerpt = excerpt[: _EXCERPT - 1] + "…"
     row = [
-        f"{number} {excerpt}",
+        f"{number} {excerpt(result.prompt, _EXCERPT)}",
         str(result.tokens),
         f"{agreement.cosine_min:.8f}",
         f"{agreement.top1_agreement:.1%}",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bitexport.cli.output import Output
+from bitexport.cli.output import Output, excerpt
 from bitexport.errors import CheckFailed
 
 if TYPE_CHECKING:
@@ -43,10 +43,9 @@ def compare_embeddings(
 def _show(out: Output, report: EmbeddingParityReport) -> None:
     rows = []
     for number, result in enumerate(report.prompts, start=1):
-        text = " ".join(result.prompt.split())
         rows.append(
             (
-                f"{number} {text if len(text) <= _EXCERPT else text[: _EXCERPT - 1] + '…'}",
+                f"{number} {excerpt(result.prompt, _EXCERPT)}",
                 result.tokens,
                 f"{result.vectors.cosine_min:.8f}",
                 f"{result.pooled.cosine_min:.8f}",

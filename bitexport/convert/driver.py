@@ -136,7 +136,7 @@ def _plan(
         return plan_upstream(checkpoint, *options, all_float=all_float, progress=progress)
     except UnsupportedError:
         if known:
-            # what a graph of ours lacks says more: llama.cpp has no SubLN at all
+            # what our graph lacks is the better reason: llama.cpp's own has no SubLN at all
             raise by_hand from None
         raise
 

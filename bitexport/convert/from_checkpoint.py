@@ -14,7 +14,7 @@ from bitexport.checkpoint.adapter import MergedCheckpoint
 from bitexport.checkpoint.packings import keeps_float
 from bitexport.checkpoint.packings.master import MasterWeights
 from bitexport.checkpoint.sentence_transformers import EmbeddingSettings
-from bitexport.convert.embedding import embedding_settings
+from bitexport.convert.embedding_model import embedding_settings
 from bitexport.convert.encoding import TensorStatistics, encode_float, encode_ternary
 from bitexport.convert.opening import adapter_warnings
 from bitexport.convert.plan import Plan, make_plan
@@ -67,7 +67,7 @@ def plan_checkpoint(
 
     Raises:
         CheckpointError, UnsupportedError: see :func:`~bitexport.convert.plan.make_plan` and
-            :func:`~bitexport.convert.embedding.embedding_settings`.
+            :func:`~bitexport.convert.embedding_model.embedding_settings`.
         TokenizerError: see :func:`~bitexport.tokenizer.vocabulary.read_vocabulary`.
     """
     plan = make_plan(checkpoint, type, embed_type, all_float=all_float, progress=progress)

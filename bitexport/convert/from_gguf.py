@@ -8,43 +8,37 @@ file itself lists as kept in float (``bitexport.kept_float``).
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from bitexport.checkpoint.packings import Scales
-from bitexport.checkpoint.packings.scale_groups import FIRST_ELEMENTS, find_scale_groups
 from bitexport.convert.choices import TERNARY_TYPES, check_fits, straddling_warnings, ternary_kind
 from bitexport.convert.encoding import TensorStatistics, encode_float, encode_ternary
+from bitexport.convert.gguf_tensors import FLOAT_TYPES, named, read_scales, unpack
 from bitexport.convert.source import KEPT_FLOAT_KEY, PlannedTensor, SourceSummary, main_type
 from bitexport.convert.tokenizer_check import check_loads
-from bitexport.errors import BitexportError, GGUFError, OutputError, UnsupportedError
+from bitexport.errors import GGUFError, OutputError, UnsupportedError
 from bitexport.gguf import splits
 from bitexport.gguf.checks import check_rotation
-from bitexport.gguf.dequantize import can_dequantize, dequantize_rows, unpack_foreign
+from bitexport.gguf.dequantize import can_dequantize, dequantize_rows
 from bitexport.gguf.foreign_types import ROW_SCALE_LAYOUT, layout_key
 from bitexport.gguf.names import NEVER_QUANTIZED, OUTPUT_HEAD, TOKEN_EMBEDDING
-from bitexport.gguf.packers import FOREIGN_UNPACKERS, PACKERS, f16
-from bitexport.gguf.packers.block_scale import stored_scales
+from bitexport.gguf.packers import FOREIGN_UNPACKERS
 from bitexport.gguf.reader import Array, GGUFFile, GGUFTensor, read_gguf
 from bitexport.gguf.types import F16, FILE_TYPES, I2_S, TYPES, TensorType
 from bitexport.gguf.writer import ALIGNMENT, MetadataValue, RawValue, TensorSpec
 from bitexport.health import Health
 from bitexport.progress import Progress, ProgressEvent, ignore, patient
-from bitexport.ternary import AnyTernary, merge_equal_scales
 from bitexport.tokenizer.missing_pre_tokenizer import MODEL_KEY, PRE_KEY, derived_pre, lacks_pre
 
 #: Bytes in memory at once of a tensor that is only copied.
 CHUNK_BYTES = 8 * 1024 * 1024
 
 LINEAR_LAYER = re.compile(r"blk\.\d+\..+\.weight")
-FLOAT_TYPES = ("f32", "f16", "bf16")
 
 #: Types that hold nothing but trits and scales.
 TRIT_TYPES = (*(name for name in TERNARY_TYPES if name not in FLOAT_TYPES), *FOREIGN_UNPACKERS)
@@ -151,11 +145,9 @@ class GGUFSource:
                 yield encode_float(tensor.spec, values, statistics)
 
     def _encode_ternary(self, tensor: FileTensor, statistics: TensorStatistics) -> npt.NDArray[np.uint8]:
-        try:
-            weights = _unpack(self.file, tensor.origin)
+        with named(self.file, tensor.origin):
+            weights = unpack(self.file, tensor.origin)
             packed = encode_ternary(tensor.spec, weights, statistics)
-        except BitexportError as error:
-            raise type(error)(f"{self.file.path.name}: tensor '{tensor.spec.name}': {error}") from error
         self.health.ternary(tensor.spec.name, weights)
         used = statistics.weights - statistics.zeros
         total = int(weights.trits.sum(dtype=np.int64))
@@ -224,7 +216,7 @@ def _plan_tensors(
         done += tensor.nbytes
         wanted, scales = tensor.type, None
         if tensor.name in ternary:
-            scales = _scales(file, tensor)
+            scales = read_scales(file, tensor)
             wanted = ternary_kind(tensor.name, tensor.shape, scales, type)
         elif tensor.name in (TOKEN_EMBEDDING, OUTPUT_HEAD):
             wanted = embed_kind or (F16 if tensor.type.name in FOREIGN_UNPACKERS else tensor.type)
@@ -285,37 +277,6 @@ def _check_type(tensor: GGUFTensor, kind: TensorType, ternary: bool) -> None:
         raise UnsupportedError(
             f"'{tensor.name}' is {tensor.type.name}, which cannot be read back; leave out --embed-type"
         )
-
-
-def _scales(file: GGUFFile, tensor: GGUFTensor) -> Scales:
-    """What a ternary tensor's type depends on; what is wrong with it is found when it is unpacked."""
-    columns = tensor.shape[-1]
-    rows = math.prod(tensor.shape[:-1])
-    data = file.data(tensor)
-    if tensor.type is I2_S:
-        scale = float(data[-I2_S.tail_bytes :].view("<f4")[0])
-        return Scales(None, scale, scale)
-    if tensor.type.name in FLOAT_TYPES:
-        chunks = data.reshape(rows, -1)
-        step = max(1, FIRST_ELEMENTS // max(columns, 1))
-        found = find_scale_groups(
-            f16.float_values(chunks[start : start + step], tensor.type) for start in range(0, rows, step)
-        )
-        return Scales(found.group, found.low, found.high, found.share) if found else Scales()
-    scales = stored_scales(data, tensor.type).reshape(rows, -1)
-    merged = merge_equal_scales(scales, columns)
-    used = scales[scales > 0]
-    low, high = (float(used.min()), float(used.max())) if used.size else (None, None)
-    return Scales(None if merged.size == 1 else columns // merged.shape[1], low, high)
-
-
-def _unpack(file: GGUFFile, tensor: GGUFTensor) -> AnyTernary:
-    """A ternary tensor's trits and scales; experts are stacked into one matrix."""
-    kind = tensor.type
-    if kind.name in FOREIGN_UNPACKERS:
-        return unpack_foreign(file, tensor)
-    unpack = partial(f16.unpack, kind=kind) if kind.name in FLOAT_TYPES else PACKERS[kind.name].unpack
-    return unpack(file.data(tensor), (math.prod(tensor.shape[:-1]), tensor.shape[-1]))
 
 
 def _metadata(

@@ -49,8 +49,7 @@ def as_master_weights(checkpoint: Checkpoint) -> Checkpoint:
     if packed is not None:
         raise CheckpointError(
             f"--master with '{packed}', which only packed weights have; expected float master weights: "
-            "convert "
-            "it without --master"
+            "convert it without --master"
         )
     found = checkpoint.config.get("quantization_config")
     quantization = {**(found if isinstance(found, dict) else {}), **ONLINE}
@@ -64,10 +63,9 @@ def adapter_warnings(checkpoint: Checkpoint, *, all_float: bool) -> list[str]:
     if all_float or not isinstance(checkpoint, MergedCheckpoint):
         return []
     return [
-        f"the adapter {checkpoint.adapter} is merged into the master weights, which are then quantized: a "
-        "change that is small against the step between two trits is lost: compare the file's answers with "
-        "those "
-        "of model and adapter in PyTorch"
+        f"the adapter {checkpoint.adapter} is merged into the master weights, which are then quantized; "
+        "changes that are small against the step between two trits are lost, so compare the file's answers "
+        "with those of model and adapter in PyTorch"
     ]
 
 
@@ -86,17 +84,15 @@ def _check_master(checkpoint: Checkpoint) -> None:
     packing = packing_of(checkpoint)
     if packing.name == PreDequantized.name:
         raise UnsupportedError(
-            "config.json has no quantization_config, so the weights are either ternary, and an adapter "
-            "merged "
-            "into them would leave values that are not, or not declared: for a float model, add --float; for "
-            "master weights, which the model quantizes, add --master"
+            "--adapter without a quantization_config in config.json: ternary weights would not stay ternary "
+            "with an adapter merged into them; expected float or master weights: for a float model, add "
+            "--float; for master weights, which the model quantizes, add --master"
         )
     if packing.name != MasterWeights.name:
         raise UnsupportedError(
             f"--adapter with {packing.name} weights, which are already ternary: merged with an adapter they "
             "would not be; expected float or master weights: give the checkpoint with the master weights "
-            "from "
-            "which this one was packed"
+            "from which this one was packed"
         )
 
 

@@ -33,6 +33,12 @@ from bitexport.ternary import TernaryTensor
 
 HEAD = "lm_head.weight"
 
+#: The warning about a float head that transformers would quantize.
+HEAD_STAYS_FLOAT = (
+    "modules_to_not_convert does not list lm_head: transformers would quantize the head as well; it stays "
+    "float here"
+)
+
 #: Float16's largest number, and the mean magnitude below which its rounding error grows.
 MAX_F16 = 65504.0
 MIN_F16_MEAN = 2.0**-13
@@ -95,11 +101,8 @@ def make_plan(
             ``all_float`` is set for a model that calls itself ternary.
         UnsupportedError: an unknown architecture or packing, or a type that cannot hold a tensor.
     """
-    if all_float and quantization_config(checkpoint.config) is not None:
-        why = "config.json has a quantization_config, so the model is ternary"
-        if "quantization_config" not in checkpoint.config:
-            why = "the architecture in config.json is ternary by definition"
-        raise CheckpointError(f"{why}; expected a float one: convert it without --float")
+    if all_float:
+        check_float(checkpoint)
     warnings: list[str] = []
     family = family_of(checkpoint.config, checkpoint.tensors)
     numbers = family.hyperparameters(checkpoint.config, checkpoint.tensors)
@@ -134,6 +137,16 @@ def make_plan(
         tuple(warnings),
         all_float,
     )
+
+
+def check_float(checkpoint: Checkpoint) -> None:
+    """Raise CheckpointError if config.json or the architecture says that the model is ternary."""
+    if quantization_config(checkpoint.config) is None:
+        return
+    why = "config.json has a quantization_config, so the model is ternary"
+    if "quantization_config" not in checkpoint.config:
+        why = "the architecture in config.json is ternary by definition"
+    raise CheckpointError(f"{why}; expected a float one: convert it without --float")
 
 
 def _check_number_of_layers(checkpoint: Checkpoint, numbers: Hyperparameters) -> None:
@@ -336,7 +349,4 @@ def _warn_about_head(
     if packing.holds(checkpoint, HEAD):
         return  # it is ternary in the output as well
     if listed is not None and not numbers.tied and not keeps_float(checkpoint, HEAD):
-        warnings.append(
-            "modules_to_not_convert does not list lm_head: transformers would quantize the head as well; it "
-            "stays float here"
-        )
+        warnings.append(HEAD_STAYS_FLOAT)

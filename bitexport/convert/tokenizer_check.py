@@ -147,7 +147,7 @@ def _check_ids(text: str, expected: list[int], got: list[int], vocabulary: Vocab
     at = first_difference(expected, got)
     advice = f"pre-tokenizer '{vocabulary.pre}' is not this model's: give another with --pre-tokenizer"
     if vocabulary.model == "llama":
-        advice = "llama.cpp has no rule for what it does to text before the merges, so it is not supported"
+        advice = "llama.cpp cannot do what this tokenizer does before the merges, so it is not supported"
     raise TokenizerError(
         f"llama.cpp tokenizes {text!r} differently from token {at} on: {got[at : at + 6]}, {source} gives "
         f"{expected[at : at + 6]}; {advice}"

@@ -10,21 +10,20 @@ from typing import Any
 from bitexport.checkpoint import Checkpoint
 from bitexport.checkpoint.packings import Packing, keeps_float, modules_to_not_convert
 from bitexport.checkpoint.packings.master import MasterWeights
+from bitexport.convert.plan import HEAD, HEAD_STAYS_FLOAT
 from bitexport.convert.source import PlannedTensor
 from bitexport.errors import CheckpointError, UnsupportedError
 from bitexport.families import has_family
 from bitexport.gguf.names import TOKEN_EMBEDDING
 from bitexport.upstream import Recipe, RecipeTensor
+from bitexport.upstream.recipe import LAYER
 from bitexport.upstream.sources import SourceTensor
 
 #: Tensors of old checkpoints that follow from the configuration.
 DERIVED = re.compile(r".*(rotary_emb\.inv_freq|\.attention\.(masked_)?bias)$")
 
-#: Layers that predict further tokens, which llama.cpp's graphs do not use, and the number of a layer.
+#: Layers that predict further tokens, which llama.cpp's graphs do not use.
 EXTRA_LAYERS = re.compile(r"(.*\.)?(mtp|nextn)[._].*")
-LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
-
-HEAD = "lm_head.weight"
 
 #: Whether llama.cpp's graph divides the weights of the chosen experts by their sum, by GGUF architecture, and
 #: what transformers does if config.json does not say.
@@ -105,7 +104,7 @@ def check_graph(config: Mapping[str, Any], recipe: Recipe) -> None:
 
 
 def check_window(config: Mapping[str, Any], recipe: Recipe) -> list[str]:
-    """A warning if the model has sliding-window attention and llama.cpp's graph has not.
+    """A warning if the model has sliding-window attention and llama.cpp's graph does not.
 
     Raises:
         UnsupportedError: the same for an architecture with a family written by hand, which would refuse it.
@@ -147,7 +146,7 @@ def _check_tied(checkpoint: Checkpoint, recipe: Recipe) -> None:
 
 
 def rearranged_warning(tensors: Sequence[PlannedTensor[RecipeTensor]], ternary: set[str]) -> list[str]:
-    """A warning if llama.cpp does with the values of ternary weights what trits in rows cannot follow."""
+    """A warning if llama.cpp transposes or computes with ternary weights, so that they must become floats."""
     found = [t for t in tensors if not t.ternary and ternary.intersection(t.origin.sources)]
     if not found:
         return []
@@ -175,7 +174,4 @@ def head_warning(checkpoint: Checkpoint, packing: Packing, recipe: Recipe) -> li
     listed = modules_to_not_convert(checkpoint)
     if packing.name != MasterWeights.name or not written or listed is None or keeps_float(checkpoint, HEAD):
         return []
-    return [
-        "modules_to_not_convert does not list lm_head: transformers would quantize the head as well; it "
-        "stays float here"
-    ]
+    return [HEAD_STAYS_FLOAT]

@@ -9,25 +9,25 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from bitexport.checkpoint import Checkpoint
+from bitexport.checkpoint.matrices import matrices
 from bitexport.checkpoint.packings import (
     ONLINE,
     Packing,
     Scales,
     keeps_float,
     packing_of,
-    quantization_config,
 )
 from bitexport.checkpoint.packings.master import MasterWeights
 from bitexport.checkpoint.packings.pre_dequantized import PreDequantized
 from bitexport.convert.choices import check_fits, straddling_warnings, ternary_kind
 from bitexport.convert.embeddings import embedding_type
-from bitexport.convert.plan import float_type
+from bitexport.convert.plan import check_float, float_type
 from bitexport.convert.source import PlannedTensor, main_type, rounded_warnings
 from bitexport.convert.upstream_checks import (
     check_graph,
@@ -92,14 +92,10 @@ def make_upstream_plan(
 
     Raises:
         CheckpointError: a tensor of the checkpoint would be dropped, or none is ternary.
-        UnsupportedError: a type cannot hold a tensor, or llama.cpp does with ternary weights what trits
-            cannot do.
+        UnsupportedError: a type cannot hold a tensor, or llama.cpp joins ternary weights and others in one.
     """
-    if all_float and quantization_config(checkpoint.config) is not None:
-        raise CheckpointError(
-            "config.json has a quantization_config, so the model is ternary; expected a float one: convert "
-            "it without --float"
-        )
+    if all_float:
+        check_float(checkpoint)
     packing = packing_of(checkpoint)
     sources = source_tensors(checkpoint)
     check_graph(checkpoint.config, recipe)
@@ -184,7 +180,7 @@ def _by_values(checkpoint: Checkpoint, packing: Packing, candidates: list[str]) 
     reasons: dict[str, BitexportError | None] = {}
     for name in candidates:
         try:
-            for view, part in slices(checkpoint, name):
+            for view, part in matrices(checkpoint, name):
                 packing.check(view, part)
             reasons[name] = None
         except (CheckpointError, UnsupportedError) as error:
@@ -208,23 +204,6 @@ def _by_values(checkpoint: Checkpoint, packing: Packing, candidates: list[str]) 
 def _kind(name: str) -> str:
     """A tensor's name with ``*`` for the numbers in it."""
     return re.sub(r"(?<=\.)\d+(?=\.|$)", "*", name)
-
-
-def slices(checkpoint: Checkpoint, name: str) -> Iterator[tuple[Checkpoint, str]]:
-    """A weight as matrices: itself, or its experts one after another, each in a checkpoint of its own."""
-    info = checkpoint.info(name)
-    if len(info.shape) == 2:
-        yield checkpoint, name
-        return
-    if len(info.shape) != 3:
-        raise UnsupportedError(
-            f"tensor '{name}' has shape {list(info.shape)}; expected a matrix, or one for each expert"
-        )
-    size = info.nbytes // max(info.shape[0], 1)
-    for number in range(info.shape[0]):
-        part = replace(info, shape=info.shape[1:], offset=info.offset + number * size, nbytes=size)
-        slice_name = f"{name}[{number}]"
-        yield replace(checkpoint, tensors={**checkpoint.tensors, slice_name: part}), slice_name
 
 
 def _planned(
@@ -278,7 +257,7 @@ def _stored_bytes(checkpoint: Checkpoint, packing: Packing, name: str) -> int:
 
 
 def _scales(checkpoint: Checkpoint, packing: Packing, tensor: RecipeTensor) -> Scales:
-    """What the type of a ternary tensor depends on: the scales of all weights that it consists of."""
+    """The scales of all weights that a ternary tensor consists of; its type depends on them."""
     assert tensor.rows is not None
     columns = tensor.shape[-1]
     found = [
@@ -302,11 +281,11 @@ def _scales(checkpoint: Checkpoint, packing: Packing, tensor: RecipeTensor) -> S
 
 
 def weight_parts(checkpoint: Checkpoint, packing: Packing, name: str) -> Iterator[tuple[Checkpoint, str]]:
-    """The matrices that a ternary tensor of the checkpoint consists of, see :func:`slices`."""
+    """The matrices that a ternary tensor of the checkpoint consists of, see :func:`matrices`."""
     if packing.holds(checkpoint, name):
         yield checkpoint, name
     else:
-        yield from slices(checkpoint, name)
+        yield from matrices(checkpoint, name)
 
 
 def moved_group(columns: npt.NDArray[np.int64], group: int) -> int:

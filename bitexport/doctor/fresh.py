@@ -18,7 +18,7 @@ from bitexport.reference.embeddings import ROW_ERROR
 
 
 def compare_with_fresh(file: GGUFFile, fresh: GGUFFile) -> Examination:
-    """In what ``file`` differs from ``fresh``, apart from the rounding of its types."""
+    """How ``file`` differs from ``fresh``, apart from the rounding of its types."""
     return Examination([], list(_tensors(file, fresh)), list(_metadata(file, fresh)))
 
 

@@ -141,7 +141,7 @@ class Facts:
 
     @property
     def as_trained(self) -> str:
-        """The stage that runs the model as it was trained: without it, only weights were quantized."""
+        """The stage that runs the model as it was trained: ``weights`` if only these were quantized."""
         return "both" if "both" in self.stages else "weights"
 
     @property

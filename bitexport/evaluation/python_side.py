@@ -19,7 +19,8 @@ from bitexport.families import family_of, has_family
 from bitexport.metrics.likelihood import PredictionScore
 from bitexport.progress import Progress, ProgressEvent
 from bitexport.reference.float_model import float_sizes, is_ternary, load_float
-from bitexport.reference.model import SMALL, eager, load_reference, load_tokenizer, torch_threads
+from bitexport.reference.model import SMALL, eager, load_tokenizer, torch_threads
+from bitexport.reference.opening import load_reference
 
 #: The most logits computed at once: 256 MiB of float32.
 _MAX_LOGITS = 1 << 26

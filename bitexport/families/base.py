@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from bitexport.errors import CheckpointError, UnsupportedError
 from bitexport.families.parts import Part, find_parts
-from bitexport.families.rope import Rope, UnsupportedRopeError, read_rope
+from bitexport.families.rope import Rope, read_rope
 
 #: A single value of GGUF metadata.
 Scalar = int | float | str | bool
@@ -292,7 +292,7 @@ class Family:
             UnsupportedError: the graph cannot run the checkpoint's RoPE.
         """
         if numbers.rope.kind == "llama3":
-            raise UnsupportedRopeError(
+            raise UnsupportedError(
                 f"rope_type 'llama3': the {self.gguf_architecture} graph has no per-frequency factors; "
                 "expected rope_type default or linear"
             )

@@ -1,6 +1,6 @@
 """BitNet b1.58 (2B4T): ReLU squared, and a norm in front of the output layers of attention and MLP (SubLN).
 
-Without SubLN, which no key of config.json says, it is recognised by its tensors.
+config.json does not say whether a model has SubLN; its tensors show it.
 
 With ``hidden_act`` silu it is a Llama with SubLN, and some distilled Llamas are saved as this architecture.
 """

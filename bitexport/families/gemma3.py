@@ -48,7 +48,7 @@ class Gemma3Hyperparameters(Hyperparameters):
 
 @dataclass(frozen=True, kw_only=True)
 class Gemma3Family(Family):
-    """Gemma 3 text, if it has norms that Google's has not; the plain one is an ordinary ``gemma3``."""
+    """Gemma 3 text, if it has norms that Google's does not have; the plain one is an ordinary ``gemma3``."""
 
     def runs(self, parts: frozenset[Part]) -> bool:
         """Only with norms in front of linear layers or SubLN."""

@@ -15,10 +15,6 @@ from bitexport.errors import CheckpointError, UnsupportedError
 KINDS = ("default", "linear", "llama3")
 
 
-class UnsupportedRopeError(UnsupportedError):
-    """No graph of the families written by hand runs this RoPE."""
-
-
 @dataclass(frozen=True, slots=True)
 class Rope:
     """The rotation of queries and keys by position.
@@ -44,11 +40,11 @@ def read_rope(config: Mapping[str, Any], default_theta: float) -> Rope:
 
     Raises:
         CheckpointError: a value is invalid.
-        UnsupportedRopeError: none of the supported graphs runs this kind of RoPE.
+        UnsupportedError: none of the supported graphs runs this kind of RoPE.
     """
     found = _settings(config)
     if any(isinstance(value, dict) for value in found.values()):
-        raise UnsupportedRopeError(
+        raise UnsupportedError(
             "rope_parameters differ from layer to layer, which no supported graph runs; expected one set for "
             "all layers"
         )
@@ -56,9 +52,9 @@ def read_rope(config: Mapping[str, Any], default_theta: float) -> Rope:
     kind = found.get("rope_type", found.get("type", "default"))
     partial = found.get("partial_rotary_factor", config.get("partial_rotary_factor"))
     if kind not in KINDS:
-        raise UnsupportedRopeError(f"rope_type {kind!r} is not supported; expected one of {', '.join(KINDS)}")
+        raise UnsupportedError(f"rope_type {kind!r} is not supported; expected one of {', '.join(KINDS)}")
     if partial not in (None, 1, 1.0):
-        raise UnsupportedRopeError(
+        raise UnsupportedError(
             f"partial_rotary_factor {partial!r} is not supported; expected 1, the rotation of complete heads"
         )
     if kind == "default":

@@ -18,7 +18,7 @@ from bitexport.errors import GGUFError
 from bitexport.gguf.packers import FOREIGN_UNPACKERS, PACKERS
 from bitexport.gguf.reader import GGUFFile, GGUFTensor
 from bitexport.gguf.types import I2_S, Q2_0, TensorType
-from bitexport.ternary import AnyTernary, GroupedTernary, TernaryTensor
+from bitexport.ternary import AnyTernary, dequantized_rows
 
 Bytes = npt.NDArray[np.uint8]
 Matrix = npt.NDArray[np.float32]
@@ -112,19 +112,12 @@ def dequantize_rows(file: GGUFFile, tensor: GGUFTensor) -> Iterator[Matrix]:
     step = rows_per_chunk(tensor.shape)
     if kind.name in FOREIGN_UNPACKERS:
         weights = unpack_foreign(file, tensor)
-        step *= len(weights.trits) // rows
-        for start in range(0, len(weights.trits), step):
-            yield _rows_of(weights, start, start + step).dequantize().reshape(-1, columns)
+        for values in dequantized_rows(weights, step * (len(weights.trits) // rows)):
+            yield values.reshape(-1, columns)
         return
     data = file.data(tensor).reshape(rows, -1)
     for start in range(0, rows, step):
         yield _by_gguf(np.ascontiguousarray(data[start : start + step]), kind)
-
-
-def _rows_of(weights: AnyTernary, start: int, end: int) -> AnyTernary:
-    if isinstance(weights, TernaryTensor):
-        return TernaryTensor(weights.trits[start:end], weights.scale)
-    return GroupedTernary(weights.trits[start:end], weights.scales[start:end])
 
 
 def _matrix_shape(tensor: GGUFTensor) -> tuple[int, int]:

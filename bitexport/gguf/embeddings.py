@@ -1,4 +1,4 @@
-"""The two matrices of a GGUF file that are no linear layers: the token embedding and the output head."""
+"""The two matrices of a GGUF file that are not linear layers: the token embedding and the output head."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ def part_paths(path: Path, metadata: Mapping[str, Any]) -> list[Path]:
         metadata: its metadata.
 
     Raises:
-        GGUFError: it is another part, its name does not tell the others' names, or one of them is missing.
+        GGUFError: it is another part, the names of the others do not follow from its name, or one is missing.
     """
     count = metadata.get(COUNT_KEY, 1)
     if count in (0, 1):

@@ -192,15 +192,16 @@ def stored_weights(reference: Reference, path: str | os.PathLike[str]) -> Stored
 
 
 def _alignment(agreement: Agreement, runs: Sequence[Decisions], unfaithful: str | None) -> Alignment:
+    total = Decisions.of_all(runs)
     return Alignment(
         agreement=agreement,
-        compared=sum(run.compared for run in runs),
-        adopted=sum(run.adopted for run in runs),
-        farthest_steps=max(run.farthest for run in runs),
-        unexplained=sum(run.unexplained for run in runs),
-        first_unexplained=next((run.first_unexplained for run in runs if run.first_unexplained), None),
+        compared=total.compared,
+        adopted=total.adopted,
+        farthest_steps=total.farthest,
+        unexplained=total.unexplained,
+        first_unexplained=total.first_unexplained,
         unfaithful=unfaithful,
-        unrecorded=len(set().union(*(run.unrecorded for run in runs))),
+        unrecorded=len(total.unrecorded),
     )
 
 

@@ -24,9 +24,9 @@ from bitexport.parity.tokenizer import check_same_tokens
 from bitexport.progress import Progress, ProgressEvent, ignore
 from bitexport.reference import Reference, load_reference
 from bitexport.reference.alignment import Decisions, aligned_rounding
-from bitexport.reference.embedding import token_vectors
 from bitexport.reference.embeddings import replaced_embeddings, unfaithful_row
 from bitexport.reference.float_layers import rounded_float_layers
+from bitexport.reference.token_vectors import token_vectors
 from bitexport.runtime.embedding import EmbeddingSession
 from bitexport.runtime.limits import check_text
 from bitexport.runtime.observe import record_activations
@@ -121,15 +121,14 @@ class _Run:
         python, cpp, rows = [], [], []
         for index, ids in enumerate(self.ids_of):
             self.progress(ProgressEvent(index, len(self.ids_of), "prompts", "comparing vectors"))
-            ours, theirs = token_vectors(self.reference, ids), self.session.token_vectors(ids)
-            python.append(ours)
-            cpp.append(theirs)
+            python.append(token_vectors(self.reference, ids))
+            cpp.append(self.session.token_vectors(ids))
             rows.append(
                 EmbeddingResult(
                     texts[index],
                     len(ids),
-                    compare_vectors(ours, theirs),
-                    self._compare_pooled([ours], [self.pooled[index]]),
+                    compare_vectors(python[-1], cpp[-1]),
+                    self._compare_pooled(python[-1:], [self.pooled[index]]),
                 )
             )
         whole = compare_vectors(np.concatenate(python), np.concatenate(cpp))
@@ -154,21 +153,22 @@ class _Run:
                 with aligned_rounding(layers, recorded, stored) as decisions:
                     python.append(token_vectors(reference, ids))
                 runs.append(decisions)
+        total = Decisions.of_all(runs)
         return AlignedVectors(
             tokens=compare_vectors(np.concatenate(python), np.concatenate(cpp)),
             pooled=self._compare_pooled(python, self.pooled),
-            compared=sum(run.compared for run in runs),
-            adopted=sum(run.adopted for run in runs),
-            farthest_steps=max(run.farthest for run in runs),
-            unexplained=sum(run.unexplained for run in runs),
-            first_unexplained=next((run.first_unexplained for run in runs if run.first_unexplained), None),
+            compared=total.compared,
+            adopted=total.adopted,
+            farthest_steps=total.farthest,
+            unexplained=total.unexplained,
+            first_unexplained=total.first_unexplained,
             unfaithful=unfaithful,
         )
 
     def _compare_pooled(self, python: Sequence[Vectors], cpp: Sequence[Vectors]) -> VectorAgreement:
         """PyTorch's token vectors, pooled here, against what libllama pooled."""
-        ours = np.stack([pool(vectors, self.settings.pooling) for vectors in python])
-        return compare_vectors(ours, np.stack(cpp))
+        pooled = np.stack([pool(vectors, self.settings.pooling) for vectors in python])
+        return compare_vectors(pooled, np.stack(cpp))
 
 
 def _cosine(plain: tuple[VectorAgreement, VectorAgreement]) -> float:

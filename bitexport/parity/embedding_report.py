@@ -106,9 +106,9 @@ class EmbeddingParityReport:
         if self.passed:
             return (
                 "C++ computes the vectors that PyTorch computes: cosine is at least "
-                f"{pooled.cosine_min:.8f} for all {pooled.vectors} embeddings "
-                f"(pooling {self.settings.pooling}) and {tokens.cosine_min:.8f} for all "
-                f"{tokens.vectors:,} tokens{how} (threshold {self.min_cosine:g})."
+                f"{pooled.cosine_min:.8f} for {_all(pooled.vectors, 'embedding')} "
+                f"(pooling {self.settings.pooling}) and {tokens.cosine_min:.8f} for "
+                f"{_all(tokens.vectors, 'token')}{how} (threshold {self.min_cosine:g})."
             )
         missed = [
             f"the cosine of {what} falls to {found.cosine_min:.8f}, below the threshold {self.min_cosine:g}"
@@ -137,3 +137,7 @@ class EmbeddingParityReport:
             "verdict": self.verdict(),
             "rows": [asdict(result) for result in self.prompts],
         }
+
+
+def _all(count: int, what: str) -> str:
+    return f"the {what}" if count == 1 else f"all {count:,} {what}s"

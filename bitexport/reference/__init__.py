@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-from bitexport.reference.model import Reference, load_reference
+from bitexport.reference.model import Reference
+from bitexport.reference.opening import load_reference
 
 __all__ = ["Reference", "load_reference"]

@@ -16,7 +16,7 @@ logits is float error or a mistake.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -105,6 +105,19 @@ class Decisions:
     first_unexplained: str | None = None
     unrecorded: set[str] = field(default_factory=set)
     grids: dict[Grid, int] = field(default_factory=dict)
+
+    @staticmethod
+    def of_all(runs: Sequence[Decisions]) -> Decisions:
+        """The decisions of several runs of the same layers; at least one."""
+        return Decisions(
+            compared=sum(run.compared for run in runs),
+            adopted=sum(run.adopted for run in runs),
+            farthest=max(run.farthest for run in runs),
+            unexplained=sum(run.unexplained for run in runs),
+            first_unexplained=next((run.first_unexplained for run in runs if run.first_unexplained), None),
+            unrecorded=set().union(*(run.unrecorded for run in runs)),
+            grids=runs[0].grids,
+        )
 
 
 @contextmanager

@@ -172,7 +172,7 @@ def _make_ternary(model: nn.Module, delivered: Delivered, names: Names) -> None:
         # a class may leave out layers on purpose, which then have no name either
         if names(name) is not None and not {name, names(name)} & replaced:
             raise UnsupportedError(
-                f"tensor '{name}' is ternary, but in {type(model).__name__} it is no weight of a linear "
+                f"tensor '{name}' is ternary, but in {type(model).__name__} it is not the weight of a linear "
                 "layer or of known experts, so PyTorch cannot round its input; request support in an issue"
             )
 

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 
 from bitexport.checkpoint import Checkpoint
+from bitexport.checkpoint.matrices import matrices
 from bitexport.checkpoint.packings import Packing, keeps_float, packing_of, quantization_config
 from bitexport.errors import CheckpointError, UnsupportedError
 from bitexport.reference.grids import Grid
 
-#: Matrices in a block that are no linear layers, or that llama.cpp keeps as float32.
+#: Matrices in a block that are not linear layers, or that llama.cpp keeps as float32.
 _NOT_LINEAR = re.compile(
     r"norm|conv1d|\.A_log$|rotary|layernorm|\.(mlp|block_sparse_moe|feed_forward)\.(gate|router)\.|shared_expert_gate"
 )
@@ -92,7 +93,7 @@ def _weight_names(checkpoint: Checkpoint, packing: Packing) -> Iterator[str]:
 def ternary_values(checkpoint: Checkpoint, packing: Packing, name: str) -> Any:
     """A weight's values as a packing reads them, a float32 array of its shape; None if it is not ternary."""
     try:
-        parts = [packing.unpack(view, part).dequantize() for view, part in _matrices(checkpoint, name)]
+        parts = [packing.unpack(view, part).dequantize() for view, part in matrices(checkpoint, name)]
     except (CheckpointError, UnsupportedError):
         return None
     return parts[0] if len(checkpoint.info(name).shape) == 2 else np.stack(parts)
@@ -104,18 +105,3 @@ def _may_be_ternary(checkpoint: Checkpoint, name: str) -> bool:
     experts = len(shape) == 3 and ".experts." in name
     inside = _IN_A_BLOCK.search(name) is not None and not _NOT_LINEAR.search(name)
     return (matrix or experts) and inside and not keeps_float(checkpoint, name)
-
-
-def _matrices(checkpoint: Checkpoint, name: str) -> Iterator[tuple[Checkpoint, str]]:
-    """A weight itself, or the matrices of all experts, each in a checkpoint of its own."""
-    info = checkpoint.info(name)
-    if len(info.shape) == 2:
-        yield checkpoint, name
-        return
-    size = info.nbytes // info.shape[0]
-    for expert in range(info.shape[0]):
-        part = replace(info, shape=info.shape[1:], offset=info.offset + expert * size, nbytes=size)
-        yield (
-            replace(checkpoint, tensors={**checkpoint.tensors, f"{name}[{expert}]": part}),
-            f"{name}[{expert}]",
-        )

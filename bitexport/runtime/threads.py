@@ -93,9 +93,8 @@ class ThreadPool:
 
         Call it only after the context has computed once with the new pool: ggml then pauses the old one.
         """
-        if (
-            self._pool and self._owner.here()
-        ):  # freeing it in a forked child would wait for threads that are not there
+        # freeing it in a forked child would wait for threads that are not there
+        if self._pool and self._owner.here():
             _cpu().ggml_threadpool_free(self._pool)
         self._pool = None
 

@@ -3,7 +3,7 @@
 The file is a protocol buffer, ``ModelProto`` of sentencepiece_model.proto, of which these fields matter:
 pieces (1): text (1), score (2), type (3); trainer_spec (2): model_type (3); normalizer_spec (3):
 add_dummy_prefix (3), remove_extra_whitespaces (4). The package sentencepiece encodes texts with it, but does
-not tell the last three.
+not expose the last three.
 """
 
 from __future__ import annotations

@@ -28,8 +28,7 @@ SPACE = "\u2581"
 #: The difference between the two rules, as a clause.
 SPACES_DIFFER = (
     "transformers 5 leaves out the space that SentencePiece puts in front of a text that begins with a "
-    "space, "
-    "and of what follows a special token"
+    "space, and of what follows a special token"
 )
 
 

@@ -52,15 +52,13 @@ def sentencepiece_vocabulary(folder: Path, vocab_size: int) -> Vocabulary:
     if settings.get("add_prefix_space") is False and model.add_space_prefix:
         raise TokenizerError(
             "tokenizer_config.json says add_prefix_space false, but tokenizer.model adds a space; expected "
-            "the "
-            "same in both: save a tokenizer.json with AutoTokenizer"
+            "the same in both: save a tokenizer.json with AutoTokenizer"
         )
     defined = [p for p, kind in zip(model.pieces, model.types, strict=True) if kind == USER_DEFINED]
     if defined and model.add_space_prefix:
         warnings.append(
-            f"tokenizer.model has {len(defined)} user-defined tokens, such as {defined[0]!r}: llama.cpp "
-            "puts a "
-            "space behind them, sentencepiece does not"
+            f"tokenizer.model has {len(defined)} user-defined tokens, such as {defined[0]!r}: llama.cpp puts "
+            "a space behind them, sentencepiece does not"
         )
     padding = range(len(model.pieces), vocab_size)
     tokens = [*model.pieces, *(PADDING.format(id=number) for number in padding)]

@@ -37,7 +37,7 @@ def special_vocabulary(folder: Path, vocab_size: int, warnings: list[str]) -> gg
 
     class Collector(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            # decoders do not encode pairs of texts, and _added_ends determines bos and eos of a single text
+            # decoders do not encode pairs of texts, and vocabulary.py determines bos and eos of a single text
             if "TemplateProcessing" not in record.getMessage():
                 warnings.append(f"tokenizer: {record.getMessage()}")
 
@@ -90,6 +90,11 @@ def remote_code_warning(settings: Mapping[str, Any]) -> list[str]:
 def all_ends(
     folder: Path, special: dict[str, int], tokens: list[str], warnings: list[str]
 ) -> tuple[int, ...]:
+    """All ends of generation, see :func:`~bitexport.tokenizer.ends.add_ends`.
+
+    Raises:
+        TokenizerError: generation_config.json or config.json is damaged.
+    """
     try:
         return add_ends(folder, special, tokens, warnings)
     except CheckpointError as error:

@@ -75,8 +75,7 @@ def read_vocabulary(folder: Path, vocab_size: int, given_pre: str | None = None)
         if saved_again(description):
             warnings.append(
                 f"tokenizer.json was saved again by transformers 5: {SPACES_DIFFER}; llama.cpp adds it, as "
-                "the "
-                "original tokenizer does"
+                "the original tokenizer does"
             )
     else:
         _check_byte_level(description, warnings)

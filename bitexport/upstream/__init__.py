@@ -5,8 +5,7 @@ what the tensors are called in a GGUF file, in which order their rows are, and w
 in a process of its own (:mod:`.extract`), on the checkpoint's config.json and tokenizer and on *symbolic*
 tensors, and the result is a :class:`.recipe.Recipe`: for every tensor of the file, the rows of the
 checkpoint's tensors that it consists of, or its values where the class computes them. No large tensor is read
-for it.
-:mod:`bitexport.convert.from_upstream` then encodes the rows as it does for the families written by hand.
+for it. :mod:`bitexport.convert.from_upstream` then encodes the rows as for the families written by hand.
 """
 
 from __future__ import annotations

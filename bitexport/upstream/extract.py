@@ -19,7 +19,6 @@ import inspect
 import json
 import logging
 import os
-import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -33,14 +32,8 @@ from bitexport.checkpoint import Checkpoint, open_checkpoint
 from bitexport.checkpoint.packings import keeps_float
 from bitexport.errors import BitexportError, UnsupportedError
 from bitexport.upstream.graph import evaluate, leaves_of, row_numbers
-from bitexport.upstream.recipe import ARRAYS, DESCRIPTION, METADATA, as_runs
+from bitexport.upstream.recipe import ARRAYS, DESCRIPTION, ERROR, LAYER, METADATA, as_runs
 from bitexport.upstream.sources import SourceTensor, real_values, source_tensors
-
-#: The file that says why there is no recipe.
-ERROR = "error.json"
-
-#: The number of a layer in a tensor's name.
-LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
 
 #: The pre-tokenizer's name if llama.cpp's converter does not know it.
 UNKNOWN_PRE = "unknown"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +14,12 @@ import numpy.typing as npt
 
 from bitexport.gguf.writer import RawValue
 
-#: The files of a recipe.
+#: The files of a recipe, and the one that says why there is none.
 DESCRIPTION, ARRAYS, METADATA = "recipe.json", "arrays.npz", "metadata.bin"
+ERROR = "error.json"
+
+#: The number of a layer in a tensor's name.
+LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from bitexport import errors
 from bitexport.checkpoint import Checkpoint
 from bitexport.errors import BitexportError, UnsupportedError
 from bitexport.system.native_files import find_conversion_dir
-from bitexport.upstream.recipe import DESCRIPTION, Recipe, load_recipe
+from bitexport.upstream.recipe import DESCRIPTION, ERROR, Recipe, load_recipe
 
 #: The extra that brings what llama.cpp's converters import.
 EXTRA = "pip install 'bitexport[parity]'"
@@ -56,7 +56,7 @@ def take_recipe(folder: Path, output: str = "") -> Recipe:
     if (folder / DESCRIPTION).is_file():
         return load_recipe(folder)
     try:
-        found = json.loads((folder / "error.json").read_text(encoding="utf-8"))
+        found = json.loads((folder / ERROR).read_text(encoding="utf-8"))
     except OSError:
         lines = [line for line in output.splitlines() if line.strip()]
         found = {"class": "Refused", "message": lines[-1].strip() if lines else "it ended without a message"}

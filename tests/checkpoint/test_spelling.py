@@ -100,7 +100,7 @@ def test_the_same_file_whatever_the_prefix(tmp_path: Path, gguf_of: Callable[...
 
 
 def test_pytorch_loads_them_for_parity(tmp_path: Path, checkpoint_of: Callable[..., Path]) -> None:
-    from bitexport.reference.model import load_reference
+    from bitexport.reference import load_reference
 
     def rename(name: str) -> str:
         return "module." + name.replace(".mlp.", "._checkpoint_wrapped_module.mlp.")

@@ -92,7 +92,7 @@ def test_the_same_file_as_from_safetensors(
 
 
 def test_pytorch_loads_it_for_parity(tmp_path: Path, checkpoint_of: Callable[..., Path]) -> None:
-    from bitexport.reference.model import load_reference
+    from bitexport.reference import load_reference
 
     reference = load_reference(as_bin(checkpoint_of(), tmp_path / "bin", 2))
     expected = load_reference(checkpoint_of())
@@ -146,9 +146,9 @@ def test_other_pickles(tmp_path: Path, raw: bytes) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"model": {"w": torch.ones(2)}}, "entry 'model' is a dict; expected tensors by name"),
-        ({"step": 3}, "entry 'step' is a int; expected tensors by name"),
-        ([torch.ones(2)], "the file is a list; expected tensors by name"),
+        ({"model": {"w": torch.ones(2)}}, "entry 'model' has type dict; expected tensors by name"),
+        ({"step": 3}, "entry 'step' has type int; expected tensors by name"),
+        ([torch.ones(2)], "the file has type list; expected tensors by name"),
         ({1: torch.ones(2)}, "tensor name 1 is not printable text"),
         ({"w": torch.ones(2, 3).to_sparse()}, "the pickle uses .*; expected a state dict with nothing but"),
     ],

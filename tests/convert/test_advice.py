@@ -113,7 +113,7 @@ CASES = {
     "master, no config": Case(
         "master",
         NO_CONFIG,
-        'add linear_class "autobitlinear" and quantization_mode "online"',
+        'linear_class "autobitlinear" and quantization_mode "online"',
         quantization(quant_method="bitnet", linear_class="autobitlinear", quantization_mode="online"),
     ),
     "master, config of packed weights": Case(

@@ -24,7 +24,7 @@ from bitexport.gguf.embedding_settings import settings_of
 from bitexport.gguf.reader import read_gguf
 from bitexport.parity.embedding import embedding_parity
 from bitexport.reference import load_reference
-from bitexport.reference.embedding import token_vectors
+from bitexport.reference.token_vectors import token_vectors
 from bitexport.runtime.embedding import EmbeddingSession
 from tests.support.embedding_models import (
     DOCUMENTS,

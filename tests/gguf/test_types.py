@@ -19,7 +19,7 @@ from bitexport.gguf.types import smallest_exact
         ((512, 576), 576, "q2_0"),
         ((512, 512), 32, "f16"),
         ((512, 100), 100, "f16"),
-        ((3, 9), None, "f16"),  # 27 weights are no multiple of 128
+        ((3, 9), None, "f16"),  # 27 weights are not a multiple of 128
         ((8, 512, 512), None, "i2_s"),  # experts
         ((8, 512, 512), 512, "tq1_0"),
         ((32, 30, 130), None, "f16"),  # an expert is not a whole number of blocks

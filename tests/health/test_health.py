@@ -259,7 +259,7 @@ def test_a_few_columns_may_be_zero_by_chance() -> None:
 
 
 def test_scales_per_group() -> None:
-    """Small scales and dead groups among others are no warning; a tensor of small scales is."""
+    """Small scales and dead groups among others give no warning; a tensor of small scales is."""
     rng = np.random.default_rng(0)
     trits = rng.integers(-1, 2, (64, 512)).astype(np.int8)
     scales = rng.uniform(0.01, 0.05, (64, 8)).astype(np.float32)

@@ -156,7 +156,7 @@ def test_activations_are_observed_in_groups(kind: str, group: int, file_of: Call
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_bytes_read_are_known(kind: str, file_of: Callable[[str], Path]) -> None:
-    """2 bits a weight and the scales, where panels are complete; tq1_0 has fewer in the file."""
+    """2 bits per weight and the scales, where panels are complete; tq1_0 has fewer in the file."""
     file = file_of(kind)
     matrices = [t for t in read_gguf(file).tensors if t.type.name == kind]
     weights = sum(int(np.prod(t.shape)) for t in matrices)

@@ -372,7 +372,7 @@ def test_command_with_perplexity(checkpoint_of: Maker, gguf_of: Maker, tmp_path:
         "--text", tmp_path / "text.txt",
     )  # fmt: skip
     assert "perplexity of" in result.stdout
-    assert result.returncode in (0, 3)  # a random model's perplexity is no measure
+    assert result.returncode in (0, 3)  # a random model's perplexity says nothing
 
 
 def test_a_missing_file_is_named_before_anything_is_loaded(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 
 from bitexport.catalogue import PublishedModel, Storage
 from tests.support.tiny_models import pack_two_bit, stable_master, write_tokenizer
+from tests.support.word_packers import mlx_affine
 
 HIDDEN, FFN, LAYERS, VOCAB = 256, 512, 2, 512
 
@@ -164,12 +165,7 @@ class _Writer:
         if self._model.storage is not Storage.MLX:
             yield f"{name}.weight", self._floats(trits, scales)
             return
-        # MLX's affine quantization: value = scale * code + bias, 16 codes to a word, the lowest bits first
-        codes = (trits + 1).astype(np.uint32).reshape(out, -1, 16)
-        words = (codes << (2 * np.arange(16, dtype=np.uint32))).sum(axis=2, dtype=np.uint32)
-        yield f"{name}.weight", torch.from_numpy(words)
-        yield f"{name}.scales", torch.from_numpy(scales).to(torch.float16)
-        yield f"{name}.biases", torch.from_numpy(-scales).to(torch.float16)
+        yield from mlx_affine(name, trits, scales.astype(np.float16)).items()
 
     def _trits(self, out: int, columns: int) -> np.ndarray:
         return self._random.integers(-1, 2, (out, columns)).astype(np.int8)

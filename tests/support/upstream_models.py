@@ -79,7 +79,7 @@ class Model:
         model_class: the class of transformers whose weights are saved.
         graph: the GGUF architecture that is expected.
         config: entries of the configuration.
-        without: entries of :data:`COMMON` that the configuration has not.
+        without: entries of :data:`COMMON` that the configuration does not have.
         architecture: its name in config.json, if it is another one.
         saved: entries of config.json that the class does not know; None removes one.
         group: how many neighbouring weights of a row share a scale; None if the whole tensor does.

@@ -68,7 +68,7 @@ def test_experts_of_master_weights_have_a_scale_each(
             found = written[f"blk.{layer}.ffn_{part}_exps.weight"].reshape(expected.shape)
             np.testing.assert_array_equal(np.sign(found), np.sign(expected))
             np.testing.assert_allclose(found, expected, rtol=2.0**-10)  # scales are float16 there
-        # the router is no linear layer of transformers and stays as it is
+        # the router is not one of transformers' linear layers and stays as it is
         router = weights[f"{prefix}.mlp.gate.weight"]
         np.testing.assert_array_equal(written[f"blk.{layer}.ffn_gate_inp.weight"], router)
         query = absmean(weights[f"{prefix}.self_attn.q_proj.weight"])

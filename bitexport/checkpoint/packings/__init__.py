@@ -2,8 +2,8 @@
 
 The packing of a checkpoint follows from ``quantization_config``, never from magnitudes. Without one, the
 weights are ternary by the definition of their architecture or of their layers, or they must be
-pre-dequantized.
-Adding a packing: one new file here, one line in :data:`PACKINGS`.
+pre-dequantized. Adding a packing: one new file here, one line in :data:`PACKINGS`, or in
+:data:`BITNET_PACKINGS` if its quant_method is bitnet.
 """
 
 from __future__ import annotations
@@ -151,7 +151,7 @@ def keeps_float(checkpoint: Checkpoint, weight_name: str) -> bool:
     """
     packing = packing_of(checkpoint)
     if isinstance(packing, (CompressedTensors, MLXAffine)):
-        # they list what they leave out in ways of their own; the tensors show it
+        # each lists what it leaves out in its own way; the tensors show it
         return not packing.holds(checkpoint, weight_name)
     patterns = modules_to_not_convert(checkpoint)
     if patterns is None:

@@ -15,7 +15,7 @@ from bitexport.ternary import AnyTernary
 
 @dataclass(frozen=True, slots=True)
 class Scales:
-    """What is known of a weight's scales before its trits are read; the output type follows from it.
+    """What is known about a weight's scales before its trits are read; the output type depends on it.
 
     Attributes:
         group: how many neighbouring weights of a row share a scale; None if the whole tensor does.
@@ -103,6 +103,22 @@ class Packing(Protocol):
             CheckpointError: the tensor has a value that no ternary tensor can have.
         """
         ...
+
+
+class PackingDefaults:
+    """What most packings have in common: a weight under its own name, and a bias that is added unchanged."""
+
+    def stored_name(self, weight_name: str) -> str:
+        """The weight itself."""
+        return weight_name
+
+    def bias_factor(
+        self,
+        checkpoint: Checkpoint,  # noqa: ARG002
+        weight_name: str,  # noqa: ARG002
+    ) -> np.float32 | npt.NDArray[np.float32]:
+        """1: the bias is added unchanged."""
+        return np.float32(1)
 
 
 def checked_scale(value: float | np.float32, tensor_name: str) -> np.float32:

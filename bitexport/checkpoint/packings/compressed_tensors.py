@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bitexport.checkpoint.packings.base import Scales
+from bitexport.checkpoint.packings.base import PackingDefaults, Scales
 from bitexport.checkpoint.packings.stored_scales import checked_scales, per_row, scales_of
 from bitexport.checkpoint.packings.words import PER_WORD, codes_of_words
 from bitexport.checkpoint.reader import FLOAT_DTYPES, Checkpoint
@@ -25,7 +25,7 @@ from bitexport.ternary import AnyTernary, grouped
 OFFSET = 2
 
 
-class CompressedTensors:
+class CompressedTensors(PackingDefaults):
     """Two bits per weight in int32 words, with a scale for each group, row or tensor."""
 
     name = "compressed-tensors"
@@ -79,14 +79,6 @@ class CompressedTensors:
     def scales(self, checkpoint: Checkpoint, weight_name: str) -> Scales:
         """The groups of one weight; only its scales are read."""
         return scales_of(self._scales(checkpoint, weight_name), self._columns(checkpoint, weight_name))
-
-    def bias_factor(
-        self,
-        checkpoint: Checkpoint,  # noqa: ARG002
-        weight_name: str,  # noqa: ARG002
-    ) -> np.float32 | npt.NDArray[np.float32]:
-        """1: the bias is added unchanged."""
-        return np.float32(1)
 
     def unpack(self, checkpoint: Checkpoint, weight_name: str) -> AnyTernary:
         """Read one weight."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from bitexport.checkpoint.packings.base import Scales, checked_scale
+from bitexport.checkpoint.packings.base import PackingDefaults, Scales, checked_scale
 from bitexport.checkpoint.packings.scale_groups import (
     ScaleGroups,
     equal_neighbours,
@@ -36,12 +36,8 @@ PACKED_CONFIG = (
 )
 
 
-class FloatWeights:
+class FloatWeights(PackingDefaults):
     """What the packings of float weights have in common."""
-
-    def stored_name(self, weight_name: str) -> str:
-        """The weight itself."""
-        return weight_name
 
     def holds(self, checkpoint: Checkpoint, weight_name: str) -> bool:  # noqa: ARG002
         """False: any float tensor may be one."""
@@ -59,14 +55,6 @@ class FloatWeights:
     ) -> tuple[int, ...]:
         """The weight's own shape."""
         return shape
-
-    def bias_factor(
-        self,
-        checkpoint: Checkpoint,  # noqa: ARG002
-        weight_name: str,  # noqa: ARG002
-    ) -> np.float32 | npt.NDArray[np.float32]:
-        """1: the bias is added unchanged."""
-        return np.float32(1)
 
 
 def has_scale(checkpoint: Checkpoint, weight_name: str) -> bool:

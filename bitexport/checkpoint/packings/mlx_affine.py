@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from bitexport.checkpoint.packings.base import Scales
+from bitexport.checkpoint.packings.base import PackingDefaults, Scales
 from bitexport.checkpoint.packings.stored_scales import per_row, scales_of
 from bitexport.checkpoint.packings.words import PER_WORD, codes_of_words
 from bitexport.checkpoint.reader import FLOAT_DTYPES, Checkpoint
@@ -19,16 +19,12 @@ from bitexport.errors import CheckpointError, UnsupportedError
 from bitexport.ternary import AnyTernary, grouped
 
 
-class MLXAffine:
+class MLXAffine(PackingDefaults):
     """Two bits per weight in uint32 words, with a scale and a bias for each group of columns."""
 
     name = "mlx-affine"
     recognised_by = "uint32 `weight` [out, in / 16] with `scales` and `biases`; `quantization` with 2 bits"
     meaning = "(code - 1) * scale; biases must be -scales"
-
-    def stored_name(self, weight_name: str) -> str:
-        """The weight itself."""
-        return weight_name
 
     def partners(self, weight_name: str) -> tuple[str, ...]:
         """``scales`` and ``biases``."""
@@ -70,14 +66,6 @@ class MLXAffine:
         """The groups of one weight; only its scales and biases are read."""
         columns = checkpoint.info(weight_name).shape[1] * PER_WORD
         return scales_of(np.abs(self._signed_scales(checkpoint, weight_name)), columns)
-
-    def bias_factor(
-        self,
-        checkpoint: Checkpoint,  # noqa: ARG002
-        weight_name: str,  # noqa: ARG002
-    ) -> np.float32 | npt.NDArray[np.float32]:
-        """1: the bias is added unchanged."""
-        return np.float32(1)
 
     def unpack(self, checkpoint: Checkpoint, weight_name: str) -> AnyTernary:
         """Read one weight.

@@ -142,7 +142,7 @@ def equal_neighbours(first: npt.NDArray[np.float32]) -> bool:
 
 
 class _Scan:
-    """What is known of every unit of a tensor: its magnitude, and how many values it has.
+    """Collects what a tensor's units show: each one's magnitude, and whether it has several values.
 
     Attributes:
         unit: the columns of a unit: the smallest of the group sizes, or a row if none divides it.

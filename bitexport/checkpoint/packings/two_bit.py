@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bitexport.checkpoint.packings.base import Scales
+from bitexport.checkpoint.packings.base import PackingDefaults, Scales
 from bitexport.checkpoint.packings.stored_scales import checked_scales, per_row, scales_of
 from bitexport.checkpoint.reader import FLOAT_DTYPES, Checkpoint
 from bitexport.errors import CheckpointError, UnsupportedError
@@ -27,12 +27,8 @@ from bitexport.ternary import AnyTernary, grouped
 TRIT_DTYPES = (*FLOAT_DTYPES, "I8")
 
 
-class TwoBit(ABC):
+class TwoBit(PackingDefaults, ABC):
     """A :class:`Packing` except for its name, its descriptions and the meaning of the scale."""
-
-    def stored_name(self, weight_name: str) -> str:
-        """The weight itself."""
-        return weight_name
 
     def holds(self, checkpoint: Checkpoint, weight_name: str) -> bool:
         """Whether there is a ``weight_scale``."""
@@ -55,14 +51,6 @@ class TwoBit(ABC):
     def scales(self, checkpoint: Checkpoint, weight_name: str) -> Scales:
         """The groups of one weight; only its scales are read."""
         return scales_of(self._scales(checkpoint, weight_name), checkpoint.info(weight_name).shape[1])
-
-    def bias_factor(
-        self,
-        checkpoint: Checkpoint,  # noqa: ARG002
-        weight_name: str,  # noqa: ARG002
-    ) -> np.float32 | npt.NDArray[np.float32]:
-        """1: the bias is added unchanged."""
-        return np.float32(1)
 
     def unpack(self, checkpoint: Checkpoint, weight_name: str) -> AnyTernary:
         """Read one weight."""

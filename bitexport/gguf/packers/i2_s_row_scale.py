@@ -15,10 +15,11 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from bitexport.errors import GGUFError, GGUFScaleError
+from bitexport.errors import GGUFError
 from bitexport.gguf.foreign_types import I2_S_ROW_SCALE
 from bitexport.gguf.packers.i2_s import unpack_blocks
-from bitexport.ternary import AnyTernary, collapse_equal_scales
+from bitexport.gguf.packers.row_scale import from_rows
+from bitexport.ternary import AnyTernary
 
 
 def unpack(data: npt.NDArray[np.uint8], shape: Sequence[int]) -> AnyTernary:
@@ -40,14 +41,4 @@ def unpack(data: npt.NDArray[np.uint8], shape: Sequence[int]) -> AnyTernary:
     for matrix in range(matrices):
         unpack_blocks(stored[matrix, :codes].reshape(-1, 32), trits[matrix].reshape(-1, 4, 32))
     scales = np.ascontiguousarray(stored[:, codes : codes + 4 * rows]).view("<f4").reshape(-1)
-    wrong = ~np.isfinite(scales) | (scales < 0)
-    if wrong.any():
-        row = int(np.argmax(wrong))
-        raise GGUFScaleError(
-            f"row {row} has scale {scales[row]}; expected a positive, finite number: the file is damaged, "
-            "convert or download it again"
-        )
-    result = trits.reshape(-1, columns)
-    result[scales == 0] = 0
-    used = np.any(result, axis=1)
-    return collapse_equal_scales(result, np.where(used, scales, np.float32(0))[:, None])
+    return from_rows(trits.reshape(-1, columns), scales, "I2_S")

@@ -24,10 +24,11 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from bitexport.errors import GGUFError, GGUFScaleError
+from bitexport.errors import GGUFError
 from bitexport.gguf.foreign_types import IQ1_BN, IQ2_BN, IQ2_BN_R4
+from bitexport.gguf.packers.row_scale import from_rows
 from bitexport.gguf.types import TensorType
-from bitexport.ternary import AnyTernary, collapse_equal_scales
+from bitexport.ternary import AnyTernary
 
 #: Weights decoded at once.
 CHUNK_WEIGHTS = 1 << 20
@@ -60,7 +61,7 @@ def unpack_iq1_bn(data: npt.NDArray[np.uint8], shape: Sequence[int]) -> AnyTerna
         fives = TRITS_OF_BYTE[blocks[:, :, :12]]  # [rows, blocks, 12, 5]
         trits[start : start + step, :, :, :15] = fives.reshape(*blocks.shape[:2], 4, 15)
         trits[start : start + step, :, :, 15] = TRITS_OF_BYTE[blocks[:, :, 12]][:, :, :4]
-    return _assemble(trits, scales, shape, IQ1_BN)
+    return from_rows(trits.reshape(len(scales), -1), scales, IQ1_BN.name)
 
 
 def unpack_iq2_bn(data: npt.NDArray[np.uint8], shape: Sequence[int]) -> AnyTernary:
@@ -77,7 +78,7 @@ def unpack_iq2_bn(data: npt.NDArray[np.uint8], shape: Sequence[int]) -> AnyTerna
     for start in range(0, len(rows), step):
         blocks = rows[start : start + step, 4:].reshape(-1, shape[-1] // 64, 1, 16)
         trits[start : start + step] = _trits(blocks >> SHIFTS[:, None], IQ2_BN)
-    return _assemble(trits, scales, shape, IQ2_BN)
+    return from_rows(trits.reshape(len(scales), -1), scales, IQ2_BN.name)
 
 
 def unpack_iq2_bn_r4(data: npt.NDArray[np.uint8], shape: Sequence[int]) -> AnyTernary:
@@ -96,7 +97,7 @@ def unpack_iq2_bn_r4(data: npt.NDArray[np.uint8], shape: Sequence[int]) -> AnyTe
         blocks = fours[start : start + step, 16:].reshape(-1, columns // 64, 4, 4, 1, 4)  # l, row, -, i
         codes = (blocks >> SHIFTS[:, None]).transpose(0, 3, 1, 2, 4, 5)  # row, block, l, shift, i
         trits[start : start + step] = _trits(codes, IQ2_BN_R4)
-    return _assemble(trits, scales, shape, IQ2_BN_R4)
+    return from_rows(trits.reshape(len(scales), -1), scales, IQ2_BN_R4.name)
 
 
 def _rows(data: npt.NDArray[np.uint8], shape: Sequence[int], kind: TensorType) -> npt.NDArray[np.uint8]:
@@ -119,20 +120,3 @@ def _trits(codes: npt.NDArray[np.uint8], kind: TensorType) -> npt.NDArray[np.int
             f"it contains a code of 3, which {kind.name} does not use; the file is damaged: download it again"
         )
     return codes.view(np.int8) - np.int8(1)
-
-
-def _assemble(
-    trits: npt.NDArray[np.int8], scales: npt.NDArray[np.float32], shape: Sequence[int], kind: TensorType
-) -> AnyTernary:
-    """The tensor, with one scale if all rows have the same; a row with scale 0 has no other values."""
-    wrong = ~np.isfinite(scales) | (scales < 0)
-    if wrong.any():
-        row = int(np.argmax(wrong))
-        raise GGUFScaleError(
-            f"row {row} of {kind.name} has scale {scales[row]}; expected a positive, finite number: the file "
-            "is damaged, download it again"
-        )
-    matrix = trits.reshape(len(scales), shape[-1])
-    matrix[scales == 0] = 0
-    used = np.any(matrix, axis=1)
-    return collapse_equal_scales(matrix, np.where(used, scales, np.float32(0))[:, None])
