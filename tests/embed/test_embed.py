@@ -34,6 +34,7 @@ from tests.support.embedding_models import (
     SHAPE,
     embedding_checkpoint,
 )
+from tests.support.gguf_files import rewritten
 
 Models = Callable[..., tuple[Path, Path]]
 
@@ -107,6 +108,30 @@ def test_a_bidirectional_model(tmp_path: Path) -> None:
         both = embed(folder / "m.gguf", DOCUMENTS[:3], batch_tokens=8).array()
         expected = in_pytorch(folder / "c", DOCUMENTS[:3], "mean_tokens")
         assert (both * expected).sum(1).min() > 0.999
+
+
+def test_a_bidirectional_gemma_without_more_norms(model_of: Models, tmp_path: Path) -> None:
+    """llama.cpp's own graph of gemma3 ends the process when the sliding window goes to both sides."""
+    _, file = model_of("Gemma3TextModel")
+    plain = rewritten(
+        file,
+        tmp_path / "plain.gguf",
+        metadata={"gemma3.attention.causal": False},
+        rename=lambda name: None if "norm_in" in name else name,
+    )
+    with EmbeddingSession(plain, pooling=None, longest=12) as session:
+        first, other = (session.token_vectors([*range(3, 14), last])[0] for last in (14, 15))
+    assert np.isfinite(first).all()
+    assert np.abs(first - other).max() > 1e-3 * np.abs(first).max(), "the first token sees the last one"
+
+
+def test_a_gemma_with_biases_is_refused(model_of: Models, tmp_path: Path) -> None:
+    """The graph with more norms would ignore them."""
+    _, file = model_of("Gemma3TextModel")
+    norm, bias = "blk.0.attn_output_norm_in.weight", "blk.0.attn_q.bias"  # of equal size
+    wrong = rewritten(file, tmp_path / "wrong.gguf", rename=lambda name: bias if name == norm else name)
+    with pytest.raises(GGUFError, match="cannot have biases"):
+        EmbeddingSession(wrong, pooling=None, longest=8)
 
 
 def test_load_returns_a_llama_that_embeds(model_of: Models) -> None:

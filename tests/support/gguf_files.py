@@ -48,8 +48,12 @@ def rewritten(
     drop: Sequence[str] = (),
     architecture: str | None = None,
     change: TensorChange = lambda _, kind, data: (kind, data),
+    rename: Callable[[str], str | None] = lambda name: name,
 ) -> Path:
-    """A changed copy of ``source``; another ``architecture`` also changes the prefix of its keys."""
+    """A changed copy of ``source``; another ``architecture`` also changes the prefix of its keys.
+
+    ``drop`` is for keys; a tensor that ``rename`` gives None is left out.
+    """
     file = read_gguf(source)
     old = file.metadata["general.architecture"]
     new = architecture or old
@@ -62,8 +66,10 @@ def rewritten(
     data: dict[str, np.ndarray] = {}
     specs = []
     for tensor in file.tensors:
-        kind, data[tensor.name] = change(tensor, tensor.type, np.array(file.data(tensor)))
-        specs.append(TensorSpec(tensor.name, tensor.shape, kind))
+        name = rename(tensor.name)
+        if name is not None:
+            kind, data[name] = change(tensor, tensor.type, np.array(file.data(tensor)))
+            specs.append(TensorSpec(name, tensor.shape, kind))
     write_gguf(target, new, keys, specs, lambda spec: [data[spec.name]], force=True)
     return target
 

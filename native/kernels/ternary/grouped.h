@@ -1,7 +1,7 @@
 // Matrix products of weights with a scale for every group of a row, by activations quantized in groups, on plain memory.
 //
 // The kinds are ggml's types of the same name: a weight is (code - 1) * scale, with 2-bit codes and float16 scales. A code of
-// 3, twice the scale, is legal in q2_0 and tq2_0; tq1_0 cannot express it. In memory all three have 2 bits a weight and the
+// 3, twice the scale, is legal in q2_0 and tq2_0; tq1_0 cannot express it. In memory all three have 2 bits per weight and the
 // scales, as they are in the file: grouped_layout.h.
 //
 //   y = 0; for every group g of activations, in order:
@@ -17,8 +17,8 @@
 namespace ternary {
 
 enum class Grouped {
-    q2_0,   // 64 weights a scale; activations as in ggml's Q8_0, 32 a step of float16 precision
-    tq1_0,  // 256 weights a scale; activations as in ggml's Q8_K, 256 a float32 step
+    q2_0,   // 64 weights per scale; activations as in ggml's Q8_0, 32 per step of float16 precision
+    tq1_0,  // 256 weights per scale; activations as in ggml's Q8_K, 256 per float32 step
     tq2_0,  // the same, and in memory the same as tq1_0
 };
 
@@ -67,8 +67,8 @@ GroupedBuffer grouped_buffer(Grouped kind, void * buffer, int64_t cols, int64_t 
 
 // Of one tier. Stateless: may run in any number of threads.
 struct GroupedKernels {
-    // One token, for each group: q[i] = round_half_to_even(x[i] * (127 / max|x|)), minus_sum = minus the sum of q, and step = max|x| / 127,
-    // rounded to float16 (q2_0), or 1 / (127 / max|x|) (tq1_0, tq2_0), as ggml does on x86. (ggml's Q8_K turns the signs of q and
+    // One token, for each group: q[i] = round_half_to_even(x[i] * (127 / max|x|)), minus_sum = minus the sum of q, and
+    // step = max|x| / 127, rounded to float16 (q2_0), or 1 / (127 / max|x|) (tq1_0, tq2_0), as ggml does on x86. (ggml's Q8_K turns the signs of q and
     // step so that the largest value becomes -127: the same products.) All zero where max|x| is below 1.5e-36. A NaN or an
     // infinity in a group: q and minus_sum are 0 and step is NaN, hence every output of the token is NaN.
     void (*quantize_token)(Grouped kind, const float * x, int64_t cols, int8_t * q, float * step, int32_t * minus_sum);

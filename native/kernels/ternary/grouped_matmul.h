@@ -1,5 +1,5 @@
 // The product and the quantizer of grouped weights, once for every tier. An instruction set `Isa` brings what matmul.h and
-// quantize.h take; its tile adds up one group of activations at a time, and must stand codes of 3.
+// quantize.h take; its tile adds up one group of activations at a time, and must not overflow on codes of 3.
 //
 // Like matmul.h, this is compiled once per instruction set, with internal linkage.
 #pragma once

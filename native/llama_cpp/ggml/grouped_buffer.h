@@ -8,8 +8,8 @@ extern "C" {
 #endif
 
 // The buffer type, or NULL when ggml's own kernels are to be used: the environment has BITEXPORT_GROUPED=stock, or no kernel
-// can run here. llama.cpp offers it every weight; it accepts the matrices of these types, an output head included, and
-// declines the rest: an embedding that is looked up, stacks of experts.
+// can run here. llama.cpp offers it every weight; it accepts the matrices of these types, an output head and the matrices of
+// experts (MUL_MAT_ID) included, and declines the rest: an embedding that is looked up, other stacks of matrices.
 // With any other value of BITEXPORT_GROUPED, loading a model with such a matrix fails (std::runtime_error, which llama.cpp logs).
 ggml_backend_buffer_type_t bitexport_grouped_buffer_type(void);
 

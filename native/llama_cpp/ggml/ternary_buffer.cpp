@@ -2,7 +2,8 @@
 //
 // ggml asks every extra buffer type, in order, whether it can hold a weight and run its operation. This one accepts
 // MUL_MAT with an I2_S matrix, or MUL_MAT_ID with one for each expert, and float32 activations, and nothing else;
-// patches/0002 makes the ordinary CPU path decline everything that involves I2_S. So I2_S bytes are only ever read by the kernels in native/kernels/ternary.
+// patches/0002 makes the ordinary CPU path decline everything that involves I2_S. So I2_S bytes are only ever read by the
+// kernels in native/kernels/ternary.
 
 #include "ternary_buffer.h"
 

@@ -40,15 +40,24 @@ void llama_model_gemma3_norms::load_arch_tensors(llama_model_loader & ml) {
         norms.up            = optional(LLM_TENSOR_FFN_UP_NORM_IN, n_embd);
         layer.ffn_sub_norm  = optional(LLM_TENSOR_FFN_SUB_NORM, n_ff);
         norms.down          = optional(LLM_TENSOR_FFN_DOWN_NORM_IN, n_ff);
-
-        if (more_norms && (layer.wq == nullptr || layer.wk == nullptr || layer.wv == nullptr)) {
-            throw std::runtime_error("a Gemma 3 with norms in front of its linear layers needs separate q, k and v");
+    }
+    for (int il = 0; own_graph() && il < n_layer; ++il) {
+        const llama_layer & layer = layers[il];
+        if (layer.wq == nullptr || layer.wk == nullptr || layer.wv == nullptr) {
+            throw std::runtime_error("a Gemma 3 with more norms or a window to both sides needs separate q, k and v");
+        }
+        if (layer.wq_b != nullptr || layer.wk_b != nullptr || layer.wv_b != nullptr) {
+            throw std::runtime_error("a Gemma 3 with more norms or a window to both sides cannot have biases");
         }
     }
 }
 
+bool llama_model_gemma3_norms::own_graph() const {
+    return more_norms || hparams.swa_type == LLAMA_SWA_TYPE_SYMMETRIC;
+}
+
 std::unique_ptr<llm_graph_context> llama_model_gemma3_norms::build_arch_graph(const llm_graph_params & params) const {
-    if (!more_norms) {
+    if (!own_graph()) {
         return llama_model_gemma3::build_arch_graph(params);
     }
     return std::make_unique<norms_graph>(*this, params);

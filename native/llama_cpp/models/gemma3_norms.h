@@ -6,7 +6,8 @@
 
 #include <vector>
 
-// Tensors that llama.cpp's gemma3 lacks, each optional; a file with none of them runs on llama.cpp's own graph:
+// Tensors that llama.cpp's gemma3 lacks, each optional; a file with none of them runs on llama.cpp's own graph, unless it has
+// sliding windows and no causal mask, which that graph cannot run:
 //   X_norm_in                     a norm in front of linear layer X
 //   attn_sub_norm, ffn_sub_norm   SubLN
 // Optional keys:
@@ -23,6 +24,8 @@ struct llama_model_gemma3_norms : public llama_model_gemma3 {
     void load_arch_hparams(llama_model_loader & ml) override;
     void load_arch_tensors(llama_model_loader & ml) override;
     std::unique_ptr<llm_graph_context> build_arch_graph(const llm_graph_params & params) const override;
+
+    bool own_graph() const; // whether norms_graph runs the file, and not llama.cpp's graph
 
     struct norms_graph : public llm_graph_context {
         norms_graph(const llama_model_gemma3_norms & model, const llm_graph_params & params);
