@@ -15,6 +15,7 @@ from bitexport.checkpoint import Checkpoint
 from bitexport.checkpoint.packings.master import MasterWeights
 from bitexport.convert.encoding import TensorStatistics, encode_float, encode_ternary
 from bitexport.convert.from_checkpoint import already_ternary_warning
+from bitexport.convert.opening import adapter_warnings, merged_adapter
 from bitexport.convert.source import KEPT_FLOAT_KEY, PlannedTensor, SourceSummary
 from bitexport.convert.tokenizer_check import check_tokenizer
 from bitexport.convert.upstream_plan import UpstreamPlan, make_upstream_plan, moved_group, weight_parts
@@ -74,7 +75,11 @@ class UpstreamSource:
             for tensor in plan.recipe.tensors
             if not tensor.matrix and tensor.values is not None
         }
-        self.warnings: Sequence[str] = (*plan.warnings, *vocabulary.warnings)
+        self.warnings: Sequence[str] = (
+            *adapter_warnings(plan.checkpoint, all_float=plan.all_float),
+            *plan.warnings,
+            *vocabulary.warnings,
+        )
         self.summary = SourceSummary(
             input_bytes=plan.checkpoint.nbytes,
             packing=plan.packing_name,
@@ -84,6 +89,7 @@ class UpstreamSource:
             pre_tokenizer=vocabulary.pre,
             tokens=len(vocabulary.tokens) or plan.recipe.tokens,
             padded_tokens=vocabulary.padded,
+            adapter=merged_adapter(plan.checkpoint),
         )
         self.health = Health()
         self._seen: set[str] = set()

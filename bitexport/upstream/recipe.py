@@ -16,6 +16,10 @@ from bitexport.gguf.writer import RawValue
 #: The files of a recipe.
 DESCRIPTION, ARRAYS, METADATA = "recipe.json", "arrays.npz", "metadata.bin"
 
+#: The file with what the program that writes a recipe is told besides the checkpoint's folder: the
+#: configuration, which ``--master`` changes, and the folder of the adapter to merge.
+GIVEN = "given.json"
+
 
 @dataclass(frozen=True)
 class Rows:

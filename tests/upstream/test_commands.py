@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 import bitexport
 from bitexport.checkpoint import open_checkpoint
@@ -188,3 +188,48 @@ def test_a_checkpoint_is_read_as_transformers_saves_it(upstream_models: dict[str
     # so that the names in tests/support/upstream_models.py are those of published checkpoints
     names = set(open_checkpoint(upstream_models["Qwen3-MoE"].checkpoint).tensors)
     assert "model.layers.0.mlp.experts.3.down_proj.weight" in names
+
+
+def test_an_adapter_changes_what_the_converter_computes_too(
+    upstream_models: dict[str, Made], tmp_path: Path
+) -> None:
+    # norms and routers are read in the converter's own process, which opens the checkpoint again
+    folder = Path(shutil.copytree(upstream_models["Qwen3-MoE"].checkpoint, tmp_path / "checkpoint"))
+    as_master(folder)
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 1, "lora_alpha": 2}))
+    layer = "base_model.model.model.layers.0"
+    left, right = np.arange(4, dtype=np.float32)[:, None], np.ones((1, 256), dtype=np.float32)
+    changes = {
+        f"{layer}.mlp.gate.lora_A.weight": right,
+        f"{layer}.mlp.gate.lora_B.weight": left,
+        f"{layer}.input_layernorm.weight": np.full(256, 3, dtype=np.float32),
+    }
+    save_file(changes, adapter / "adapter_model.safetensors")
+    done = run("convert", folder, tmp_path / "model.gguf", "--adapter", adapter, "--json")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["adapter"] == str(adapter)
+    assert any("is merged into the master weights" in warning for warning in report["warnings"])
+    written = values_of(tmp_path / "model.gguf")
+    router = load_file(folder / "model.safetensors")["model.layers.0.mlp.gate.weight"]
+    np.testing.assert_allclose(written["blk.0.ffn_gate_inp.weight"], router + 2 * left @ right, rtol=1e-6)
+    np.testing.assert_array_equal(written["blk.0.attn_norm.weight"], np.full((1, 256), 3))
+
+
+def test_master_weights_that_the_converter_splits(upstream_models: dict[str, Made], tmp_path: Path) -> None:
+    # the first half of kv_b_proj is transposed in the converter's process, which has to quantize it; the
+    # second is a 3-D matrix of heads, which I2_S cannot hold
+    folder = Path(shutil.copytree(upstream_models["DeepSeek-V2 (MLA)"].checkpoint, tmp_path / "checkpoint"))
+    as_master(folder)
+    edit(folder, quantization_config=None)
+    done = run("convert", folder, tmp_path / "model.gguf", "--master", "--json")
+    assert done.returncode == 0, done.stderr
+    written = values_of(tmp_path / "model.gguf")
+    weights = load_file(folder / "model.safetensors")["model.layers.0.self_attn.kv_b_proj.weight"]
+    expected = absmean(weights).reshape(4, 64, 128)
+    keys = written["blk.0.attn_k_b.weight"].reshape(4, 128, 32)
+    np.testing.assert_allclose(keys, expected[:, :32].transpose(0, 2, 1), rtol=2.0**-10)
+    values = written["blk.0.attn_v_b.weight"].reshape(4, 32, 128)
+    np.testing.assert_allclose(values, expected[:, 32:], rtol=2.0**-10)
