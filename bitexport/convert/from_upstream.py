@@ -154,17 +154,21 @@ class UpstreamSource:
             self.health.floats(tensor.name, tensor.values)
             yield tensor.values
             return
-        shapes = [checkpoint.info(name).shape for name in tensor.rows.sources]
-        if tensor.rows.whole and math.prod(shapes[0]) == math.prod(tensor.shape):
+        sources = [self.plan.sources[name] for name in tensor.rows.sources]
+        shape = sources[0].shape
+        if tensor.rows.whole and not sources[0].packed and math.prod(shape) == math.prod(tensor.shape):
             (name,) = tensor.rows.sources
-            for values in checkpoint.read_rows(name, rows_per_chunk(shapes[0])):
+            for values in checkpoint.read_rows(name, rows_per_chunk(shape)):
                 self.health.floats(name, values)
                 yield values
             return
         table = tensor.rows.table()
         found = np.empty((len(table), tensor.shape[-1]), dtype=np.float32)
         for number, name in enumerate(tensor.rows.sources):
-            values = checkpoint.read(name)
+            packed = sources[number].packed
+            values = (
+                self.plan.packing.unpack(checkpoint, name).dequantize() if packed else checkpoint.read(name)
+            )
             self.health.floats(name, values)
             chosen = table[:, 0] == number
             found[chosen] = values.reshape(-1, tensor.shape[-1])[table[chosen, 1]]

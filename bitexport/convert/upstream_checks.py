@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from bitexport.checkpoint import Checkpoint
@@ -24,6 +25,9 @@ EXTRA_LAYERS = re.compile(r"(.*\.)?(mtp|nextn)[._].*")
 LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
 
 HEAD = "lm_head.weight"
+
+#: Architectures whose files have a sliding window that their graphs do not use (src/models/phi3.cpp).
+IGNORE_WINDOW = ("phi3",)
 
 
 def check_nothing_dropped(checkpoint: Checkpoint, recipe: Recipe) -> list[str]:
@@ -53,6 +57,61 @@ def check_nothing_dropped(checkpoint: Checkpoint, recipe: Recipe) -> list[str]:
     ]
 
 
+#: Whether a graph divides the weights of the chosen experts by their sum, which it does not read from the
+#: file (``build_moe_ffn`` in llama.cpp's src/models), and what norm_topk_prob is if config.json lacks it.
+NORMALIZES_EXPERTS: Mapping[str, tuple[bool, bool]] = MappingProxyType(
+    {
+        "deepseek": (False, False),
+        "olmoe": (False, False),
+        "qwen2moe": (False, False),
+        "qwen3moe": (True, False),
+        "qwen3vlmoe": (True, True),
+        "qwen3next": (True, True),
+    }
+)
+
+#: SmolLM3's graph leaves RoPE out in every n-th layer.
+SMOLLM3, NO_ROPE_STEP = "smollm3", 4
+
+
+def check_graph(config: Mapping[str, Any], recipe: Recipe) -> None:
+    """Check the settings that llama.cpp's graph fixes and its converter does not look at.
+
+    Raises:
+        UnsupportedError: config.json has another one, so that the graph would compute something else.
+    """
+    text = config.get("text_config")
+    settings = text if isinstance(text, dict) else config
+    if recipe.architecture in NORMALIZES_EXPERTS:
+        fixed, usual = NORMALIZES_EXPERTS[recipe.architecture]
+        found = settings.get("norm_topk_prob", usual)
+        if bool(found) != fixed:
+            raise UnsupportedError(
+                f"norm_topk_prob is {str(found).lower()} in config.json or by default, but llama.cpp's "
+                f"{recipe.architecture} graph {'always' if fixed else 'never'} normalizes the weights of the "
+                f"chosen experts; expected a model that was trained with norm_topk_prob {str(fixed).lower()}"
+            )
+    if recipe.architecture == SMOLLM3:
+        layers = _rope_layers(settings, recipe.blocks)
+        fixed_layers = [int((number + 1) % NO_ROPE_STEP != 0) for number in range(recipe.blocks)]
+        if layers != fixed_layers:
+            raise UnsupportedError(
+                f"no_rope_layers is {layers} in config.json or by its no_rope_layer_interval, but "
+                f"llama.cpp's {SMOLLM3} graph always computes {fixed_layers}; expected a model that was "
+                "trained with these"
+            )
+
+
+def _rope_layers(settings: Mapping[str, Any], blocks: int) -> list[int]:
+    """For each layer of a SmolLM3, 1 if it has RoPE and 0 if not, as transformers reads config.json."""
+    listed = settings.get("no_rope_layers")
+    if isinstance(listed, list):
+        return [int(bool(each)) for each in listed[:blocks]]
+    step = settings.get("no_rope_layer_interval", NO_ROPE_STEP)
+    step = step if isinstance(step, int) and step > 0 else NO_ROPE_STEP
+    return [int((number + 1) % step != 0) for number in range(blocks)]
+
+
 def check_window(config: Mapping[str, Any], recipe: Recipe) -> list[str]:
     """A warning if the model has sliding-window attention and llama.cpp's graph has not.
 
@@ -60,7 +119,8 @@ def check_window(config: Mapping[str, Any], recipe: Recipe) -> list[str]:
         UnsupportedError: the same for an architecture with a family written by hand, which would refuse it.
     """
     window = _window(config)
-    if window is None or any(key.endswith(".attention.sliding_window") for key in recipe.metadata):
+    written = any(key.endswith(".attention.sliding_window") for key in recipe.metadata)
+    if window is None or (written and recipe.architecture not in IGNORE_WINDOW):
         return []
     if has_family(config):
         raise UnsupportedError(f"llama.cpp's {recipe.architecture} graph has no sliding-window attention")
@@ -97,7 +157,7 @@ def _check_tied(checkpoint: Checkpoint, recipe: Recipe) -> None:
 
 def rearranged_warning(tensors: Sequence[PlannedTensor[RecipeTensor]], ternary: set[str]) -> list[str]:
     """A warning if llama.cpp does with the values of ternary weights what trits in rows cannot follow."""
-    found = [t for t in tensors if not t.ternary and ternary.intersection(t.origin.sources)]
+    found = [t for t in tensors if t.origin.rows is None and ternary.intersection(t.origin.sources)]
     if not found:
         return []
     source = next(name for name in found[0].origin.sources if name in ternary)
