@@ -60,7 +60,10 @@ def ternary_kind(name: str, shape: Sequence[int], scales: Scales, wanted: str) -
     """
     in_range = scales.low is None or scales.high is None or fits_float16(scales.low, scales.high)
     if wanted == AUTO:
-        kind = smallest_exact(shape, scales.group)
+        group = scales.group
+        if group is None and len(shape) != 2 and EXPERTS.fullmatch(name) is None:
+            group = shape[-1]  # I2_S is only for matrices and experts
+        kind = smallest_exact(shape, group)
         return kind if kind is I2_S or in_range else F32
     kind = TYPES[wanted]
     check_fits(name, shape, kind, embedding=False)

@@ -12,7 +12,7 @@ from bitexport.checkpoint.reader import FLOAT_DTYPES, Checkpoint
 from bitexport.convert.choices import AUTO, EMBED_AUTO
 from bitexport.errors import UnsupportedError
 from bitexport.gguf.packers.block_scale import fits_float16
-from bitexport.gguf.types import TYPES, TensorType, smallest_exact
+from bitexport.gguf.types import F32, TYPES, TensorType, smallest_exact
 
 
 def embedding_type(
@@ -37,10 +37,10 @@ def embedding_type(
     if wanted != AUTO:
         return TYPES[wanted], None
     scales = ternary_scales(checkpoint, packing, name) if look else None
-    if scales is not None and fits_float16(scales.low or 1.0, scales.high or 1.0):
+    if scales is not None:
         # rows of an embedding are looked up one by one, and I2_S has none
         kind = smallest_exact(shape, scales.group or shape[-1])
-        return kind, scales
+        return kind if fits_float16(scales.low or 1.0, scales.high or 1.0) else F32, scales
     kind = next(TYPES[choice] for choice in EMBED_AUTO if TYPES[choice].fits(shape))
     if kind.name != EMBED_AUTO[0]:
         usual = TYPES[EMBED_AUTO[0]]

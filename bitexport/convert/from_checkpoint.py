@@ -10,13 +10,12 @@ import numpy as np
 import numpy.typing as npt
 
 from bitexport.checkpoint import Checkpoint
-from bitexport.checkpoint.adapter import MergedCheckpoint
 from bitexport.checkpoint.packings import keeps_float
 from bitexport.checkpoint.packings.master import MasterWeights
 from bitexport.checkpoint.sentence_transformers import EmbeddingSettings
 from bitexport.convert.embedding_model import embedding_settings
 from bitexport.convert.encoding import TensorStatistics, encode_float, encode_ternary
-from bitexport.convert.opening import adapter_warnings
+from bitexport.convert.opening import adapter_warnings, merged_adapter
 from bitexport.convert.plan import Plan, make_plan
 from bitexport.convert.source import KEPT_FLOAT_KEY, PlannedTensor, SourceSummary
 from bitexport.convert.tokenizer_check import check_tokenizer
@@ -110,7 +109,7 @@ class CheckpointSource:
             pre_tokenizer=vocabulary.pre,
             tokens=len(vocabulary.tokens),
             padded_tokens=vocabulary.padded,
-            adapter=_adapter(plan.checkpoint),
+            adapter=merged_adapter(plan.checkpoint),
             embedding=embedding,
         )
         self.health = Health()
@@ -238,10 +237,6 @@ def already_ternary_warning(
             "float, add it to modules_to_not_convert"
         )
     return [found]
-
-
-def _adapter(checkpoint: Checkpoint) -> str | None:
-    return str(checkpoint.adapter) if isinstance(checkpoint, MergedCheckpoint) else None
 
 
 def _metadata(plan: Plan, vocabulary: Vocabulary) -> dict[str, MetadataValue]:

@@ -15,6 +15,7 @@ from bitexport.checkpoint import Checkpoint
 from bitexport.checkpoint.packings.master import MasterWeights
 from bitexport.convert.encoding import TensorStatistics, encode_float, encode_ternary
 from bitexport.convert.from_checkpoint import already_ternary_warning
+from bitexport.convert.opening import adapter_warnings, merged_adapter
 from bitexport.convert.source import KEPT_FLOAT_KEY, PlannedTensor, SourceSummary
 from bitexport.convert.tokenizer_check import check_tokenizer
 from bitexport.convert.upstream_plan import UpstreamPlan, make_upstream_plan, moved_group, weight_parts
@@ -74,7 +75,11 @@ class UpstreamSource:
             for tensor in plan.recipe.tensors
             if not tensor.matrix and tensor.values is not None
         }
-        self.warnings: Sequence[str] = (*plan.warnings, *vocabulary.warnings)
+        self.warnings: Sequence[str] = (
+            *adapter_warnings(plan.checkpoint, all_float=plan.all_float),
+            *plan.warnings,
+            *vocabulary.warnings,
+        )
         self.summary = SourceSummary(
             input_bytes=plan.checkpoint.nbytes,
             packing=plan.packing_name,
@@ -84,6 +89,7 @@ class UpstreamSource:
             pre_tokenizer=vocabulary.pre,
             tokens=len(vocabulary.tokens) or plan.recipe.tokens,
             padded_tokens=vocabulary.padded,
+            adapter=merged_adapter(plan.checkpoint),
         )
         self.health = Health()
         self._seen: set[str] = set()
@@ -148,17 +154,21 @@ class UpstreamSource:
             self.health.floats(tensor.name, tensor.values)
             yield tensor.values
             return
-        shapes = [checkpoint.info(name).shape for name in tensor.rows.sources]
-        if tensor.rows.whole and math.prod(shapes[0]) == math.prod(tensor.shape):
+        sources = [self.plan.sources[name] for name in tensor.rows.sources]
+        shape = sources[0].shape
+        if tensor.rows.whole and not sources[0].packed and math.prod(shape) == math.prod(tensor.shape):
             (name,) = tensor.rows.sources
-            for values in checkpoint.read_rows(name, rows_per_chunk(shapes[0])):
+            for values in checkpoint.read_rows(name, rows_per_chunk(shape)):
                 self.health.floats(name, values)
                 yield values
             return
         table = tensor.rows.table()
         found = np.empty((len(table), tensor.shape[-1]), dtype=np.float32)
         for number, name in enumerate(tensor.rows.sources):
-            values = checkpoint.read(name)
+            packed = sources[number].packed
+            values = (
+                self.plan.packing.unpack(checkpoint, name).dequantize() if packed else checkpoint.read(name)
+            )
             self.health.floats(name, values)
             chosen = table[:, 0] == number
             found[chosen] = values.reshape(-1, tensor.shape[-1])[table[chosen, 1]]

@@ -69,6 +69,11 @@ def adapter_warnings(checkpoint: Checkpoint, *, all_float: bool) -> list[str]:
     ]
 
 
+def merged_adapter(checkpoint: Checkpoint) -> str | None:
+    """The folder of the adapter that is merged into a checkpoint; None without one."""
+    return str(checkpoint.adapter) if isinstance(checkpoint, MergedCheckpoint) else None
+
+
 def _check_no_adapter(checkpoint: Checkpoint) -> None:
     if (checkpoint.path / ADAPTER_CONFIG).is_file():
         folder = shlex.quote(str(checkpoint.path))

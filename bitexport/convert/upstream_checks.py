@@ -25,19 +25,8 @@ DERIVED = re.compile(r".*(rotary_emb\.inv_freq|\.attention\.(masked_)?bias)$")
 #: Layers that predict further tokens, which llama.cpp's graphs do not use.
 EXTRA_LAYERS = re.compile(r"(.*\.)?(mtp|nextn)[._].*")
 
-#: Whether llama.cpp's graph divides the weights of the chosen experts by their sum, by GGUF architecture, and
-#: what transformers does if config.json does not say.
-NORMALIZED_EXPERTS: Mapping[str, tuple[bool, bool]] = MappingProxyType(
-    {
-        "qwen2moe": (False, False),
-        "qwen3moe": (True, False),
-        "qwen3next": (True, True),
-        "olmoe": (False, False),
-    }
-)
-
-#: In llama.cpp's graph of SmolLM3, every fourth layer has no RoPE.
-NO_ROPE_INTERVAL = 4
+#: Architectures whose files have a sliding window that their graphs do not use (src/models/phi3.cpp).
+IGNORE_WINDOW = ("phi3",)
 
 
 def check_nothing_dropped(checkpoint: Checkpoint, recipe: Recipe) -> list[str]:
@@ -66,41 +55,71 @@ def check_nothing_dropped(checkpoint: Checkpoint, recipe: Recipe) -> list[str]:
     ]
 
 
+#: Whether a graph divides the weights of the chosen experts by their sum, which it does not read from the
+#: file (``build_moe_ffn`` in llama.cpp's src/models), and what norm_topk_prob is if config.json lacks it.
+NORMALIZES_EXPERTS: Mapping[str, tuple[bool, bool]] = MappingProxyType(
+    {
+        "deepseek": (False, False),
+        "olmoe": (False, False),
+        "qwen2moe": (False, False),
+        "qwen3moe": (True, False),
+        "qwen3vlmoe": (True, True),
+        "qwen3next": (True, True),
+    }
+)
+
+#: SmolLM3's graph leaves RoPE out in every n-th layer.
+SMOLLM3, NO_ROPE_STEP = "smollm3", 4
+
+MINICPM = "minicpm"
+
+
 def check_graph(config: Mapping[str, Any], recipe: Recipe) -> None:
-    """Check settings that llama.cpp's graphs do not read, so that they would compute something else.
+    """Check the settings that llama.cpp's graph fixes and its converter does not look at.
 
     Raises:
-        UnsupportedError: a setting differs from what the graph computes.
+        UnsupportedError: config.json has another one, so that the graph would compute something else.
     """
     text = config.get("text_config")
     settings = text if isinstance(text, dict) else config
-    graph = recipe.architecture
-    wrong = None
-    if graph in NORMALIZED_EXPERTS:
-        computed, default = NORMALIZED_EXPERTS[graph]
-        if bool(settings.get("norm_topk_prob", default)) != computed:
-            wrong = f"norm_topk_prob {not computed}", f"norm_topk_prob {computed}"
-    if graph == "smollm3":
-        layers = range(int(settings.get("num_hidden_layers", 0)))
-        interval = settings.get("no_rope_layer_interval", NO_ROPE_INTERVAL)
-        usual = [int((layer + 1) % NO_ROPE_INTERVAL != 0) for layer in layers]
-        named = settings.get("no_rope_layers") or [int((layer + 1) % interval != 0) for layer in layers]
-        if list(named) != usual:
-            wrong = f"no_rope_layers {named}", "every fourth layer without RoPE"
-    if graph == "minicpm" and f"{graph}.rope.scaling.attn_factor" not in recipe.metadata:
+    if recipe.architecture in NORMALIZES_EXPERTS:
+        fixed, usual = NORMALIZES_EXPERTS[recipe.architecture]
+        found = settings.get("norm_topk_prob", usual)
+        if bool(found) != fixed:
+            raise UnsupportedError(
+                f"norm_topk_prob is {str(found).lower()} in config.json or by default, but llama.cpp's "
+                f"{recipe.architecture} graph {'always' if fixed else 'never'} normalizes the weights of the "
+                f"chosen experts; expected a model that was trained with norm_topk_prob {str(fixed).lower()}"
+            )
+    if recipe.architecture == SMOLLM3:
+        layers = _rope_layers(settings, recipe.blocks)
+        fixed_layers = [int((number + 1) % NO_ROPE_STEP != 0) for number in range(recipe.blocks)]
+        if layers != fixed_layers:
+            raise UnsupportedError(
+                f"no_rope_layers is {layers} in config.json or by its no_rope_layer_interval, but "
+                f"llama.cpp's {SMOLLM3} graph always computes {fixed_layers}; expected a model that was "
+                "trained with these"
+            )
+    if recipe.architecture == MINICPM and f"{MINICPM}.rope.scaling.attn_factor" not in recipe.metadata:
         scaling = settings.get("rope_scaling") or settings.get("rope_parameters") or {}
         trained = scaling.get("original_max_position_embeddings")
         context = settings.get("max_position_embeddings")
         if isinstance(trained, int) and isinstance(context, int) and context > trained:
-            wrong = (
-                f"max_position_embeddings {context} with original_max_position_embeddings {trained}",
-                f"max_position_embeddings {trained}: above it, the graph lacks longrope's attention factor",
+            raise UnsupportedError(
+                f"max_position_embeddings is {context} and original_max_position_embeddings {trained} in "
+                f"config.json, but llama.cpp's {MINICPM} graph lacks the attention factor that longrope has "
+                f"then; expected at most {trained}"
             )
-    if wrong is not None:
-        raise UnsupportedError(
-            f"config.json has {wrong[0]}, which llama.cpp's {graph} graph does not compute; expected "
-            f"{wrong[1]}"
-        )
+
+
+def _rope_layers(settings: Mapping[str, Any], blocks: int) -> list[int]:
+    """For each layer of a SmolLM3, 1 if it has RoPE and 0 if not, as transformers reads config.json."""
+    listed = settings.get("no_rope_layers")
+    if isinstance(listed, list):
+        return [int(bool(each)) for each in listed[:blocks]]
+    step = settings.get("no_rope_layer_interval", NO_ROPE_STEP)
+    step = step if isinstance(step, int) and step > 0 else NO_ROPE_STEP
+    return [int((number + 1) % step != 0) for number in range(blocks)]
 
 
 def check_window(config: Mapping[str, Any], recipe: Recipe) -> list[str]:
@@ -110,7 +129,8 @@ def check_window(config: Mapping[str, Any], recipe: Recipe) -> list[str]:
         UnsupportedError: the same for an architecture with a family written by hand, which would refuse it.
     """
     window = _window(config)
-    if window is None or any(key.endswith(".attention.sliding_window") for key in recipe.metadata):
+    written = any(key.endswith(".attention.sliding_window") for key in recipe.metadata)
+    if window is None or (written and recipe.architecture not in IGNORE_WINDOW):
         return []
     if has_family(config):
         raise UnsupportedError(f"llama.cpp's {recipe.architecture} graph has no sliding-window attention")
@@ -147,7 +167,7 @@ def _check_tied(checkpoint: Checkpoint, recipe: Recipe) -> None:
 
 def rearranged_warning(tensors: Sequence[PlannedTensor[RecipeTensor]], ternary: set[str]) -> list[str]:
     """A warning if llama.cpp transposes or computes with ternary weights, so that they must become floats."""
-    found = [t for t in tensors if not t.ternary and ternary.intersection(t.origin.sources)]
+    found = [t for t in tensors if t.origin.rows is None and ternary.intersection(t.origin.sources)]
     if not found:
         return []
     source = next(name for name in found[0].origin.sources if name in ternary)

@@ -39,7 +39,7 @@ from bitexport.convert.upstream_checks import (
 )
 from bitexport.errors import BitexportError, CheckpointError, UnsupportedError
 from bitexport.families import Claim, Role
-from bitexport.gguf.names import TOKEN_EMBEDDING
+from bitexport.gguf.names import OUTPUT_HEAD, TOKEN_EMBEDDING
 from bitexport.gguf.types import F16, TensorType
 from bitexport.gguf.writer import TensorSpec
 from bitexport.progress import Progress, ProgressEvent, ignore, patient
@@ -100,6 +100,7 @@ def make_upstream_plan(
     sources = source_tensors(checkpoint)
     check_graph(checkpoint.config, recipe)
     warnings = [*check_nothing_dropped(checkpoint, recipe), *check_window(checkpoint.config, recipe)]
+    check_graph(checkpoint.config, recipe)
     ternary = set() if all_float else _ternary_sources(checkpoint, packing, recipe, sources, warnings)
     planned: list[PlannedTensor[RecipeTensor]] = []
     report, done = patient(progress), 0
@@ -216,7 +217,9 @@ def _planned(
 ) -> PlannedTensor[RecipeTensor]:
     """Plan one matrix of the output."""
     from_ternary = [name for name in tensor.sources if name in ternary]
-    is_ternary = bool(from_ternary) and tensor.rows is not None
+    # rows of embeddings are looked up, which not every ternary type allows; a packed head is a linear layer
+    multiplied = tensor.linear or tensor.name == OUTPUT_HEAD
+    is_ternary = bool(from_ternary) and tensor.rows is not None and multiplied
     if is_ternary and len(from_ternary) < len(tensor.sources):
         others = [name for name in tensor.sources if name not in ternary]
         raise UnsupportedError(

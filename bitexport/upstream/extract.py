@@ -22,17 +22,20 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import gguf
 import numpy as np
 
 from bitexport.checkpoint import Checkpoint, open_checkpoint
+from bitexport.checkpoint.adapter import merge_adapter
 from bitexport.checkpoint.packings import keeps_float
 from bitexport.errors import BitexportError, UnsupportedError
 from bitexport.upstream.graph import evaluate, leaves_of, row_numbers
-from bitexport.upstream.recipe import ARRAYS, DESCRIPTION, ERROR, LAYER, METADATA, as_runs
+from bitexport.upstream.recipe import ARRAYS, DESCRIPTION, ERROR, GIVEN, LAYER, METADATA, as_runs
 from bitexport.upstream.sources import SourceTensor, real_values, source_tensors
 
 #: The pre-tokenizer's name if llama.cpp's converter does not know it.
@@ -353,13 +356,23 @@ def _failure(error: BaseException) -> dict[str, str]:
     }
 
 
+def _opened(path: Path, folder: Path) -> Checkpoint:
+    """The checkpoint as it is converted: see :data:`~bitexport.upstream.recipe.GIVEN`."""
+    checkpoint = open_checkpoint(path)
+    if not (folder / GIVEN).is_file():
+        return checkpoint
+    given = json.loads((folder / GIVEN).read_text(encoding="utf-8"))
+    checkpoint = replace(checkpoint, config=MappingProxyType(given["config"]))
+    return merge_adapter(checkpoint, given["adapter"]) if given["adapter"] else checkpoint
+
+
 def write_recipe(checkpoint: Path, folder: Path) -> None:
     """Write the recipe of a checkpoint into a folder, or why there is none."""
     notes = _Notes()
     logging.getLogger("hf-to-gguf").addHandler(notes)
     logging.getLogger("gguf").addHandler(notes)
     try:
-        described, arrays, data = Extraction(open_checkpoint(checkpoint)).run()
+        described, arrays, data = Extraction(_opened(checkpoint, folder)).run()
     except (Exception, SystemExit) as error:
         failure = _failure(error) | {"traceback": traceback.format_exc()}
         (folder / ERROR).write_text(json.dumps(failure), encoding="utf-8")

@@ -21,6 +21,10 @@ ERROR = "error.json"
 #: The number of a layer in a tensor's name.
 LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
 
+#: The file with what the program that writes a recipe is told besides the checkpoint's folder: the
+#: configuration, which ``--master`` changes, and the folder of the adapter to merge.
+GIVEN = "given.json"
+
 
 @dataclass(frozen=True)
 class Rows:

@@ -8,12 +8,14 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from bitexport import errors
 from bitexport.checkpoint import Checkpoint
+from bitexport.checkpoint.adapter import MergedCheckpoint
 from bitexport.errors import BitexportError, UnsupportedError
 from bitexport.system.native_files import find_conversion_dir
-from bitexport.upstream.recipe import DESCRIPTION, ERROR, Recipe, load_recipe
+from bitexport.upstream.recipe import DESCRIPTION, ERROR, GIVEN, Recipe, load_recipe
 
 #: The extra that brings what llama.cpp's converters import.
 EXTRA = "pip install 'bitexport[parity]'"
@@ -37,11 +39,18 @@ def read_recipe(checkpoint: Checkpoint) -> Recipe:
     environment = {**os.environ, **OFFLINE, "PYTHONPATH": os.pathsep.join(map(str, paths))}
     with tempfile.TemporaryDirectory(prefix="bitexport-") as name:
         folder = Path(name)
+        (folder / GIVEN).write_text(json.dumps(_given(checkpoint)), encoding="utf-8")
         command = [sys.executable, "-m", "bitexport.upstream.extract", str(checkpoint.path), str(folder)]
         done = subprocess.run(
             command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
         )
         return take_recipe(folder, done.stderr)
+
+
+def _given(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What the program has to know to see the same weights: what the user said about the checkpoint."""
+    adapter = checkpoint.adapter.resolve() if isinstance(checkpoint, MergedCheckpoint) else None
+    return {"config": dict(checkpoint.config), "adapter": adapter and str(adapter)}
 
 
 def take_recipe(folder: Path, output: str = "") -> Recipe:

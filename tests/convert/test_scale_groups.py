@@ -139,7 +139,8 @@ def test_groups_that_no_type_has_convert_as_floats(
     expect_values(folder, tmp_path / "x.gguf")
 
 
-@pytest.mark.parametrize("factor", [1e-9, 1e8])
+# with 1e-5 they become float16's subnormal numbers, which round by tens of percent
+@pytest.mark.parametrize("factor", [1e-9, 1e-5, 1e8])
 def test_scales_that_float16_lacks(factor: float, tmp_path: Path, checkpoint_of: Checkpoints) -> None:
     source = with_groups(checkpoint_of("master", shape=SHAPE), tmp_path / "c", 128, dtype=torch.float32)
     folder = resaved(source, tmp_path / "d", lambda tensors: tensors[UP][5, :128].mul_(factor))
@@ -157,6 +158,21 @@ def test_scales_that_float16_lacks(factor: float, tmp_path: Path, checkpoint_of:
     assert "f32 for 1 tensor with" in report.type_reason
     assert tensors_of(tmp_path / "x.gguf")[TARGETS[UP]][0] == "f32"
     expect_values(folder, tmp_path / "x.gguf")
+
+
+def test_ternary_embeddings_with_scales_that_float16_lacks(
+    tmp_path: Path, checkpoint_of: Checkpoints
+) -> None:
+    name = "model.embed_tokens.weight"
+    folder = resaved(
+        checkpoint_of("master", shape=SHAPE),
+        tmp_path / "d",
+        lambda tensors: tensors.update({name: tensors[name].float().sign() * 3e-7}),
+    )
+    convert(folder, tmp_path / "x.gguf")
+    assert tensors_of(tmp_path / "x.gguf")["token_embd.weight"][0] == "f32"
+    found = values(read_gguf(tmp_path / "x.gguf"), "token_embd.weight")
+    np.testing.assert_array_equal(found, load_file(folder / "model.safetensors")[name])
 
 
 def only(tensors: dict[str, torch.Tensor], kept: str) -> None:

@@ -6,10 +6,11 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 import bitexport
 from bitexport.checkpoint import open_checkpoint
@@ -188,3 +189,115 @@ def test_a_checkpoint_is_read_as_transformers_saves_it(upstream_models: dict[str
     # so that the names in tests/support/upstream_models.py are those of published checkpoints
     names = set(open_checkpoint(upstream_models["Qwen3-MoE"].checkpoint).tensors)
     assert "model.layers.0.mlp.experts.3.down_proj.weight" in names
+
+
+def test_an_adapter_changes_what_the_converter_computes_too(
+    upstream_models: dict[str, Made], tmp_path: Path
+) -> None:
+    # norms and routers are read in the converter's own process, which opens the checkpoint again
+    folder = Path(shutil.copytree(upstream_models["Qwen3-MoE"].checkpoint, tmp_path / "checkpoint"))
+    as_master(folder)
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 1, "lora_alpha": 2}))
+    layer = "base_model.model.model.layers.0"
+    left, right = np.arange(4, dtype=np.float32)[:, None], np.ones((1, 256), dtype=np.float32)
+    changes = {
+        f"{layer}.mlp.gate.lora_A.weight": right,
+        f"{layer}.mlp.gate.lora_B.weight": left,
+        f"{layer}.input_layernorm.weight": np.full(256, 3, dtype=np.float32),
+    }
+    save_file(changes, adapter / "adapter_model.safetensors")
+    done = run("convert", folder, tmp_path / "model.gguf", "--adapter", adapter, "--json")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["adapter"] == str(adapter)
+    assert any("is merged into the master weights" in warning for warning in report["warnings"])
+    written = values_of(tmp_path / "model.gguf")
+    router = load_file(folder / "model.safetensors")["model.layers.0.mlp.gate.weight"]
+    np.testing.assert_allclose(written["blk.0.ffn_gate_inp.weight"], router + 2 * left @ right, rtol=1e-6)
+    np.testing.assert_array_equal(written["blk.0.attn_norm.weight"], np.full((1, 256), 3))
+
+
+def test_master_weights_that_the_converter_splits(upstream_models: dict[str, Made], tmp_path: Path) -> None:
+    # the first half of kv_b_proj is transposed in the converter's process, which has to quantize it; the
+    # second is a 3-D matrix of heads, which I2_S cannot hold
+    folder = Path(shutil.copytree(upstream_models["DeepSeek-V2 (MLA)"].checkpoint, tmp_path / "checkpoint"))
+    as_master(folder)
+    edit(folder, quantization_config=None)
+    done = run("convert", folder, tmp_path / "model.gguf", "--master", "--json")
+    assert done.returncode == 0, done.stderr
+    written = values_of(tmp_path / "model.gguf")
+    weights = load_file(folder / "model.safetensors")["model.layers.0.self_attn.kv_b_proj.weight"]
+    expected = absmean(weights).reshape(4, 64, 128)
+    keys = written["blk.0.attn_k_b.weight"].reshape(4, 128, 32)
+    np.testing.assert_allclose(keys, expected[:, :32].transpose(0, 2, 1), rtol=2.0**-10)
+    values = written["blk.0.attn_v_b.weight"].reshape(4, 32, 128)
+    np.testing.assert_allclose(values, expected[:, 32:], rtol=2.0**-10)
+
+
+@pytest.mark.parametrize("embed_type", ["auto", "f16"])
+def test_packed_embeddings_with_one_scale(
+    upstream_models: dict[str, Made], tmp_path: Path, embed_type: str
+) -> None:
+    # I2_S has no rows to look up, and --embed-type is for embeddings whatever they are stored as
+    made = upstream_models["SmolLM3 (NoPE layers)"]
+    folder = Path(shutil.copytree(made.checkpoint, tmp_path / "checkpoint"))
+    weights = load_file(folder / "model.safetensors")
+    name = "model.embed_tokens.weight"
+    weights[name] = np.where(weights[name] > 0, np.float32(0.125), np.float32(-0.125))
+    embeddings = weights[name]
+    for each in (*made.ternary, name):
+        scale = np.abs(weights[each]).max()
+        weights[f"{each}_scale"] = np.array([scale], dtype=np.float32)
+        weights[each] = np.sign(weights[each]).astype(np.int8)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    offline = {"linear_class": "autobitlinear", "quantization_mode": "offline"}
+    edit(folder, quantization_config={"quant_method": "bitnet", **offline})
+    report = convert(folder, tmp_path / "model.gguf", embed_type=embed_type)
+    assert not any("transposes" in warning for warning in report.warnings)
+    (written,) = [t for t in read_gguf(tmp_path / "model.gguf").tensors if t.name == "token_embd.weight"]
+    assert written.type.name == ("tq1_0" if embed_type == "auto" else "f16")
+    np.testing.assert_array_equal(values_of(tmp_path / "model.gguf")["token_embd.weight"], embeddings)
+
+
+@pytest.mark.parametrize(
+    ("name", "entries", "expected"),
+    [
+        ("Qwen3-MoE", {"norm_topk_prob": False}, "norm_topk_prob is false .* always normalizes"),
+        ("Qwen3-MoE", {"norm_topk_prob": None}, "norm_topk_prob is false .* always normalizes"),
+        ("Qwen2-MoE", {"norm_topk_prob": True}, "norm_topk_prob is true .* never normalizes"),
+        ("SmolLM3 (NoPE layers)", {"no_rope_layers": [1, 0, 1, 0]}, r"no_rope_layers is \[1, 0, 1, 0\]"),
+        (
+            "SmolLM3 (NoPE layers)",
+            {"no_rope_layers": None, "no_rope_layer_interval": 2},
+            r"no_rope_layers is \[1, 0, 1, 0\]",
+        ),
+    ],
+)
+def test_settings_that_the_graph_fixes(
+    upstream_models: dict[str, Made],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    entries: dict[str, Any],
+    expected: str,
+) -> None:
+    made = upstream_models[name]
+    monkeypatch.setattr(from_upstream, "read_recipe", lambda checkpoint: take_recipe(made.recipe))  # noqa: ARG005
+    folder = Path(shutil.copytree(made.checkpoint, tmp_path / "checkpoint"))
+    edit(folder, **entries)
+    with pytest.raises(UnsupportedError, match=expected):
+        convert(folder, tmp_path / "model.gguf", dry_run=True)
+
+
+def test_a_window_that_the_graph_ignores(
+    upstream_models: dict[str, Made], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = upstream_models["Phi-3, longrope"]
+    monkeypatch.setattr(from_upstream, "read_recipe", lambda checkpoint: take_recipe(made.recipe))  # noqa: ARG005
+    folder = Path(shutil.copytree(made.checkpoint, tmp_path / "checkpoint"))
+    # the file has the window, as Phi-3's has, but llama.cpp's graph does not use it
+    edit(folder, sliding_window=64)
+    report = convert(folder, tmp_path / "model.gguf", dry_run=True)
+    assert any("a sliding window of 64 tokens" in warning for warning in report.warnings)

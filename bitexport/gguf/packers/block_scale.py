@@ -32,10 +32,18 @@ def rounded_scale(scale: np.float32, type_name: str) -> np.float16:
     return rounded
 
 
+#: The smallest scale that float16 rounds by at most 2^-8 of its value, as bfloat16 does: its subnormal
+#: numbers are multiples of 2^-24.
+MIN_SCALE = 2.0**-17
+
+
 def fits_float16(low: float, high: float) -> bool:
-    """Whether float16 can hold scales from ``low`` to ``high``: none becomes zero or infinite."""
+    """Whether float16 can hold scales from ``low`` to ``high``.
+
+    None may become infinite or be smaller than :data:`MIN_SCALE`, except for float16's own numbers.
+    """
     with np.errstate(over="ignore", under="ignore"):
-        return bool(np.isfinite(np.float16(high)) and (low == 0 or np.float16(low) > 0))
+        return bool(np.isfinite(np.float16(high)) and (low >= MIN_SCALE or float(np.float16(low)) == low))
 
 
 def check_rows(tensor: AnyTernary, kind: TensorType) -> None:
