@@ -96,10 +96,12 @@ def test_rows_of_576(tmp_path: Path, checkpoint_of: Checkpoints) -> None:
     shape = Shape(hidden=576, ffn=1536, layers=1, heads=9, kv_heads=3, vocab=416)
     source = checkpoint_of("packed-multiply", shape=shape)
     with pytest.raises(UnsupportedError, match=r"\[416, 576\] cannot be q6_k.*--embed-type q8_0 or f16"):
-        convert(source, tmp_path / "x.gguf")
+        convert(source, tmp_path / "x.gguf", embed_type="q6_k")
     with pytest.raises(UnsupportedError, match=r"cannot be tq2_0.*--type i2_s or q2_0 or f16"):
         convert(source, tmp_path / "x.gguf", embed_type="q8_0", type="tq2_0")
-    report = convert(source, tmp_path / "x.gguf", embed_type="q8_0")
+    report = convert(source, tmp_path / "x.gguf")
+    assert report.embed_type == "q8_0"
+    assert any("written as q8_0 instead of q6_k" in warning for warning in report.warnings)
     assert any(
         "rows of 576 weights" in warning and "other I2_S runtimes" in warning for warning in report.warnings
     )
