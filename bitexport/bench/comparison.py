@@ -1,4 +1,4 @@
-"""``bitexport bench --compare``: an I2_S file against twins of itself in other types, in alternation.
+"""``bitexport bench --compare``: a ternary file against twins of itself in other types, in alternation.
 
 Every file runs in its own process, read into memory; each round times all of them one after another, with the
 machine's limits measured before and after. What counts is the ratio within a round.
@@ -17,7 +17,7 @@ from pathlib import Path
 from bitexport.bench.limits import MAX_CHANGE, LimitMeter
 from bitexport.bench.measure import BenchTest, check_numbers, make_tests
 from bitexport.bench.report import CompareReport, CompareRow
-from bitexport.bench.twins import TWIN_TYPES, build_twin, check_twin, twin_bytes
+from bitexport.bench.twins import SAME_FILE, build_twin, check_twin, compared_type, default_twins, twin_bytes
 from bitexport.bench.worker import Worker
 from bitexport.errors import OutputError, UnsupportedError
 from bitexport.gguf.reader import GGUFFile, read_gguf
@@ -37,7 +37,7 @@ _PROCESS_BYTES = 400 << 20
 def compare(
     gguf: str | os.PathLike[str],
     *,
-    types: Sequence[str] = TWIN_TYPES,
+    types: Sequence[str] = (),
     threads: Sequence[int] = (),
     prompt_tokens: Sequence[int] = (512,),
     generated_tokens: Sequence[int] = (128,),
@@ -45,11 +45,13 @@ def compare(
     keep: str | os.PathLike[str] | None = None,
     progress: Progress = ignore,
 ) -> CompareReport:
-    """Build twins of an I2_S file and time them all in alternating rounds.
+    """Build twins of a ternary file and time them all in alternating rounds.
 
     Args:
-        gguf: the I2_S file.
-        types: of the twins, some of :data:`~bitexport.bench.twins.TWIN_TYPES`.
+        gguf: the file.
+        types: of the twins, some of :data:`~bitexport.bench.twins.TWIN_TYPES`, or
+            :data:`~bitexport.bench.twins.SAME_FILE`; empty for those of
+            :func:`~bitexport.bench.twins.default_twins`.
         threads, prompt_tokens, generated_tokens: as in :func:`~bitexport.bench.measure.bench`.
         rounds: how often each test runs on each file.
         keep: folder for the twins; an existing twin is reused if it is newer than the file. If None, a
@@ -57,7 +59,7 @@ def compare(
         progress: called with the bytes that each twin is made from, then for the tests.
 
     Raises:
-        UsageError: there is nothing to measure, a type is unknown, or the file is not I2_S.
+        UsageError: there is nothing to measure, a type is unknown, or our kernels run no tensor of the file.
         UnsupportedError: a twin's type cannot store the model, or memory for all files is missing.
         OutputError: there is no disk space for the twins.
         GGUFError, NativeLibraryError: a file cannot be loaded.
@@ -69,34 +71,36 @@ def compare(
     check_numbers(tests, counts, rounds)
     for count in counts:
         check_threads(count)
-    types = list(dict.fromkeys(types))
+    types = list(dict.fromkeys(types or default_twins(file)))
+    own = compared_type(file)
     for name in types:
         check_twin(file, name)
-    sizes = {"i2_s": sum(t.nbytes for t in file.tensors), **{name: twin_bytes(file, name) for name in types}}
+    sizes = {own: sum(t.nbytes for t in file.tensors), **{name: twin_bytes(file, name) for name in types}}
     _check_memory(sizes)
     with _twin_folder(keep) as folder, ExitStack() as stack:
-        files = {"i2_s": path, **_twins(file, types, folder, progress)}
+        files = {own: path, **_twins(file, types, folder, progress)}
         length = max(test.tokens for test in tests)
         workers = {}
         for name, twin in files.items():
             progress(ProgressEvent(0, 0, "tests", f"loading {name}"))
             workers[name] = stack.enter_context(
-                Worker(twin, length, {} if name == "i2_s" else _TWIN_ENVIRONMENT)
+                Worker(twin, length, {} if name == own else _TWIN_ENVIRONMENT)
             )
-        rows = _measure(workers, tests, counts, rounds, progress)
+        rows = _measure(workers, own, tests, counts, rounds, progress)
         return CompareReport(
             path=str(path),
-            model=workers["i2_s"].model,
-            tier=workers["i2_s"].tier,
+            model=workers[own].model,
+            tier=workers[own].tier,
             tier_forced=bool(os.environ.get(TIER_VARIABLE)),
             bytes=sizes,
             rows=rows,
-            kept=[] if keep is None else [str(files[name]) for name in types],
+            kept=[] if keep is None else [str(files[name]) for name in types if name != SAME_FILE],
         )
 
 
 def _measure(
     workers: dict[str, Worker],
+    own: str,
     tests: Sequence[BenchTest],
     counts: Sequence[int],
     rounds: int,
@@ -118,18 +122,18 @@ def _measure(
                     seconds.append(found)
                     changes.append(before.change(meter.measure(count)))
                 done += 1
-            rows += _rows(test, count, seconds, changes)
+            rows += _rows(test, count, own, seconds, changes)
     return rows
 
 
 def _rows(
-    test: BenchTest, threads: int, seconds: list[dict[str, float]], changes: list[float]
+    test: BenchTest, threads: int, own: str, seconds: list[dict[str, float]], changes: list[float]
 ) -> list[CompareRow]:
     calm = [found for found, change in zip(seconds, changes, strict=True) if change <= MAX_CHANGE]
     counted = calm or seconds
     rows = []
     for name in counted[0]:
-        ratios = [found[name] / found["i2_s"] for found in counted] if name != "i2_s" else []
+        ratios = [found[name] / found[own] for found in counted] if name != own else []
         rows.append(
             CompareRow(
                 type=name,
@@ -151,7 +155,11 @@ def _twins(file: GGUFFile, types: Sequence[str], folder: Path, progress: Progres
     # the parts of a split model are found by its name, which a link's target may not have
     source = file.path.resolve() if len(file.parts) == 1 else file.path
     twins = {name: folder / f"{source.stem}-{name}.gguf" for name in types}
-    missing = {name: twin for name, twin in twins.items() if not _is_current(twin, file.parts)}
+    if SAME_FILE in twins:
+        twins[SAME_FILE] = source
+    missing = {
+        name: twin for name, twin in twins.items() if name != SAME_FILE and not _is_current(twin, file.parts)
+    }
     need = sum(twin_bytes(file, name) for name in missing)
     have = shutil.disk_usage(folder).free
     if need > have:

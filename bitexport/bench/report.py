@@ -129,11 +129,11 @@ class CompareRow:
     """One type in one test at one thread count.
 
     Attributes:
-        type: ``"i2_s"``, or the twin's.
+        type: the compared file's, such as ``"i2_s"``, or the twin's.
         test, threads: as in :class:`BenchRow`.
         tokens_per_second: the median of the rounds.
-        ratio, ratio_min, ratio_max: how many times as fast the I2_S file is: median and range of the ratios
-            within each round. None for the I2_S file itself.
+        ratio, ratio_min, ratio_max: how many times as fast the compared file is: median and range of the
+            ratios within each round. None for that file itself.
         rounds: number of rounds that count.
         disturbed_rounds: number of rounds in which the machine's limits moved. They are discarded, unless
             that would discard all of them.
@@ -157,9 +157,9 @@ class CompareReport:
     """What :func:`~bitexport.bench.comparison.compare` measured.
 
     Attributes:
-        path: the I2_S file.
+        path: the compared file.
         model: llama.cpp's description of it.
-        tier: the ternary kernels that ran. Only the I2_S file uses them: its twins run on the instruction
+        tier: the ternary kernels that ran. Only the compared file uses them: its twins run on the instruction
             sets that ggml itself was built for.
         tier_forced: whether ``BITEXPORT_TIER`` chose the tier; it does not restrict the twins.
         bytes: of each file's tensors, by type.

@@ -17,7 +17,7 @@ from bitexport.errors import UsageError
 if TYPE_CHECKING:
     from bitexport.bench import BenchReport, BenchRow, CompareReport
 
-ALL_TWINS = "f16,tq2_0,q4_0"
+ALL_TWINS = "all"
 
 
 def bench(
@@ -49,7 +49,8 @@ def bench(
         typer.Option(
             "--compare",
             metavar="[TYPE,...]",
-            help="Alternate with twins of the file in other types: f16,tq2_0,q4_0, or some of these.",
+            help="Alternate with twins of the file in other types: some of f16,tq2_0,q4_0; for a file that "
+            "is not i2_s also llama.cpp, the same file on llama.cpp's own kernels.",
         ),
     ] = "",
     keep: Annotated[
@@ -120,7 +121,7 @@ class BenchCommand(TyperCommand):
 
 
 def _is_type_list(argument: str) -> bool:
-    return re.fullmatch(r"\w+(,\w+)*", argument) is not None
+    return re.fullmatch(r"(\w+|llama\.cpp)(,(\w+|llama\.cpp))*", argument) is not None
 
 
 def _compare(
@@ -138,7 +139,7 @@ def _compare(
     with out.progress("bench") as progress:
         report = run(
             gguf,
-            types=[name.strip() for name in types.lower().split(",") if name.strip()],
+            types=[name.strip() for name in types.lower().split(",") if name.strip() not in ("", ALL_TWINS)],
             threads=counts,
             prompt_tokens=prompts,
             generated_tokens=generated,
@@ -164,14 +165,15 @@ def _show_comparison(out: Output, report: CompareReport) -> None:
         for row in report.rows
     ]
     out.table(columns, rows, right=columns, markdown=True)
-    out.wrapped("speed-up: i2_s's speed divided by that type's; median and range over alternating rounds")
+    own = next(row.type for row in report.rows if row.ratio is None)
+    out.wrapped(f"speed-up: {own}'s speed divided by that type's; median and range over alternating rounds")
     out.wrapped(
         f"{report.model}; {report.tier} kernels; each file in its own process and read into memory, the "
         "twins' head on llama.cpp's own kernels"
     )
     if report.tier_forced:
         out.wrapped(
-            f"BITEXPORT_TIER limits i2_s to {report.tier}; its twins use everything that this CPU has."
+            f"BITEXPORT_TIER limits {own} to {report.tier}; its twins use everything that this CPU has."
         )
     disturbed = {(row.test, row.threads): row for row in report.rows if row.disturbed_rounds}
     for row in disturbed.values():

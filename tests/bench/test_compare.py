@@ -20,6 +20,7 @@ from bitexport.bench import compare as compare_module
 from bitexport.bench.comparison import _rows
 from bitexport.bench.measure import BenchTest
 from bitexport.bench.twins import build_twin
+from bitexport.convert import convert
 from bitexport.errors import GGUFError, OutputError, UnsupportedError, UsageError
 from bitexport.gguf.reader import read_gguf
 from tests.support.gguf_files import tensors_of, values
@@ -104,9 +105,9 @@ def test_kept_twins_are_used_again(gguf_of: Maker, run_cli: Cli, tmp_path: Path)
 
 def test_disturbed_rounds_are_thrown_away() -> None:
     seconds = [{"i2_s": 1.0, "f16": 4.0}, {"i2_s": 9.0, "f16": 9.0}, {"i2_s": 1.0, "f16": 5.0}]
-    _, twin = _rows(BenchTest("pp", 10), 1, seconds, [0.05, 0.5, 0.1])
+    _, twin = _rows(BenchTest("pp", 10), 1, "i2_s", seconds, [0.05, 0.5, 0.1])
     assert (twin.ratio, twin.rounds, twin.disturbed_rounds, twin.disturbed) == (4.5, 2, 1, False)
-    _, twin = _rows(BenchTest("pp", 10), 1, seconds, [0.5, 0.5, 0.5])
+    _, twin = _rows(BenchTest("pp", 10), 1, "i2_s", seconds, [0.5, 0.5, 0.5])
     assert (twin.ratio, twin.rounds, twin.disturbed_rounds, twin.disturbed) == (4.0, 3, 3, True)
 
 
@@ -124,11 +125,31 @@ def test_wrong_usage(gguf_of: Maker, run_cli: Cli, arguments: list[str], message
     assert message in result.stderr
 
 
-def test_a_file_that_is_not_i2_s(gguf_of: Maker, tmp_path: Path) -> None:
-    twin = tmp_path / "twin.gguf"
-    build_twin(gguf_of("packed-multiply"), twin, "tq2_0")
-    with pytest.raises(UsageError, match="has no I2_S tensors"):
-        compare(twin)
+def test_a_file_with_block_scales(gguf_of: Maker, run_cli: Cli, tmp_path: Path) -> None:
+    """Its twins are the same file on llama.cpp's own kernels, and float16."""
+    file = tmp_path / "file.gguf"
+    build_twin(gguf_of("packed-multiply"), file, "tq2_0")
+    numbers = ("-t", "1", "-p", "8", "-n", "0", "-r", "1", "--json")
+    result = run_cli("bench", "--compare", file, *numbers)
+    assert result.returncode == 0, result.stderr
+    rows = json.loads(result.stdout)["rows"]
+    assert [row["type"] for row in rows] == ["tq2_0", "llama.cpp", "f16"]
+    assert [row["ratio"] is None for row in rows] == [True, False, False]
+    result = run_cli("bench", file, "--compare", "tq2_0")
+    assert result.returncode == 2
+    assert "a twin cannot be 'tq2_0'; expected some of llama.cpp,f16,q4_0" in result.stderr
+
+
+def test_a_file_that_our_kernels_do_not_run(gguf_of: Maker, tmp_path: Path) -> None:
+    file = tmp_path / "file.gguf"
+    build_twin(gguf_of("packed-multiply"), file, "f16")
+    with pytest.raises(UsageError, match=r"has no tensors of type i2_s, .*bitexport convert .* OUT\.gguf"):
+        compare(file)
+    # the advice, followed
+    convert(file, tmp_path / "out.gguf")
+    compare(
+        tmp_path / "out.gguf", types=["f16"], threads=[1], prompt_tokens=[8], generated_tokens=[], rounds=1
+    )
 
 
 def test_too_little_room(gguf_of: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
