@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -208,13 +208,16 @@ def _bias_factor(plan: Plan, bias: Claim) -> np.float32 | npt.NDArray[np.float32
 
 
 def already_ternary_warning(
-    tensors: Sequence[PlannedTensor[Any]], statistics: Mapping[str, TensorStatistics]
+    tensors: Sequence[PlannedTensor[Any]],
+    statistics: Mapping[str, TensorStatistics],
+    source_of: Callable[[PlannedTensor[Any]], str] = lambda tensor: str(tensor.origin.source),
 ) -> list[str]:
     """A warning if master weights are already ternary, which quantization_mode online would change.
 
     Args:
         tensors: the ternary tensors.
         statistics: at least of these, by their names in the output.
+        source_of: the name in the checkpoint.
     """
     kept = [tensor for tensor in tensors if tensor.scales is not None and tensor.scales.share is not None]
     if not kept:
@@ -233,7 +236,7 @@ def already_ternary_warning(
     others = [tensor for tensor in tensors if tensor not in kept]
     if others:
         found += (
-            f". The other {len(others)} are quantized: if '{others[0].spec.name}' is meant to stay "
+            f". The other {len(others)} are quantized: if '{source_of(others[0])}' is meant to stay "
             "float, add it to modules_to_not_convert"
         )
     return [found]

@@ -199,7 +199,9 @@ class UpstreamSource:
         if self.plan.packing.name != MasterWeights.name:
             return []
         return already_ternary_warning(
-            [tensor for tensor in self.tensors if tensor.ternary and tensor.origin.linear], statistics
+            [tensor for tensor in self.tensors if tensor.ternary and tensor.origin.linear],
+            statistics,
+            lambda tensor: str(tensor.origin.sources[0]),
         )
 
 

@@ -119,13 +119,13 @@ CASES = {
     "master, config of packed weights": Case(
         "master",
         quantization(quantization_mode="offline"),
-        "for master weights, set linear_class to autobitlinear and quantization_mode to online",
+        "or set linear_class to autobitlinear and quantization_mode to online",
         quantization(linear_class="autobitlinear", quantization_mode="online"),
     ),
     "master, config of packed weights that divide": Case(
         "master",
         quantization(linear_class=None, quantization_mode=None),
-        "for master weights, set linear_class to autobitlinear and quantization_mode to online",
+        "or set linear_class to autobitlinear and quantization_mode to online",
         quantization(linear_class="autobitlinear", quantization_mode="online"),
     ),
     "ternary floats, config of packed weights": Case(

@@ -139,8 +139,9 @@ def _not_packed(checkpoint: Checkpoint, weight_name: str) -> CheckpointError:
             f'"{module}" to modules_to_not_convert in quantization_config'
         )
     return CheckpointError(
-        f"{what} (offline); expected U8: for master weights, set linear_class to autobitlinear and "
-        "quantization_mode to online; for weights that are ternary already, remove quantization_config"
+        f"{what} (offline); expected U8: for master weights, which the model quantizes, convert with "
+        "--master, or set linear_class to autobitlinear and quantization_mode to online; for weights that are ternary "
+        "already, remove quantization_config"
     )
 
 
