@@ -140,8 +140,8 @@ def _not_packed(checkpoint: Checkpoint, weight_name: str) -> CheckpointError:
         )
     return CheckpointError(
         f"{what} (offline); expected U8: for master weights, which the model quantizes, convert with "
-        "--master, or set linear_class to autobitlinear and quantization_mode to online; for weights that are ternary "
-        "already, remove quantization_config"
+        "--master, or set linear_class to autobitlinear and quantization_mode to online; for weights that "
+        "are ternary already, remove quantization_config"
     )
 
 
