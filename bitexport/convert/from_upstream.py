@@ -54,10 +54,11 @@ def plan_upstream(
             :func:`~bitexport.convert.upstream_plan.make_upstream_plan` and
             :func:`~bitexport.tokenizer.vocabulary.read_vocabulary`.
     """
-    # before anything that takes long
-    source_tensors(checkpoint)
+    sources = source_tensors(checkpoint)  # first: it finds damaged tensors before anything that takes long
     recipe = read_recipe(checkpoint)
-    plan = make_upstream_plan(checkpoint, recipe, type, embed_type, all_float=all_float, progress=progress)
+    plan = make_upstream_plan(
+        checkpoint, recipe, sources, type, embed_type, all_float=all_float, progress=progress
+    )
     return UpstreamSource(plan, *_vocabulary(checkpoint, recipe, pre_tokenizer))
 
 

@@ -44,7 +44,7 @@ from bitexport.gguf.types import F16, TensorType
 from bitexport.gguf.writer import TensorSpec
 from bitexport.progress import Progress, ProgressEvent, ignore, patient
 from bitexport.upstream import Recipe, RecipeTensor
-from bitexport.upstream.sources import SourceTensor, source_tensors
+from bitexport.upstream.sources import SourceTensor
 
 
 @dataclass(frozen=True)
@@ -82,13 +82,18 @@ class UpstreamPlan:
 def make_upstream_plan(
     checkpoint: Checkpoint,
     recipe: Recipe,
+    sources: Mapping[str, SourceTensor],
     type: str,
     embed_type: str,
     *,
     all_float: bool,
     progress: Progress = ignore,
 ) -> UpstreamPlan:
-    """Decide what to write; arguments as in :func:`~bitexport.convert.plan.make_plan`.
+    """Decide what to write.
+
+    Args:
+        sources: see :func:`~bitexport.upstream.sources.source_tensors`.
+        type, embed_type, all_float, progress: as in :func:`~bitexport.convert.plan.make_plan`.
 
     Raises:
         CheckpointError: a tensor of the checkpoint would be dropped, or none is ternary.
@@ -97,10 +102,8 @@ def make_upstream_plan(
     if all_float:
         check_float(checkpoint)
     packing = packing_of(checkpoint)
-    sources = source_tensors(checkpoint)
     check_graph(checkpoint.config, recipe)
     warnings = [*check_nothing_dropped(checkpoint, recipe), *check_window(checkpoint.config, recipe)]
-    check_graph(checkpoint.config, recipe)
     ternary = set() if all_float else _ternary_sources(checkpoint, packing, recipe, sources, warnings)
     planned: list[PlannedTensor[RecipeTensor]] = []
     report, done = patient(progress), 0
