@@ -11,11 +11,12 @@ import numpy.typing as npt
 from bitexport.checkpoint import Checkpoint
 from bitexport.checkpoint.packings import Packing, keeps_float, packing_of
 from bitexport.checkpoint.packings.master import MasterWeights
+from bitexport.checkpoint.packings.words import PER_WORD
 from bitexport.checkpoint.reader import FLOAT_DTYPES
 from bitexport.errors import CheckpointError, UnsupportedError
 
-#: How many trits a byte holds, with which rows are packed, and a 32-bit word, with which columns are packed.
-PER_BYTE, PER_WORD = 4, 16
+#: How many trits a byte holds where rows are packed into one.
+PER_BYTE = 4
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bitexport.checkpoint.packings.base import PackingDefaults, Scales
+from bitexport.checkpoint.packings.base import Scales
 from bitexport.checkpoint.packings.stored_scales import checked_scales, per_row, scales_of
-from bitexport.checkpoint.packings.words import PER_WORD, codes_of_words
+from bitexport.checkpoint.packings.words import PER_WORD, InWords, codes_of_words
 from bitexport.checkpoint.reader import FLOAT_DTYPES, Checkpoint
 from bitexport.errors import CheckpointError, UnsupportedError
 from bitexport.ternary import AnyTernary, grouped
@@ -25,7 +25,7 @@ from bitexport.ternary import AnyTernary, grouped
 OFFSET = 2
 
 
-class CompressedTensors(PackingDefaults):
+class CompressedTensors(InWords):
     """Two bits per weight in int32 words, with a scale for each group, row or tensor."""
 
     name = "compressed-tensors"
@@ -43,15 +43,6 @@ class CompressedTensors(PackingDefaults):
     def holds(self, checkpoint: Checkpoint, weight_name: str) -> bool:
         """Whether there is a ``weight_packed``."""
         return self.stored_name(weight_name) in checkpoint.tensors
-
-    def stored_shape(
-        self,
-        checkpoint: Checkpoint,  # noqa: ARG002
-        weight_name: str,  # noqa: ARG002
-        shape: tuple[int, int],
-    ) -> tuple[int, ...]:
-        """``[out, in / 16]``, rounded up."""
-        return shape[0], -(-shape[1] // PER_WORD)
 
     def check(self, checkpoint: Checkpoint, weight_name: str) -> None:
         """The weight must be int32 words of 2 bits with float scales and without zero points."""

@@ -11,15 +11,15 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from bitexport.checkpoint.packings.base import PackingDefaults, Scales
+from bitexport.checkpoint.packings.base import Scales
 from bitexport.checkpoint.packings.stored_scales import per_row, scales_of
-from bitexport.checkpoint.packings.words import PER_WORD, codes_of_words
+from bitexport.checkpoint.packings.words import PER_WORD, InWords, codes_of_words
 from bitexport.checkpoint.reader import FLOAT_DTYPES, Checkpoint
 from bitexport.errors import CheckpointError, UnsupportedError
 from bitexport.ternary import AnyTernary, grouped
 
 
-class MLXAffine(PackingDefaults):
+class MLXAffine(InWords):
     """Two bits per weight in uint32 words, with a scale and a bias for each group of columns."""
 
     name = "mlx-affine"
@@ -34,15 +34,6 @@ class MLXAffine(PackingDefaults):
     def holds(self, checkpoint: Checkpoint, weight_name: str) -> bool:
         """Whether there are ``scales``."""
         return self.partners(weight_name)[0] in checkpoint.tensors
-
-    def stored_shape(
-        self,
-        checkpoint: Checkpoint,  # noqa: ARG002
-        weight_name: str,  # noqa: ARG002
-        shape: tuple[int, int],
-    ) -> tuple[int, ...]:
-        """``[out, in / 16]``; rounded up where MLX could not store it."""
-        return shape[0], -(-shape[1] // PER_WORD)
 
     def check(self, checkpoint: Checkpoint, weight_name: str) -> None:
         """The weight must be uint32 words of 2 bits, with a scale and a bias for each group of columns."""

@@ -5,8 +5,24 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from bitexport.checkpoint.packings.base import PackingDefaults
+from bitexport.checkpoint.reader import Checkpoint
+
 #: Codes per word.
 PER_WORD = 16
+
+
+class InWords(PackingDefaults):
+    """The shape of weights that are stored in words along a row."""
+
+    def stored_shape(
+        self,
+        checkpoint: Checkpoint,  # noqa: ARG002
+        weight_name: str,  # noqa: ARG002
+        shape: tuple[int, int],
+    ) -> tuple[int, ...]:
+        """``[out, in / 16]``, rounded up: the last word of a row may be padded."""
+        return shape[0], -(-shape[1] // PER_WORD)
 
 
 def codes_of_words(words: npt.NDArray[np.integer], columns: int) -> npt.NDArray[np.uint8]:
