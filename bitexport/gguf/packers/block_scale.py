@@ -95,6 +95,18 @@ def stored_scales(data: npt.NDArray[np.uint8], kind: TensorType) -> npt.NDArray[
     return np.ascontiguousarray(place).view("<f2").reshape(-1).astype(np.float32)
 
 
+def check_two_bit(codes: npt.NDArray[np.uint8]) -> None:
+    """Raise UnsupportedError if a code is 3, which ggml reads as twice the scale.
+
+    Args:
+        codes: bytes of four codes each.
+    """
+    if np.any(codes & (codes >> np.uint8(1)) & np.uint8(0x55)):
+        raise UnsupportedError(
+            "it contains a code of 3, twice the scale, so it is not ternary; convert the model elsewhere"
+        )
+
+
 def from_blocks(
     codes: npt.NDArray[np.int8], scales: npt.NDArray[np.float16], shape: tuple[int, int], kind: TensorType
 ) -> AnyTernary:

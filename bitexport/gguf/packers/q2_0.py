@@ -10,16 +10,16 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from bitexport.errors import UnsupportedError
 from bitexport.gguf.packers.base import UPSTREAM, Packer
 from bitexport.gguf.packers.block_scale import (
     CHUNK_BLOCKS,
     SCALE_TEXT,
     block_scales,
     check_rows,
+    check_two_bit,
     from_blocks,
 )
-from bitexport.gguf.types import Q2_0
+from bitexport.gguf.types import Q2_0, TensorType
 from bitexport.ternary import AnyTernary
 
 SCALE_BYTES = 2
@@ -51,19 +51,30 @@ def unpack(data: npt.NDArray[np.uint8], shape: tuple[int, int]) -> AnyTernary:
         GGUFError: a scale is negative, NaN or infinite.
         UnsupportedError: a code is 3, which is not a trit.
     """
-    blocks = data.reshape(-1, Q2_0.block_bytes)
-    trits = np.empty((len(blocks), Q2_0.block // 4, 4), dtype=np.int8)
+    return unpack_blocks(data, shape, Q2_0)
+
+
+def unpack_blocks(data: npt.NDArray[np.uint8], shape: tuple[int, int], kind: TensorType) -> AnyTernary:
+    """Bytes of a tensor whose blocks are those of Q2_0, perhaps of another length.
+
+    Args:
+        shape: ``[out, in]``.
+        kind: its type, with the length of the blocks.
+
+    Raises:
+        GGUFError: a scale is negative, NaN or infinite.
+        UnsupportedError: a code is 3, which is not a trit.
+    """
+    blocks = data.reshape(-1, kind.block_bytes)
+    trits = np.empty((len(blocks), kind.block // 4, 4), dtype=np.int8)
     for start in range(0, len(blocks), CHUNK_BLOCKS):
         codes = blocks[start : start + CHUNK_BLOCKS, SCALE_BYTES:]
-        if np.any(codes & (codes >> np.uint8(1)) & np.uint8(0x55)):
-            raise UnsupportedError(
-                "it contains a code of 3, twice the scale, so it is not ternary; convert the model elsewhere"
-            )
+        check_two_bit(codes)
         for k in range(4):
             trits[start : start + CHUNK_BLOCKS, :, k] = (codes >> np.uint8(2 * k)) & np.uint8(3)
     trits -= np.int8(1)
     scales = np.ascontiguousarray(blocks[:, :SCALE_BYTES]).view("<f2").reshape(-1)
-    return from_blocks(trits.reshape(-1, Q2_0.block), scales, shape, Q2_0)
+    return from_blocks(trits.reshape(-1, kind.block), scales, shape, kind)
 
 
 PACKER = Packer(

@@ -13,6 +13,7 @@ carries out one digit at a time. The last two bytes are the scale as little-endi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import product
 
 import numpy as np
@@ -26,14 +27,17 @@ from bitexport.gguf.packers.block_scale import (
     check_rows,
     from_blocks,
 )
-from bitexport.gguf.types import TQ1_0
+from bitexport.gguf.types import TQ1_0, TensorType
 from bitexport.ternary import AnyTernary
 
 DIGITS = 5
 CODE_BYTES = 52
+SCALE_BYTES = 2
 
-#: The three sections of a block: first byte, number of bytes, first element, digits per byte.
-SECTIONS = ((0, 32, 0, 5), (32, 16, 160, 5), (48, 4, 240, 4))
+#: A section of a block: first byte, number of bytes, first element, digits per byte.
+Section = tuple[int, int, int, int]
+
+SECTIONS: tuple[Section, ...] = ((0, 32, 0, 5), (32, 16, 160, 5), (48, 4, 240, 4))
 
 #: The stored byte of each number below 3^5.
 BYTE_OF_NUMBER = np.array([(256 * v + 242) // 243 for v in range(3**DIGITS)], dtype=np.uint8)
@@ -78,14 +82,30 @@ def unpack(data: npt.NDArray[np.uint8], shape: tuple[int, int]) -> AnyTernary:
     Raises:
         GGUFError: a scale is negative, NaN or infinite.
     """
-    blocks = data.reshape(-1, TQ1_0.block_bytes)
-    trits = np.empty((len(blocks), TQ1_0.block), dtype=np.int8)
-    for start, (place, count, first, used) in product(range(0, len(blocks), CHUNK_BLOCKS), SECTIONS):
+    return unpack_sections(data, shape, TQ1_0, SECTIONS)
+
+
+def unpack_sections(
+    data: npt.NDArray[np.uint8], shape: tuple[int, int], kind: TensorType, sections: Sequence[Section]
+) -> AnyTernary:
+    """Bytes of a tensor whose blocks hold digits as those of TQ1_0 do, and then the scale.
+
+    Args:
+        shape: ``[out, in]``.
+        kind: its type, with the length of the blocks.
+        sections: those of a block, as :data:`SECTIONS`.
+
+    Raises:
+        GGUFError: a scale is negative, NaN or infinite.
+    """
+    blocks = data.reshape(-1, kind.block_bytes)
+    trits = np.empty((len(blocks), kind.block), dtype=np.int8)
+    for start, (place, count, first, used) in product(range(0, len(blocks), CHUNK_BLOCKS), sections):
         codes = blocks[start : start + CHUNK_BLOCKS, place : place + count]
         digits = TRITS_OF_BYTE[codes].swapaxes(1, 2)[:, :used]  # [blocks, digits, bytes]
         trits[start : start + CHUNK_BLOCKS, first : first + count * used] = digits.reshape(len(codes), -1)
-    scales = np.ascontiguousarray(blocks[:, CODE_BYTES:]).view("<f2").reshape(-1)
-    return from_blocks(trits, scales, shape, TQ1_0)
+    scales = np.ascontiguousarray(blocks[:, -SCALE_BYTES:]).view("<f2").reshape(-1)
+    return from_blocks(trits, scales, shape, kind)
 
 
 PACKER = Packer(

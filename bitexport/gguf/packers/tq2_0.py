@@ -9,13 +9,13 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from bitexport.errors import UnsupportedError
 from bitexport.gguf.packers.base import UPSTREAM, Packer
 from bitexport.gguf.packers.block_scale import (
     CHUNK_BLOCKS,
     SCALE_TEXT,
     block_scales,
     check_rows,
+    check_two_bit,
     from_blocks,
 )
 from bitexport.gguf.types import TQ2_0
@@ -54,10 +54,7 @@ def unpack(data: npt.NDArray[np.uint8], shape: tuple[int, int]) -> AnyTernary:
     trits = np.empty((len(blocks), 2, 4, 32), dtype=np.int8)
     for start in range(0, len(blocks), CHUNK_BLOCKS):
         codes = blocks[start : start + CHUNK_BLOCKS, :CODE_BYTES].reshape(-1, 2, 32)
-        if np.any(codes & (codes >> np.uint8(1)) & np.uint8(0x55)):
-            raise UnsupportedError(
-                "it contains a code of 3, twice the scale, so it is not ternary; convert the model elsewhere"
-            )
+        check_two_bit(codes)
         for k in range(4):
             trits[start : start + CHUNK_BLOCKS, :, k] = (codes >> np.uint8(2 * k)) & np.uint8(3)
     trits -= np.int8(1)
