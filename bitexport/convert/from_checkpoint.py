@@ -17,13 +17,12 @@ from bitexport.convert.embedding_model import embedding_settings
 from bitexport.convert.encoding import TensorStatistics, encode_float, encode_ternary
 from bitexport.convert.opening import adapter_warnings, merged_adapter
 from bitexport.convert.plan import Plan, make_plan
-from bitexport.convert.source import KEPT_FLOAT_KEY, PlannedTensor, SourceSummary
+from bitexport.convert.source import PlannedTensor, SourceSummary, own_keys
 from bitexport.convert.tokenizer_check import check_tokenizer
 from bitexport.errors import OutputError, UnsupportedError
 from bitexport.families import Claim, Role
 from bitexport.gguf.dequantize import rows_per_chunk
 from bitexport.gguf.embedding_settings import settings_metadata
-from bitexport.gguf.types import FILE_TYPES
 from bitexport.gguf.writer import MetadataValue
 from bitexport.health import Health, check_trainer_state, check_vocabulary
 from bitexport.progress import Progress, ignore
@@ -247,15 +246,9 @@ def _metadata(plan: Plan, vocabulary: Vocabulary) -> dict[str, MetadataValue]:
         "general.type": "model",
         # a folder's name may contain bytes that are not UTF-8
         "general.name": plan.checkpoint.path.resolve().name.encode("utf-8", "replace").decode(),
-        "general.file_type": FILE_TYPES[plan.ternary_type.name],
-        "general.quantization_version": 2,
-        "bitexport.packing": plan.packing_name,
-        "bitexport.ternary_type": plan.ternary_type.name,
-        "bitexport.embedding_type": plan.embed_type.name,
     }
     kept = [t.spec.name for t in plan.tensors if t.origin.role is Role.TERNARY and not t.ternary]
-    if kept:
-        found[KEPT_FLOAT_KEY] = kept
+    found.update(own_keys(plan.packing_name, plan.ternary_type, plan.embed_type, kept))
     found.update(plan.family.metadata(plan.numbers))
     found.update(vocabulary.metadata())
     return found

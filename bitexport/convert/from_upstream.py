@@ -16,13 +16,12 @@ from bitexport.checkpoint.packings.master import MasterWeights
 from bitexport.convert.encoding import TensorStatistics, encode_float, encode_ternary
 from bitexport.convert.from_checkpoint import already_ternary_warning
 from bitexport.convert.opening import adapter_warnings, merged_adapter
-from bitexport.convert.source import KEPT_FLOAT_KEY, PlannedTensor, SourceSummary
+from bitexport.convert.source import PlannedTensor, SourceSummary, own_keys
 from bitexport.convert.tokenizer_check import check_tokenizer
 from bitexport.convert.upstream_plan import UpstreamPlan, make_upstream_plan, moved_group, weight_parts
 from bitexport.errors import GGUFError, NativeLibraryError, TokenizerError, UnsupportedError
 from bitexport.gguf.dequantize import rows_per_chunk
 from bitexport.gguf.names import TOKEN_EMBEDDING
-from bitexport.gguf.types import FILE_TYPES
 from bitexport.gguf.writer import MetadataValue
 from bitexport.health import Health, check_trainer_state, check_vocabulary
 from bitexport.progress import Progress, ignore
@@ -301,16 +300,7 @@ def _vocabulary(
 
 
 def _own_keys(plan: UpstreamPlan) -> dict[str, MetadataValue]:
-    """The keys of every file that bitexport writes."""
-    found: dict[str, MetadataValue] = {
-        "general.file_type": FILE_TYPES[plan.ternary_type.name],
-        "general.quantization_version": 2,
-        "bitexport.packing": plan.packing_name,
-        "bitexport.ternary_type": plan.ternary_type.name,
-        "bitexport.embedding_type": plan.embed_type.name,
-        "bitexport.converter": plan.recipe.class_name,
-    }
+    """The keys of every file that bitexport writes, and the converter."""
     kept = [t.spec.name for t in plan.tensors if t.origin.linear and not t.ternary]
-    if kept:
-        found[KEPT_FLOAT_KEY] = kept
-    return found
+    keys = own_keys(plan.packing_name, plan.ternary_type, plan.embed_type, kept)
+    return {**keys, "bitexport.converter": plan.recipe.class_name}

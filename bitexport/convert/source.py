@@ -15,7 +15,7 @@ import numpy.typing as npt
 from bitexport.checkpoint.packings import Scales
 from bitexport.checkpoint.sentence_transformers import EmbeddingSettings
 from bitexport.convert.encoding import TensorStatistics
-from bitexport.gguf.types import TYPES, TensorType
+from bitexport.gguf.types import FILE_TYPES, TYPES, TensorType
 from bitexport.gguf.writer import MetadataValue, TensorSpec
 from bitexport.health import Health
 
@@ -65,6 +65,29 @@ def rounded_warnings(tensors: Sequence[PlannedTensor[Any]]) -> list[str]:
         "contain two magnitudes that differ by one rounding step of their dtype; the more common one becomes "
         "the scale"
     ]
+
+
+def own_keys(
+    packing: str, ternary_type: TensorType, embed_type: TensorType, kept_float: Sequence[str]
+) -> dict[str, MetadataValue]:
+    """The metadata that bitexport writes about what it did with a checkpoint.
+
+    Args:
+        packing: of the weights, as reports name it.
+        ternary_type: of most ternary tensors.
+        embed_type: of the embeddings and the head.
+        kept_float: the names in the file of linear layers that are not ternary.
+    """
+    found: dict[str, MetadataValue] = {
+        "general.file_type": FILE_TYPES[ternary_type.name],
+        "general.quantization_version": 2,
+        "bitexport.packing": packing,
+        "bitexport.ternary_type": ternary_type.name,
+        "bitexport.embedding_type": embed_type.name,
+    }
+    if kept_float:
+        found[KEPT_FLOAT_KEY] = list(kept_float)
+    return found
 
 
 @dataclass(frozen=True, slots=True)
