@@ -37,6 +37,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <mutex>
 #include <string>
 
 // The experts' rows of the batch. Every thread makes its own: sorting takes less time than a barrier.
@@ -187,15 +188,25 @@ void multiply(const Product & product, const typename Product::Batch & batch, co
 
 }  // namespace experts
 
-// Calls work(expert, panel_begin, panel_end) until all panels of all experts are done, as repack_in_threads.
-template <class Work>
-void repack_experts_in_threads(int64_t experts, int64_t panels, int64_t elements, const Work & work) {
-    repack_in_threads(experts * panels, elements, [&](int64_t begin, int64_t end) {
+// Calls repack(expert, panel_begin, panel_end) until all panels of all experts are done, as repack_in_threads. It returns
+// whether all elements were valid (ok), and the first in its expert that was not (bad_element).
+// Returns the first such element, counted through all experts of `elements` each, or -1.
+template <class Repack>
+int64_t repack_experts_in_threads(int64_t experts, int64_t panels, int64_t elements, const Repack & repack) {
+    std::mutex lock;
+    int64_t    bad_element = -1;
+    repack_in_threads(experts * panels, experts * elements, [&](int64_t begin, int64_t end) {
         for (int64_t expert = begin / panels; expert * panels < end; ++expert) {
             const int64_t before = expert * panels;
-            work(expert, std::max(begin - before, int64_t{0}), std::min(end - before, panels));
+            const auto    result = repack(expert, std::max(begin - before, int64_t{0}), std::min(end - before, panels));
+            if (!result.ok) {
+                const std::lock_guard<std::mutex> guard(lock);
+                const int64_t                     bad = expert * elements + result.bad_element;
+                bad_element = bad_element < 0 ? bad : std::min(bad_element, bad);
+            }
         }
     });
+    return bad_element;
 }
 
 template <class Product>

@@ -16,7 +16,6 @@
 #include "ternary_buffer.h"
 
 #include <algorithm>
-#include <mutex>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -188,18 +187,11 @@ class GroupedBufferType : public RepackedBufferType {
     void repack(const ggml_tensor * tensor, const void * data) const override {
         const Weights weights{tensor};
         const int64_t rows = weights.rows(), cols = weights.cols();
-        std::mutex    lock;
-        int64_t       bad_element = -1;
-        const auto    elements    = rows * cols * weights.experts();
-        repack_experts_in_threads(weights.experts(), weights.panels(), elements, [&](int64_t expert, int64_t begin, int64_t end) {
+        const auto    repack      = [&](int64_t expert, int64_t begin, int64_t end) {
             const auto * source = static_cast<const uint8_t *>(data) + expert * rows * ggml_row_size(tensor->type, cols);
-            const auto   result = ternary::repack_grouped(weights.kind(), source, rows, cols, weights.packed(expert), begin, end);
-            if (!result.ok) {
-                const std::lock_guard<std::mutex> guard(lock);
-                const int64_t                     bad = expert * rows * cols + result.bad_element;
-                bad_element = bad_element < 0 ? bad : std::min(bad_element, bad);
-            }
-        });
+            return ternary::repack_grouped(weights.kind(), source, rows, cols, weights.packed(expert), begin, end);
+        };
+        const int64_t bad_element = repack_experts_in_threads(weights.experts(), weights.panels(), rows * cols, repack);
         if (bad_element >= 0) {
             throw std::runtime_error(std::string("tensor '") + tensor->name + "' has a scale that is infinite or not a number, " +
                                      "that of row " + std::to_string(bad_element / cols) + " from column " +

@@ -19,7 +19,6 @@
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
-#include <mutex>
 #include <stdexcept>
 #include <string>
 #include <thread>
@@ -174,20 +173,12 @@ class TernaryTraits : public ggml::cpu::tensor_traits {
 // Throws std::runtime_error when a code is 3, naming the first.
 void repack_codes(const Weights & weights, const uint8_t * codes) {
     const int64_t rows = weights.rows(), cols = weights.cols();
-    std::mutex    lock;
-    int64_t       bad_element = -1;
-    const auto    elements    = rows * cols * weights.experts();
-    const auto    work        = [&](int64_t expert, int64_t panel_begin, int64_t panel_end) {
-        const int64_t first  = expert * rows * cols;  // whole blocks, see accepts
-        const auto    result = ternary::repack_i2_s(*selection().kernels, selection().layout, codes + first / 4, rows, cols,
-                                                    weights.packed(expert), panel_begin, panel_end);
-        if (!result.ok) {
-            const std::lock_guard<std::mutex> guard(lock);
-            const int64_t                     bad = first + result.bad_element;
-            bad_element = bad_element < 0 ? bad : std::min(bad_element, bad);
-        }
+    const auto    repack      = [&](int64_t expert, int64_t panel_begin, int64_t panel_end) {
+        const int64_t first = expert * rows * cols;  // whole blocks, see accepts
+        return ternary::repack_i2_s(*selection().kernels, selection().layout, codes + first / 4, rows, cols,
+                                    weights.packed(expert), panel_begin, panel_end);
     };
-    repack_experts_in_threads(weights.experts(), weights.panels(), elements, work);
+    const int64_t bad_element = repack_experts_in_threads(weights.experts(), weights.panels(), rows * cols, repack);
     if (bad_element >= 0) {
         throw std::runtime_error(std::string("tensor '") + weights.tensor->name + "' holds code 3 at element " +
                                  std::to_string(bad_element) +
