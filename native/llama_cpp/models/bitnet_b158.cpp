@@ -97,7 +97,7 @@ std::unique_ptr<llm_graph_context> llama_model_bitnet_b158::build_arch_graph(con
 }
 
 llama_model_bitnet_b158::graph::graph(const llama_model_bitnet_b158 & model, const llm_graph_params & params)
-    : llm_graph_context(params), model(model) {
+    : input_norms_graph(params, model.norm_in_eps), model(model) {
     GGML_ASSERT(hparams.n_embd_head_k() == hparams.n_embd_head_v());
 
     ggml_tensor *             residual  = build_inp_embd(model.tok_embd);
@@ -121,18 +121,10 @@ llama_model_bitnet_b158::graph::graph(const llama_model_bitnet_b158 & model, con
         cb(residual, "l_out", il);
     }
 
-    ggml_tensor * cur = build_norm(residual, model.output_norm, nullptr, LLM_NORM_RMS, -1);
-    cb(cur, "result_norm", -1);
-    res->t_embd = cur;
-
-    if (cparams.embeddings && pooling_type != LLAMA_POOLING_TYPE_NONE) {
-        // Logits of a context that pools embeddings would be computed for nothing.
-        ggml_build_forward_expand(gf, cur);
+    ggml_tensor * cur = head(residual, model.output_norm, model.output);
+    if (cur == nullptr) {
         return;
     }
-
-    cur = build_lora_mm(model.output, cur);
-    cb(cur, "result_output", -1);
     res->t_logits = cur;
 
     ggml_build_forward_expand(gf, cur);
@@ -217,22 +209,4 @@ ggml_tensor * llama_model_bitnet_b158::graph::feed_forward(ggml_tensor * input, 
         cb(cur, "ffn_sub_norm", il);
     }
     return linear(cur, norms.down, layer.ffn_down, layer.ffn_down_b, "ffn_out", il);
-}
-
-// A linear layer, with the norm in front of it and the bias, if it has them. The product quantizes its activations.
-// input: float32 [in, n_tokens]; result, called `name`: float32 [out, n_tokens]
-ggml_tensor * llama_model_bitnet_b158::graph::linear(ggml_tensor * input, ggml_tensor * norm_in, ggml_tensor * weight,
-                                                     ggml_tensor * bias, const char * name, int il) {
-    ggml_tensor * cur = input;
-    if (norm_in != nullptr) {
-        cur = ggml_mul(ctx0, ggml_rms_norm(ctx0, cur, model.norm_in_eps), norm_in);
-        cb(cur, (std::string(name) + "_norm_in").c_str(), il);
-    }
-    cur = build_lora_mm(weight, cur);
-    if (bias != nullptr) {
-        cb(cur, (std::string(name) + "_product").c_str(), il);
-        cur = ggml_add(ctx0, cur, bias);
-    }
-    cb(cur, name, il);
-    return cur;
 }

@@ -30,7 +30,7 @@ struct llama_model_bitnet_b158 : public llama_model_base {
     void load_arch_tensors(llama_model_loader & ml) override;
     std::unique_ptr<llm_graph_context> build_arch_graph(const llm_graph_params & params) const override;
 
-    struct graph : public llm_graph_context {
+    struct graph : public input_norms_graph {
         graph(const llama_model_bitnet_b158 & model, const llm_graph_params & params);
 
       private:
@@ -38,7 +38,5 @@ struct llama_model_bitnet_b158 : public llama_model_base {
 
         ggml_tensor * attention(ggml_tensor * input, ggml_tensor * positions, llm_graph_input_attn_kv * cache, int il);
         ggml_tensor * feed_forward(ggml_tensor * input, int il);
-        ggml_tensor * linear(ggml_tensor * input, ggml_tensor * norm_in, ggml_tensor * weight, ggml_tensor * bias,
-                             const char * name, int il);
     };
 };

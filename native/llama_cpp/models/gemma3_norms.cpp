@@ -64,7 +64,7 @@ std::unique_ptr<llm_graph_context> llama_model_gemma3_norms::build_arch_graph(co
 }
 
 llama_model_gemma3_norms::norms_graph::norms_graph(const llama_model_gemma3_norms & model, const llm_graph_params & params)
-    : llm_graph_context(params), model(model) {
+    : input_norms_graph(params, model.norm_in_eps), model(model) {
     if (hparams.swa_type == LLAMA_SWA_TYPE_NONE) {
         build(build_attn_inp_kv());
     } else {
@@ -102,18 +102,10 @@ template <typename cache_input> void llama_model_gemma3_norms::norms_graph::buil
         cb(residual, "l_out", il);
     }
 
-    ggml_tensor * cur = build_norm(residual, model.output_norm, nullptr, LLM_NORM_RMS, -1);
-    cb(cur, "result_norm", -1);
-    res->t_embd = cur;
-
-    if (cparams.embeddings && pooling_type != LLAMA_POOLING_TYPE_NONE) {
-        // Logits of a context that pools embeddings would be computed for nothing.
-        ggml_build_forward_expand(gf, cur);
+    ggml_tensor * cur = head(residual, model.output_norm, model.output);
+    if (cur == nullptr) {
         return;
     }
-
-    cur = build_lora_mm(model.output, cur);
-    cb(cur, "result_output", -1);
     if (hparams.f_final_logit_softcapping != 0.0f) {
         cur = ggml_scale(ctx0, cur, 1.0f / hparams.f_final_logit_softcapping);
         cur = ggml_scale(ctx0, ggml_tanh(ctx0, cur), hparams.f_final_logit_softcapping);
@@ -137,9 +129,9 @@ ggml_tensor * llama_model_gemma3_norms::norms_graph::attention(ggml_tensor * inp
     ggml_tensor * cur = build_norm(input, layer.attn_norm, nullptr, LLM_NORM_RMS, il);
     cb(cur, "attn_norm", il);
 
-    ggml_tensor * query = linear(cur, norms.q, layer.wq, "Qcur", il);
-    ggml_tensor * key   = linear(cur, norms.k, layer.wk, "Kcur", il);
-    ggml_tensor * value = linear(cur, norms.v, layer.wv, "Vcur", il);
+    ggml_tensor * query = linear(cur, norms.q, layer.wq, nullptr, "Qcur", il);
+    ggml_tensor * key   = linear(cur, norms.k, layer.wk, nullptr, "Kcur", il);
+    ggml_tensor * value = linear(cur, norms.v, layer.wv, nullptr, "Vcur", il);
 
     query = ggml_reshape_3d(ctx0, query, n_embd_head, n_head, n_tokens);
     key   = ggml_reshape_3d(ctx0, key, n_embd_head, n_head_kv, n_tokens);
@@ -167,7 +159,7 @@ ggml_tensor * llama_model_gemma3_norms::norms_graph::attention(ggml_tensor * inp
         cur = build_norm(cur, layer.attn_sub_norm, nullptr, LLM_NORM_RMS, il);
         cb(cur, "attn_sub_norm", il);
     }
-    return linear(cur, norms.out, layer.wo, "attn_out", il);
+    return linear(cur, norms.out, layer.wo, nullptr, "attn_out", il);
 }
 
 // input and result: float32 [n_embd, n_tokens]
@@ -178,8 +170,8 @@ ggml_tensor * llama_model_gemma3_norms::norms_graph::feed_forward(ggml_tensor * 
     ggml_tensor * cur = build_norm(input, layer.ffn_norm, nullptr, LLM_NORM_RMS, il);
     cb(cur, "ffn_norm", il);
 
-    ggml_tensor * up   = linear(cur, norms.up, layer.ffn_up, "ffn_up", il);
-    ggml_tensor * gate = linear(cur, norms.gate, layer.ffn_gate, "ffn_gate", il);
+    ggml_tensor * up   = linear(cur, norms.up, layer.ffn_up, nullptr, "ffn_up", il);
+    ggml_tensor * gate = linear(cur, norms.gate, layer.ffn_gate, nullptr, "ffn_gate", il);
     cur = ggml_mul(ctx0, gelu(gate), up);
     cb(cur, "ffn_gated", il);
 
@@ -187,21 +179,7 @@ ggml_tensor * llama_model_gemma3_norms::norms_graph::feed_forward(ggml_tensor * 
         cur = build_norm(cur, layer.ffn_sub_norm, nullptr, LLM_NORM_RMS, il);
         cb(cur, "ffn_sub_norm", il);
     }
-    return linear(cur, norms.down, layer.ffn_down, "ffn_out", il);
-}
-
-// A linear layer, with the norm in front of it, if it has one. The product quantizes its activations.
-// input: float32 [in, n_tokens]; result, called `name`: float32 [out, n_tokens]
-ggml_tensor * llama_model_gemma3_norms::norms_graph::linear(ggml_tensor * input, ggml_tensor * norm_in,
-                                                            ggml_tensor * weight, const char * name, int il) {
-    ggml_tensor * cur = input;
-    if (norm_in != nullptr) {
-        cur = ggml_mul(ctx0, ggml_rms_norm(ctx0, cur, model.norm_in_eps), norm_in);
-        cb(cur, (std::string(name) + "_norm_in").c_str(), il);
-    }
-    cur = build_lora_mm(weight, cur);
-    cb(cur, name, il);
-    return cur;
+    return linear(cur, norms.down, layer.ffn_down, nullptr, "ffn_out", il);
 }
 
 // GELU's tanh form: x (1 + tanh(u)) / 2 with u = sqrt(2 / pi) (x + 0.044715 x^3), which is x sigmoid(2 u).

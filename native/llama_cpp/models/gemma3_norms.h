@@ -27,7 +27,7 @@ struct llama_model_gemma3_norms : public llama_model_gemma3 {
 
     bool own_graph() const; // whether norms_graph runs the file, and not llama.cpp's graph
 
-    struct norms_graph : public llm_graph_context {
+    struct norms_graph : public input_norms_graph {
         norms_graph(const llama_model_gemma3_norms & model, const llm_graph_params & params);
 
       private:
@@ -37,7 +37,6 @@ struct llama_model_gemma3_norms : public llama_model_gemma3 {
         template <typename cache_input>
         ggml_tensor * attention(ggml_tensor * input, ggml_tensor * positions, cache_input * cache, int il);
         ggml_tensor * feed_forward(ggml_tensor * input, int il);
-        ggml_tensor * linear(ggml_tensor * input, ggml_tensor * norm_in, ggml_tensor * weight, const char * name, int il);
         ggml_tensor * gelu(ggml_tensor * input);
     };
 };
