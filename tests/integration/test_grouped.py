@@ -18,27 +18,12 @@ from bitexport.gguf.types import TYPES
 from bitexport.runtime.ggml import cpu_tier
 from bitexport.runtime.observe import Activations, record_activations
 from bitexport.runtime.session import Session
-from tests.integration.test_head import run
+from tests.integration.test_head import LOGITS, run
 from tests.support.gguf_files import changed, rewritten
 from tests.support.tiny_models import tiny_checkpoint
 
 KINDS = ("q2_0", "tq1_0", "tq2_0")
 DIGEST = "tests.support.programs.digest"
-
-#: As in test_head, with a CPU_GROUPED buffer.
-LOGITS = """
-import logging
-import sys
-import numpy as np
-from bitexport.runtime.session import Session
-logging.basicConfig(level=logging.DEBUG, format="%(message)s")
-with Session(sys.argv[1], n_ctx=64, n_threads=2) as session:
-    ids = list(range(3, 43))
-    logits = session.logits(ids)
-    session.clear()
-    alone = np.stack([session.feed([token]) for token in ids])
-    np.save(sys.argv[2], np.stack([logits, alone]))
-"""
 
 
 def logits(file: Path, **environment: str) -> tuple[np.ndarray, str]:

@@ -93,16 +93,21 @@ def test_a_swapped_pre_tokenizer(
     assert text is None or any(text in mismatch.text for mismatch in report.mismatches)
 
 
-def test_where_transformers_does_not_follow_the_file(
-    checkpoint_of: Maker, gguf_of: Maker, tmp_path: Path
-) -> None:
-    """LlamaTokenizer in transformers 5 treats leading spaces differently from tokenizer.json."""
-    folder = tmp_path / "model"
-    edited(checkpoint_of(tokenizer="llama2"), folder, lambda _: None)
+def with_llama_tokenizer(checkpoint: Path, folder: Path) -> Path:
+    """A copy of the checkpoint that transformers opens with its class LlamaTokenizer."""
+    edited(checkpoint, folder, lambda _: None)
     settings = json.loads((folder / "tokenizer_config.json").read_text())
     (folder / "tokenizer_config.json").write_text(
         json.dumps({**settings, "tokenizer_class": "LlamaTokenizer"})
     )
+    return folder
+
+
+def test_where_transformers_does_not_follow_the_file(
+    checkpoint_of: Maker, gguf_of: Maker, tmp_path: Path
+) -> None:
+    """LlamaTokenizer in transformers 5 treats leading spaces differently from tokenizer.json."""
+    folder = with_llama_tokenizer(checkpoint_of(tokenizer="llama2"), tmp_path / "model")
     report = tokenizer_parity(folder, gguf_of(tokenizer="llama2"), [" leading space"])
     assert report.mismatches[0].what == "prompt 1"
     assert all(mismatch.file_agrees and mismatch.harmless for mismatch in report.mismatches)
@@ -114,12 +119,7 @@ def test_a_real_difference_is_not_called_harmless(
     checkpoint_of: Maker, gguf_of: Maker, tmp_path: Path
 ) -> None:
     """The same folder, and a file that adds no space in front of a text."""
-    folder = tmp_path / "model"
-    edited(checkpoint_of(tokenizer="llama2"), folder, lambda _: None)
-    settings = json.loads((folder / "tokenizer_config.json").read_text())
-    (folder / "tokenizer_config.json").write_text(
-        json.dumps({**settings, "tokenizer_class": "LlamaTokenizer"})
-    )
+    folder = with_llama_tokenizer(checkpoint_of(tokenizer="llama2"), tmp_path / "model")
     bad = tmp_path / "bad.gguf"
     source = gguf_of(tokenizer="llama2").read_bytes()
     key = b"tokenizer.ggml.add_space_prefix" + (7).to_bytes(4, "little")
