@@ -17,7 +17,7 @@ if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$" AND NOT TERNARY_SCALA
         list(APPEND TERNARY_avx512bw_OPTIONS -Wno-uninitialized -Wno-maybe-uninitialized)
         list(APPEND TERNARY_avx512vnni_OPTIONS -Wno-uninitialized -Wno-maybe-uninitialized)
     endif()
-    set(TERNARY_avx512vbmi_OPTIONS ${TERNARY_avx512vnni_OPTIONS} -mavx512vbmi)
+    set(TERNARY_avx512vbmi_OPTIONS ${TERNARY_avx512vnni_OPTIONS} -mavx512vbmi -mgfni)
     include(CheckCXXSourceCompiles)
     check_cxx_source_compiles("int main() { __asm__(\"{vex} vpdpbusd %ymm0, %ymm0, %ymm0\"); }" TERNARY_ASSEMBLER_HAS_VEX)
     if(NOT TERNARY_ASSEMBLER_HAS_VEX)

@@ -51,6 +51,7 @@ CpuFeatures cpu_features() {
     cpu.avx512vl = os_avx512 && bit(ebx, 31);
     cpu.avx512vnni = os_avx512 && bit(ecx, 11);
     cpu.avx512vbmi = os_avx512 && bit(ecx, 1);
+    cpu.gfni = bit(ecx, 8);
     if (eax >= 1 && __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx)) {  // eax: the last subleaf there is
         cpu.avxvnni = os_avx && bit(eax, 4);
     }

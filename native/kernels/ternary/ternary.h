@@ -36,6 +36,7 @@ struct CpuFeatures {
     bool avx512vl = false;
     bool avx512vnni = false;
     bool avx512vbmi = false;
+    bool gfni = false;
     bool neon = false;
     bool dotprod = false;
     bool i8mm = false;

@@ -13,6 +13,7 @@ namespace {
 
 // Always inline: GCC takes the function for one without effect and drops its calls otherwise.
 TERNARY_INLINE void prefetch(const void * p) { _mm_prefetch(static_cast<const char *>(p), _MM_HINT_T0); }
+TERNARY_INLINE void prefetch_to_l2(const void * p) { _mm_prefetch(static_cast<const char *>(p), _MM_HINT_T1); }
 
 inline __m256i load256(const void * p) { return _mm256_loadu_si256(static_cast<const __m256i *>(p)); }
 inline void store256(void * p, __m256i v) { _mm256_storeu_si256(static_cast<__m256i *>(p), v); }

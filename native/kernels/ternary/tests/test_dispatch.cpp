@@ -9,7 +9,7 @@ using namespace ternary_test;
 
 static CpuFeatures everything() {
     CpuFeatures cpu;
-    cpu.avx2 = cpu.avxvnni = cpu.avx512f = cpu.avx512bw = cpu.avx512vl = cpu.avx512vnni = cpu.avx512vbmi = true;
+    cpu.avx2 = cpu.avxvnni = cpu.avx512f = cpu.avx512bw = cpu.avx512vl = cpu.avx512vnni = cpu.avx512vbmi = cpu.gfni = true;
     cpu.neon = cpu.dotprod = cpu.i8mm = true;
     return cpu;
 }
@@ -82,6 +82,8 @@ static void test_missing_features() {
     cpu.avx512vnni = true;
     check(best() == "avx512vnni", "AVX-512 VNNI: avx512vnni, not " + best());
     check(select_kernels(cpu, "avx512vbmi").kernels == nullptr, "without VBMI avx512vbmi is refused");
+    cpu.avx512vbmi = true;
+    check(best() == "avx512vnni", "VBMI without GFNI: avx512vnni, not " + best());
     check(select_kernels(everything(), nullptr).kernels->tier == Tier::avx512vbmi, "with everything the best is avx512vbmi");
     cpu = {};
     cpu.avx2 = cpu.avxvnni = true;
@@ -93,6 +95,7 @@ static void test_missing_features() {
     check(here.avxvnni == static_cast<bool>(__builtin_cpu_supports("avxvnni")), "avxvnni as the compiler's runtime sees it");
 #endif
     check(here.avx512vnni == static_cast<bool>(__builtin_cpu_supports("avx512vnni")), "avx512vnni as the compiler's runtime sees it");
+    check(here.gfni == static_cast<bool>(__builtin_cpu_supports("gfni")), "gfni as the compiler's runtime sees it");
     check(here.avx512vbmi == static_cast<bool>(__builtin_cpu_supports("avx512vbmi")), "avx512vbmi as the compiler's runtime sees it");
 }
 #endif
