@@ -56,6 +56,8 @@ def load(path: str | os.PathLike[str], **kwargs: Any) -> Llama:
         check_threads(kwargs[threads])
     with _one_at_a_time:
         model = _open(file, kwargs)
+    for message in model.template_warnings:
+        warnings.warn(message, BitexportWarning, stacklevel=3)
     pool = ThreadPool(model.ctx, max(kwargs["n_threads"], kwargs["n_threads_batch"]))
     model._stack.callback(pool.close)  # runs before the context is freed: callbacks run last in, first out
     _open_models.add(model)
@@ -69,13 +71,6 @@ def _open(file: Path, kwargs: Mapping[str, Any]) -> Llama:
         return model_class()(str(file), **kwargs)
     except ValueError as error:  # llama-cpp-python raises it when libllama returns a null pointer
         raise load_error(file, str(error)) from error
-    except Exception as error:
-        if type(error).__module__ != "jinja2.exceptions":  # it compiles the chat template
-            raise
-        raise GGUFError(
-            f"{file}: the chat template is damaged ({error}); correct tokenizer_config.json or "
-            "chat_template.jinja and convert the checkpoint again"
-        ) from error
 
 
 def _check_arguments(given: Mapping[str, Any]) -> None:

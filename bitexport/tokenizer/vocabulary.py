@@ -31,7 +31,7 @@ from bitexport.tokenizer.sentencepiece_rule import (
 from bitexport.tokenizer.sentencepiece_vocabulary import PADDING, sentencepiece_vocabulary
 from bitexport.tokenizer.settings import (
     all_ends,
-    check_encodable,
+    check_chat_template,
     read_settings,
     remote_code_warning,
     special_vocabulary,
@@ -86,7 +86,7 @@ def read_vocabulary(folder: Path, vocab_size: int, given_pre: str | None = None)
         prefix = None
     add_bos, add_eos = _added_ends(tokenizer, special.special_token_ids, settings, warnings)
     ends = all_ends(folder, special.special_token_ids, tokens, warnings)
-    check_encodable(special.chat_template)
+    check_chat_template(special.chat_template)
     return Vocabulary(
         model=kind,
         pre=pre,
