@@ -23,6 +23,7 @@ from bitexport.runtime.library import bind
 from bitexport.runtime.limits import check_threads
 from bitexport.runtime.model import model_class
 from bitexport.runtime.threads import ThreadPool, default_threads
+from bitexport.system.reading import open_regular
 from bitexport.tokenizer.missing_pre_tokenizer import PRE_KEY
 
 if TYPE_CHECKING:
@@ -112,10 +113,11 @@ def checked_file(
     """
     file = Path(path)
     try:
-        with file.open("rb") as stream:
+        with open_regular(file) as stream:
             magic = stream.read(len(MAGIC))
     except OSError as error:
-        reason = (error.strerror or "cannot be read").lower()
+        reason = error.strerror or "cannot be read"
+        reason = reason[0].lower() + reason[1:]
         raise GGUFError(f"{file}: {reason}; give the path of a GGUF file") from error
     if magic != MAGIC:
         raise GGUFError(

@@ -8,16 +8,14 @@ import contextlib
 import json
 import os
 import pickle
-import signal
 import subprocess
-import sys
 import threading
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import jinja2.exceptions
 
+from bitexport.system.limited import ending, python_process
 from bitexport.tokenizer.chat.check import TemplateError, check_template
 
 #: Memory of the worker, for everything that it holds; an ordinary conversation takes 40 MB with Python.
@@ -26,13 +24,7 @@ MAX_BYTES = 1 << 30
 #: Time for one rendering. An ordinary one takes less than a millisecond.
 MAX_SECONDS = 5.0
 
-# not with -m, which would look for modules in the current folder first
-_PROGRAM = """
-import sys
-sys.path[:] = [folder for folder in sys.path if folder]
-from bitexport.tokenizer.chat import worker
-worker.main(int(sys.argv[1]), float(sys.argv[2]))
-"""
+_WORKER = "bitexport.tokenizer.chat.worker"
 
 
 def render_template(template: str, variables: Mapping[str, Any]) -> str:
@@ -92,16 +84,8 @@ if hasattr(os, "register_at_fork"):
 
 
 def _start() -> subprocess.Popen[bytes]:
-    package = str(Path(__file__).resolve().parents[3])
-    inherited = os.environ.get("PYTHONPATH")
-    search = package + (os.pathsep + inherited if inherited else "")
-    return subprocess.Popen(
-        [sys.executable, "-c", _PROGRAM, str(MAX_BYTES), str(MAX_SECONDS)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        env={**os.environ, "PYTHONPATH": search},
-    )
+    process = python_process(_WORKER, str(MAX_BYTES), str(MAX_SECONDS))
+    return subprocess.Popen(**process, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
 
 def _answer(request: bytes) -> Any:
@@ -124,12 +108,7 @@ def _answer(request: bytes) -> Any:
         _end(process, 0)
         raise
     code = _end(process, 1)
-    if code == -signal.SIGALRM:
-        raise TemplateError(f"takes more than {MAX_SECONDS:g} s to render")
-    raise TemplateError(
-        f"cannot be rendered within {MAX_BYTES >> 20} MiB of memory (the process that renders it ended with "
-        f"code {code})"
-    )
+    raise TemplateError(ending(code, MAX_BYTES, MAX_SECONDS))
 
 
 def _end(process: subprocess.Popen[bytes], grace: float) -> int:

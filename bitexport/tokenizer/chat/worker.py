@@ -12,12 +12,11 @@ import functools
 import json
 import os
 import pickle
-import resource
-import signal
 import struct
 import sys
 from typing import IO, TYPE_CHECKING
 
+from bitexport.system.limited import deadline, set_limits
 from bitexport.tokenizer.chat.environment import ChatEnvironment
 
 if TYPE_CHECKING:
@@ -29,26 +28,21 @@ LENGTH = struct.Struct("<Q")
 MAX_OUTPUT = 64 * 1024 * 1024
 
 
-def main(memory: int, seconds: float) -> None:
+def main(memory: str, seconds: str) -> None:
     """Answer requests.
 
     Args:
         memory: the address space that the process may use, in bytes.
         seconds: the time for one request.
     """
-    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    set_limits(int(memory))
     sys.setrecursionlimit(2000)  # what the check compiled with the usual limit also compiles here
-    # the parent's settings are inherited
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
     requests, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # other output must not be taken for an answer
     while request := _read(requests):
-        signal.setitimer(signal.ITIMER_REAL, seconds)
+        deadline(float(seconds))
         answer = _answer(request)
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        deadline(0)
         answers.write(LENGTH.pack(len(answer)) + answer)
         answers.flush()
 

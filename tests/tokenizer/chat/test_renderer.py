@@ -89,7 +89,7 @@ def test_memory_is_limited(template: str) -> None:
 @pytest.mark.parametrize("template", TIME.values(), ids=TIME)
 def test_time_is_limited(template: str) -> None:
     started = time.perf_counter()
-    with pytest.raises(TemplateError, match="takes more than 5 s to render"):
+    with pytest.raises(TemplateError, match="takes more than 5 s"):
         render_template(template, {})
     assert time.perf_counter() - started < 20
     assert render_template("{{ a }}", {"a": "still works"}) == "still works"
