@@ -18,7 +18,7 @@ import jinja2.exceptions
 from bitexport.system.limited import ending, python_process
 from bitexport.tokenizer.chat.check import TemplateError, check_template
 
-#: Memory of the worker, for everything that it holds; an ordinary conversation takes 40 MB with Python.
+#: Memory of the worker, Python included.
 MAX_BYTES = 1 << 30
 
 #: Time for one rendering. An ordinary one takes less than a millisecond.
