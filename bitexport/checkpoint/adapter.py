@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bitexport.checkpoint.folders import ADAPTER_CONFIG
+from bitexport.checkpoint.patterns import check_patterns
 from bitexport.checkpoint.reader import FLOAT_DTYPES, Checkpoint
 from bitexport.checkpoint.safetensors import TensorInfo
 from bitexport.checkpoint.shards import inside, read_json, read_shard
@@ -249,7 +250,9 @@ def _scaling(files: Checkpoint, module: str, rank: int) -> float:
     """s of the module's formula."""
     alpha = files.config.get("lora_alpha")
     plain = module.removeprefix("base_model.model.").removesuffix(" (embedding)")
-    for pattern, value in (files.config.get("alpha_pattern") or {}).items():
+    alphas = files.config.get("alpha_pattern") or {}
+    check_patterns(f"{files.path}: alpha_pattern", list(alphas))
+    for pattern, value in alphas.items():
         try:
             found = re.fullmatch(rf"(.*\.)?({pattern})", plain)
         except (re.error, RecursionError) as error:

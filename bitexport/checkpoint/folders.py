@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
+import stat
 from pathlib import Path
 
-from bitexport.checkpoint.shards import INDEX, INDEX_BIN, SINGLE, SINGLE_BIN, read_json
+from bitexport.checkpoint.shards import INDEX, INDEX_BIN, MAX_JSON_BYTES, SINGLE, SINGLE_BIN, read_json
 from bitexport.errors import CheckpointError
+from bitexport.system.reading import irregular
 
 CONFIG = "config.json"
 ADAPTER_CONFIG = "adapter_config.json"
 
 #: Suffixes of the files of a checkpoint folder.
 PARTS = frozenset({".safetensors", ".bin", ".pt", ".pth", ".json", ".jinja", ".model"})
+
+#: Folders in a checkpoint from which other libraries read files, and the names of files that they read whole.
+#: Those of tokenizers have up to 35 MB.
+SUBFOLDERS = ("additional_chat_templates", "1_Pooling")
+SMALL_PARTS = (".json", ".jinja", ".model", ".txt")
+MAX_SMALL_PART = MAX_JSON_BYTES
 
 #: How many folders a message lists.
 LISTED = 4
@@ -23,6 +32,7 @@ def check_folder(folder: Path) -> None:
     """Raise CheckpointError, with what to give instead, unless ``folder`` has config.json and weights."""
     if not folder.is_dir():
         raise CheckpointError(_not_a_folder(folder))
+    check_files(folder)
     weights = [name for name in (SINGLE, INDEX, SINGLE_BIN, INDEX_BIN) if (folder / name).is_file()]
     if (folder / CONFIG).is_file() and weights:
         return
@@ -50,6 +60,42 @@ def check_folder(folder: Path) -> None:
         )
     if not (folder / CONFIG).is_file():
         raise CheckpointError(f"{folder}: no {CONFIG}; expected a checkpoint saved with save_pretrained")
+
+
+def check_files(folder: Path) -> None:
+    """Check that what looks like files of a checkpoint is files, before any library opens one.
+
+    A link to a device has no end, and a FIFO makes its reader wait.
+
+    Raises:
+        CheckpointError: one is a FIFO, a device or a socket, or is far larger than such a file is.
+    """
+    for part in (folder, *(folder / name for name in SUBFOLDERS)):
+        try:
+            entries = sorted(os.listdir(part))  # noqa: PTH208 (names only)
+        except OSError:
+            continue
+        for name in entries:
+            if Path(name).suffix in (*PARTS, *SMALL_PARTS):
+                _check_file(part / name)
+
+
+def _check_file(path: Path) -> None:
+    try:
+        found = path.stat()
+    except OSError:
+        return  # a link to nothing: missing
+    kind = irregular(found.st_mode)
+    if kind and not stat.S_ISDIR(found.st_mode):
+        target = f" (a link to {path.resolve()})" if path.is_symlink() else ""
+        raise CheckpointError(
+            f"{path} is {kind}{target}; expected a regular file: do not trust this checkpoint, or download "
+            "it again"
+        )
+    if path.suffix in SMALL_PARTS and found.st_size > MAX_SMALL_PART:
+        raise CheckpointError(
+            f"{path} has {found.st_size} bytes; expected at most {MAX_SMALL_PART}: download it again"
+        )
 
 
 def adapter_command(adapter: Path) -> str:

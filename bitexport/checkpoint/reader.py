@@ -13,10 +13,12 @@ import numpy as np
 import numpy.typing as npt
 
 from bitexport.checkpoint.folders import CONFIG, check_folder
+from bitexport.checkpoint.limits import check_sizes
 from bitexport.checkpoint.safetensors import DTYPE_BYTES, TensorInfo
 from bitexport.checkpoint.shards import find_tensors, read_json
 from bitexport.checkpoint.spelling import respell
 from bitexport.errors import CheckpointError, NotFiniteError
+from bitexport.system.reading import open_regular
 
 #: dtypes whose values are weights.
 FLOAT_DTYPES = ("BF16", "F16", "F32", "F64")
@@ -110,7 +112,7 @@ class Checkpoint:
         begin = info.offset + offset
         base = begin - begin % mmap.ALLOCATIONGRANULARITY
         try:
-            with info.shard.open("rb") as file:
+            with open_regular(info.shard) as file:
                 mapped = mmap.mmap(file.fileno(), begin - base + nbytes, offset=base, access=mmap.ACCESS_READ)
         except (OSError, ValueError) as error:
             raise CheckpointError(
@@ -131,6 +133,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     folder = Path(path)
     check_folder(folder)
     config = read_json(folder / CONFIG)
+    check_sizes(config)
     tensors = respell(find_tensors(folder))
     _check_no_lora(folder, tensors)
     return Checkpoint(folder, MappingProxyType(config), MappingProxyType(tensors))

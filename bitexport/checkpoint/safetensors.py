@@ -21,9 +21,16 @@ from types import MappingProxyType
 from typing import Any
 
 from bitexport.errors import CheckpointError
+from bitexport.system.reading import open_regular
 
 #: The limit that the safetensors format sets on the size of a header.
 MAX_HEADER_BYTES = 100_000_000
+
+#: A model with 384 experts in each of 61 layers has 210,000 tensors if it is quantized.
+MAX_TENSORS = 250_000
+
+#: A list, and so a shape, may not be longer than this; PyTorch's tensors have up to 64 dimensions.
+MAX_DIMENSIONS = 64
 
 #: Bytes per element of every dtype of the format that takes whole bytes.
 DTYPE_BYTES: Mapping[str, int] = MappingProxyType(
@@ -78,8 +85,8 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
             bytes are outside the file, overlap another tensor's, leave a gap, or do not match its shape.
     """
     try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
+        with open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
             prefix = file.read(8)
             if len(prefix) < 8:
                 raise CheckpointError(
@@ -94,12 +101,28 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
                 )
             raw = file.read(length)
     except OSError as error:
-        raise CheckpointError(f"{path.name}: cannot be read ({os.strerror(error.errno or 0)})") from error
+        raise CheckpointError(f"{path.name}: cannot be read ({error.strerror})") from error
+    _check_extent(path, raw)
     entries = _parse(path, raw)
     tensors = [_tensor(path, name, entry, 8 + length) for name, entry in entries.items()]
     tensors.sort(key=lambda tensor: (tensor.offset, tensor.nbytes))
     _check_layout(path, tensors, 8 + length, size)
     return {tensor.name: tensor for tensor in tensors}
+
+
+def json_values(raw: bytes) -> int:
+    """About how many values a JSON document has, without parsing it."""
+    return raw.count(b",") + raw.count(b"[") + raw.count(b"{")
+
+
+def _check_extent(path: Path, raw: bytes) -> None:
+    """Check that a header does not have more entries and numbers than any model has, before it is parsed."""
+    entries = raw.count(b"{") - 1
+    if entries > MAX_TENSORS + 1 or json_values(raw) > 20 * MAX_TENSORS:
+        raise CheckpointError(
+            f"{path.name}: the header has {entries} entries; expected at most {MAX_TENSORS} tensors: the "
+            "file is damaged, download it again"
+        )
 
 
 def _parse(path: Path, raw: bytes) -> dict[str, Any]:
@@ -145,8 +168,14 @@ def _tensor(path: Path, name: str, entry: Any, data_start: int) -> TensorInfo:
             f"{where}: unknown dtype {dtype!r}; expected one of {', '.join(DTYPE_BYTES)}; save it as BF16 or "
             "F32"
         )
-    if not isinstance(shape, list) or not all(_is_count(dim) for dim in shape):
-        raise CheckpointError(f"{where}: shape {shape!r} is not a list of sizes; save the file again")
+    if (
+        not isinstance(shape, list)
+        or len(shape) > MAX_DIMENSIONS
+        or not all(_is_count(dim) and dim < 2**63 for dim in shape)
+    ):
+        raise CheckpointError(
+            f"{where}: shape {str(shape)[:100]} is not a list of sizes; save the file again"
+        )
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(_is_count(offset) for offset in offsets):
         raise CheckpointError(
             f"{where}: data_offsets {offsets!r} is not a pair of positions; save the file again"

@@ -6,14 +6,13 @@ its ``config.json``. ``config_sentence_transformers.json`` has the prompts: text
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from bitexport.checkpoint.shards import read_json
+from bitexport.checkpoint.shards import read_document, read_json
 from bitexport.errors import CheckpointError, UnsupportedError
 
 MODULES = "modules.json"
@@ -81,10 +80,7 @@ def read_sentence_transformers(folder: Path, pooling: str | None = None) -> Embe
 
 
 def _modules(path: Path) -> list[Mapping[str, Any]]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path.name}: {error}; download it again") from error
+    found = read_document(path)
     if not isinstance(found, list) or not all(isinstance(module, dict) for module in found):
         raise CheckpointError(f"{path.name}: expected a list of modules; download it again")
     return found

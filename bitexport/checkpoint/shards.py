@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bitexport.checkpoint.safetensors import TensorInfo, read_header
+from bitexport.checkpoint.safetensors import MAX_TENSORS, TensorInfo, json_values, read_header
 from bitexport.checkpoint.torch_file import read_torch_file
 from bitexport.errors import CheckpointError
+from bitexport.system.reading import read_regular
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -20,8 +20,13 @@ INDEX = "model.safetensors.index.json"
 SINGLE_BIN = "pytorch_model.bin"
 INDEX_BIN = "pytorch_model.bin.index.json"
 
-#: The JSON files of a checkpoint are small; a larger file is not a configuration file.
-MAX_JSON_BYTES = 256 * 1024 * 1024
+#: tokenizer.json has up to 35 MB, and 1.5 million brackets and commas, which show how much memory it takes.
+MAX_JSON_BYTES = 128 * 1024 * 1024
+MAX_JSON_VALUES = 5_000_000
+
+#: Some files that a person could have written.
+SMALL = ("config.json", "generation_config.json", "adapter_config.json")
+MAX_SMALL_BYTES = 4 * 1024 * 1024
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -30,23 +35,36 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: the file is missing, too large, not JSON, or not an object.
     """
-    try:
-        if path.stat().st_size > MAX_JSON_BYTES:
-            raise CheckpointError(
-                f"{path.name}: larger than {MAX_JSON_BYTES} bytes; expected a configuration file: download "
-                "it again"
-            )
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({os.strerror(error.errno or 0)})") from error
-    except (ValueError, RecursionError) as error:
-        reason = str(error).splitlines()[0]
-        raise CheckpointError(f"{path.name}: not valid JSON ({reason}); download it again") from error
+    value = read_document(path)
     if not isinstance(value, dict):
         raise CheckpointError(
             f"{path.name}: contains a {type(value).__name__}, expected a JSON object; download it again"
         )
     return value
+
+
+def read_document(path: Path) -> Any:
+    """The JSON value in a file of the checkpoint folder.
+
+    Raises:
+        CheckpointError: the file is missing, not a regular file, too large, or not JSON.
+    """
+    most = MAX_SMALL_BYTES if path.name in SMALL else MAX_JSON_BYTES
+    try:
+        raw = read_regular(path, most)
+        if (values := json_values(raw)) > MAX_JSON_VALUES:
+            raise CheckpointError(
+                f"{path.name}: has about {values} values; expected at most {MAX_JSON_VALUES}: download it "
+                "again"
+            )
+        return json.loads(raw.decode("utf-8"))
+    except OSError as error:
+        raise CheckpointError(
+            f"{path}: cannot be read ({error.strerror}); download it again, as a file"
+        ) from error
+    except (ValueError, RecursionError) as error:
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(f"{path.name}: not valid JSON ({reason}); download it again") from error
 
 
 def find_tensors(folder: Path) -> dict[str, TensorInfo]:
@@ -92,6 +110,10 @@ def _from_index(folder: Path, index: str) -> dict[str, TensorInfo]:
     weight_map = read_json(folder / index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index}: expected a weight_map that names the shards; download it again")
+    if len(weight_map) > MAX_TENSORS:
+        raise CheckpointError(
+            f"{index}: lists {len(weight_map)} tensors; expected at most {MAX_TENSORS}: download it again"
+        )
     shards: dict[str, Path] = {}
     for name in weight_map.values():
         if not isinstance(name, str):

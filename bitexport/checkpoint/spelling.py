@@ -48,6 +48,9 @@ SPELLINGS = (
     (_LAYER + r"((?:self_attn|mlp)\.\w+_proj)\.norm\.weight$", r"\1\2.rms_norm.weight"),
 )
 
+#: What every name that :data:`SPELLINGS` replaces contains; most names are not looked at any further.
+_SPELLED = re.compile(r"_ln\.|_layernorm\.|_proj\.([01]|norm)\.")
+
 #: The tensor by which a prefix that all names share is recognised.
 _EMBEDDING = PREFIX + EMBEDDING
 
@@ -61,8 +64,9 @@ def respell(tensors: Mapping[str, Value]) -> dict[str, Value]:
     normalized: dict[str, Value] = {}
     spelled: dict[str, str] = {}
     for original, name in zip(tensors, _with_prefix([unwrapped(name) for name in tensors]), strict=True):
-        for pattern, replacement in SPELLINGS:
-            name = re.sub(pattern, replacement, name)
+        if _SPELLED.search(name):
+            for pattern, replacement in SPELLINGS:
+                name = re.sub(pattern, replacement, name)
         if name in normalized:
             raise CheckpointError(
                 f"tensors '{spelled[name]}' and '{original}' are two spellings of the same tensor; expected "
@@ -76,7 +80,8 @@ def respell(tensors: Mapping[str, Value]) -> dict[str, Value]:
 def unwrapped(name: str) -> str:
     """A tensor's name without the parts that wrappers of the model have added."""
     for wrapper in WRAPPERS:
-        name = re.sub(rf"(^|\.){re.escape(wrapper)}", r"\1", name)
+        if wrapper in name:
+            name = re.sub(rf"(^|\.){re.escape(wrapper)}", r"\1", name)
     for pattern, replacement in PREFIXES:
         name = re.sub(pattern, replacement, name)
     return name

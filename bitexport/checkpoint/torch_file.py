@@ -21,10 +21,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NoReturn
+from typing import Any, BinaryIO, NoReturn
 
-from bitexport.checkpoint.safetensors import DTYPE_BYTES, MAX_HEADER_BYTES, TensorInfo
+from bitexport.checkpoint.safetensors import (
+    DTYPE_BYTES,
+    MAX_DIMENSIONS,
+    MAX_HEADER_BYTES,
+    MAX_TENSORS,
+    TensorInfo,
+)
 from bitexport.errors import CheckpointError
+from bitexport.system.reading import open_regular
 
 #: safetensors' names of the types of storages.
 STORAGES: Mapping[str, str] = MappingProxyType(
@@ -42,8 +49,8 @@ STORAGES: Mapping[str, str] = MappingProxyType(
     }
 )
 
-#: A checkpoint has some thousands of tensors.
-MAX_MEMBERS = 1_000_000
+#: Every tensor has a member, and there are some others.
+MAX_MEMBERS = MAX_TENSORS + 100
 
 _LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature, lengths of name and extra field
 
@@ -90,8 +97,8 @@ def _make_tensor(storage: Any, offset: Any, shape: Any, stride: Any, *_: Any) ->
     sizes = (offset, *shape, *stride)
     if not isinstance(storage, _Storage) or len(shape) != len(stride):
         raise pickle.UnpicklingError("a tensor without a storage")
-    if not all(type(size) is int and size >= 0 for size in sizes):
-        raise pickle.UnpicklingError(f"a tensor of shape {shape!r}")
+    if len(shape) > MAX_DIMENSIONS or not all(type(size) is int and 0 <= size < 2**63 for size in sizes):
+        raise pickle.UnpicklingError("a tensor whose shape is not a short list of sizes")
     return _Tensor(storage, offset, tuple(shape), tuple(stride))
 
 
@@ -101,7 +108,9 @@ def _make_parameter(tensor: Any, *_: Any) -> _Tensor:
     return tensor
 
 
-class _Unpickler(pickle.Unpickler):
+class _Unpickler(pickle._Unpickler):
+    """The unpickler in Python: that in C has a table as long as the largest number in a file."""
+
     #: What a pickle may name, and what stands in for it.
     KNOWN: Mapping[tuple[str, str], Any] = MappingProxyType(
         {
@@ -142,21 +151,21 @@ def read_torch_file(path: Path) -> dict[str, TensorInfo]:
             tensor is outside its storage.
     """
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             if file.read(4) != b"PK\x03\x04":
                 raise CheckpointError(
                     f"{path.name}: not a zip archive, as torch.save writes since PyTorch 1.6; the file is "
                     "from an older version or damaged: load it with torch.load(weights_only=True) and "
                     f"{_SAVE_AGAIN}"
                 )
-        with zipfile.ZipFile(path) as archive:
-            return _read_archive(path, archive)
+            with zipfile.ZipFile(file) as archive:
+                return _read_archive(path, archive)
     except (zipfile.BadZipFile, NotImplementedError, EOFError) as error:
         raise CheckpointError(
             f"{path.name}: a damaged zip archive ({error}); the file is truncated: download it again"
         ) from error
     except OSError as error:
-        raise CheckpointError(f"{path.name}: cannot be read ({os.strerror(error.errno or 0)})") from error
+        raise CheckpointError(f"{path.name}: cannot be read ({error.strerror})") from error
 
 
 def _read_archive(path: Path, archive: zipfile.ZipFile) -> dict[str, TensorInfo]:
@@ -181,7 +190,7 @@ def _read_archive(path: Path, archive: zipfile.ZipFile) -> dict[str, TensorInfo]
     tensors = _unpickle(path, archive.read(described))
     begins: dict[str, int] = {}
     found: dict[str, TensorInfo] = {}
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         for name, tensor in tensors.items():
             key = tensor.storage.key
             entry = members.get(f"{root}data/{key}")
@@ -262,7 +271,7 @@ def _stored(path: Path, entry: zipfile.ZipInfo) -> zipfile.ZipInfo:
     return entry
 
 
-def _begin(path: Path, file: io.BufferedReader, entry: zipfile.ZipInfo) -> int:
+def _begin(path: Path, file: BinaryIO, entry: zipfile.ZipInfo) -> int:
     """The first byte of a member's data, which follows its local header."""
     file.seek(entry.header_offset)
     header = file.read(_LOCAL_HEADER.size)

@@ -12,6 +12,7 @@ import typer
 from bitexport.cli import options
 from bitexport.cli.output import Output, excerpt
 from bitexport.errors import OutputError, UsageError
+from bitexport.system.reading import read_text
 
 if TYPE_CHECKING:
     from bitexport.embed import EmbedReport
@@ -131,10 +132,7 @@ def embed(
 def _lines(path: Path) -> list[str]:
     """The lines of a file, or of stdin, except blank ones."""
     try:
-        if str(path) == "-":
-            content = sys.stdin.buffer.read().decode("utf-8")
-        else:
-            content = path.read_text(encoding="utf-8")
+        content = sys.stdin.buffer.read().decode("utf-8") if str(path) == "-" else read_text(path)
     except (OSError, UnicodeDecodeError) as error:
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
         raise UsageError(f"--file {path}: {reason}; give a UTF-8 text file, one text per line") from error

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import typer
 
-from bitexport.cli.output import printable
+from bitexport.cli.output import printable, shortened
 from bitexport.errors import BitexportError, CheckFailed, UsageError
 
 DEBUG_VARIABLE = "BITEXPORT_DEBUG"
@@ -100,6 +100,6 @@ def report(error: BaseException) -> int:
     if os.environ.get(DEBUG_VARIABLE, "") not in ("", "0"):
         traceback.print_exception(error)
     # messages of libraries may have several lines
-    text = printable(" ".join(row.message(error).split()))
+    text = shortened(printable(" ".join(row.message(error).split())))
     print(f"{row.prefix}: {text}" if row.prefix else text, file=sys.stderr)
     return row.exit_code

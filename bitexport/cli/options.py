@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from bitexport.errors import UsageError
+from bitexport.system.reading import read_text as read_file_text
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only warnings and errors on stderr.")]
@@ -26,7 +27,7 @@ def read_text(path: Path | None) -> str | None:
     if path is None:
         return None
     try:
-        return path.read_text(encoding="utf-8")
+        return read_file_text(path)
     except (OSError, UnicodeDecodeError) as error:
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
         raise UsageError(f"--text {path}: {reason}; give a UTF-8 text file") from error

@@ -30,6 +30,9 @@ _show_other_warning = warnings.showwarning
 # If stdout is not a terminal, lines are not wrapped and tables must not be truncated.
 _UNLIMITED_WIDTH = 10_000
 
+#: Longer than any message about sane values.
+MAX_MESSAGE = 2000
+
 # C0 and C1 without tab and line feed, and the characters that change the direction of text.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
@@ -132,7 +135,7 @@ class Output:
 
     def warn(self, text: str) -> None:
         """Print a warning on stderr, even with --quiet."""
-        line = f"warning: {printable(text)}"
+        line = f"warning: {shortened(printable(text))}"
         _stderr().print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
 
     @contextmanager
@@ -196,6 +199,14 @@ def printable(text: str) -> str:
     Names and metadata come from files, and a terminal would execute control sequences in them.
     """
     return _CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
+def shortened(text: str) -> str:
+    """A message without its middle if that is very long: a value from a file may have megabytes."""
+    if len(text) <= MAX_MESSAGE:
+        return text
+    half = MAX_MESSAGE // 2
+    return f"{text[:half]} [{len(text) - 2 * half} characters left out] {text[-half:]}"
 
 
 def excerpt(text: str, length: int) -> str:

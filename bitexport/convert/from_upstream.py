@@ -26,6 +26,8 @@ from bitexport.gguf.writer import MetadataValue
 from bitexport.health import Health, check_trainer_state, check_vocabulary
 from bitexport.progress import Progress, ignore
 from bitexport.ternary import AnyTernary, GroupedTernary, TernaryTensor
+from bitexport.tokenizer.chat import template_of_key
+from bitexport.tokenizer.settings import check_chat_template
 from bitexport.tokenizer.vocabulary import Vocabulary, read_vocabulary
 from bitexport.upstream import Recipe, RecipeTensor, read_recipe
 from bitexport.upstream.sources import source_tensors
@@ -261,8 +263,11 @@ def _vocabulary(
 
     Raises:
         TokenizerError: neither llama.cpp's converter nor ours can convert the tokenizer, or the pre-tokenizer
-            is unknown to both.
+            is unknown to both; or the chat template cannot be used.
     """
+    for key, template in recipe.strings.items():
+        if template_of_key(key):
+            check_chat_template(template)
     try:
         own = read_vocabulary(checkpoint.path, _embeddings(recipe), pre_tokenizer)
     except TokenizerError:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from bitexport.errors import UsageError
 from bitexport.metrics.likelihood import WINDOW, windows
+from bitexport.system.reading import read_text
 
 #: ``encode(text, special)``: token ids; ``special`` adds the special tokens that the model expects around it.
 Encode = Callable[[str, bool], list[int]]
@@ -57,7 +58,7 @@ def read_pairs(path: Path, limit: int | None = None) -> list[PromptAnswer]:
         UsageError: the file cannot be read, is not UTF-8, contains no pair, or has a line that is not one.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
     except (OSError, UnicodeDecodeError) as error:
         why = (error.strerror if isinstance(error, OSError) else None) or str(error)
         raise UsageError(f"--pairs {path}: {why}; give a UTF-8 file, one JSON object per line") from error

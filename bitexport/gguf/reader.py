@@ -28,6 +28,7 @@ from bitexport.errors import GGUFError
 from bitexport.gguf import foreign_layouts, foreign_types, splits
 from bitexport.gguf.foreign_types import Room
 from bitexport.gguf.types import I2_S_ID, TensorType
+from bitexport.system.reading import open_regular
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -300,7 +301,7 @@ class _Cursor:
         self.path = path
         self.position = position
         try:
-            with path.open("rb") as file:
+            with open_regular(path) as file:
                 self.size = os.fstat(file.fileno()).st_size
                 # empty files cannot be mapped
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if self.size else None

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from tokenizers import Tokenizer
 
 from bitexport.checkpoint import Checkpoint
 from bitexport.checkpoint.packings import Packing, keeps_float, packing_of
 from bitexport.checkpoint.reader import FLOAT_DTYPES
+from bitexport.checkpoint.shards import read_json
 from bitexport.errors import BitexportError, CheckpointError, GGUFError, UnsupportedError
 from bitexport.families import Claim, Role, family_of
 from bitexport.gguf.dequantize import (
@@ -112,10 +112,12 @@ def _embedding(checkpoint: Checkpoint) -> str | None:
 def _tokens(path: Path) -> int | None:
     """A tokenizer's largest id plus one; None if there is no readable tokenizer."""
     try:
-        vocabulary = Tokenizer.from_file(str(path)).get_vocab(with_added_tokens=True)
-    except Exception:  # tokenizers raises nothing more specific; convert reports what is wrong
+        found = read_json(path)
+        vocabulary, added = found["model"]["vocab"], found.get("added_tokens") or []
+        ids = vocabulary.values() if isinstance(vocabulary, dict) else range(len(vocabulary))
+        return max([*ids, *(token["id"] for token in added)], default=-1) + 1
+    except (CheckpointError, LookupError, TypeError, AttributeError):  # convert reports what is wrong
         return None
-    return max(vocabulary.values(), default=-1) + 1
 
 
 def scan_gguf(file: GGUFFile, progress: Progress = ignore) -> list[Finding]:

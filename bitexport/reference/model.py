@@ -22,6 +22,7 @@ from torch import nn
 from transformers.utils import logging as transformers_logging
 
 from bitexport.checkpoint import open_checkpoint
+from bitexport.checkpoint.folders import check_files
 from bitexport.checkpoint.packings import packing_of
 from bitexport.checkpoint.shards import read_json
 from bitexport.errors import TokenizerError, UsageError
@@ -30,6 +31,7 @@ from bitexport.gguf.names import OUTPUT_HEAD
 from bitexport.reference.any_architecture import Names
 from bitexport.reference.orders import input_orders, row_orders
 from bitexport.reference.ternary_layers import TernaryExperts, TernaryLinear
+from bitexport.tokenizer.trial import check_tokenizer_json
 
 #: Below this number of parameters one thread is used: on a busy machine each layer would wait for the others.
 SMALL = 20_000_000
@@ -218,9 +220,11 @@ def load_tokenizer(folder: Path) -> Any:
     """The tokenizer of a checkpoint folder, loaded by transformers.
 
     Raises:
-        CheckpointError: tokenizer_config.json is damaged.
-        TokenizerError: transformers cannot load it.
+        CheckpointError: tokenizer_config.json is damaged, or a file is not a regular file.
+        TokenizerError: transformers cannot load it, or it would take all memory or time.
     """
+    check_files(folder)
+    check_tokenizer_json(folder)
     try:
         with quiet():
             # a class whose code is in the checkpoint is not run: tokenizer.json says everything

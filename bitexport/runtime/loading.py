@@ -23,6 +23,7 @@ from bitexport.runtime.library import bind
 from bitexport.runtime.limits import check_threads
 from bitexport.runtime.model import model_class
 from bitexport.runtime.threads import ThreadPool, default_threads
+from bitexport.system.reading import open_regular
 from bitexport.tokenizer.missing_pre_tokenizer import PRE_KEY
 
 if TYPE_CHECKING:
@@ -56,6 +57,8 @@ def load(path: str | os.PathLike[str], **kwargs: Any) -> Llama:
         check_threads(kwargs[threads])
     with _one_at_a_time:
         model = _open(file, kwargs)
+    for message in model.template_warnings:
+        warnings.warn(message, BitexportWarning, stacklevel=3)
     pool = ThreadPool(model.ctx, max(kwargs["n_threads"], kwargs["n_threads_batch"]))
     model._stack.callback(pool.close)  # runs before the context is freed: callbacks run last in, first out
     _open_models.add(model)
@@ -69,13 +72,6 @@ def _open(file: Path, kwargs: Mapping[str, Any]) -> Llama:
         return model_class()(str(file), **kwargs)
     except ValueError as error:  # llama-cpp-python raises it when libllama returns a null pointer
         raise load_error(file, str(error)) from error
-    except Exception as error:
-        if type(error).__module__ != "jinja2.exceptions":  # it compiles the chat template
-            raise
-        raise GGUFError(
-            f"{file}: the chat template is damaged ({error}); correct tokenizer_config.json or "
-            "chat_template.jinja and convert the checkpoint again"
-        ) from error
 
 
 def _check_arguments(given: Mapping[str, Any]) -> None:
@@ -117,10 +113,11 @@ def checked_file(
     """
     file = Path(path)
     try:
-        with file.open("rb") as stream:
+        with open_regular(file) as stream:
             magic = stream.read(len(MAGIC))
     except OSError as error:
-        reason = (error.strerror or "cannot be read").lower()
+        reason = error.strerror or "cannot be read"
+        reason = reason[0].lower() + reason[1:]
         raise GGUFError(f"{file}: {reason}; give the path of a GGUF file") from error
     if magic != MAGIC:
         raise GGUFError(

@@ -6,8 +6,10 @@ import functools
 from typing import TYPE_CHECKING, Any
 
 from bitexport.errors import UsageError
+from bitexport.runtime.chat import use_templates
 from bitexport.runtime.library import bind
 from bitexport.runtime.processes import Owner
+from bitexport.tokenizer.chat import template_of_key
 
 if TYPE_CHECKING:
     from llama_cpp import Llama
@@ -20,15 +22,29 @@ _NO_POOLING = 0
 def model_class() -> type[Llama]:
     """A subclass of ``llama_cpp.Llama``, made once our libraries are bound.
 
-    It refuses to compute in a forked child, which lacks ggml's threads and would wait for them forever;
-    log-probabilities of an echoed prompt, which llama-cpp-python assigns to the wrong tokens; and text from a
-    model that was loaded for embeddings.
+    It renders chat templates within limits, see :mod:`bitexport.runtime.chat`. It refuses to compute in a
+    forked child, which lacks ggml's threads and would wait for them forever; log-probabilities of an echoed
+    prompt, which llama-cpp-python assigns to the wrong tokens; and text from a model that was loaded for
+    embeddings.
     """
 
     class Model(bind().Llama):  # type: ignore[misc]
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             self._owner = Owner("this model")
             super().__init__(*args, **kwargs)
+            self._metadata = self._complete_metadata
+            chosen = kwargs.get("chat_format") or kwargs.get("chat_handler")
+            self.template_warnings = use_templates(self, self._metadata, choose=chosen is None)
+
+        @property
+        def metadata(self) -> dict[str, str]:
+            return self._metadata
+
+        @metadata.setter
+        def metadata(self, found: dict[str, str]) -> None:
+            # llama_cpp.Llama compiles every template that it sees while it opens the model
+            self._complete_metadata = found
+            self._metadata = {key: value for key, value in found.items() if not template_of_key(key)}
 
         def eval(self, tokens: Any) -> None:
             self._owner.check()

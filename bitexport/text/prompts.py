@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 from bitexport.errors import UsageError
+from bitexport.system.reading import read_text
 
 _BUILT_IN = "text/built_in_prompts.jsonl"
 
@@ -27,7 +28,7 @@ def read_prompts(path: Path) -> list[str]:
         UsageError: the file cannot be read, is not UTF-8, contains no prompt, or has a line that is neither.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = read_text(path).splitlines()
     except (OSError, UnicodeDecodeError) as error:
         why = (error.strerror if isinstance(error, OSError) else None) or str(error)
         raise UsageError(f"--prompts {path}: {why}; give a UTF-8 text file, one prompt per line") from error

@@ -9,6 +9,7 @@ from typing import Any
 
 from bitexport.errors import UsageError
 from bitexport.text.sources import Chat, Document, Pair, Record, texts_of
+from bitexport.tokenizer.chat import TemplateError, render_template
 
 # English and Chinese names, as in the documentation of HY-MT1.5.
 LANGUAGES = """
@@ -150,12 +151,32 @@ def _converse(before: Iterable[tuple[str, str]], answer: str, tokenizer: Any) ->
             "tokenizer: no chat template; expected one for this template; use the teacher's, or tags"
         )
     messages = [{"role": role, "content": content} for role, content in [*before, ("assistant", _ANSWER)]]
-    prompt, found, _ = tokenizer.apply_chat_template(messages, tokenize=False).rpartition(_ANSWER)
+    prompt, found, _ = _render_chat(tokenizer, messages).rpartition(_ANSWER)
     if not found:
         raise UsageError(
             "tokenizer: its chat template leaves out the answer; expected every message; correct the template"
         )
     return prompt, answer
+
+
+def _render_chat(tokenizer: Any, messages: list[dict[str, str]]) -> str:
+    """What ``tokenizer.apply_chat_template(messages, tokenize=False)`` gives, within limits."""
+    variables = {
+        **tokenizer.special_tokens_map,
+        "messages": messages,
+        "tools": None,
+        "documents": None,
+        "add_generation_prompt": False,
+    }
+    try:
+        return render_template(tokenizer.get_chat_template(), variables)
+    except TemplateError as error:
+        raise UsageError(f"tokenizer: its chat template {error}; correct it, or use tags") from error
+    except Exception as error:  # whatever the template makes of the messages
+        raise UsageError(
+            f"tokenizer: its chat template does not render a conversation of "
+            f"{', '.join(message['role'] for message in messages)} ({error}); correct it, or use tags"
+        ) from error
 
 
 TEMPLATES: dict[str, tuple[Callable[[Any, Template, Any], tuple[str, str]], tuple[type, ...]]] = {

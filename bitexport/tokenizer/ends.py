@@ -38,6 +38,9 @@ KNOWN_TEXTS = frozenset(
     }
 )
 
+#: How many wrong ids of a file get a warning each.
+MAX_NAMED = 3
+
 END_OF_MESSAGE = "<|eom_id|>"
 
 
@@ -86,7 +89,11 @@ def _ids(path: Path, count: int, warnings: list[str]) -> list[int]:
     value: Any = read_json(path).get("eos_token_id")
     values = value if isinstance(value, list) else [value]
     found = [each for each in values if isinstance(each, int) and not isinstance(each, bool)]
-    for each in found:
-        if not 0 <= each < count:
-            warnings.append(f"{path.name}: eos_token_id {each} is not a token; expected 0 to {count - 1}")
+    others = [each for each in found if not 0 <= each < count]
+    warnings += [
+        f"{path.name}: eos_token_id {each} is not a token; expected 0 to {count - 1}"
+        for each in others[:MAX_NAMED]
+    ]
+    if others[MAX_NAMED:]:
+        warnings.append(f"{path.name}: eos_token_id has {len(others[MAX_NAMED:])} more that are not tokens")
     return [each for each in found if 0 <= each < count]

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bitexport.errors import TokenizerError
+from bitexport.system.reading import read_regular
 
 if TYPE_CHECKING:
     from sentencepiece import SentencePieceProcessor
@@ -70,9 +71,10 @@ def read_sentencepiece(path: Path) -> SentencePieceModel:
             "installed; pip install 'bitexport[sentencepiece]'"
         ) from error
     damaged = f"{path.name}: not a SentencePiece model; download it again"
-    if path.stat().st_size > MAX_BYTES:
-        raise TokenizerError(damaged)
-    raw = path.read_bytes()
+    try:
+        raw = read_regular(path, MAX_BYTES)
+    except OSError as error:
+        raise TokenizerError(f"{path.name}: {error.strerror}; download it again, as a file") from error
     pieces: list[str] = []
     scores: list[float] = []
     types: list[int] = []

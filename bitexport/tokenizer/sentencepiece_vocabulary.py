@@ -14,7 +14,7 @@ from bitexport.tokenizer.metadata import Vocabulary
 from bitexport.tokenizer.sentencepiece_model import read_sentencepiece
 from bitexport.tokenizer.settings import (
     all_ends,
-    check_encodable,
+    check_chat_template,
     read_settings,
     remote_code_warning,
     special_vocabulary,
@@ -74,7 +74,7 @@ def sentencepiece_vocabulary(folder: Path, vocab_size: int) -> Vocabulary:
         if isinstance(name, str) and name in tokens:
             roles[role] = tokens.index(name)
     ends = all_ends(folder, roles, tokens, warnings)
-    check_encodable(special.chat_template)
+    check_chat_template(special.chat_template)
     return Vocabulary(
         model="llama",
         pre="default",

@@ -12,6 +12,7 @@ import gguf
 
 from bitexport.checkpoint.shards import read_json
 from bitexport.errors import CheckpointError, TokenizerError
+from bitexport.tokenizer.chat import TemplateError, render_template
 from bitexport.tokenizer.ends import add_ends
 
 
@@ -57,8 +58,13 @@ def special_vocabulary(folder: Path, vocab_size: int, warnings: list[str]) -> gg
         logger.propagate = propagated
 
 
-def check_encodable(template: Any) -> None:
-    """Raise TokenizerError if a chat template contains a lone surrogate, which UTF-8 cannot encode."""
+def check_chat_template(template: Any) -> None:
+    """Check a chat template, or a list of named ones.
+
+    Raises:
+        TokenizerError: one contains a lone surrogate, which UTF-8 cannot encode, is damaged, or needs more
+            memory or time than it may.
+    """
     try:
         json.dumps(template, ensure_ascii=False).encode("utf-8")
     except UnicodeEncodeError as error:
@@ -66,6 +72,24 @@ def check_encodable(template: Any) -> None:
             f"the chat template contains a lone surrogate ({error.object[error.start : error.end]!r}); "
             "expected UTF-8: correct tokenizer_config.json"
         ) from error
+    named = template if isinstance(template, list) else [{"name": "", "template": template}]
+    for entry in named:
+        if isinstance(entry, dict) and isinstance(entry.get("template"), str):
+            _check_rendering(str(entry.get("name") or ""), entry["template"])
+
+
+def _check_rendering(name: str, template: str) -> None:
+    """Render a short conversation. A template may refuse it, but not take more than the limits."""
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    try:
+        render_template(template, {"messages": messages, "bos_token": "", "eos_token": ""})
+    except TemplateError as error:
+        which = f"the chat template {name!r}" if name else "the chat template"
+        raise TokenizerError(
+            f"{which} {error}; correct tokenizer_config.json or chat_template.jinja"
+        ) from error
+    except Exception:  # it wants other messages or variables
+        return
 
 
 def too_long(top: int, vocab_size: int) -> TokenizerError:

@@ -15,6 +15,7 @@ from typing import Any
 import gguf
 from tokenizers import Tokenizer
 
+from bitexport.checkpoint.folders import check_files
 from bitexport.checkpoint.shards import read_json
 from bitexport.errors import CheckpointError, TokenizerError
 from bitexport.tokenizer import pre_tokenizer
@@ -31,12 +32,13 @@ from bitexport.tokenizer.sentencepiece_rule import (
 from bitexport.tokenizer.sentencepiece_vocabulary import PADDING, sentencepiece_vocabulary
 from bitexport.tokenizer.settings import (
     all_ends,
-    check_encodable,
+    check_chat_template,
     read_settings,
     remote_code_warning,
     special_vocabulary,
     too_long,
 )
+from bitexport.tokenizer.trial import check_tokenizer_json
 
 __all__ = ["Vocabulary", "read_vocabulary"]
 
@@ -53,6 +55,10 @@ def read_vocabulary(folder: Path, vocab_size: int, given_pre: str | None = None)
     Raises:
         TokenizerError: it is missing, damaged, of an unsupported kind, or longer than ``vocab_size``.
     """
+    try:
+        check_files(folder)
+    except CheckpointError as error:
+        raise TokenizerError(str(error)) from error
     if not (folder / "tokenizer.json").is_file() and (folder / "tokenizer.model").is_file():
         return sentencepiece_vocabulary(folder, vocab_size)
     description, tokenizer, settings = _open(folder)
@@ -86,7 +92,7 @@ def read_vocabulary(folder: Path, vocab_size: int, given_pre: str | None = None)
         prefix = None
     add_bos, add_eos = _added_ends(tokenizer, special.special_token_ids, settings, warnings)
     ends = all_ends(folder, special.special_token_ids, tokens, warnings)
-    check_encodable(special.chat_template)
+    check_chat_template(special.chat_template)
     return Vocabulary(
         model=kind,
         pre=pre,
@@ -113,6 +119,7 @@ def _open(folder: Path) -> tuple[dict[str, Any], Tokenizer, dict[str, Any]]:
             f"{folder}: no tokenizer.json or tokenizer.model; save it with "
             "AutoTokenizer.from_pretrained(...).save_pretrained(...)"
         )
+    check_tokenizer_json(folder)
     try:
         description = read_json(path)
         tokenizer = Tokenizer.from_file(str(path))

@@ -188,7 +188,7 @@ CASES: dict[str, tuple[str, dict[str, Any], Callable[[Path], object], str]] = {
         "master",
         {},
         config(lambda c: c.update(num_hidden_layers=2**31 - 1)),
-        r"num_hidden_layers is 2147483647, but there are only 24 tensors",
+        r"num_hidden_layers is 2147483647; expected at most 512",
     ),
     "absurdly large RoPE base": (
         "master",

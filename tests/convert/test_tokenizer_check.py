@@ -11,6 +11,7 @@ import pytest
 
 from bitexport.convert import convert
 from bitexport.errors import TokenizerError
+from tests.support.template_bombs import BROKEN, MEMORY, TIME
 from tests.support.tiny_models import tiny_checkpoint
 from tests.support.tokenizer_files import EOS, edit, settings, template
 
@@ -67,12 +68,24 @@ def test_a_wrong_pre_tokenizer_names_the_string(tmp_path: Path, checkpoint_of: C
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_chat_template_that_does_not_compile(checkpoint_of: Callable[..., Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("{% for m in messages %}{{ m.content }}{% end %}", "chat template is damaged"),
+        (BROKEN["is nested more than 100 levels deep"][0], "chat template is nested more than 100 levels"),
+        (MEMORY["text"], "chat template needs more than 1024 MiB of memory"),
+        (TIME["loops"], "chat template takes more than 5 s"),
+        ([{"name": "loud", "template": MEMORY["list"]}], "chat template 'loud' needs more than 1024 MiB"),
+    ],
+)
+def test_a_chat_template_that_cannot_be_used(
+    checkpoint_of: Callable[..., Path], tmp_path: Path, template: object, message: str
+) -> None:
     folder = tmp_path / "checkpoint"
     shutil.copytree(checkpoint_of("packed-multiply"), folder)
     settings = json.loads((folder / "tokenizer_config.json").read_text())
-    settings["chat_template"] = "{% for m in messages %}{{ m.content }}{% end %}"
+    settings["chat_template"] = template
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
-    with pytest.raises(TokenizerError, match="chat template is damaged"):
+    with pytest.raises(TokenizerError, match=message):
         convert(folder, tmp_path / "out.gguf", embed_type="f16")
     assert not (tmp_path / "out.gguf").exists()

@@ -18,6 +18,7 @@ from bitexport.text.templates import (
     special_tokens_of,
 )
 from bitexport.train.data.bpe import END_OF_TEXT, train_tokenizer
+from tests.support.template_bombs import BROKEN, MEMORY
 
 PAIR = Pair("Open {0} files", "Ouvrir {0} fichiers")
 CHAT_TEMPLATE = (
@@ -158,6 +159,35 @@ def test_a_tokenizer_that_lacks_something(tokenizer: PreTrainedTokenizerFast) ->
     tokenizer.eos_token = None
     with pytest.raises(UsageError, match="no end token"):
         encode_record(PAIR, tokenizer, Template("plain"), 64)
+
+
+@pytest.mark.parametrize(
+    ("chat_template", "message"),
+    [
+        (MEMORY["text"], "its chat template needs more than 1024 MiB of memory; correct it"),
+        (BROKEN["is damaged"][0], "its chat template is damaged"),
+        ("{{ raise_exception('No!') }}", r"does not render a conversation of user, assistant \(No!\)"),
+    ],
+)
+def test_a_chat_template_that_cannot_be_used(
+    tokenizer: PreTrainedTokenizerFast, chat_template: str, message: str
+) -> None:
+    tokenizer.chat_template = chat_template
+    with pytest.raises(UsageError, match=message):
+        render(PAIR, Template("chat"), tokenizer)
+
+
+def test_rendered_as_transformers_renders(tokenizer: PreTrainedTokenizerFast) -> None:
+    messages = [{"role": "user", "content": "A"}, {"role": "assistant", "content": "B"}]
+    everything = "{{ bos_token }}{{ eos_token }}{{ additional_special_tokens }}{{ tools }}{{ documents }}"
+    tokenizer.chat_template = (
+        everything + "{{ add_generation_prompt }}{{ messages[0] }}{{ messages[1].content }}"
+    )
+    prompt, _ = render(Chat((("user", "A"), ("assistant", "B"))), Template("chat"), tokenizer)
+    whole = tokenizer.apply_chat_template(messages, tokenize=False)
+    assert prompt + "B" == whole
+    tokenizer.chat_template = {"default": CHAT_TEMPLATE, "other": "{{ 1 }}"}
+    assert render(PAIR, Template("chat"), tokenizer) == user("Open {0} files")
 
 
 def test_unknown_template_suggests_the_near_one() -> None:

@@ -20,6 +20,7 @@ from bitexport.checkpoint.packings.mlx_affine import MLXAffine
 from bitexport.checkpoint.packings.packed_divide import PackedDivide
 from bitexport.checkpoint.packings.packed_multiply import PackedMultiply
 from bitexport.checkpoint.packings.pre_dequantized import PreDequantized
+from bitexport.checkpoint.patterns import check_patterns, compiled
 from bitexport.checkpoint.reader import Checkpoint
 from bitexport.errors import CheckpointError, UnsupportedError
 
@@ -162,10 +163,11 @@ def keeps_float(checkpoint: Checkpoint, weight_name: str) -> bool:
             f"config.json: modules_to_not_convert is {patterns!r}; expected a list of non-empty module "
             'names, such as ["lm_head"]'
         )
+    check_patterns("config.json: modules_to_not_convert", patterns)
     module = weight_name.removesuffix(".weight")
     try:
         return any(
-            re.match(rf"(?:{pattern})(?:(?<=\.)|(?=\.|$))", module) or module.endswith(pattern)
+            compiled(rf"(?:{pattern})(?:(?<=\.)|(?=\.|$))").match(module) or module.endswith(pattern)
             for pattern in patterns
         )
     except (re.error, RecursionError) as error:
