@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -10,14 +11,14 @@ from pathlib import Path
 import pytest
 
 from bitexport.gguf.reader import read_gguf
-from tests.convert.test_adapter import DOWN, Q, factors, save_adapter
+from tests.convert.test_adapter import LINEAR, save_adapter
 from tests.hub.conftest import Cli, document
 from tests.support.cli import one_line
 from tests.support.embedding_models import embedding_checkpoint
 from tests.support.foreign_files import split
 from tests.support.hub import Hub
 from tests.support.tiny_models import Shape
-from tests.support.upstream_models import MODELS as UPSTREAM
+from tests.support.upstream_models import made
 
 Made = Callable[..., Path]
 OFFLINE = {"HF_HUB_OFFLINE": "1"}
@@ -62,11 +63,11 @@ def test_convert_a_gguf_file_of_the_hub(hub: Hub, cli: Cli, gguf_of: Made, tmp_p
     """The file of a split model keeps what it says of its own source."""
     parts = split(gguf_of("packed-multiply", shape=SHAPE), tmp_path / "model", 3)
     commit = hub.add("acme/parts", {part.name: part.read_bytes() for part in parts})
-    document(cli("convert", "acme/parts", tmp_path / "one.gguf", "--type", "tq2_0", "--json"))
+    document(cli("convert", "acme/parts", tmp_path / "one.gguf", "--json"))
     one = read_gguf(tmp_path / "one.gguf")
     assert one.metadata["bitexport.source_commit"] == commit
     hub.add("acme/one", {"one.gguf": (tmp_path / "one.gguf").read_bytes()})
-    document(cli("convert", "acme/one", tmp_path / "two.gguf", "--type", "i2_s", "--json"))
+    document(cli("convert", "acme/one", tmp_path / "two.gguf", "--json"))
     two = read_gguf(tmp_path / "two.gguf")
     assert two.metadata["general.source.huggingface.repository"] == "acme/parts"
     assert two.metadata["bitexport.source_commit"] == commit
@@ -74,9 +75,7 @@ def test_convert_a_gguf_file_of_the_hub(hub: Hub, cli: Cli, gguf_of: Made, tmp_p
 
 def test_convert_with_an_adapter(hub: Hub, cli: Cli, checkpoint_of: Made, tmp_path: Path) -> None:
     hub.add_folder("acme/base", checkpoint_of("master"))
-    modules = {Q: (256, 256), DOWN: (256, 512)}
-    tensors = {key: value for name, shape in modules.items() for key, value in factors(name, *shape).items()}
-    hub.add_folder("acme/lora", save_adapter(tmp_path / "lora", tensors))
+    hub.add_folder("acme/lora", save_adapter(tmp_path / "lora", LINEAR))
     out = tmp_path / "out.gguf"
     assert cli("convert", "acme/base", out, "--adapter", "acme/lora", "-q").returncode == 0
     line = one_line(cli("convert", "acme/lora", out), 1)
@@ -85,9 +84,7 @@ def test_convert_with_an_adapter(hub: Hub, cli: Cli, checkpoint_of: Made, tmp_pa
 
 def test_convert_as_llama_cpp_does(hub: Hub, cli: Cli, tmp_path: Path) -> None:
     """llama.cpp's converter names a model after its folder, which here is named after a commit."""
-    from tests.support.upstream_models import upstream_checkpoint
-
-    folder = upstream_checkpoint(tmp_path / "gptneox", next(iter(UPSTREAM)))
+    folder, _, _ = made("OLMo-2", tmp_path / "made")
     hub.add_folder("acme/other", folder)
     document(cli("convert", "acme/other", tmp_path / "out.gguf", "--json", "-q"))
     metadata = read_gguf(tmp_path / "out.gguf").metadata
@@ -116,31 +113,29 @@ def test_embed(hub: Hub, cli: Cli, tmp_path: Path) -> None:
     assert cli("convert", "acme/embedding", tmp_path / "m.gguf", "-q").returncode == 0
     hub.add("acme/embedding-gguf", {"m.gguf": (tmp_path / "m.gguf").read_bytes()})
     options = ("--text", "a", "--json", "-q")
-    expected = document(cli("embed", tmp_path / "m.gguf", *options))["embeddings"]
-    assert document(cli("embed", "acme/embedding-gguf", *options))["embeddings"] == expected
+    expected = document(cli("embed", tmp_path / "m.gguf", *options))["rows"]
+    assert document(cli("embed", "acme/embedding-gguf", *options))["rows"] == expected
 
 
-@pytest.mark.parametrize("command", ["convert", "run", "inspect", "parity", "bench", "doctor", "eval", "embed"])
+@pytest.mark.parametrize(
+    "command", ["convert", "run", "inspect", "parity", "bench", "doctor", "eval", "embed"]
+)
 def test_every_command_has_a_revision(cli: Cli, command: str) -> None:
     assert "--revision" in cli(command, "-h").stdout
 
 
 def test_a_revision_of_a_path(cli: Cli, gguf_of: Made) -> None:
     line = one_line(cli("inspect", gguf_of("packed-multiply"), "--revision", "v1"), 2)
-    assert line.endswith("a.gguf is a path: leave it out") or "is a path: leave it out" in line
+    assert line.endswith("packed-multiply.gguf is a path; leave it out")
     line = one_line(cli("inspect", "acme/tiny@v2", "--revision", "v1"), 2)
-    assert line == (
-        "error: acme/tiny@v2 names a revision, and so does --revision v1; give one of them"
-    )
+    assert line == ("error: acme/tiny@v2 names a revision, and so does --revision v1; give one of them")
 
 
-def test_a_path_needs_no_network_and_no_library(hub: Hub, gguf_of: Made, tmp_path: Path) -> None:
-    import subprocess
-
+def test_a_path_needs_no_network_and_no_library(gguf_of: Made) -> None:
+    arguments = ["run", str(gguf_of("packed-multiply")), "-p", "x", "-n", "1"]
     program = (
         "import sys; sys.modules['huggingface_hub'] = None\n"
-        f"from bitexport.cli import main; main(['run', {str(gguf_of('packed-multiply'))!r}, '-p', 'x', '-n', '1'])"
+        f"from bitexport.cli import main; main({arguments!r})"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert hub.requests == []
