@@ -13,10 +13,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bitexport.errors import BitexportWarning, HubError
+from bitexport.errors import BitexportWarning, HubError, UsageError
 from bitexport.hub.contents import FIRST, Want, select
 from bitexport.hub.failures import explain, is_unreachable, not_cached, short
-from bitexport.hub.names import HubName
+from bitexport.hub.names import HubName, hub_name
 from bitexport.progress import Progress, ProgressEvent, ignore
 
 if TYPE_CHECKING:
@@ -27,14 +27,14 @@ _PAUSES = (1.0, 3.0)
 _OVERLOADED = (429, 500, 502, 503, 504)
 
 
-def fetch(name: HubName, want: Want, progress: Progress = ignore) -> Path:
+def fetch(name: HubName | str, want: Want = "model", progress: Progress = ignore) -> Path:
     """The local path of a model on the hub, downloaded if it is not in the cache yet.
 
     The files that exist are listed once per commit. A complete file is never downloaded again. If the hub
     cannot be reached, the newest revision in the cache is used, with a warning.
 
     Args:
-        name: the model, and perhaps a file and a revision.
+        name: the model, and perhaps a file and a revision: ``OWNER/REPO[@REVISION][:FILE.gguf]``.
         want: what the caller can use, which decides what is downloaded.
         progress: called with the downloaded bytes of all files together.
 
@@ -44,8 +44,10 @@ def fetch(name: HubName, want: Want, progress: Progress = ignore) -> Path:
     Raises:
         HubError: there is no such model or revision, access is denied, the hub cannot be reached, the disk
             is full, or the repository has nothing that ``want`` allows.
+        UsageError: ``name`` is the path of something that exists, or is not a name.
     """
-    with _explained(name, want), _log_as_warnings():
+    name = _parsed(name)
+    with _explained(name, want), _log_as_warnings(), _impatient():
         revision, offline = _resolve(name)
         folder = _first_files(name, revision, offline)
         listed = _listing(name, revision, folder)
@@ -56,6 +58,13 @@ def fetch(name: HubName, want: Want, progress: Progress = ignore) -> Path:
             _check_disk(name, revision, folder, sizes)
         _download(name, revision, sizes, offline=offline, progress=progress)
     return folder / chosen.path
+
+
+def _parsed(name: HubName | str) -> HubName:
+    found = hub_name(name) if isinstance(name, str) else name
+    if found is None:
+        raise UsageError(f"{name!r} does not name a model on the hub; expected OWNER/REPO[:FILE.gguf]")
+    return found
 
 
 def _resolve(name: HubName) -> tuple[ResolvedRevision, bool]:
@@ -218,6 +227,20 @@ def _explained(name: HubName, want: Want) -> Iterator[None]:
         if known is None:
             raise
         raise known from error
+
+
+@contextmanager
+def _impatient() -> Iterator[None]:
+    """Give up on a hub that does not answer, for which ``huggingface_hub`` waits without a limit."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils import get_session
+
+    session = get_session()
+    before, session.timeout = session.timeout, constants.HF_HUB_ETAG_TIMEOUT
+    try:
+        yield
+    finally:
+        session.timeout = before
 
 
 @contextmanager

@@ -18,15 +18,13 @@ from bitexport.gguf.reader import GGUFFile, read_gguf
 from bitexport.gguf.types import I2_S
 from bitexport.hub import HubSource
 from bitexport.sharing.measurements import read_document, readable_bytes, section
+from bitexport.sharing.runtimes import lacking_upstream
 
 #: Marks what the author of the card has to fill in.
 BLANK = "FILL IN"
 
 #: The types that hold trits.
 TERNARY = (I2_S.name, *BLOCK_TERNARY_TYPES)
-
-#: The graph that our llama.cpp adds.
-OWN_GRAPH = "bitnet-b1.58"
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,15 +130,9 @@ def _usage(file: GGUFFile, repo: str | None) -> str:
 
 
 def _runtimes(file: GGUFFile) -> str:
-    """What the file needs that upstream llama.cpp does not have."""
-    architecture = str(file.metadata.get("general.architecture"))
-    own = []
-    if any(tensor.type is I2_S for tensor in file.tensors):
-        own.append("the tensor type I2_S")
-    if architecture == OWN_GRAPH:
-        own.append(f"the architecture {OWN_GRAPH}")
-    if own:
-        return f"It needs bitexport's llama.cpp: upstream llama.cpp lacks {' and '.join(own)}."
+    if lacking := lacking_upstream(file):
+        return f"It needs bitexport's llama.cpp: upstream llama.cpp lacks {' and '.join(lacking)}."
+    architecture = file.metadata.get("general.architecture")
     return f"Upstream llama.cpp runs it, too: it has the architecture ({architecture}) and the tensor types."
 
 

@@ -187,10 +187,11 @@ def _check_token(name: HubName) -> None:
 
 def _ensure(api: Any, name: HubName, private: bool) -> tuple[bool, bool]:
     """Create the repository and the branch unless they exist; returns whether it is new, and private."""
+    from huggingface_hub import constants
     from huggingface_hub.errors import RepositoryNotFoundError
 
     try:
-        found = api.model_info(name.repo)
+        found = api.model_info(name.repo, timeout=constants.HF_HUB_ETAG_TIMEOUT)
     except RepositoryNotFoundError:
         api.create_repo(name.repo, private=private, exist_ok=True)
         created, is_private = True, private

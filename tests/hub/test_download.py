@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -65,7 +66,7 @@ def test_a_download_that_breaks_off_is_resumed(hub: Hub, tmp_path: Path) -> None
     content = os.urandom(5 * piece // 2)
     hub.add("acme/tiny", {"a.gguf": content})
     hub.break_after = [piece + 1000, piece + 2000]
-    program = "from bitexport.hub import *; print(fetch(hub_name('acme/tiny'), 'gguf').absolute())"
+    program = "from bitexport.hub import fetch; print(fetch('acme/tiny').absolute())"
     done = python(hub, tmp_path / "home", program)
     assert done.returncode == 0, done.stderr
     assert hub.ranges == [f"bytes={piece}-", f"bytes={2 * piece}-"]
@@ -156,6 +157,17 @@ def test_an_unreachable_hub_and_nothing_cached(offline: Cli) -> None:
     assert line.endswith(
         "where there is a network, run: hf download acme/tiny --revision v1 --local-dir tiny and give tiny"
     )
+
+
+@pytest.mark.parametrize("command", [("inspect", "acme/tiny"), ("push", "GGUF", "acme/tiny")])
+def test_a_hub_that_does_not_answer(cli: Cli, gguf_of: Made, command: tuple[str, ...]) -> None:
+    """A firewall that drops packets must not make a command wait for ever."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        variables = {"HF_ENDPOINT": url, "HF_HUB_ETAG_TIMEOUT": "1", "HF_TOKEN": TOKEN}
+        arguments = [gguf_of("packed-multiply") if word == "GGUF" else word for word in command]
+        line = one_line(cli(*arguments, env=variables), 1)
+    assert f"{url} cannot be reached (timed out); " in line
 
 
 def test_an_unreachable_hub_and_a_cached_model(hub: Hub, cli: Cli, offline: Cli, gguf_of: Made) -> None:

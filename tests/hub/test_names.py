@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from bitexport.hub import HubName, hub_name, source_of
+from bitexport.errors import UsageError
+from bitexport.hub import HubName, fetch, hub_name, source_of
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -60,6 +61,12 @@ def test_what_exists_is_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert hub_name("owner/repo") is None
     Path("owner/link").symlink_to("nowhere")  # a damaged path is not a name either
     assert hub_name("owner/link") is None
+
+
+def test_fetch_wants_a_name(tmp_path: Path) -> None:
+    for text in (str(tmp_path), "model.gguf"):
+        with pytest.raises(UsageError, match=r"does not name a model on the hub; expected OWNER/REPO"):
+            fetch(text)
 
 
 def test_the_download_command_can_be_pasted() -> None:
