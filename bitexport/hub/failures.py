@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from bitexport.errors import HubError
 from bitexport.hub.names import HubName
 
+UPLOAD = "upload"
+
 #: What ``hf download`` needs of a repository, by what the command can use.
 _PATTERNS = {
     "gguf": ("--include", "*.gguf"),
@@ -18,7 +20,11 @@ _PATTERNS = {
 
 
 def explain(error: Exception, name: HubName, want: str = "model") -> HubError | None:
-    """The reason why a model could not be fetched; None if ``error`` is not known to come from the hub."""
+    """The reason why a model could not be fetched, or uploaded if ``want`` is :data:`UPLOAD`.
+
+    Returns:
+        None if ``error`` is not known to come from the hub.
+    """
     import httpx2
     from huggingface_hub import constants
     from huggingface_hub.errors import (
@@ -49,6 +55,11 @@ def explain(error: Exception, name: HubName, want: str = "model") -> HubError | 
             )
         if isinstance(cause, DisabledRepoError):
             return HubError(f"{name.repo} was disabled by its author; see {hub}/{name.repo}")
+        if isinstance(cause, RepositoryNotFoundError) and want == UPLOAD:
+            return HubError(
+                f"{name.repo} cannot be created or changed with your token; check the owner's name, and "
+                "log in with: hf auth login"
+            )
         if isinstance(cause, RepositoryNotFoundError):
             return HubError(
                 f"{name.repo} is neither a path here nor a model on {hub} that you may see; correct it, or "
@@ -108,6 +119,10 @@ def _answered(error: Exception, hub: str, name: HubName) -> HubError:
 
 
 def _unreachable(error: BaseException, hub: str, name: HubName, want: str) -> HubError:
+    if want == UPLOAD:
+        return HubError(
+            f"{hub} cannot be reached ({short(error)}), so {name.repo} is unchanged; try again later"
+        )
     return HubError(
         f"{name} is not a path here, and {hub} cannot be reached ({short(error)}); {_by_hand(name, want)}"
     )

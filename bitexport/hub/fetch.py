@@ -47,7 +47,7 @@ def fetch(name: HubName | str, want: Want = "model", progress: Progress = ignore
         UsageError: ``name`` is the path of something that exists, or is not a name.
     """
     name = _parsed(name)
-    with _explained(name, want), _log_as_warnings(), _impatient():
+    with _explained(name, want), _log_as_warnings():
         revision, offline = _resolve(name)
         folder = _first_files(name, revision, offline)
         listed = _listing(name, revision, folder)
@@ -100,11 +100,14 @@ def _resolve(name: HubName) -> tuple[ResolvedRevision, bool]:
 
 def _commit(api: Any, name: HubName) -> str:
     """The commit of the wanted revision, as the hub says; tries again while it is overloaded."""
+    from huggingface_hub import constants
     from huggingface_hub.errors import HfHubHTTPError
 
     for pause in (*_PAUSES, None):
         try:
-            return str(api.model_info(name.repo, revision=name.revision).sha)
+            # without a limit, it would wait for ever behind a firewall that drops packets
+            limit = constants.HF_HUB_ETAG_TIMEOUT
+            return str(api.model_info(name.repo, revision=name.revision, timeout=limit).sha)
         except HfHubHTTPError as error:
             if pause is None or error.response.status_code not in _OVERLOADED:
                 raise
@@ -227,20 +230,6 @@ def _explained(name: HubName, want: Want) -> Iterator[None]:
         if known is None:
             raise
         raise known from error
-
-
-@contextmanager
-def _impatient() -> Iterator[None]:
-    """Give up on a hub that does not answer, for which ``huggingface_hub`` waits without a limit."""
-    from huggingface_hub import constants
-    from huggingface_hub.utils import get_session
-
-    session = get_session()
-    before, session.timeout = session.timeout, constants.HF_HUB_ETAG_TIMEOUT
-    try:
-        yield
-    finally:
-        session.timeout = before
 
 
 @contextmanager

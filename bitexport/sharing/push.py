@@ -11,7 +11,7 @@ from typing import Any
 from bitexport.errors import HubError, UsageError
 from bitexport.gguf.reader import GGUFFile, read_gguf
 from bitexport.health.scan import scan_gguf
-from bitexport.hub.failures import explain
+from bitexport.hub.failures import UPLOAD, explain
 from bitexport.hub.names import HubName, hub_name
 from bitexport.progress import Progress, ignore
 from bitexport.runtime.loading import check_model
@@ -232,7 +232,7 @@ def _translated(name: HubName) -> Iterator[None]:
     except HubError:
         raise
     except Exception as error:
-        known = explain(error, name)
+        known = explain(error, name, UPLOAD)
         if known is None:
             raise
         raise known from error
