@@ -144,14 +144,15 @@ def _download(
     """Download files that are not in the cache, one after another: Ctrl-C does not wait for other threads."""
     from huggingface_hub import hf_hub_download
 
-    done = 0
+    done, total = 0, sum(sizes.values())
     for path, size in sizes.items():
+        progress(ProgressEvent(done, total, "B", ""))
         hf_hub_download(
             name.repo,
             path,
             revision=revision,
             local_files_only=offline,
-            tqdm_class=_bar_class(progress, done, sum(sizes.values())),
+            tqdm_class=_bar_class(progress, done, total),
         )
         done += size
 

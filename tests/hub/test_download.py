@@ -66,14 +66,20 @@ def test_a_download_that_breaks_off_is_resumed(hub: Hub, tmp_path: Path) -> None
     content = os.urandom(5 * piece // 2)
     hub.add("acme/tiny", {"a.gguf": content})
     hub.break_after = [piece + 1000, piece + 2000]
-    program = "from bitexport.hub import fetch; print(fetch('acme/tiny').absolute())"
+    program = (
+        "from bitexport.hub import fetch; events = []\n"
+        "print(fetch('acme/tiny', 'gguf', events.append).absolute())\n"
+        "print(events[0].done, events[-1].done, {event.total for event in events})"
+    )
     done = python(hub, tmp_path / "home", program)
     assert done.returncode == 0, done.stderr
     assert hub.ranges == [f"bytes={piece}-", f"bytes={2 * piece}-"]
     assert hub.downloaded() == ["a.gguf"] * 3
     assert done.stderr.count("BitexportWarning: hub: Error while downloading") == 2
     assert done.stderr.count("Trying to resume download") == 2
-    assert Path(done.stdout.strip()).read_bytes() == content
+    path, progress = done.stdout.splitlines()
+    assert Path(path).read_bytes() == content
+    assert progress == f"0 {len(content)} {{{len(content)}}}"
 
 
 def test_after_an_interruption_complete_files_are_kept(
