@@ -8,18 +8,9 @@ from typing import Annotated
 import typer
 
 from bitexport.cli import options
+from bitexport.cli.hub import Revision, local_path
 from bitexport.cli.output import Output
 from bitexport.errors import OutputError
-
-Repository = Annotated[
-    str | None,
-    typer.Option(
-        "--repo",
-        metavar="OWNER/REPO",
-        help="Where the file will be, for the command that runs it.",
-        show_default=False,
-    ),
-]
 
 
 def card(
@@ -46,7 +37,15 @@ def card(
     bench: Annotated[
         bool, typer.Option("--bench", help="Measure the speed now, as bitexport bench does.")
     ] = False,
-    repo: Repository = None,
+    repo: Annotated[
+        str | None,
+        typer.Option(
+            "--repo",
+            metavar="OWNER/REPO",
+            help="Where the file will be, for the command that runs it.",
+            show_default=False,
+        ),
+    ] = None,
     license: Annotated[
         str | None,
         typer.Option("--license", metavar="ID", help="For example mit or apache-2.0.", show_default=False),
@@ -58,6 +57,7 @@ def card(
         ),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace README.md if it exists.")] = False,
+    revision: Revision = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -71,6 +71,7 @@ def card(
     out = Output(json=json, quiet=quiet)
     if output is not None:
         _check_output(output, force)
+    gguf = local_path(out, gguf, "gguf", revision)
     measured: list[Path | dict[str, object]] = [*(reports or [])]
     if bench:
         from bitexport.bench import bench as measure

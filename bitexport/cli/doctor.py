@@ -75,8 +75,10 @@ def doctor(
     3 if one of them is a problem.
     """
     if env:
-        if any(given is not None for given in (checkpoint, gguf, prompt, text)):
-            raise UsageError("--env examines the machine; it takes no checkpoint, file, prompt or text")
+        if any(given is not None for given in (checkpoint, gguf, prompt, text, revision)):
+            raise UsageError(
+                "--env examines the machine; it takes no checkpoint, file, revision, prompt or text"
+            )
         _environment(Output(json=json, quiet=quiet))
         return
     if checkpoint is None:

@@ -33,7 +33,6 @@ Revision = Annotated[
 OR_NAME = "or OWNER/REPO on the Hugging Face hub"
 OR_FILE_NAME = "or OWNER/REPO[:FILE.gguf] on the Hugging Face hub"
 
-
 P = TypeVar("P", Path, "Path | None")
 
 
@@ -50,7 +49,7 @@ def local_path(out: Output, path: P, want: Want, revision: str | None = None) ->
         HubError: see :func:`bitexport.hub.fetch`.
         UsageError: ``revision`` is given, but ``path`` is a path or already names a revision.
     """
-    if path is None or (revision is None and path.exists()):
+    if path is None or (revision is None and _exists(path)):
         return path  # at once: nothing is imported
     from dataclasses import replace
 
@@ -69,3 +68,10 @@ def local_path(out: Output, path: P, want: Want, revision: str | None = None) ->
         return path  # it does not exist, which the command says in its own words
     with terminable(), out.progress(f"downloading {name.repo}") as progress:
         return fetch(name, want, progress)
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:
+        return True  # such as a name that is too long: the command says what is wrong with it

@@ -46,17 +46,42 @@ def fetch(name: HubName | str, want: Want = "model", progress: Progress = ignore
             is full, or the repository has nothing that ``want`` allows.
         UsageError: ``name`` is the path of something that exists, or is not a name.
     """
+    from huggingface_hub import constants
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
     name = _parsed(name)
     with _explained(name, want), _log_as_warnings():
-        revision, offline = _resolve(name)
-        folder = _first_files(name, revision, offline)
-        listed = _listing(name, revision, folder)
-        chosen = select(name, want, listed, folder)
-        # small files first: what an interruption leaves is then complete but for the weights
-        sizes = {path: listed[path] for path in sorted(chosen.files, key=lambda path: listed[path])}
-        if not offline:
-            _check_disk(name, revision, folder, sizes)
-        _download(name, revision, sizes, offline=offline, progress=progress)
+        revision, unreachable = _resolve(name)
+        try:
+            path = _fetched(
+                name, want, revision, constants.HF_HUB_OFFLINE or unreachable is not None, progress
+            )
+        except LocalEntryNotFoundError:
+            if unreachable is None:
+                raise
+            raise unreachable from None  # the cache does not have everything either
+    if unreachable is not None:
+        warnings.warn(
+            f"{constants.ENDPOINT} cannot be reached ({short(unreachable)}); using the copy of {name.repo} "
+            f"in the cache, commit {revision.resolved[:8]}",
+            BitexportWarning,
+            stacklevel=2,
+        )
+    return path
+
+
+def _fetched(
+    name: HubName, want: Want, revision: ResolvedRevision, offline: bool, progress: Progress
+) -> Path:
+    """The local path of a commit, from the cache alone if ``offline``."""
+    folder = _first_files(name, revision, offline)
+    listed = _listing(name, revision, folder)
+    chosen = select(name, want, listed, folder)
+    # small files first: what an interruption leaves is then complete but for the weights
+    sizes = {path: listed[path] for path in sorted(chosen.files, key=lambda path: listed[path])}
+    if not offline:
+        _check_disk(name, revision, folder, sizes)
+    _download(name, revision, sizes, offline=offline, progress=progress)
     return folder / chosen.path
 
 
@@ -67,8 +92,8 @@ def _parsed(name: HubName | str) -> HubName:
     return found
 
 
-def _resolve(name: HubName) -> tuple[ResolvedRevision, bool]:
-    """The commit of the wanted revision, and whether it is the cache's because the hub cannot be reached."""
+def _resolve(name: HubName) -> tuple[ResolvedRevision, Exception | None]:
+    """The commit of the wanted revision; if it is the cache's, also why the hub cannot be reached."""
     from huggingface_hub import HfApi, ResolvedRevision, constants
     from huggingface_hub.errors import RevisionResolutionError
 
@@ -80,22 +105,16 @@ def _resolve(name: HubName) -> tuple[ResolvedRevision, bool]:
     if constants.HF_HUB_OFFLINE:
         if cached is None:
             raise not_cached(name)
-        return cached, True
+        return cached, None
     try:
         commit = _commit(api, name)
     except Exception as error:
         if cached is None or not is_unreachable(error):
             raise
-        warnings.warn(
-            f"{constants.ENDPOINT} cannot be reached ({short(error)}); using the copy of {name.repo} in the "
-            f"cache, commit {cached.resolved[:8]}",
-            BitexportWarning,
-            stacklevel=2,
-        )
-        return cached, True
+        return cached, error
     if cached is None or cached.resolved != commit:
         api.resolve_revision(name.repo, revision=name.revision)  # remembers the commit for offline use
-    return ResolvedRevision(commit, name.revision, name.repo), False
+    return ResolvedRevision(commit, name.revision, name.repo), None
 
 
 def _commit(api: Any, name: HubName) -> str:

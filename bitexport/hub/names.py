@@ -62,6 +62,6 @@ def hub_name(text: str | os.PathLike[str]) -> HubName | None:
     repo = found["repo"]
     if ".." in repo or "--" in repo or repo.endswith((".", "-")):
         return None
-    if not (found["file"] or found["revision"]) and Path(repo).suffix in {".gguf", ".npy", *PARTS}:
+    if not (found["file"] or found["revision"]) and Path(repo).suffix in {".gguf", *PARTS}:
         return None
     return HubName(repo, found["revision"], found["file"])

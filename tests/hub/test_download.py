@@ -185,6 +185,18 @@ def test_an_unreachable_hub_and_a_cached_model(hub: Hub, cli: Cli, offline: Cli,
     assert done.stderr.count("\n") == 1
 
 
+def test_an_unreachable_hub_and_a_commit_that_is_not_cached(
+    hub: Hub, cli: Cli, offline: Cli, gguf_of: Made
+) -> None:
+    hub.add("acme/tiny", {name: gguf_of("packed-multiply").read_bytes() for name in ("a.gguf", "b.gguf")})
+    document(cli("inspect", "acme/tiny:a.gguf", "--json"))
+    for name in (f"acme/tiny@{'0' * 40}:a.gguf", "acme/tiny:b.gguf"):
+        line = one_line(offline("inspect", name), 1)
+        assert line.startswith(
+            f"error: {name} is not a path here, and http://127.0.0.1:9 cannot be reached ("
+        )
+
+
 def test_offline_mode(hub: Hub, cli: Cli, offline: Cli, gguf_of: Made) -> None:
     hub.add("acme/tiny", {name: gguf_of("packed-multiply").read_bytes() for name in ("a.gguf", "b.gguf")})
     document(cli("inspect", "acme/tiny:a.gguf", "--json"))
