@@ -57,6 +57,10 @@ class OutputError(BitexportError):
     """The output cannot be written: it already exists, the disk is full, or the folder is missing."""
 
 
+class HubError(BitexportError):
+    """A model cannot be fetched from the hub, or sent to it."""
+
+
 class NativeLibraryError(BitexportError):
     """Our libllama is missing or cannot be loaded, or another one is already loaded."""
 

@@ -20,12 +20,13 @@ from bitexport.bench.report import CompareReport, CompareRow
 from bitexport.bench.twins import SAME_FILE, build_twin, check_twin, compared_type, default_twins, twin_bytes
 from bitexport.bench.worker import Worker
 from bitexport.errors import OutputError, UnsupportedError
+from bitexport.gguf.fingerprint import fingerprint
 from bitexport.gguf.reader import GGUFFile, read_gguf
 from bitexport.progress import Progress, ProgressEvent, ignore
 from bitexport.runtime.ggml import TIER_VARIABLE
 from bitexport.runtime.limits import check_threads
 from bitexport.runtime.threads import default_threads
-from bitexport.system.machine import available_bytes
+from bitexport.system.machine import available_bytes, cpu_model
 
 #: The twins' environment: output head and layers on ggml's own kernels, as llama.cpp would run them.
 _TWIN_ENVIRONMENT = {"BITEXPORT_HEAD": "stock", "BITEXPORT_GROUPED": "stock"}
@@ -95,6 +96,8 @@ def compare(
             bytes=sizes,
             rows=rows,
             kept=[] if keep is None else [str(files[name]) for name in types if name != SAME_FILE],
+            cpu=cpu_model(),
+            fingerprint=fingerprint(path),
         )
 
 

@@ -14,10 +14,11 @@ from bitexport.bench.limits import LimitMeter
 from bitexport.bench.report import BenchReport, BenchRow
 from bitexport.bench.weights import TokenCost, token_cost
 from bitexport.errors import UsageError
+from bitexport.gguf.fingerprint import fingerprint
 from bitexport.progress import Progress, ProgressEvent, ignore
 from bitexport.runtime.session import Session
 from bitexport.runtime.threads import default_threads
-from bitexport.system.machine import resident_bytes, warm_page_cache
+from bitexport.system.machine import cpu_model, resident_bytes, warm_page_cache
 
 #: llama.cpp's limit of sequences.
 _MAX_BATCH = 256
@@ -106,6 +107,8 @@ def bench(
             load_seconds=load_seconds,
             rss_bytes=rss,
             rss_before_bytes=rss_before,
+            cpu=cpu_model(),
+            fingerprint=fingerprint(path),
         )
 
 

@@ -78,6 +78,8 @@ class BenchReport:
         load_seconds: from the file in the page cache to a context ready to run.
         rss_bytes: memory of the process after the model was loaded and run.
         rss_before_bytes: memory of the process before the model was loaded.
+        cpu: the CPU's name.
+        fingerprint: of the file, see :func:`bitexport.gguf.fingerprint.fingerprint`.
     """
 
     path: str
@@ -92,6 +94,8 @@ class BenchReport:
     load_seconds: float
     rss_bytes: int
     rss_before_bytes: int
+    cpu: str = ""
+    fingerprint: str = ""
 
     @property
     def fits_caches(self) -> bool:
@@ -165,6 +169,8 @@ class CompareReport:
         bytes: of each file's tensors, by type.
         rows: in the order of measurement.
         kept: the twins' files, if they were kept.
+        cpu: the CPU's name.
+        fingerprint: of the compared file.
     """
 
     path: str
@@ -174,6 +180,8 @@ class CompareReport:
     bytes: dict[str, int]
     rows: list[CompareRow]
     kept: list[str]
+    cpu: str = ""
+    fingerprint: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """The report as one JSON object, without ``schema``."""

@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 import bitexport
-from bitexport.cli import bench, convert, doctor, embed, errors, eval, inspect, parity, run, train
+from bitexport.cli import bench, card, convert, doctor, embed, errors, eval, inspect, parity, push, run, train
 from bitexport.cli.interrupt import terminable
 from bitexport.cli.output import show_warning
 from bitexport.errors import BitexportWarning
@@ -46,6 +46,8 @@ app.command("embed", help=_help(embed.embed))(embed.embed)
 app.command("inspect", help=_help(inspect.inspect))(inspect.inspect)
 app.command("doctor", help=_help(doctor.doctor))(doctor.doctor)
 app.command("eval", help=_help(eval.evaluate))(eval.evaluate)
+app.command("card", help=_help(card.card))(card.card)
+app.command("push", help=_help(push.push))(push.push)
 app.command("train", help=_help(train.train))(train.train)
 
 

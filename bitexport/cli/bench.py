@@ -11,6 +11,7 @@ import typer
 from typer.core import TyperCommand
 
 from bitexport.cli import options
+from bitexport.cli.hub import Revision, local_path
 from bitexport.cli.output import Output, format_bytes
 from bitexport.errors import UsageError
 
@@ -66,6 +67,7 @@ def bench(
             show_default=False,
         ),
     ] = None,
+    revision: Revision = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -80,6 +82,7 @@ def bench(
             raise UsageError("--batch and --compare do not go together; leave one of them out")
         if plot is not None:
             raise UsageError("--plot draws limits, but --compare has none; leave one of them out")
+        gguf = local_path(out, gguf, "gguf", revision)
         _compare(out, gguf, compare, counts, prompts, generated, repetitions, keep)
         return
     if keep is not None:
@@ -88,6 +91,7 @@ def bench(
         from bitexport.system.picture import check_picture
 
         check_picture(plot)  # fail now rather than after minutes of measuring
+    gguf = local_path(out, gguf, "gguf", revision)
     from bitexport.bench import bench as run
 
     with out.progress("bench") as progress:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, get_args
 import typer
 
 from bitexport.cli import options
+from bitexport.cli.hub import OR_FILE_NAME, Revision, local_path
 from bitexport.cli.interrupt import terminable
 from bitexport.cli.output import Output, format_bytes
 
@@ -26,7 +27,7 @@ def convert(
     checkpoint: Annotated[
         Path,
         typer.Argument(
-            help="Checkpoint folder (config.json, *.safetensors or *.bin), or a GGUF file.",
+            help=f"Checkpoint folder (config.json, *.safetensors or *.bin), GGUF file, {OR_FILE_NAME}.",
             show_default=False,
         ),
     ],
@@ -88,7 +89,7 @@ def convert(
         typer.Option(
             "--adapter",
             metavar="DIR",
-            help="Folder of a LoRA adapter (PEFT) to merge into float or master weights.",
+            help="Folder of a LoRA adapter (PEFT), or OWNER/REPO, to merge into float or master weights.",
             show_default=False,
         ),
     ] = None,
@@ -101,6 +102,7 @@ def convert(
             show_default=False,
         ),
     ] = None,
+    revision: Revision = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -108,6 +110,8 @@ def convert(
     from bitexport.convert import convert as run
 
     out = Output(json=json, quiet=quiet)
+    checkpoint = local_path(out, checkpoint, "model", revision)
+    adapter = local_path(out, adapter, "adapter")
     with terminable(), out.progress("converting") as progress:
         report = run(
             checkpoint,

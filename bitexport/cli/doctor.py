@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bitexport.cli import options
+from bitexport.cli.hub import OR_NAME, Revision, local_path
 from bitexport.cli.interrupt import terminable
 from bitexport.cli.output import Output
 from bitexport.errors import CheckFailed, UsageError
@@ -25,7 +26,9 @@ _STATUS_WIDTH = 9
 def doctor(
     checkpoint: Annotated[
         Path | None,
-        typer.Argument(help="Checkpoint folder (config.json, *.safetensors).", show_default=False),
+        typer.Argument(
+            help=f"Checkpoint folder (config.json, *.safetensors), {OR_NAME}.", show_default=False
+        ),
     ] = None,
     gguf: Annotated[
         Path | None,
@@ -57,6 +60,7 @@ def doctor(
     threads: Annotated[
         int, typer.Option("--threads", "-t", min=0, help="Threads for C++; 0: one per processor.")
     ] = 0,
+    revision: Revision = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -71,16 +75,20 @@ def doctor(
     3 if one of them is a problem.
     """
     if env:
-        if any(given is not None for given in (checkpoint, gguf, prompt, text)):
-            raise UsageError("--env examines the machine; it takes no checkpoint, file, prompt or text")
+        if any(given is not None for given in (checkpoint, gguf, prompt, text, revision)):
+            raise UsageError(
+                "--env examines the machine; it takes no checkpoint, file, revision, prompt or text"
+            )
         _environment(Output(json=json, quiet=quiet))
         return
     if checkpoint is None:
         raise UsageError("no checkpoint given; name its folder, or give --env to examine this machine")
     document = options.read_text(text)
+    out = Output(json=json, quiet=quiet)
+    checkpoint = local_path(out, checkpoint, "checkpoint", revision)
+    gguf = local_path(out, gguf, "gguf")
     from bitexport.doctor import doctor as run
 
-    out = Output(json=json, quiet=quiet)
     with terminable(), out.progress("doctor") as progress:
         report = run(checkpoint, gguf, prompt=prompt, text=document, threads=threads, progress=progress)
     out.result(report.to_json(), human=lambda: _show(out, report))

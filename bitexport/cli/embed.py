@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from bitexport.cli import options
+from bitexport.cli.hub import Revision, local_path
 from bitexport.cli.output import Output, excerpt
 from bitexport.errors import OutputError, UsageError
 from bitexport.system.reading import read_text
@@ -88,6 +89,7 @@ def embed(
         int, typer.Option("--threads", "-t", min=0, help="Number of threads; 0: one per core.")
     ] = 0,
     jsonl: Annotated[bool, typer.Option("--jsonl", help="Print one JSON object per text on stdout.")] = False,
+    revision: Revision = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -102,6 +104,7 @@ def embed(
     from bitexport.embed import embed as run
 
     out = Output(json=json, quiet=quiet)
+    gguf = local_path(out, gguf, "gguf", revision)
     with out.progress("embedding") as progress:
         report = run(
             gguf,

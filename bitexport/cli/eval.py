@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 import typer
 
 from bitexport.cli import options
+from bitexport.cli.hub import OR_FILE_NAME, Revision, local_path
 from bitexport.cli.interrupt import terminable
 from bitexport.cli.output import Output
 from bitexport.errors import UsageError
@@ -25,7 +26,7 @@ def evaluate(
         Path,
         typer.Argument(
             metavar="CKPT_OR_GGUF",
-            help="Checkpoint folder, ternary or float; or GGUF file.",
+            help=f"Checkpoint folder, ternary or float; GGUF file; {OR_FILE_NAME}.",
             show_default=False,
         ),
     ],
@@ -109,6 +110,7 @@ def evaluate(
     threads: Annotated[
         int, typer.Option("--threads", "-t", min=0, help="Threads; 0: chosen to suit the model.")
     ] = 0,
+    revision: Revision = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -123,6 +125,11 @@ def evaluate(
         missing = "--template (tags, chat or hy-mt1.5)" if data else "--data"
         raise UsageError(f"--data and --template go together; add {missing}, as in training")
     document = options.read_text(text)
+    out = Output(json=json, quiet=quiet)
+    model = local_path(out, model, "model", revision)
+    teacher = local_path(out, teacher, "model")
+    student_gguf = local_path(out, student_gguf, "gguf")
+    teacher_gguf = local_path(out, teacher_gguf, "gguf")
     from bitexport.evaluation import evaluate as run
     from bitexport.evaluation import held_out_pairs, read_pairs
     from bitexport.text import Template
@@ -131,7 +138,6 @@ def evaluate(
     if data and template:
         form = Template(template, source_language, target_language)
         chosen = held_out_pairs(data, form, held_out_percent, (model, teacher))
-    out = Output(json=json, quiet=quiet)
     with terminable(), out.progress("eval") as progress:
         report = run(
             model,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bitexport.cli import options
+from bitexport.cli.hub import OR_FILE_NAME, Revision, local_path
 from bitexport.cli.output import Output, format_bytes
 
 if TYPE_CHECKING:
@@ -19,12 +20,17 @@ MAX_TEXT = 72
 def inspect(
     path: Annotated[
         Path,
-        typer.Argument(metavar="FILE_OR_DIR", help="GGUF file or checkpoint folder.", show_default=False),
+        typer.Argument(
+            metavar="FILE_OR_DIR",
+            help=f"GGUF file, checkpoint folder, {OR_FILE_NAME}.",
+            show_default=False,
+        ),
     ],
     health: Annotated[
         bool,
         typer.Option("--health", help="Read every tensor, and show only signs of damage or bad training."),
     ] = False,
+    revision: Revision = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -32,6 +38,7 @@ def inspect(
     from bitexport.inspect import inspect as run
 
     out = Output(json=json, quiet=quiet)
+    path = local_path(out, path, "model", revision)
     with out.progress("reading") as progress:
         report = run(path, health=health, progress=progress)
     for problem in (*report.problems, *report.notes):

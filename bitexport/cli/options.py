@@ -7,15 +7,21 @@ from typing import Annotated
 
 import typer
 
+from bitexport.cli.hub import OR_FILE_NAME, OR_NAME
 from bitexport.errors import UsageError
 from bitexport.system.reading import read_text as read_file_text
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only warnings and errors on stderr.")]
 Checkpoint = Annotated[
-    Path, typer.Argument(help="Checkpoint folder (config.json, *.safetensors or *.bin).", show_default=False)
+    Path,
+    typer.Argument(
+        help=f"Checkpoint folder (config.json, *.safetensors or *.bin), {OR_NAME}.", show_default=False
+    ),
 ]
-Gguf = Annotated[Path, typer.Argument(metavar="FILE.gguf", help="GGUF file.", show_default=False)]
+Gguf = Annotated[
+    Path, typer.Argument(metavar="FILE.gguf", help=f"GGUF file, {OR_FILE_NAME}.", show_default=False)
+]
 
 
 def read_text(path: Path | None) -> str | None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bitexport.cli import options
+from bitexport.cli.hub import Revision, local_path
 from bitexport.cli.output import Output, excerpt
 from bitexport.cli.parity_layers import show_layers
 from bitexport.cli.parity_tokenizer import show_tokenizer
@@ -102,6 +103,7 @@ def parity(
     threads: Annotated[
         int, typer.Option("--threads", "-t", min=0, help="Threads for C++; 0: one per core.")
     ] = 0,
+    revision: Revision = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -112,13 +114,15 @@ def parity(
     the pooled ones; with --layers, --plot, --report, --noise-floor or --text, the logits of its decoder.
     """
     chosen = _prompts(prompt, prompts)
+    if tokenizer_only and (layers or noise_floor or text or plot or report_page):
+        raise UsageError(
+            "--tokenizer-only runs no model; leave out --layers, --plot, --report, --noise-floor and --text"
+        )
+    out = Output(json=json, quiet=quiet)
+    checkpoint = local_path(out, checkpoint, "checkpoint", revision)
+    gguf = local_path(out, gguf, "gguf")
     if tokenizer_only:
-        if layers or noise_floor or text or plot or report_page:
-            raise UsageError(
-                "--tokenizer-only runs no model; leave out --layers, --plot, --report, --noise-floor and "
-                "--text"
-            )
-        _tokenizer_only(checkpoint, gguf, chosen or [], Output(json=json, quiet=quiet))
+        _tokenizer_only(checkpoint, gguf, chosen or [], out)
         return
     if not (layers or noise_floor or text or plot or report_page):
         from bitexport.parity.embedding import is_embedding_model
@@ -126,7 +130,6 @@ def parity(
         if is_embedding_model(gguf):
             from bitexport.cli.parity_embedding import compare_embeddings
 
-            out = Output(json=json, quiet=quiet)
             compare_embeddings(out, checkpoint, gguf, chosen, min_cosine, align, threads)
             return
     _check_pictures(plot, report_page)
@@ -134,7 +137,6 @@ def parity(
     from bitexport.parity import parity as run
     from bitexport.parity.report import verdict
 
-    out = Output(json=json, quiet=quiet)
     with out.progress("parity") as progress:
         report = run(
             checkpoint,

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from bitexport.cli import options
+from bitexport.cli.hub import Revision, local_path
 from bitexport.cli.output import Output
 
 
@@ -44,6 +45,7 @@ def run(
         int, typer.Option("--threads", "-t", min=0, help="Number of threads; 0 for one per core.")
     ] = 0,
     echo: Annotated[bool, typer.Option("--echo", help="Print the prompt before the continuation.")] = False,
+    revision: Revision = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -51,6 +53,7 @@ def run(
     from bitexport.runtime.completion import Completion, Sampling
 
     out = Output(json=json, quiet=quiet)
+    gguf = local_path(out, gguf, "gguf", revision)
     completion = Completion(
         gguf,
         prompt,

@@ -17,7 +17,7 @@ from bitexport.convert.embedding_model import embedding_settings
 from bitexport.convert.encoding import TensorStatistics, encode_float, encode_ternary
 from bitexport.convert.opening import adapter_warnings, merged_adapter
 from bitexport.convert.plan import Plan, make_plan
-from bitexport.convert.source import PlannedTensor, SourceSummary, own_keys
+from bitexport.convert.source import PlannedTensor, SourceSummary, model_name, own_keys, source_keys
 from bitexport.convert.tokenizer_check import check_tokenizer
 from bitexport.errors import OutputError, UnsupportedError
 from bitexport.families import Claim, Role
@@ -244,8 +244,8 @@ def already_ternary_warning(
 def _metadata(plan: Plan, vocabulary: Vocabulary) -> dict[str, MetadataValue]:
     found: dict[str, MetadataValue] = {
         "general.type": "model",
-        # a folder's name may contain bytes that are not UTF-8
-        "general.name": plan.checkpoint.path.resolve().name.encode("utf-8", "replace").decode(),
+        "general.name": model_name(plan.checkpoint.path),
+        **source_keys(plan.checkpoint.path),
     }
     kept = [t.spec.name for t in plan.tensors if t.origin.role is Role.TERNARY and not t.ternary]
     found.update(own_keys(plan.packing_name, plan.ternary_type, plan.embed_type, kept))

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from bitexport.convert.choices import TERNARY_TYPES, check_fits, straddling_warnings, ternary_kind
 from bitexport.convert.encoding import TensorStatistics, encode_float, encode_ternary
 from bitexport.convert.gguf_tensors import FLOAT_TYPES, named, read_scales, unpack
-from bitexport.convert.source import KEPT_FLOAT_KEY, PlannedTensor, SourceSummary, main_type
+from bitexport.convert.source import KEPT_FLOAT_KEY, PlannedTensor, SourceSummary, main_type, source_keys
 from bitexport.convert.tokenizer_check import check_loads
 from bitexport.errors import GGUFError, OutputError, UnsupportedError
 from bitexport.gguf import splits
@@ -87,6 +87,8 @@ def plan_gguf(
         wanted["bitexport.ternary_type"] = main
     if embed_type and "bitexport.embedding_type" in file.metadata:
         wanted["bitexport.embedding_type"] = embed_type
+    if not any(key.startswith("general.source.") for key in file.metadata):
+        wanted.update(source_keys(file.path))
     pre, pre_warnings = _pre_tokenizer(file, pre_tokenizer)
     if pre is not None:
         wanted[PRE_KEY] = pre

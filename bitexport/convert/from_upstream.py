@@ -16,7 +16,14 @@ from bitexport.checkpoint.packings.master import MasterWeights
 from bitexport.convert.encoding import TensorStatistics, encode_float, encode_ternary
 from bitexport.convert.from_checkpoint import already_ternary_warning
 from bitexport.convert.opening import adapter_warnings, merged_adapter
-from bitexport.convert.source import PlannedTensor, SourceSummary, own_keys
+from bitexport.convert.source import (
+    REPOSITORY_KEY,
+    PlannedTensor,
+    SourceSummary,
+    model_name,
+    own_keys,
+    source_keys,
+)
 from bitexport.convert.tokenizer_check import check_tokenizer
 from bitexport.convert.upstream_plan import UpstreamPlan, make_upstream_plan, moved_group, weight_parts
 from bitexport.errors import GGUFError, NativeLibraryError, TokenizerError, UnsupportedError
@@ -308,4 +315,8 @@ def _own_keys(plan: UpstreamPlan) -> dict[str, MetadataValue]:
     """The keys of every file that bitexport writes, and the converter."""
     kept = [t.spec.name for t in plan.tensors if t.origin.linear and not t.ternary]
     keys = own_keys(plan.packing_name, plan.ternary_type, plan.embed_type, kept)
-    return {**keys, "bitexport.converter": plan.recipe.class_name}
+    found = {**keys, "bitexport.converter": plan.recipe.class_name, **source_keys(plan.checkpoint.path)}
+    if REPOSITORY_KEY in found:
+        # the converter sees a folder that is named after a commit
+        found["general.name"] = model_name(plan.checkpoint.path)
+    return found

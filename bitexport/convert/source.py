@@ -18,9 +18,14 @@ from bitexport.convert.encoding import TensorStatistics
 from bitexport.gguf.types import FILE_TYPES, TYPES, TensorType
 from bitexport.gguf.writer import MetadataValue, TensorSpec
 from bitexport.health import Health
+from bitexport.hub import source_of
 
 #: The metadata key that lists the linear layers that are not ternary, if there are any.
 KEPT_FLOAT_KEY = "bitexport.kept_float"
+
+#: The metadata keys of the repository and the commit that a file was made from: llama.cpp's, and ours.
+REPOSITORY_KEY = "general.source.huggingface.repository"
+COMMIT_KEY = "bitexport.source_commit"
 
 Origin = TypeVar("Origin")
 
@@ -88,6 +93,23 @@ def own_keys(
     if kept_float:
         found[KEPT_FLOAT_KEY] = list(kept_float)
     return found
+
+
+def model_name(folder: Path) -> str:
+    """A checkpoint's name: that of its repository on the hub, otherwise the folder's."""
+    source = source_of(folder)
+    if source is not None:
+        return source.repo.rpartition("/")[2]
+    # a folder's name may contain bytes that are not UTF-8
+    return folder.resolve().name.encode("utf-8", "replace").decode()
+
+
+def source_keys(path: Path) -> dict[str, MetadataValue]:
+    """The metadata that says where a source came from, if the hub's cache knows; otherwise none."""
+    found = source_of(path)
+    if found is None:
+        return {}
+    return {REPOSITORY_KEY: found.repo, "general.source.repo_url": found.url, COMMIT_KEY: found.commit}
 
 
 @dataclass(frozen=True, slots=True)

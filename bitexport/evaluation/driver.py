@@ -18,6 +18,7 @@ from bitexport.evaluation.report import Column, EvaluationReport
 from bitexport.evaluation.shared_tokenizer import shared_encode, shared_end_token
 from bitexport.evaluation.side import Runner, Side
 from bitexport.evaluation.translation import translation
+from bitexport.gguf.fingerprint import fingerprint
 from bitexport.progress import Progress, ProgressEvent, ignore
 from bitexport.text.prompts import built_in_prompts
 
@@ -124,6 +125,8 @@ class _Evaluation:
     def measure(self, side: Side, progress: Progress) -> Column:
         """Load one side, measure everything, and free it."""
         column = Column(side.name, side.role, side.path, side.kind)
+        if side.kind == "gguf":
+            column.fingerprint = fingerprint(side.path)
 
         def report(event: ProgressEvent) -> None:
             progress(ProgressEvent(event.done, event.total, event.unit, f"{side.name}: {event.label}"))

@@ -22,6 +22,7 @@ class Column:
         answers: the greedy answers, one per pair, stripped.
         similarity: mean cosine of its hidden states with the teacher's, see :func:`.driver.evaluate`.
         seconds: time of measuring, without loading.
+        fingerprint: of a GGUF file, see :func:`bitexport.gguf.fingerprint.fingerprint`.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Column:
     answers: list[str] = field(default_factory=list)
     similarity: float | None = None
     seconds: float = 0.0
+    fingerprint: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """The numbers as one JSON object, without the answers."""
@@ -47,6 +49,7 @@ class Column:
             "translation": self.translation.to_json() if self.translation else None,
             "similarity": self.similarity,
             "seconds": self.seconds,
+            "fingerprint": self.fingerprint,
         }
 
 

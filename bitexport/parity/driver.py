@@ -11,6 +11,7 @@ from pathlib import Path
 
 from bitexport.errors import GGUFError, UsageError
 from bitexport.gguf.embeddings import Embeddings, read_embeddings
+from bitexport.gguf.fingerprint import fingerprint
 from bitexport.gguf.reader import read_gguf
 from bitexport.metrics.likelihood import WINDOW, Perplexities, perplexities
 from bitexport.metrics.logits import LogitComparison, compare_logits, join, summarize
@@ -117,6 +118,7 @@ def parity(
             ),
             details=Details(judged_details, plain_details) if details else None,
             activations=activation_grids(reference, gguf),
+            fingerprint=fingerprint(gguf),
         )
 
 

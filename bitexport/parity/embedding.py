@@ -15,6 +15,7 @@ from bitexport.checkpoint.sentence_transformers import EmbeddingSettings
 from bitexport.errors import GGUFError, UnsupportedError, UsageError
 from bitexport.gguf.embedding_settings import settings_of
 from bitexport.gguf.embeddings import read_embeddings
+from bitexport.gguf.fingerprint import fingerprint
 from bitexport.gguf.reader import read_gguf
 from bitexport.metrics.vectors import VectorAgreement, compare_vectors, pool
 from bitexport.parity.aligned import stored_weights
@@ -100,6 +101,7 @@ def embedding_parity(
             min_cosine=min_cosine,
             judged_aligned=align,
             tier=session.tier,
+            fingerprint=fingerprint(gguf),
         )
 
 

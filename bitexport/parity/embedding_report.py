@@ -75,6 +75,7 @@ class EmbeddingParityReport:
         min_cosine: the threshold for every vector.
         judged_aligned: the threshold applies to ``aligned``.
         tier: the kernels that ran.
+        fingerprint: of the file, see :func:`bitexport.gguf.fingerprint.fingerprint`.
     """
 
     prompts: list[EmbeddingResult]
@@ -85,6 +86,7 @@ class EmbeddingParityReport:
     min_cosine: float
     judged_aligned: bool
     tier: str
+    fingerprint: str = ""
 
     @property
     def judged(self) -> tuple[VectorAgreement, VectorAgreement]:
@@ -135,6 +137,7 @@ class EmbeddingParityReport:
             "aligned": asdict(self.aligned) if self.aligned else None,
             "tier": self.tier,
             "verdict": self.verdict(),
+            "fingerprint": self.fingerprint,
             "rows": [asdict(result) for result in self.prompts],
         }
 

@@ -56,6 +56,7 @@ class ParityReport:
         layers: every step of every block; None if not requested.
         details: what the report page shows in addition; None if not requested.
         activations: how each side rounds the activations of ternary layers.
+        fingerprint: of the file, see :func:`bitexport.gguf.fingerprint.fingerprint`.
     """
 
     prompts: list[PromptResult]
@@ -70,6 +71,7 @@ class ParityReport:
     layers: LayersReport | None = None
     details: Details | None = None
     activations: ActivationGrids | None = None
+    fingerprint: str = ""
 
     @property
     def judged(self) -> Agreement:
@@ -133,6 +135,7 @@ class ParityReport:
             "activations": asdict(self.activations) if self.activations else None,
             "layers": self.layers.to_json() if self.layers else None,
             "verdict": verdict(self),
+            "fingerprint": self.fingerprint,
             "rows": [_row_json(result) for result in self.prompts],
         }
 

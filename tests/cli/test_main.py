@@ -20,7 +20,7 @@ else:
     import tomli as tomllib
 
 Cli = Callable[..., "CompletedProcess[str]"]
-COMMANDS = ("convert", "parity", "bench", "run", "embed", "inspect", "doctor", "eval")
+COMMANDS = ("convert", "parity", "bench", "run", "embed", "inspect", "doctor", "eval", "card", "push")
 
 
 def test_help_names_every_command(run_cli: Cli) -> None:

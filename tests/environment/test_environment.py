@@ -82,7 +82,7 @@ def test_a_forced_tier(monkeypatch: pytest.MonkeyPatch, tier: str, status: str, 
     [
         ((), "no checkpoint given; name its folder, or give --env"),
         (("--env", "ckpt"), "--env examines the machine; it takes no checkpoint"),
-        (("--env", "--prompt", "x"), "takes no checkpoint, file, prompt or text"),
+        (("--env", "--prompt", "x"), "takes no checkpoint, file, revision, prompt or text"),
     ],
 )
 def test_examines_either_a_model_or_the_machine(
