@@ -13,7 +13,7 @@ TEST_JOBS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$((n < 4 ? n : 4))
 export CCACHE_BASEDIR := $(CURDIR)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup native stock tools test test-native test-python check demo wheel sanitize test-arm fuzz bench-native train-tiny en-fr clean
+.PHONY: help setup native stock tools test test-native test-python check demo wheel wheels sanitize test-arm fuzz bench-native train-tiny en-fr clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | expand -t 16
@@ -108,6 +108,9 @@ en-fr: setup ## Distil English to French, three ways and two seeds, and measure 
 
 wheel: $(VENV)/.installed ## Build a wheel that carries the native libraries
 	$(BIN)/pip wheel --no-deps --wheel-dir dist .
+
+wheels: $(VENV)/.installed ## Build wheels for every Linux on x86-64 and 64-bit ARM, whatever the CPU
+	$(BIN)/python scripts/build_wheels.py $(ARCHITECTURES)
 
 clean: ## Remove everything that was built or installed here
 	rm -rf $(VENV) build dist

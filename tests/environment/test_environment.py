@@ -47,7 +47,7 @@ def test_this_machine_can_do_what_the_tests_need(run_cli: RunCli) -> None:
         assert checks[name]["value"], name
         assert checks[name]["meaning"].endswith("."), name
         assert bool(checks[name]["advice"]) == (checks[name]["status"] != "ok"), name
-    assert "llama-cpp-python 0.3.36" in checks["packages"]["value"]
+    assert "gguf 0.19.0" in checks["packages"]["value"]
     assert "datasets" in checks["packages [train]"]["value"]
 
 
