@@ -84,7 +84,6 @@ def compilers(python: Path, architecture: str) -> list[str]:
         f"-DCMAKE_AR={folder / 'ar'}",
         f"-DCMAKE_RANLIB={folder / 'ranlib'}",
         "-DCMAKE_SHARED_LINKER_FLAGS=-s",
-        "-DCMAKE_EXE_LINKER_FLAGS=-s",
     ]
 
 
