@@ -271,6 +271,10 @@ def _types(
                 raise GGUFError(f"{cursor.path.name}: tensor '{entry.name}' has type {number}{unknown}")
             found[number] = kind
         kind = found[number]
+        if not all(entry.shape):
+            raise cursor.damaged(
+                f"tensor '{entry.name}' has shape {list(entry.shape)}; expected no dimension of 0"
+            )
         if any(size >= 2**63 for size in entry.shape) or not kind.fits(entry.shape):
             raise cursor.damaged(
                 f"tensor '{entry.name}' of type {number} ({kind.name}) has shape {list(entry.shape)}, not a "

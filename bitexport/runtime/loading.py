@@ -15,7 +15,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from bitexport.errors import BitexportWarning, GGUFError, UsageError
-from bitexport.gguf.checks import check_foreign, check_hyperparameters
+from bitexport.gguf.checks import check_file, check_foreign
 from bitexport.gguf.reader import MAGIC, read_gguf
 from bitexport.runtime import ggml, log
 from bitexport.runtime.assumptions import assumptions
@@ -129,7 +129,7 @@ def checked_file(
         )
     header = read_gguf(file)
     check_foreign(header)
-    check_hyperparameters(header)
+    check_file(header)
     if PRE_KEY in given:
         return file, dict(given)
     overrides, messages = assumptions(header)
