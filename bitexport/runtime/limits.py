@@ -19,8 +19,16 @@ def check_threads(count: int) -> None:
         raise UsageError(f"{count} threads were requested; expected 1 to {most} on {processors()} processors")
 
 
-def check_context(path: str | os.PathLike[str], tokens: int) -> None:
+def checked_context(path: str | os.PathLike[str], tokens: int) -> int:
     """Check a requested context against the context that the model was trained with.
+
+    Args:
+        path: the GGUF file.
+        tokens: the context; 0 for the model's own, up to :data:`SHORT_CONTEXT`: enough for a try, without the
+            memory that a context of 128k tokens takes.
+
+    Returns:
+        The context to open.
 
     Raises:
         UsageError: it is negative, or larger than both the model's and :data:`SHORT_CONTEXT`.
@@ -28,11 +36,13 @@ def check_context(path: str | os.PathLike[str], tokens: int) -> None:
     """
     metadata = read_gguf(os.fspath(path)).metadata
     trained = metadata.get(f"{metadata.get('general.architecture')}.context_length")
-    most = max(trained, SHORT_CONTEXT) if isinstance(trained, int) else SHORT_CONTEXT
+    own = trained if isinstance(trained, int) and trained > 0 else SHORT_CONTEXT
+    most = max(own, SHORT_CONTEXT)
     if not 0 <= tokens <= most:
         raise UsageError(
             f"a context of {tokens} tokens was requested; expected at most {most} for this model"
         )
+    return tokens or min(own, SHORT_CONTEXT)
 
 
 def check_text(option: str, text: str) -> None:

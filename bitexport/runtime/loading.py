@@ -15,7 +15,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from bitexport.errors import BitexportWarning, GGUFError, UsageError
-from bitexport.gguf.checks import check_file, check_foreign
+from bitexport.gguf.checks import check_foreign
 from bitexport.gguf.reader import MAGIC, read_gguf
 from bitexport.runtime import ggml, log
 from bitexport.runtime.assumptions import assumptions
@@ -23,6 +23,7 @@ from bitexport.runtime.library import bind
 from bitexport.runtime.limits import check_threads
 from bitexport.runtime.model import model_class
 from bitexport.runtime.threads import ThreadPool, default_threads
+from bitexport.runtime.trial import prove, refused
 from bitexport.tokenizer.missing_pre_tokenizer import PRE_KEY
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def _close_models() -> None:
 def load(path: str | os.PathLike[str], **kwargs: Any) -> Llama:
     """Open a GGUF file as a ``llama_cpp.Llama`` on our libraries. See :func:`bitexport.load`."""
     given = kwargs.pop("kv_overrides", None) or {}
-    file, overrides = checked_file(path, given)
+    file, overrides = checked_file(path, given, vocab_only=bool(kwargs.get("vocab_only")))
     if overrides:
         kwargs["kv_overrides"] = overrides
     bind()
@@ -97,15 +98,19 @@ def _check_arguments(given: Mapping[str, Any]) -> None:
 
 
 def checked_file(
-    path: str | os.PathLike[str], given: Mapping[str, Any] = MappingProxyType({})
+    path: str | os.PathLike[str],
+    given: Mapping[str, Any] = MappingProxyType({}),
+    *,
+    vocab_only: bool = False,
 ) -> tuple[Path, dict[str, Any]]:
-    """Check that a path is a GGUF file that libllama can open without crashing.
+    """Check that a path is a GGUF file that libllama can open without crashing; see :func:`prove`.
 
     Warns about everything that is assumed; see :func:`bitexport.runtime.assumptions.assumptions`.
 
     Args:
         path: the file.
         given: metadata overrides from the caller.
+        vocab_only: only the vocabulary will be used.
 
     Returns:
         The path, and all metadata overrides: ``given`` and those that had to be assumed.
@@ -129,7 +134,7 @@ def checked_file(
         )
     header = read_gguf(file)
     check_foreign(header)
-    check_file(header)
+    prove(header, vocab_only=vocab_only)
     if PRE_KEY in given:
         return file, dict(given)
     overrides, messages = assumptions(header)
@@ -150,9 +155,7 @@ def load_error(file: Path, default: str) -> GGUFError:
         read_gguf(file)
     except GGUFError as error:
         return error
-    # messages of our own code in libllama end with advice
-    advice = "" if "again" in reason else "; convert the checkpoint again, or see `bitexport inspect`"
-    return GGUFError(f"{file} cannot be loaded: {reason}{advice}")
+    return refused(file, reason)
 
 
 def check_model(path: str | os.PathLike[str]) -> None:

@@ -41,6 +41,11 @@ def model_class() -> type[Llama]:
                     f"{self.model_path} was loaded for embeddings; to generate text, load it without "
                     "embedding=True"
                 )
+            if not bind().llama_cpp.llama_get_memory(self.ctx):
+                raise UsageError(
+                    f"{self.model_path} has no cache of earlier tokens, so it cannot continue a text; "
+                    "it is a model for embeddings or a diffusion model"
+                )
             return super().generate(*args, **kwargs)
 
         def create_embedding(self, *args: Any, **kwargs: Any) -> Any:

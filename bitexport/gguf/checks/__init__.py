@@ -25,5 +25,5 @@ def check_file(file: GGUFFile) -> None:
     """
     check_architecture(file)
     check_hyperparameters(file)
-    check_vocabulary(file)
     check_tensors(file)
+    check_vocabulary(file)

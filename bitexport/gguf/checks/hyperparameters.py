@@ -7,7 +7,7 @@ import math
 from typing import Any
 
 from bitexport.gguf.checks.libllama import known
-from bitexport.gguf.checks.numbers import Numbers, damaged
+from bitexport.gguf.checks.numbers import Numbers, damaged, shown
 from bitexport.gguf.reader import GGUFFile
 
 #: libllama's LLAMA_MAX_LAYERS and LLAMA_MAX_EXPERTS.
@@ -23,7 +23,12 @@ PLAIN = ("bitnet-b1.58", "bitnet-25", "bitnet", "llama", "gemma3")
 #: Architectures in which one expert or none stands for an ordinary feed-forward layer.
 ONE_EXPERT_IS_NONE = ("hunyuan-dense", "hunyuan_vl")
 
+#: Architectures without attention.
+WITHOUT_HEADS = ("mamba", "mamba2", "rwkv6", "rwkv7", "rwkv6qwen2", "arwkv7", "wavtokenizer-dec")
+
 ROPE_SCALINGS = ("none", "linear", "yarn", "longrope")
+
+_HEADS = "attention.head_count"
 
 #: Whole numbers of every architecture: the smallest and the largest value.
 _INTEGERS = {
@@ -40,7 +45,7 @@ _INTEGERS = {
 #: Whole numbers that some architectures have for each layer.
 _PER_LAYER = {
     "feed_forward_length": 1 << 24,
-    "attention.head_count": 1 << 16,
+    _HEADS: 1 << 16,
     "attention.head_count_kv": 1 << 16,
 }
 
@@ -59,7 +64,9 @@ def check_architecture(file: GGUFFile) -> None:
         return
     close = difflib.get_close_matches(str(name), known().architectures, 3)
     hint = f", such as {', '.join(close)}" if close else ""
-    raise damaged(file, f"general.architecture is {name!r}; expected one that this llama.cpp knows{hint}")
+    raise damaged(
+        file, f"general.architecture is {shown(name)}; expected one that this llama.cpp knows{hint}"
+    )
 
 
 def check_hyperparameters(file: GGUFFile) -> None:
@@ -85,6 +92,9 @@ def check_hyperparameters(file: GGUFFile) -> None:
     scaling = file.metadata.get(f"{numbers.architecture}.rope.scaling.type", "none")
     if scaling not in ROPE_SCALINGS:
         raise numbers.error("rope.scaling.type", scaling, f"one of {', '.join(ROPE_SCALINGS)}")
+    heads = numbers.per_layer(_HEADS)
+    if numbers.architecture not in WITHOUT_HEADS and not any(heads):
+        raise numbers.error(_HEADS, 0 if heads else None, "at least 1")
     if numbers.architecture in PLAIN:
         _check_attention(numbers)
 
@@ -119,9 +129,7 @@ def _check_experts(numbers: Numbers) -> None:
 def _check_attention(numbers: Numbers) -> None:
     # not an assertion, but every value computed from it would be NaN
     numbers.check("rope.freq_base", lambda f: math.isfinite(f) and f > 0, "a positive number")
-    heads, hidden = numbers.get("attention.head_count"), numbers.get("embedding_length")
-    if heads is not None and heads < 1:
-        raise numbers.error("attention.head_count", heads, "at least 1")
+    heads, hidden = numbers.get(_HEADS), numbers.get("embedding_length")
     if heads is None or hidden is None:  # missing, or one number of heads for each layer
         return
     if numbers.get("attention.head_count_kv") is not None:

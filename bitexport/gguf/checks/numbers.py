@@ -14,6 +14,13 @@ def damaged(file: GGUFFile, what: str) -> GGUFError:
     return GGUFError(f"{file.path.name}: {what}: the file is damaged, convert or download it again")
 
 
+def shown(value: object) -> str:
+    """A metadata value in a message."""
+    if value is None:
+        return "missing"
+    return f"an array of {value.length} {value.type}" if isinstance(value, Array) else repr(value)
+
+
 class Numbers:
     """The hyper-parameters of a file's architecture, by their keys without its name."""
 
@@ -58,8 +65,7 @@ class Numbers:
         return found
 
     def error(self, key: str, value: object, expected: str) -> GGUFError:
-        shown = f"an array of {value.length} {value.type}" if isinstance(value, Array) else repr(value)
-        return damaged(self._file, f"{self._prefix}{key} is {shown}; expected {expected}")
+        return damaged(self._file, f"{self._prefix}{key} is {shown(value)}; expected {expected}")
 
 
 def _is_number(value: object) -> bool:

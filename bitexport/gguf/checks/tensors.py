@@ -23,7 +23,7 @@ _ELEMENTWISE = ("mul", "add", "div", "rope", "ssm_scan")
 
 
 def check_tensors(file: GGUFFile) -> None:
-    """Check the tensors of a file whose numbers and vocabulary are checked.
+    """Check the tensors of a file whose numbers are checked.
 
     Raises:
         GGUFError: a tensor's name, type or shape is not one that libllama can run; names it.

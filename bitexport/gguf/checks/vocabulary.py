@@ -9,7 +9,7 @@ from types import MappingProxyType
 
 import numpy as np
 
-from bitexport.gguf.checks.numbers import damaged
+from bitexport.gguf.checks.numbers import damaged, shown
 from bitexport.gguf.reader import Array, GGUFFile
 
 TOKENS = "tokenizer.ggml.tokens"
@@ -85,7 +85,7 @@ def check_vocabulary(file: GGUFFile) -> None:
             file, f"{MODEL} is '{model}', so it has no tokens; expected a model for text, with a vocabulary"
         )
     if not isinstance(model, str) or model not in KINDS:
-        raise damaged(file, f"{MODEL} is {model!r}; expected one of {', '.join(KINDS)}")
+        raise damaged(file, f"{MODEL} is {shown(model)}; expected one of {', '.join(KINDS)}")
     kind = KINDS[model]
     tokens = _checked_tokens(file)
     types = _checked_types(file, len(tokens))
@@ -101,8 +101,7 @@ def _checked_tokens(file: GGUFFile) -> list[bytes]:
     """The texts of the tokens: each once, except empty ones, which libllama renames."""
     array = file.metadata.get(TOKENS)
     if not isinstance(array, Array) or array.type != "string" or array.length == 0:
-        found = "missing" if array is None else "empty" if isinstance(array, Array) else repr(array)
-        raise damaged(file, f"{TOKENS} is {found}; expected an array of strings")
+        raise damaged(file, f"{TOKENS} is {shown(array)}; expected an array of strings")
     raw = file.raw(TOKENS)
     ids: dict[bytes, int] = {}
     tokens: list[bytes] = []
@@ -144,7 +143,7 @@ def _check_length(file: GGUFFile, key: str, expected: int) -> Array | None:
     if other is None:
         return None
     if not isinstance(other, Array):
-        raise damaged(file, f"{key} is {other!r}; expected an array")
+        raise damaged(file, f"{key} is {shown(other)}; expected an array")
     if other.length != expected:
         raise damaged(
             file, f"{key} has {other.length} elements; expected one for each of the {expected} tokens"
@@ -213,8 +212,8 @@ def _check_added_tokens(file: GGUFFile, kind: Kind, count: int) -> None:
         key = f"tokenizer.ggml.{name}_token_id"
         token = file.metadata.get(key, kind.assumed.get(name))
         if not isinstance(token, int) or not 0 <= token < count:
+            found = shown(file.metadata.get(key))
             raise damaged(
                 file,
-                f"{key} is {file.metadata.get(key)!r}, but this token is added to each text; expected an id "
-                f"from 0 to {count - 1}",
+                f"{key} is {found}, but this token is added to each text; expected 0 to {count - 1}",
             )

@@ -1,9 +1,11 @@
 #include "model_checks.h"
 
 #include "ggml-backend.h"
+#include "llama-impl.h"
 #include "llama-model-loader.h"
 #include "llama-model.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
@@ -42,11 +44,11 @@ void check_number(const std::string & key, double value, bool valid, const std::
     }
 }
 
-thread_local int       assertions_are_errors = 0;
+thread_local bool     assertions_are_errors = false;
 ggml_abort_callback_t earlier_callback      = nullptr;
 
 void on_abort(const char * message) {
-    if (assertions_are_errors > 0) {
+    if (assertions_are_errors) {
         throw std::runtime_error(message);
     }
     if (earlier_callback != nullptr) {
@@ -94,15 +96,19 @@ void bitexport_check_tensor(const ggml_tensor * tensor, ggml_op op) {
     }
 }
 
-void bitexport_check_numbers(llama_model_loader & loader, const llama_hparams & hparams, bool rotates) {
+void bitexport_check_numbers(llama_model_loader & loader, const llama_hparams & hparams) {
     for (const llm_kv key : {LLM_KV_ATTENTION_LAYERNORM_EPS, LLM_KV_ATTENTION_LAYERNORM_RMS_EPS}) {
         float epsilon = 0;
         if (loader.get_key(key, epsilon, false)) {
             check_number(loader.llm_kv(key), epsilon, std::isfinite(epsilon) && epsilon >= 0, "a small positive number");
         }
     }
-    if (!rotates) {
+    if (hparams.rope_type == LLAMA_ROPE_TYPE_NONE) {
         return;
+    }
+    if ((hparams.rope_type & LLAMA_ROPE_TYPE_MROPE) != 0) {
+        const int most = *std::max_element(hparams.rope_sections.begin(), hparams.rope_sections.begin() + 3);
+        check_number(loader.llm_kv(LLM_KV_ROPE_DIMENSION_SECTIONS), most, most > 0, "a section of more than 0");
     }
     for (uint32_t layer = 0; layer < hparams.n_layer(); ++layer) {
         if (hparams.n_head(layer) == 0) {
@@ -125,12 +131,26 @@ bool bitexport_can_be_mapped(const llama_model_loader & loader) {
     return true;
 }
 
-bitexport_assertions_as_errors::bitexport_assertions_as_errors() {
+bitexport_assertions_as_errors::bitexport_assertions_as_errors() : before_(assertions_are_errors) {
     static std::once_flag installed;
     std::call_once(installed, [] { earlier_callback = ggml_set_abort_callback(on_abort); });
-    ++assertions_are_errors;
+    assertions_are_errors = true;
 }
 
 bitexport_assertions_as_errors::~bitexport_assertions_as_errors() {
-    --assertions_are_errors;
+    assertions_are_errors = before_;
+}
+
+bitexport_assertions_as_usual::bitexport_assertions_as_usual() : before_(assertions_are_errors) {
+    assertions_are_errors = false;
+}
+
+bitexport_assertions_as_usual::~bitexport_assertions_as_usual() {
+    assertions_are_errors = before_;
+}
+
+int bitexport_log_exception(const std::exception & error) {
+    constexpr int fatal = -3;
+    LLAMA_LOG_ERROR("%s: %s\n", __func__, error.what());
+    return fatal;
 }

@@ -1,0 +1,135 @@
+"""Tries a GGUF file in a child process, because llama.cpp may abort, crash or hang on it.
+
+The child loads the model, reads its vocabulary and evaluates a few tokens (native/llama_cpp/loader/trial.h),
+with limits on memory and time. It is the standard library's Python with our libllama and nothing else. A file
+that passes is remembered, see :mod:`bitexport.runtime.proofs`; so is what ``bitexport convert`` writes.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from bitexport.errors import GGUFError
+from bitexport.gguf.checks import check_file
+from bitexport.gguf.reader import GGUFFile
+from bitexport.runtime import log, proofs
+from bitexport.runtime.threads import default_threads
+from bitexport.system.native_files import library_file
+
+#: ``BITEXPORT_TRIAL=0`` turns trials off.
+VARIABLE = "BITEXPORT_TRIAL"
+
+#: Besides the file and its repacked weights: libraries, threads' stacks, buffers.
+_SPARE_MEMORY = 3 << 29
+_SHORTEST_SECONDS = 10.0
+_SLOWEST_BYTES_PER_SECOND = 20e6
+
+#: Fewer threads than a run may use: each thread reserves address space, and a few tokens need no more.
+_MOST_THREADS = 4
+
+_PROGRAM = """
+import ctypes, os, sys
+library, model, memory, threads, vocab_only = sys.argv[1:]
+try:
+    import resource
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_AS, (int(memory), int(memory)))
+except (ImportError, OSError, ValueError):
+    pass  # not on this system
+try_model = ctypes.CDLL(library).bitexport_try_model
+sys.exit(try_model(os.fsencode(model), int(threads), ctypes.c_bool(int(vocab_only))))
+"""
+
+
+def prove(file: GGUFFile, *, vocab_only: bool = False) -> None:
+    """Make sure that our libllama can run a file, by a proof from earlier, or by checks and a trial.
+
+    Args:
+        file: its header.
+        vocab_only: only its vocabulary will be used.
+
+    Raises:
+        GGUFError: it cannot; the message has llama.cpp's last words.
+    """
+    name = proofs.identity(file.parts)
+    if proofs.is_proven(name):
+        return
+    check_file(file)
+    if not enabled():
+        return
+    _try(file, vocab_only)
+    if not vocab_only:
+        proofs.remember(name)
+
+
+def trust(file: GGUFFile) -> None:
+    """Remember a file that this machine made itself, after the same checks but without a trial.
+
+    Raises:
+        GGUFError: a check failed.
+    """
+    check_file(file)
+    proofs.remember(proofs.identity(file.parts))
+
+
+def enabled() -> bool:
+    """Whether files are tried, which ``BITEXPORT_TRIAL=0`` turns off."""
+    return os.environ.get(VARIABLE) != "0"
+
+
+def _try(file: GGUFFile, vocab_only: bool) -> None:
+    size = sum(part.stat().st_size for part in file.parts)
+    seconds = _SHORTEST_SECONDS + size / _SLOWEST_BYTES_PER_SECOND
+    arguments = (
+        library_file("llama"),
+        file.path,
+        2 * size + _SPARE_MEMORY,
+        min(default_threads(), _MOST_THREADS),
+        int(vocab_only),
+    )
+    try:
+        done = subprocess.run(
+            [sys.executable, "-I", "-S", "-c", _PROGRAM, *map(str, arguments)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            timeout=seconds,
+            check=False,
+            env={**os.environ, "GGML_NO_BACKTRACE": "1", "MALLOC_ARENA_MAX": "1"},
+        )
+    except subprocess.TimeoutExpired:
+        raise GGUFError(
+            f"{file.path}: llama.cpp did not finish a trial within {seconds:.0f} s; the file is damaged, or "
+            f"this machine is busy: try again, or set {VARIABLE}=0 to skip the trial"
+        ) from None
+    except OSError as error:
+        raise GGUFError(
+            f"{file.path} cannot be tried in a separate process: {sys.executable or 'Python'} does not start "
+            f"({error.strerror}); set {VARIABLE}=0 to skip the trial"
+        ) from error
+    if done.returncode == 0:
+        return
+    lines = [line.strip() for line in done.stderr.decode(errors="replace").splitlines() if line.strip()]
+    raise _error(file.path, done.returncode, lines)
+
+
+def refused(path: Path, reason: str) -> GGUFError:
+    """The error for a file that libllama rejected with a message."""
+    # messages of our own code in libllama end with advice
+    advice = "" if "again" in reason else "; convert the checkpoint again, or see `bitexport inspect`"
+    return GGUFError(f"{path} cannot be loaded: {reason}{advice}")
+
+
+def _error(path: Path, code: int, lines: list[str]) -> GGUFError:
+    if code > 0:
+        return refused(path, log.reason_of(lines, "libllama gave no reason"))
+    name = signal.Signals(-code).name
+    words = log.without_folders(lines[-1]) if lines else "without a message"
+    return GGUFError(
+        f"{path} ends llama.cpp ({name}: {words}), as a trial in a separate process shows; the file is "
+        "damaged or not for this version: convert or download it again"
+    )
