@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from bitexport.errors import UsageError
+from bitexport.errors import GGUFError, UsageError
+from bitexport.runtime import log
 from bitexport.runtime.library import bind
 from bitexport.runtime.processes import Owner
 
@@ -32,7 +35,20 @@ def model_class() -> type[Llama]:
 
         def eval(self, tokens: Any) -> None:
             self._owner.check()
-            super().eval(tokens)
+            with self._errors():
+                super().eval(tokens)
+
+        @contextlib.contextmanager
+        def _errors(self) -> Iterator[None]:
+            """Turn llama-cpp-python's error for a failed evaluation into ours, with llama.cpp's reason."""
+            log.clear()
+            try:
+                yield
+            except RuntimeError as error:
+                raise GGUFError(
+                    f"{self.model_path}: {error} ({log.reason('llama.cpp gave no reason')}); try a larger "
+                    "n_ctx, or convert or download the file again"
+                ) from error
 
         def generate(self, *args: Any, **kwargs: Any) -> Any:
             if self.context_params.embeddings and self.pooling_type() != _NO_POOLING:
@@ -50,7 +66,8 @@ def model_class() -> type[Llama]:
 
         def create_embedding(self, *args: Any, **kwargs: Any) -> Any:
             self._owner.check()
-            return super().create_embedding(*args, **kwargs)
+            with self._errors():
+                return super().create_embedding(*args, **kwargs)
 
         def create_completion(self, prompt: Any, *args: Any, **kwargs: Any) -> Any:
             if kwargs.get("echo") and kwargs.get("logprobs") is not None:

@@ -84,23 +84,8 @@ def enabled() -> bool:
 def _try(file: GGUFFile, vocab_only: bool) -> None:
     size = sum(part.stat().st_size for part in file.parts)
     seconds = _SHORTEST_SECONDS + size / _SLOWEST_BYTES_PER_SECOND
-    arguments = (
-        library_file("llama"),
-        file.path,
-        2 * size + _SPARE_MEMORY,
-        min(default_threads(), _MOST_THREADS),
-        int(vocab_only),
-    )
     try:
-        done = subprocess.run(
-            [sys.executable, "-I", "-S", "-c", _PROGRAM, *map(str, arguments)],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            timeout=seconds,
-            check=False,
-            env={**os.environ, "GGML_NO_BACKTRACE": "1", "MALLOC_ARENA_MAX": "1"},
-        )
+        done = run_trial(file.path, 2 * size + _SPARE_MEMORY, seconds, vocab_only=vocab_only)
     except subprocess.TimeoutExpired:
         raise GGUFError(
             f"{file.path}: llama.cpp did not finish a trial within {seconds:.0f} s; the file is damaged, or "
@@ -111,10 +96,40 @@ def _try(file: GGUFFile, vocab_only: bool) -> None:
             f"{file.path} cannot be tried in a separate process: {sys.executable or 'Python'} does not start "
             f"({error.strerror}); set {VARIABLE}=0 to skip the trial"
         ) from error
-    if done.returncode == 0:
-        return
-    lines = [line.strip() for line in done.stderr.decode(errors="replace").splitlines() if line.strip()]
-    raise _error(file.path, done.returncode, lines)
+    if done.returncode != 0:
+        lines = done.stderr.decode(errors="replace").splitlines()
+        raise _error(file.path, done.returncode, [line.strip() for line in lines if line.strip()])
+
+
+def run_trial(
+    path: Path, memory: int, seconds: float, *, vocab_only: bool
+) -> subprocess.CompletedProcess[bytes]:
+    """Let libllama try a file in a child process, without any checks before.
+
+    Args:
+        path: the GGUF file.
+        memory: the limit on the child's address space in bytes.
+        seconds: the limit on its time.
+        vocab_only: only try the vocabulary.
+
+    Returns:
+        How it ended: 0 for success, 1 for an error of libllama, negative for a signal; stderr has its errors.
+
+    Raises:
+        subprocess.TimeoutExpired: it took too long, and was killed.
+        OSError: Python cannot be started.
+    """
+    threads = min(default_threads(), _MOST_THREADS)
+    arguments = (library_file("llama"), path, memory, threads, int(vocab_only))
+    return subprocess.run(
+        [sys.executable, "-I", "-S", "-c", _PROGRAM, *map(str, arguments)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        timeout=seconds,
+        check=False,
+        env={**os.environ, "GGML_NO_BACKTRACE": "1", "MALLOC_ARENA_MAX": "1"},
+    )
 
 
 def refused(path: Path, reason: str) -> GGUFError:

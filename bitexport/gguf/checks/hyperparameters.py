@@ -29,6 +29,7 @@ WITHOUT_HEADS = ("mamba", "mamba2", "rwkv6", "rwkv7", "rwkv6qwen2", "arwkv7", "w
 ROPE_SCALINGS = ("none", "linear", "yarn", "longrope")
 
 _HEADS = "attention.head_count"
+_WINDOW = "attention.sliding_window"
 
 #: Whole numbers of every architecture: the smallest and the largest value.
 _INTEGERS = {
@@ -82,6 +83,8 @@ def check_hyperparameters(file: GGUFFile) -> None:
         for value in numbers.per_layer(key):
             if not 0 <= value <= high:
                 raise numbers.error(key, value, f"0 to {high}")
+    if numbers.get(_WINDOW) is not None:  # otherwise missing, or one for each layer
+        numbers.check_integer(_WINDOW, 0, MAX_CONTEXT)
     layers = numbers.get("block_count") or MAX_LAYERS
     numbers.check_integer("nextn_predict_layers", 0, layers - 1)
     _check_experts(numbers)
