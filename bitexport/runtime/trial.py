@@ -24,12 +24,15 @@ from bitexport.system.native_files import library_file
 VARIABLE = "BITEXPORT_TRIAL"
 
 #: Besides the file and its repacked weights: libraries, threads' stacks, buffers.
-_SPARE_MEMORY = 3 << 29
+_SPARE_MEMORY = 1 << 30
 _SHORTEST_SECONDS = 10.0
 _SLOWEST_BYTES_PER_SECOND = 20e6
 
 #: Fewer threads than a run may use: each thread reserves address space, and a few tokens need no more.
 _MOST_THREADS = 4
+
+#: What libllama prints before an assertion's message.
+_LAST_WORDS = "llama.cpp ends the process: "
 
 _PROGRAM = """
 import ctypes, os, sys
@@ -61,7 +64,7 @@ def prove(file: GGUFFile, *, vocab_only: bool = False) -> None:
     check_file(file)
     if not enabled():
         return
-    _try(file, vocab_only)
+    try_file(file, vocab_only=vocab_only)
     if not vocab_only:
         proofs.remember(name)
 
@@ -81,7 +84,12 @@ def enabled() -> bool:
     return os.environ.get(VARIABLE) != "0"
 
 
-def _try(file: GGUFFile, vocab_only: bool) -> None:
+def try_file(file: GGUFFile, *, vocab_only: bool = False) -> None:
+    """Let libllama try a file in a child process.
+
+    Raises:
+        GGUFError: it failed; the message has llama.cpp's last words.
+    """
     size = sum(part.stat().st_size for part in file.parts)
     seconds = _SHORTEST_SECONDS + size / _SLOWEST_BYTES_PER_SECOND
     try:
@@ -143,7 +151,7 @@ def _error(path: Path, code: int, lines: list[str]) -> GGUFError:
     if code > 0:
         return refused(path, log.reason_of(lines, "libllama gave no reason"))
     name = signal.Signals(-code).name
-    words = log.without_folders(lines[-1]) if lines else "without a message"
+    words = log.without_folders(lines[-1]).removeprefix(_LAST_WORDS) if lines else "without a message"
     return GGUFError(
         f"{path} ends llama.cpp ({name}: {words}), as a trial in a separate process shows; the file is "
         "damaged or not for this version: convert or download it again"

@@ -16,7 +16,9 @@ from bitexport.errors import GGUFError
 from bitexport.gguf.reader import read_gguf
 from bitexport.runtime import proofs
 from bitexport.runtime.session import Session
-from bitexport.runtime.trial import VARIABLE
+from bitexport.runtime.trial import VARIABLE, run_trial, try_file
+from tests.support.cli import one_line
+from tests.support.gguf_files import rewritten
 
 Maker = Callable[..., Path]
 
@@ -120,5 +122,66 @@ def test_the_identity_of_a_split_model_has_all_parts(foreign: Path, tmp_path: Pa
 def test_the_command_line_prints_one_line(
     foreign: Path, run_cli: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
-    done = run_cli("run", foreign, "--prompt", "a", "--max-tokens", "1")
-    assert done.returncode == 0, done.stderr
+    assert run_cli("run", foreign, "--prompt", "a", "--max-tokens", "1").returncode == 0
+    bad = rewritten(foreign, foreign.with_name("bad.gguf"), drop=["bitnet-b1.58.block_count"])
+    for command in (["run", bad, "--prompt", "a"], ["bench", bad, "--gen-tokens", "1"]):
+        line = one_line(run_cli(*command), 1)
+        assert "bad.gguf cannot be loaded: error loading model hyperparameters: key not found" in line
+
+
+@pytest.mark.parametrize(
+    ("architecture", "metadata", "drop", "message"),
+    [
+        # divides by the number of heads
+        (
+            "phimoe",
+            {"phimoe.attention.head_count": 0},
+            [],
+            r"ends llama.cpp \(SIGFPE: without a message\), as a trial",
+        ),
+        (
+            "llama",
+            {"tokenizer.ggml.model": "t5", "tokenizer.ggml.add_bos_token": True},
+            ["tokenizer.ggml.bos_token_id"],
+            r"ends llama.cpp \(SIGABRT: llama-vocab.cpp:\d+: GGML_ASSERT\(special_bos_id != LLAMA_",
+        ),
+        (
+            "llama",
+            {"llama.block_count": 3},
+            [],
+            r"cannot be loaded: check_tensor_dims: tensor 'blk.2.attn_norm.weight'",
+        ),
+    ],
+)
+def test_how_a_trial_ends(
+    gguf_of: Maker,
+    tmp_path: Path,
+    architecture: str,
+    metadata: dict[str, int | str],
+    drop: list[str],
+    message: str,
+) -> None:
+    """llama.cpp's last words reach the user. The checks that would refuse these files are left out."""
+    source = gguf_of("packed-multiply", architecture="llama")
+    path = rewritten(source, tmp_path / "bad.gguf", architecture=architecture, metadata=metadata, drop=drop)
+    with pytest.raises(GGUFError, match=message):
+        try_file(read_gguf(path))
+
+
+def test_a_trial_has_a_limit_on_its_time(foreign: Path) -> None:
+    with pytest.raises(subprocess.TimeoutExpired):
+        run_trial(foreign, 4 << 30, 0.001, vocab_only=False)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not enforce the limit")
+def test_a_trial_has_a_limit_on_its_memory(foreign: Path) -> None:
+    done = run_trial(foreign, 16 << 20, 60, vocab_only=False)
+    assert done.returncode != 0
+
+
+def test_failures_are_not_remembered(foreign: Path, tmp_path: Path, cache: Path) -> None:
+    path = rewritten(foreign, tmp_path / "bad.gguf", rename=lambda name: None if "attn_q" in name else name)
+    for _ in range(2):
+        with pytest.raises(GGUFError, match=r"cannot be loaded: .*'blk\.0\.attn_q\.weight' not found"):
+            opens(path)
+    assert not cache.exists() or proofs.identity([path]) not in {proof.name for proof in cache.iterdir()}

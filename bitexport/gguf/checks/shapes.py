@@ -84,7 +84,7 @@ def expected_shapes(file: GGUFFile) -> dict[str, tuple[int, ...]] | None:
         return tuple(sizes[letter] for letter in letters)
 
     found = {name: shape(letters) for name, letters in _MODEL.items()}
-    for number in range(numbers.get("block_count") or 0):
+    for number in range(numbers.get("block_count")):
         found.update({f"blk.{number}.{name}": shape(letters) for name, letters in layer.items()})
     return found
 
@@ -93,7 +93,9 @@ def _sizes(file: GGUFFile, numbers: Numbers) -> dict[str, int] | None:
     tokens = file.metadata.get("tokenizer.ggml.tokens")
     hidden, heads = numbers.get("embedding_length"), numbers.get("attention.head_count")
     shared, inner = numbers.get("attention.head_count_kv") or heads, numbers.get("feed_forward_length")
-    if not (hidden and heads and shared and inner and isinstance(tokens, Array)):
+    if not (hidden and heads and shared and inner and numbers.get("block_count")):
+        return None
+    if not isinstance(tokens, Array):
         return None
     head = numbers.get("attention.key_length") or hidden // heads
     rotated = numbers.get("rope.dimension_count") or head
