@@ -19,6 +19,9 @@ __version__ = "0.1.0"
 def load(path: str | os.PathLike[str], **kwargs: Any) -> Llama:
     """Open a GGUF file with our llama.cpp, which supports I2_S.
 
+    A file that is new to this machine is tried in a separate process first, so that a damaged one raises an
+    error instead of ending this process; ``BITEXPORT_TRIAL=0`` in the environment turns that off.
+
     Args:
         path: the GGUF file.
         kwargs: arguments of ``llama_cpp.Llama`` (``n_ctx``, ``n_threads``, ...). With ``embedding=True`` it

@@ -102,6 +102,7 @@ def checked_file(
     given: Mapping[str, Any] = MappingProxyType({}),
     *,
     vocab_only: bool = False,
+    trial: bool = True,
 ) -> tuple[Path, dict[str, Any]]:
     """Check that a path is a GGUF file that libllama can open without crashing; see :func:`prove`.
 
@@ -111,6 +112,7 @@ def checked_file(
         path: the file.
         given: metadata overrides from the caller.
         vocab_only: only the vocabulary will be used.
+        trial: try a file that is not proven in a child process.
 
     Returns:
         The path, and all metadata overrides: ``given`` and those that had to be assumed.
@@ -134,7 +136,7 @@ def checked_file(
         )
     header = read_gguf(file)
     check_foreign(header)
-    prove(header, vocab_only=vocab_only)
+    prove(header, vocab_only=vocab_only, trial=trial)
     if PRE_KEY in given:
         return file, dict(given)
     overrides, messages = assumptions(header)
@@ -167,7 +169,7 @@ def check_model(path: str | os.PathLike[str]) -> None:
         GGUFError: it does not; the message is libllama's.
         NativeLibraryError: our library is missing.
     """
-    file, _ = checked_file(path)
+    file, _ = checked_file(path, trial=False)
     llama_cpp = bind()
     ggml.cpu_tier()
     params = llama_cpp.llama_model_default_params()

@@ -48,12 +48,13 @@ sys.exit(try_model(os.fsencode(model), int(threads), ctypes.c_bool(int(vocab_onl
 """
 
 
-def prove(file: GGUFFile, *, vocab_only: bool = False) -> None:
+def prove(file: GGUFFile, *, vocab_only: bool = False, trial: bool = True) -> None:
     """Make sure that our libllama can run a file, by a proof from earlier, or by checks and a trial.
 
     Args:
         file: its header.
         vocab_only: only its vocabulary will be used.
+        trial: whether to try it; otherwise it is only checked.
 
     Raises:
         GGUFError: it cannot; the message has llama.cpp's last words.
@@ -62,7 +63,7 @@ def prove(file: GGUFFile, *, vocab_only: bool = False) -> None:
     if proofs.is_proven(name):
         return
     check_file(file)
-    if not enabled():
+    if not trial or os.environ.get(VARIABLE) == "0":
         return
     try_file(file, vocab_only=vocab_only)
     if not vocab_only:
@@ -77,11 +78,6 @@ def trust(file: GGUFFile) -> None:
     """
     check_file(file)
     proofs.remember(proofs.identity(file.parts))
-
-
-def enabled() -> bool:
-    """Whether files are tried, which ``BITEXPORT_TRIAL=0`` turns off."""
-    return os.environ.get(VARIABLE) != "0"
 
 
 def try_file(file: GGUFFile, *, vocab_only: bool = False) -> None:
