@@ -20,7 +20,7 @@ from bitexport.gguf.reader import MAGIC, read_gguf
 from bitexport.runtime import ggml, log
 from bitexport.runtime.assumptions import assumptions
 from bitexport.runtime.library import bind
-from bitexport.runtime.limits import check_threads
+from bitexport.runtime.limits import check_own_context, check_threads
 from bitexport.runtime.model import model_class
 from bitexport.runtime.threads import ThreadPool, default_threads
 from bitexport.runtime.trial import prove, refused
@@ -52,6 +52,8 @@ def load(path: str | os.PathLike[str], **kwargs: Any) -> Llama:
     ggml.cpu_tier()
     _check_arguments(kwargs)
     kwargs.setdefault("verbose", False)
+    if kwargs.get("n_ctx") == 0 and not kwargs.get("vocab_only"):
+        check_own_context(file)
     for threads in ("n_threads", "n_threads_batch"):
         kwargs[threads] = kwargs.get(threads) or default_threads()
         check_threads(kwargs[threads])

@@ -23,7 +23,9 @@ from bitexport.system.native_files import library_file
 #: ``BITEXPORT_TRIAL=0`` turns trials off.
 VARIABLE = "BITEXPORT_TRIAL"
 
-#: Besides the file and its repacked weights: libraries, threads' stacks, buffers.
+#: Address space for the mapped file and its repacked weights, in sizes of the file; and for libraries, the
+#: stacks of threads, and buffers, in bytes.
+_SIZES = 3
 _SPARE_MEMORY = 1 << 30
 _SHORTEST_SECONDS = 10.0
 _SLOWEST_BYTES_PER_SECOND = 20e6
@@ -89,7 +91,7 @@ def try_file(file: GGUFFile, *, vocab_only: bool = False) -> None:
     size = sum(part.stat().st_size for part in file.parts)
     seconds = _SHORTEST_SECONDS + size / _SLOWEST_BYTES_PER_SECOND
     try:
-        done = run_trial(file.path, 2 * size + _SPARE_MEMORY, seconds, vocab_only=vocab_only)
+        done = run_trial(file.path, _SIZES * size + _SPARE_MEMORY, seconds, vocab_only=vocab_only)
     except subprocess.TimeoutExpired:
         raise GGUFError(
             f"{file.path}: llama.cpp did not finish a trial within {seconds:.0f} s; the file is damaged, or "

@@ -15,13 +15,14 @@ import numpy as np
 import pytest
 
 import bitexport
-from bitexport.errors import GGUFError
+from bitexport.errors import GGUFError, UsageError
 from bitexport.gguf import writer
 from bitexport.gguf.checks import check_file
 from bitexport.gguf.checks.libllama import known
 from bitexport.gguf.reader import GGUFTensor, read_gguf
 from bitexport.gguf.types import F16, F32, I2_S, TYPES, TensorType
 from bitexport.gguf.writer import RawValue
+from bitexport.runtime.limits import check_own_context
 from bitexport.runtime.session import Session
 from tests.support.gguf_files import TensorChange, rewritten
 from tests.support.tiny_models import Shape, tiny_checkpoint
@@ -226,6 +227,11 @@ def test_a_long_context_of_the_model_is_not_allocated_unasked(model: Path, tmp_p
     path = rewritten(model, tmp_path / "out.gguf", metadata={"llama.context_length": 1 << 24})
     with Session(path) as session:
         assert session.n_ctx == 4096
+    keys = {"llama.context_length": 1 << 24, "llama.block_count": 512}
+    path = rewritten(model, tmp_path / "huge.gguf", metadata=keys)
+    with pytest.raises(UsageError, match=r"own context, 16777216 tokens, whose cache takes about \d+ GB"):
+        check_own_context(path)
+    bitexport.load(model, n_ctx=0).close()
 
 
 # -- tokenizers ---------------------------------------------------------------------------------------------

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -124,3 +126,28 @@ def test_what_still_ends_the_process(gguf_of: Maker, tmp_path: Path) -> None:
     path = rewritten(llama, tmp_path / "out.gguf", architecture="phimoe", metadata=keys)
     done = tried(path)
     assert done.returncode < 0
+
+
+def test_the_last_words_before_an_abort_reach_stderr(gguf_of: Maker, tmp_path: Path) -> None:
+    """In a process that is not a trial, too: here while a text is tokenized, without our checks."""
+    keys = {"tokenizer.ggml.model": "t5", "tokenizer.ggml.add_bos_token": True}
+    path = rewritten(
+        gguf_of("packed-multiply", shape=SHAPE),
+        tmp_path / "out.gguf",
+        metadata=keys,
+        drop=["tokenizer.ggml.bos_token_id"],
+    )
+    program = """
+import sys
+from bitexport.runtime.library import bind
+api = bind().llama_cpp
+model = api.llama_model_load_from_file(sys.argv[1].encode(), api.llama_model_default_params())
+api.llama_tokenize(api.llama_model_get_vocab(model), b"a", 1, (api.llama_token * 8)(), 8, True, True)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program, path], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode < 0
+    assert done.stderr.startswith("llama.cpp ends the process: ")
+    assert "GGML_ASSERT(special_bos_id != LLAMA_TOKEN_NULL) failed" in done.stderr
+    assert done.stderr.count("\n") == 1
