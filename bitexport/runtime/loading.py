@@ -42,10 +42,10 @@ def _close_models() -> None:
         model.close()
 
 
-def load(path: str | os.PathLike[str], **kwargs: Any) -> Llama:
+def load(path: str | os.PathLike[str], *, trial: bool = True, **kwargs: Any) -> Llama:
     """Open a GGUF file as a ``llama_cpp.Llama`` on our libraries. See :func:`bitexport.load`."""
     given = kwargs.pop("kv_overrides", None) or {}
-    file, overrides = checked_file(path, given, vocab_only=bool(kwargs.get("vocab_only")))
+    file, overrides = checked_file(path, given, vocab_only=bool(kwargs.get("vocab_only")), trial=trial)
     if overrides:
         kwargs["kv_overrides"] = overrides
     bind()

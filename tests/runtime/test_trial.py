@@ -86,6 +86,7 @@ def test_what_convert_wrote_is_not_tried(
 
 def test_the_variable_turns_trials_off(foreign: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     without_trials(monkeypatch)
+    bitexport.load(foreign, n_ctx=16, trial=False).close()
     monkeypatch.setenv(VARIABLE, "0")
     opens(foreign)
     assert not cache.exists()  # nothing was proven
