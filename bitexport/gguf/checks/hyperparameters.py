@@ -86,7 +86,8 @@ def check_hyperparameters(file: GGUFFile) -> None:
     if numbers.get(_WINDOW) is not None:  # otherwise missing, or one for each layer
         numbers.check_integer(_WINDOW, 0, MAX_CONTEXT)
     layers = numbers.get("block_count") or MAX_LAYERS
-    numbers.check_integer("nextn_predict_layers", 0, layers - 1)
+    # in a file with only the layers that predict more tokens, they are all
+    numbers.check_integer("nextn_predict_layers", 0, layers - (numbers.architecture in PLAIN))
     _check_experts(numbers)
     for key in _EPSILONS:
         numbers.check(key, lambda e: math.isfinite(e) and e > 0, "a small positive number")
