@@ -45,6 +45,8 @@ def model_class() -> type[Llama]:
             try:
                 yield
             except RuntimeError as error:
+                if not str(error).startswith("llama_"):  # a wrong use, not the name of a function that failed
+                    raise
                 raise GGUFError(
                     f"{self.model_path}: {error} ({log.reason('llama.cpp gave no reason')}); try a larger "
                     "n_ctx, or convert or download the file again"

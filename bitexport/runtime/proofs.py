@@ -2,7 +2,7 @@
 
 A proof is an empty file in ``$XDG_CACHE_HOME/bitexport/proven`` (``~/.cache/bitexport/proven``). Its name is
 a hash of what changes whenever a file does: device, inode, size, and the times of the last change of its
-content and of its attributes, for every part of a split model; and of the same for our libllama. Failures
+content and of its attributes, for every part of a split model; and of the same for our libraries. Failures
 are not remembered. A folder that cannot be written only costs time.
 """
 
@@ -19,6 +19,8 @@ from bitexport.system.native_files import library_file
 #: So that the folder does not grow forever; the oldest half is removed.
 _MOST = 4096
 
+_LIBRARIES = ("llama", "ggml-base", "ggml-cpu")
+
 _proven: set[str] = set()
 
 
@@ -29,7 +31,7 @@ def identity(parts: Iterable[Path]) -> str:
         OSError: one of the files does not exist.
     """
     digest = hashlib.sha256()
-    for path in (*parts, library_file("llama")):
+    for path in (*parts, *map(library_file, _LIBRARIES)):
         status = path.stat()
         fields = (
             status.st_dev,
@@ -72,7 +74,7 @@ def _make_room(folder: Path) -> None:
 
 
 def _folder() -> Path | None:
-    """Where proofs are kept; None without a home, and if others could write there."""
+    """Where proofs are kept; None without a home, or if the folder is somebody else's."""
     base = os.environ.get("XDG_CACHE_HOME", "")
     try:
         cache = Path(base) if Path(base).is_absolute() else Path.home() / ".cache"

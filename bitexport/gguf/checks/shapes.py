@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from bitexport.gguf.checks.numbers import Numbers
 from bitexport.gguf.reader import Array, GGUFFile
 
-#: The sizes: V tokens, E embedding, F feed-forward, H head; Q, K and O are the heads of the query, of the key
-#: and value, and their number times the size of a value.
+#: The sizes: V tokens, E embedding, F feed-forward, H one head; Q all heads of the query, K those of the key
+#: or the value; R the pairs that RoPE rotates.
 _MODEL = {
     "token_embd.weight": "VE",
     "output.weight": "VE",
