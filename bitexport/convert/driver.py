@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +19,7 @@ from bitexport.convert.from_upstream import plan_upstream
 from bitexport.convert.opening import open_source
 from bitexport.convert.report import ConvertReport, make_report
 from bitexport.convert.source import Source
-from bitexport.errors import NativeLibraryError, UnsupportedError, UsageError
+from bitexport.errors import GGUFError, NativeLibraryError, UnsupportedError, UsageError
 from bitexport.families import check_runs, has_family
 from bitexport.gguf.reader import is_gguf_path, read_gguf
 from bitexport.gguf.types import F16, F32
@@ -73,7 +74,8 @@ def convert(
     started = time.monotonic()
     target = Path(output)
     source: Source[Any]
-    if is_gguf_path(checkpoint):
+    from_file = is_gguf_path(checkpoint)
+    if from_file:
         if all_float:
             raise UsageError(f"--float is for a checkpoint, and {checkpoint} is a file; expected a folder")
         if master or adapter is not None:
@@ -96,7 +98,7 @@ def convert(
         if not dry_run:
             check_outside(opened, target, check_output(target, force))
         source = _plan(opened, type, embed_type, pre_tokenizer, pooling, all_float, progress or ignore)
-    return convert_source(
+    report = convert_source(
         source,
         target,
         force=force,
@@ -105,6 +107,18 @@ def convert(
         progress=progress or ignore,
         started=started,
     )
+    if not (dry_run or from_file):
+        _trust(target)
+    return report
+
+
+def _trust(path: Path) -> None:
+    """Spare a new file the trial of files from elsewhere, if it passes the checks."""
+    from bitexport.runtime.trial import trust
+
+    # otherwise it is checked and tried like any other when it is opened
+    with contextlib.suppress(GGUFError, NativeLibraryError):
+        trust(read_gguf(path))
 
 
 def _plan(

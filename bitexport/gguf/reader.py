@@ -272,6 +272,16 @@ def _types(
                 raise GGUFError(f"{cursor.path.name}: tensor '{entry.name}' has type {number}{unknown}")
             found[number] = kind
         kind = found[number]
+        if not all(entry.shape):
+            raise cursor.damaged(
+                f"tensor '{entry.name}' has shape {list(entry.shape)}; expected no dimension of 0"
+            )
+        if number == I2_S_ID and len(entry.shape) not in (2, 3):
+            raise cursor.damaged(
+                f"tensor '{entry.name}' of type {number} ({kind.name}) has shape {list(entry.shape)}; "
+                "expected two or three dimensions",
+                foreign_layouts.other_layout(number, room, alignment),
+            )
         if any(size >= 2**63 for size in entry.shape) or not kind.fits(entry.shape):
             raise cursor.damaged(
                 f"tensor '{entry.name}' of type {number} ({kind.name}) has shape {list(entry.shape)}, not a "

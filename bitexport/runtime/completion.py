@@ -9,14 +9,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from bitexport.errors import UsageError
-from bitexport.gguf.reader import read_gguf
 from bitexport.runtime.library import bind
-from bitexport.runtime.limits import check_context, check_text, check_threads
+from bitexport.runtime.limits import check_text, check_threads, checked_context
 from bitexport.runtime.loading import load
 from bitexport.runtime.threads import default_threads
-
-#: The default context, unless the model's is smaller: enough for a try, without the memory of 128k tokens.
-DEFAULT_CONTEXT = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,10 +83,8 @@ class Completion:
         threads = threads or default_threads()
         check_text("the prompt", prompt)
         check_threads(threads)
-        check_context(path, n_ctx)
-        self._llama = load(
-            path, n_ctx=n_ctx or _default_context(path), n_threads=threads, n_threads_batch=threads
-        )
+        context = checked_context(path, n_ctx)
+        self._llama = load(path, n_ctx=context, n_threads=threads, n_threads_batch=threads)
         self.load_seconds = time.perf_counter() - start
         self._api = bind().llama_cpp
         self._vocab = self._api.llama_model_get_vocab(self._llama.model)
@@ -144,9 +138,3 @@ class Completion:
             yield token
             if self.finish_reason:
                 return
-
-
-def _default_context(path: str | os.PathLike[str]) -> int:
-    metadata = read_gguf(os.fspath(path)).metadata
-    trained = metadata.get(f"{metadata.get('general.architecture')}.context_length", DEFAULT_CONTEXT)
-    return min(int(trained), DEFAULT_CONTEXT)

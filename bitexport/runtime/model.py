@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from bitexport.errors import UsageError
+from bitexport.errors import GGUFError, UsageError
+from bitexport.runtime import log
 from bitexport.runtime.chat import use_templates
 from bitexport.runtime.library import bind
 from bitexport.runtime.processes import Owner
@@ -48,7 +51,22 @@ def model_class() -> type[Llama]:
 
         def eval(self, tokens: Any) -> None:
             self._owner.check()
-            super().eval(tokens)
+            with self._errors():
+                super().eval(tokens)
+
+        @contextlib.contextmanager
+        def _errors(self) -> Iterator[None]:
+            """Turn llama-cpp-python's error for a failed evaluation into ours, with llama.cpp's reason."""
+            log.clear()
+            try:
+                yield
+            except RuntimeError as error:
+                if not str(error).startswith("llama_"):  # a wrong use, not the name of a function that failed
+                    raise
+                raise GGUFError(
+                    f"{self.model_path}: {error} ({log.reason('llama.cpp gave no reason')}); try a larger "
+                    "n_ctx, or convert or download the file again"
+                ) from error
 
         def generate(self, *args: Any, **kwargs: Any) -> Any:
             if self.context_params.embeddings and self.pooling_type() != _NO_POOLING:
@@ -57,11 +75,17 @@ def model_class() -> type[Llama]:
                     f"{self.model_path} was loaded for embeddings; to generate text, load it without "
                     "embedding=True"
                 )
+            if not bind().llama_cpp.llama_get_memory(self.ctx):
+                raise UsageError(
+                    f"{self.model_path} has no cache of earlier tokens, so it cannot continue a text; "
+                    "it is a model for embeddings or a diffusion model"
+                )
             return super().generate(*args, **kwargs)
 
         def create_embedding(self, *args: Any, **kwargs: Any) -> Any:
             self._owner.check()
-            return super().create_embedding(*args, **kwargs)
+            with self._errors():
+                return super().create_embedding(*args, **kwargs)
 
         def create_completion(self, prompt: Any, *args: Any, **kwargs: Any) -> Any:
             if kwargs.get("echo") and kwargs.get("logprobs") is not None:
