@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer.core import TyperCommand
 
 from bitexport.cli import options
+from bitexport.cli.help import Command
 from bitexport.cli.output import Output, format_bytes
 from bitexport.errors import UsageError
 
@@ -27,7 +27,7 @@ def bench(
     ] = "",
     prompt_tokens: Annotated[
         str,
-        typer.Option("--prompt-tokens", "-p", metavar="N,...", help="Tokens per prefill test (pp); 0: none."),
+        typer.Option("--prompt-tokens", metavar="N,...", help="Tokens per prefill test (pp); 0: none."),
     ] = "512",
     gen_tokens: Annotated[
         str, typer.Option("--gen-tokens", "-n", metavar="N,...", help="Tokens per decode test (tg); 0: none.")
@@ -107,7 +107,7 @@ def bench(
     out.result(report.to_json(), human=lambda: _show(out, report))
 
 
-class BenchCommand(TyperCommand):
+class BenchCommand(Command):
     """Lets ``--compare`` without a value mean all twins."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:

@@ -26,18 +26,26 @@ def convert(
     checkpoint: Annotated[
         Path,
         typer.Argument(
+            metavar="CKPT",
             help="Checkpoint folder (config.json, *.safetensors or *.bin), or a GGUF file.",
             show_default=False,
         ),
     ],
     output: Annotated[
-        Path, typer.Argument(metavar="OUT.gguf", help="GGUF file to write.", show_default=False)
+        str,
+        typer.Argument(
+            metavar="OUT.gguf",
+            help="GGUF file to write; or a folder/, for a file named after the checkpoint.",
+            show_default=False,
+        ),
     ],
     ternary_type: Annotated[
         TernaryType | None,
         typer.Option(
             "--type",
+            "--outtype",
             metavar="TYPE",
+            case_sensitive=False,
             help=f"GGUF type of the ternary tensors: {', '.join(get_args(TernaryType))}. Default auto: for "
             "each the smallest that holds its scales exactly.",
             show_default=False,
@@ -48,6 +56,7 @@ def convert(
         typer.Option(
             "--embed-type",
             metavar="TYPE",
+            case_sensitive=False,
             help=f"GGUF type of the embeddings and the output head: {', '.join(get_args(EmbedType))}. "
             "Default auto: ternary ones stay ternary, others become q6_k, and a GGUF file keeps its type.",
             show_default=False,
@@ -96,6 +105,7 @@ def convert(
         Pooling | None,
         typer.Option(
             "--pooling",
+            case_sensitive=False,
             help="How an embedding model makes one vector from a text's tokens. Default: as the "
             "checkpoint's sentence-transformers files say.",
             show_default=False,

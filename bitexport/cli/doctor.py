@@ -25,7 +25,9 @@ _STATUS_WIDTH = 9
 def doctor(
     checkpoint: Annotated[
         Path | None,
-        typer.Argument(help="Checkpoint folder (config.json, *.safetensors).", show_default=False),
+        typer.Argument(
+            metavar="[CKPT]", help="Checkpoint folder (config.json, *.safetensors).", show_default=False
+        ),
     ] = None,
     gguf: Annotated[
         Path | None,

@@ -55,6 +55,7 @@ def embed(
         Pooling | None,
         typer.Option(
             "--pooling",
+            case_sensitive=False,
             help="How to make one vector from the tokens. Default: as the file says.",
             show_default=False,
         ),

@@ -130,6 +130,10 @@ class Output:
         if not self.quiet:
             _stderr().print(printable(text), markup=False, highlight=False, soft_wrap=True)
 
+    def reply(self, text: str) -> None:
+        """Print on stderr what the user of an interactive command asked for, even with --quiet."""
+        _stderr().print(printable(text), markup=False, highlight=False, soft_wrap=True)
+
     def warn(self, text: str) -> None:
         """Print a warning on stderr, even with --quiet."""
         line = f"warning: {printable(text)}"
