@@ -11,7 +11,7 @@ import typer
 
 from bitexport.cli import options
 from bitexport.cli.help import Command
-from bitexport.cli.output import Output, format_bytes
+from bitexport.cli.output import Output, counted, format_bytes
 from bitexport.errors import UsageError
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def bench(
         from bitexport.bench.plot import plot as draw
 
         draw(report, plot)
-    out.result(report.to_json(), human=lambda: _show(out, report))
+    out.result(report.to_json(), human=lambda: _show(out, gguf, report))
 
 
 class BenchCommand(Command):
@@ -147,10 +147,11 @@ def _compare(
             keep=keep,
             progress=progress,
         )
-    out.result(report.to_json(), human=lambda: _show_comparison(out, report))
+    out.result(report.to_json(), human=lambda: _show_comparison(out, gguf, report))
 
 
-def _show_comparison(out: Output, report: CompareReport) -> None:
+def _show_comparison(out: Output, gguf: Path, report: CompareReport) -> None:
+    out.wrapped(_model(gguf, report.model))
     columns = ["test", "threads", "type", "size", "t/s", "speed-up", "range"]
     rows = [
         (
@@ -168,8 +169,8 @@ def _show_comparison(out: Output, report: CompareReport) -> None:
     own = next(row.type for row in report.rows if row.ratio is None)
     out.wrapped(f"speed-up: {own}'s speed divided by that type's; median and range over alternating rounds")
     out.wrapped(
-        f"{report.model}; {report.tier} kernels; each file in its own process and read into memory, the "
-        "twins' head on llama.cpp's own kernels"
+        f"{report.tier} kernels; each file in its own process and read into memory, the twins' head on "
+        "llama.cpp's own kernels"
     )
     if report.tier_forced:
         out.wrapped(
@@ -182,8 +183,8 @@ def _show_comparison(out: Output, report: CompareReport) -> None:
             out.wrapped(f"{test}: the machine's limits moved in every round; measure again")
         else:
             out.wrapped(
-                f"{test}: {row.disturbed_rounds} rounds discarded, because the machine's limits moved; "
-                f"{row.rounds} count"
+                f"{test}: {counted(row.disturbed_rounds, 'round')} discarded, because the machine's limits "
+                f"moved; {row.rounds} left"
             )
     for file in report.kept:
         out.line(f"kept {file}")
@@ -200,10 +201,15 @@ def _numbers(option: str, text: str) -> list[int]:
     return [number for number in numbers if number]
 
 
-def _show(out: Output, report: BenchReport) -> None:
+def _model(gguf: Path, description: str) -> str:
+    """The file's name and llama.cpp's description, which writes ?B for sizes that it does not know."""
+    return f"{gguf.name}, {description.replace(' ?B', '')}"
+
+
+def _show(out: Output, gguf: Path, report: BenchReport) -> None:
     out.wrapped(
-        f"{report.model}: {_short_count(report.parameters)} parameters, {format_bytes(report.weight_bytes)}, "
-        f"{report.tier} kernels"
+        f"{_model(gguf, report.model)}: {_short_count(report.parameters)} parameters, "
+        f"{format_bytes(report.weight_bytes)}, {report.tier} kernels"
     )
     columns: dict[str, Callable[[BenchRow], object]] = {
         "threads": lambda row: row.threads,
@@ -240,7 +246,7 @@ def _percent(value: float | None) -> str:
 
 
 def _threads(count: int) -> str:
-    return "1 thread" if count == 1 else f"{count} threads"
+    return counted(count, "thread")
 
 
 def _in_batch(row: BenchRow) -> str:

@@ -11,7 +11,7 @@ import typer
 from bitexport.cli import options
 from bitexport.cli.chat_input import FENCE, Entry, Reader
 from bitexport.cli.interrupt import Terminated
-from bitexport.cli.output import Output
+from bitexport.cli.output import Output, counted
 from bitexport.errors import BitexportError, UsageError
 
 if TYPE_CHECKING:
@@ -189,7 +189,7 @@ class _Chat:
         if not argument:
             raise UsageError("/save needs the name of a file, for example /save chat.json")
         self.conversation.save(argument)
-        self.out.info(f"wrote {argument}: {_count(len(self.conversation.messages), 'message')}")
+        self.out.info(f"wrote {argument}: {counted(len(self.conversation.messages), 'message')}")
 
     def _statistics(self, _: str) -> None:
         if not self.figures:
@@ -197,11 +197,7 @@ class _Chat:
         found = self.figures[-1]
         used = found["prompt_tokens"] + found["tokens"]
         self.out.reply(
-            f"{_count(found['prompt_tokens'] - found['reused_tokens'], 'new prompt token')} in "
+            f"{counted(found['prompt_tokens'] - found['reused_tokens'], 'new prompt token')} in "
             f"{found['prompt_seconds']:.2f} s ({found['reused_tokens']} reused), {found['tokens']} generated "
             f"at {found['tokens_per_second']:.1f} t/s; context {used} of {found['context']}"
         )
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -9,7 +9,7 @@ import typer
 
 from bitexport.cli import options
 from bitexport.cli.interrupt import terminable
-from bitexport.cli.output import Output, format_bytes
+from bitexport.cli.output import Output, counted, format_bytes
 
 if TYPE_CHECKING:
     from bitexport.convert import ConvertReport
@@ -157,30 +157,30 @@ def _show(out: Output, report: ConvertReport) -> None:
     out.table(columns, rows, right=columns[1:])
     for row in report.types:
         if row.scale_min is not None:
-            out.line(
+            out.wrapped(
                 f"{row.type} scales: {row.scale_min:.6g} to {row.scale_max:.6g}, rounded by at most "
                 f"{row.scale_rounding:.2g} of their value"
             )
     if report.type_reason:
-        out.line(report.type_reason)
+        out.wrapped(report.type_reason)
     padding = f", {report.padded_tokens} of them padding" if report.padded_tokens else ""
-    out.line(
+    out.wrapped(
         f"tokenizer {report.tokenizer}, pre-tokenizer {report.pre_tokenizer}, {report.tokens} tokens{padding}"
     )
     if (embedding := report.embedding) is not None:
         named = f", prompts {', '.join(embedding.prompts)}" if embedding.prompts else ""
-        out.line(
+        out.wrapped(
             f"embedding model: pooling {embedding.pooling}, "
             f"{'normalized' if embedding.normalize else 'not normalized'}{named}"
         )
     if report.changed:
-        out.line(f"metadata: {'; '.join(report.changed)}; the rest is unchanged")
+        out.wrapped(f"metadata: {'; '.join(report.changed)}; the rest is unchanged")
     if report.adapter is not None:
-        out.line(f"adapter {report.adapter} merged")
+        out.wrapped(f"adapter {report.adapter} merged")
     verb = "would write" if report.dry_run else "wrote"
-    out.line(
+    out.wrapped(
         f"{verb} {report.output}: {report.architecture} from {report.packing} weights, "
-        f"{report.tensors} tensors ({report.ternary_tensors} ternary), "
+        f"{counted(report.tensors, 'tensor')} ({report.ternary_tensors} ternary), "
         f"{format_bytes(report.input_bytes)} -> {format_bytes(report.output_bytes)} "
         f"in {report.seconds:.1f} s, peak memory {format_bytes(report.peak_rss_bytes)}"
     )

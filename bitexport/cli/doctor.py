@@ -9,8 +9,8 @@ import typer
 
 from bitexport.cli import options
 from bitexport.cli.interrupt import terminable
-from bitexport.cli.output import Output
-from bitexport.errors import CheckFailed, UsageError
+from bitexport.cli.output import Output, counted
+from bitexport.errors import UsageError
 
 if TYPE_CHECKING:
     from bitexport.doctor import DoctorReport
@@ -87,7 +87,7 @@ def doctor(
         report = run(checkpoint, gguf, prompt=prompt, text=document, threads=threads, progress=progress)
     out.result(report.to_json(), human=lambda: _show(out, report))
     if not report.healthy:
-        raise CheckFailed(f"{report.verdict.name}: {report.verdict.sentence}")
+        raise out.failed(f"{report.verdict.name}: {report.verdict.sentence}")
 
 
 def _environment(out: Output) -> None:
@@ -96,7 +96,7 @@ def _environment(out: Output) -> None:
     report = environment()
     out.result(report.to_json(), human=lambda: _show_environment(out, report))
     if problems := report.with_status("problem"):
-        raise CheckFailed(f"this machine lacks something that bitexport needs: {', '.join(problems)}")
+        raise out.failed(f"this machine lacks something that bitexport needs: {', '.join(problems)}")
 
 
 def _show_environment(out: Output, report: EnvironmentReport) -> None:
@@ -106,8 +106,8 @@ def _show_environment(out: Output, report: EnvironmentReport) -> None:
         out.wrapped(margin + check.meaning, indent=_STATUS_WIDTH)
         if check.advice:
             out.wrapped(f"{margin}What to do: {check.advice}", indent=_STATUS_WIDTH)
-    counts = [len(report.with_status(status)) for status in ("ok", "warning", "problem")]
-    out.line("{} ok, {} warnings, {} problems".format(*counts))
+    ok, warnings, problems = (len(report.with_status(status)) for status in ("ok", "warning", "problem"))
+    out.line(f"{ok} ok, {counted(warnings, 'warning')}, {counted(problems, 'problem')}")
 
 
 def _show(out: Output, report: DoctorReport) -> None:

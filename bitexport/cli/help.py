@@ -29,12 +29,15 @@ class _Look:
         parameters: list[Any] = super().get_params(ctx)  # type: ignore[misc]
         if not self._helping:
             return parameters
-        return [_simplified(each, ctx) if isinstance(each, TyperOption) else each for each in parameters]
+        return [_simplified(each, ctx) for each in parameters]
 
 
-def _simplified(option: TyperOption, context: Any) -> TyperOption:
-    """An option with one long name, and with the others in its help text."""
+def _simplified(option: Any, context: Any) -> Any:
+    """An option with one long name, and with the others in its help text; an argument without its type."""
     shown = copy.copy(option)
+    if not isinstance(option, TyperOption):
+        shown.display_type_rich = lambda ctx: None  # noqa: ARG005 (typer's parameter)
+        return shown
     if option.metavar is None:
         kind = str(option.display_type(context))
         number = "N" if "int" in kind else "X" if "float" in kind else None

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bitexport.cli import options
-from bitexport.cli.output import Output
+from bitexport.cli.output import Output, counted
 from bitexport.errors import UsageError
 
 if TYPE_CHECKING:
@@ -130,13 +130,9 @@ def _report(
         document["logprobs"] = [_token_json(each) for each in completion.probabilities]
     out.result(document, human=lambda: _show_logprobs(out, completion.probabilities, logprobs))
     out.info(
-        f"{_tokens(completion.prompt_tokens, 'prompt token')}, {completion.tokens} generated in "
+        f"{counted(completion.prompt_tokens, 'prompt token')}, {completion.tokens} generated in "
         f"{completion.seconds:.2f} s ({rate:.1f} t/s); loaded in {completion.load_seconds:.2f} s"
     )
-
-
-def _tokens(count: int, name: str) -> str:
-    return f"{count} {name}" if count == 1 else f"{count} {name}s"
 
 
 def _token_json(found: ChosenToken) -> dict[str, Any]:
