@@ -31,16 +31,19 @@ TEMPLATE_KEY = "tokenizer.chat_template"
 class Answer:
     """An answer of the model: iterate over it, once, to get the text in pieces.
 
-    When the iteration ends or is left, the conversation has the answer, or what there is of it. If there is
-    nothing yet, the conversation is as before the question.
+    When the iteration ends or is left, the conversation has the question and the answer, or what there is of
+    it. If there is nothing yet, the conversation is as before the question.
 
     Attributes:
         prompt_tokens: tokens of the conversation before the answer.
     """
 
-    def __init__(self, conversation: Conversation, before: list[Message], generation: Generation) -> None:
+    def __init__(
+        self, conversation: Conversation, messages: list[Message], text: str, generation: Generation
+    ) -> None:
         self._conversation = conversation
-        self._before = before
+        self._messages = messages
+        self._rendered = text
         self._generation = generation
         self.prompt_tokens = len(generation.prompt)
 
@@ -49,9 +52,7 @@ class Answer:
             yield from self._generation
         finally:
             if self._generation.ids or self.finish_reason:
-                self._conversation._take(self._generation)
-            else:
-                self._conversation.messages = self._before
+                self._conversation._take(self._messages, self._rendered, self._generation)
 
     @property
     def text(self) -> str:
@@ -225,17 +226,15 @@ class Conversation:
             stop=self._stop,
             ends=self._end_tokens,
         )
-        before, self.messages = self.messages, messages
-        self._known.append((text, prompt))
-        return Answer(self, before, generation)
+        return Answer(self, messages, text, generation)
 
-    def _take(self, generation: Generation) -> None:
-        """Add an answer to the conversation."""
-        self.messages = [*self.messages, Message("assistant", generation.text)]
-        text, prompt = self._known[-1]
+    def _take(self, messages: list[Message], text: str, generation: Generation) -> None:
+        """Make the conversation these messages, whose rendered text is given, and the answer to them."""
+        self.messages = [*messages, Message("assistant", generation.text)]
+        self._known.append((text, generation.prompt))
         # after part of a character or a stop text, the tokens are not those of the text
         if b"".join(piece(self._vocab, token) for token in generation.ids) == generation.text.encode():
-            self._known.append((text + generation.text, prompt + generation.ids))
+            self._known.append((text + generation.text, generation.prompt + generation.ids))
 
     def _tokens(self, text: str) -> list[int]:
         """The tokens of a rendered conversation, with those of earlier answers as the model chose them.

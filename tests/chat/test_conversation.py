@@ -175,6 +175,8 @@ def test_interrupting_before_the_answer_takes_the_message_back(
     with Conversation(chat_model(), sampling=HOT, max_tokens=5) as conversation:
         list(conversation.say("Hello"))
         before = conversation.messages
+        conversation.say("never asked, as nobody iterates over the answer")
+        assert conversation.messages == before
 
         def interrupted(_tokens: list[int]) -> None:
             raise KeyboardInterrupt
