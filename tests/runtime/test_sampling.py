@@ -17,25 +17,14 @@ from bitexport.runtime.library import bind
 from bitexport.runtime.loading import load
 from bitexport.runtime.sampling import Sampler, Sampling
 from bitexport.runtime.session import Session
-from tests.support.repository import TINY_PYTHON
 
 Maker = Callable[..., Path]
 PROMPT = "def add(left, right):\n"
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The shipped model, which writes something."""
-    from bitexport.convert import convert
-
-    file = tmp_path_factory.mktemp("shipped") / "tiny-python.gguf"
-    convert(TINY_PYTHON, file)
-    return file
-
-
-@pytest.fixture(scope="module")
-def vocab(model: Path) -> Iterator[Any]:
-    with Session(model, n_ctx=32) as session:
+def vocab(shipped: Path) -> Iterator[Any]:
+    with Session(shipped, n_ctx=32) as session:
         yield session._vocab
 
 
@@ -48,10 +37,10 @@ def vocab(model: Path) -> Iterator[Any]:
         Sampling(seed=3, top_k=20, top_p=0.8, min_p=0.1),
     ],
 )
-def test_the_text_is_that_of_llama_cpp_python(model: Path, sampling: Sampling) -> None:
+def test_the_text_is_that_of_llama_cpp_python(shipped: Path, sampling: Sampling) -> None:
     """``run`` used its sampler before it had one of its own: the same seed gives the same text."""
-    ours = "".join(Completion(model, PROMPT, sampling=sampling, max_tokens=48, threads=2))
-    llama = load(model, n_ctx=1024, n_threads=2, n_threads_batch=2)
+    ours = "".join(Completion(shipped, PROMPT, sampling=sampling, max_tokens=48, threads=2))
+    llama = load(shipped, n_ctx=1024, n_threads=2, n_threads_batch=2)
     llama.set_seed(sampling.seed)
     prompt = llama.tokenize(PROMPT.encode(), special=True)
     tokens = llama.generate(
@@ -68,10 +57,10 @@ def test_the_text_is_that_of_llama_cpp_python(model: Path, sampling: Sampling) -
     llama.close()
 
 
-def test_the_repeat_penalty_counts_the_prompt(model: Path) -> None:
+def test_the_repeat_penalty_counts_the_prompt(shipped: Path) -> None:
     """Against llama.cpp's formula, on the logits after the prompt."""
     penalty = 1.7
-    with Session(model, n_ctx=64, exact=False) as session:
+    with Session(shipped, n_ctx=64, exact=False) as session:
         ids = session.tokenize(PROMPT)
         logits = session.feed(ids).astype(np.float32)
         expected = logits.copy()
@@ -83,8 +72,8 @@ def test_the_repeat_penalty_counts_the_prompt(model: Path) -> None:
         assert plain.choose(session._context) == logits.argmax()
 
 
-def test_min_p_leaves_only_likely_tokens(model: Path) -> None:
-    with Session(model, n_ctx=64, exact=False) as session:
+def test_min_p_leaves_only_likely_tokens(shipped: Path) -> None:
+    with Session(shipped, n_ctx=64, exact=False) as session:
         ids = session.tokenize(PROMPT)
         logits = session.feed(ids).astype(np.float64)
         allowed = set(np.flatnonzero(logits >= logits.max() + np.log(0.05)))
@@ -117,12 +106,12 @@ def test_values_out_of_range(values: dict[str, float]) -> None:
         Sampling(**values)  # type: ignore[arg-type]
 
 
-def test_text_follows_a_grammar(model: Path) -> None:
+def test_text_follows_a_grammar(shipped: Path) -> None:
     grammar = 'root ::= "yes" | "no" | [0-9] [0-9] [0-9]'
     texts = {
         "".join(
             Completion(
-                model, PROMPT, sampling=Sampling(temperature=2.0, seed=seed, grammar=grammar), max_tokens=9
+                shipped, PROMPT, sampling=Sampling(temperature=2.0, seed=seed, grammar=grammar), max_tokens=9
             )
         )
         for seed in range(8)
@@ -131,7 +120,7 @@ def test_text_follows_a_grammar(model: Path) -> None:
     assert len(texts) > 1
 
 
-def test_json_follows_a_schema(model: Path) -> None:
+def test_json_follows_a_schema(shipped: Path) -> None:
     schema = {
         "type": "object",
         "properties": {
@@ -144,7 +133,7 @@ def test_json_follows_a_schema(model: Path) -> None:
     grammar = json_schema_grammar(json.dumps(schema))
     for seed in range(3):
         sampling = Sampling(temperature=1.0, seed=seed, grammar=grammar)
-        completion = Completion(model, PROMPT, sampling=sampling, max_tokens=200)
+        completion = Completion(shipped, PROMPT, sampling=sampling, max_tokens=200)
         found = json.loads("".join(completion))
         assert completion.finish_reason == "stop"
         assert found.keys() == {"name", "count"}
@@ -169,9 +158,9 @@ def test_a_mistake_in_a_grammar(
     assert capfd.readouterr() == ("", "")  # nothing but the message
 
 
-def test_a_grammar_that_the_vocabulary_cannot_follow(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_grammar_that_the_vocabulary_cannot_follow(shipped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """llama.cpp would end the process: here the model has no end of text, and the grammar has ended."""
-    with Session(model, n_ctx=64, exact=False) as session:
+    with Session(shipped, n_ctx=64, exact=False) as session:
         session.feed(session.tokenize(PROMPT))
         sampler = Sampler(session._vocab, Sampling(temperature=0, grammar='root ::= "\\x00\\x01"'), [])
         api = bind().llama_cpp
