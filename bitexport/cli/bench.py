@@ -104,7 +104,7 @@ def bench(
         from bitexport.bench.plot import plot as draw
 
         draw(report, plot)
-    out.result(report.to_json(), human=lambda: _show(out, gguf, report))
+    out.result(report.to_json(), human=lambda: _show(out, report))
 
 
 class BenchCommand(Command):
@@ -147,11 +147,11 @@ def _compare(
             keep=keep,
             progress=progress,
         )
-    out.result(report.to_json(), human=lambda: _show_comparison(out, gguf, report))
+    out.result(report.to_json(), human=lambda: _show_comparison(out, report))
 
 
-def _show_comparison(out: Output, gguf: Path, report: CompareReport) -> None:
-    out.wrapped(_model(gguf, report.model))
+def _show_comparison(out: Output, report: CompareReport) -> None:
+    out.wrapped(_model(report.path, report.model))
     columns = ["test", "threads", "type", "size", "t/s", "speed-up", "range"]
     rows = [
         (
@@ -201,14 +201,14 @@ def _numbers(option: str, text: str) -> list[int]:
     return [number for number in numbers if number]
 
 
-def _model(gguf: Path, description: str) -> str:
+def _model(path: str, description: str) -> str:
     """The file's name and llama.cpp's description, which writes ?B for sizes that it does not know."""
-    return f"{gguf.name}, {description.replace(' ?B', '')}"
+    return f"{Path(path).name}, {description.replace(' ?B', '')}"
 
 
-def _show(out: Output, gguf: Path, report: BenchReport) -> None:
+def _show(out: Output, report: BenchReport) -> None:
     out.wrapped(
-        f"{_model(gguf, report.model)}: {_short_count(report.parameters)} parameters, "
+        f"{_model(report.path, report.model)}: {_short_count(report.parameters)} parameters, "
         f"{format_bytes(report.weight_bytes)}, {report.tier} kernels"
     )
     columns: dict[str, Callable[[BenchRow], object]] = {

@@ -220,7 +220,7 @@ def _filled(console: Console, text: str, indent: int = 0) -> str:
     """The text wrapped between words if it goes to a terminal."""
     import textwrap
 
-    if not console.is_terminal or console.width >= _UNLIMITED_WIDTH:
+    if console.width >= _UNLIMITED_WIDTH or (console.stderr and not console.is_terminal):
         return text
     return textwrap.fill(
         text, console.width, subsequent_indent=" " * indent, break_on_hyphens=False, break_long_words=False,
