@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import warnings
 
-from bitexport.errors import UsageError
+from bitexport.errors import BitexportWarning, UsageError
 from bitexport.gguf.reader import read_gguf
 from bitexport.runtime.ggml import processors
 
@@ -32,6 +33,19 @@ def check_context(path: str | os.PathLike[str], tokens: int) -> None:
     if not 0 <= tokens <= most:
         raise UsageError(
             f"a context of {tokens} tokens was requested; expected at most {most} for this model"
+        )
+
+
+def warn_of_long_context(path: str | os.PathLike[str], tokens: int) -> None:
+    """Warn if a requested context is longer than the model was trained for."""
+    metadata = read_gguf(os.fspath(path)).metadata
+    trained = metadata.get(f"{metadata.get('general.architecture')}.context_length")
+    if isinstance(trained, int) and tokens > trained:
+        warnings.warn(
+            f"a context of {tokens} tokens is more than the {trained} that this model was trained for; text "
+            f"beyond them is likely to be worse, so prefer --ctx {trained}",
+            BitexportWarning,
+            stacklevel=3,
         )
 
 
