@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -49,8 +50,11 @@ def convert(
 
     Args:
         checkpoint: the folder or the file. The trits of a GGUF file never change.
-        type: the type of the ternary tensors, one of :data:`~bitexport.convert.choices.TYPE_CHOICES`. With
-            ``"auto"`` or None, each gets the smallest type that holds its scales exactly.
+        output: the file to write; or a folder, an existing one or one that ends in a slash, for a file in it
+            that is named after the checkpoint.
+        type: the type of the ternary tensors, one of :data:`~bitexport.convert.choices.TYPE_CHOICES` in
+            small or capital letters. With ``"auto"`` or None, each gets the smallest type that holds its
+            scales exactly.
         embed_type: the type of the embeddings and the head, one of
             :data:`~bitexport.convert.choices.EMBED_CHOICES`. If ``"auto"`` or None, a checkpoint's ternary
             ones stay ternary and others become q6_k if their rows fit, and a GGUF file keeps its type.
@@ -72,7 +76,8 @@ def convert(
         BitexportError: see the classes in :mod:`bitexport.errors`; no output is left behind.
     """
     started = time.monotonic()
-    target = Path(output)
+    target = output_file(checkpoint, output)
+    type, embed_type = (each and each.lower() for each in (type, embed_type))
     source: Source[Any]
     from_file = is_gguf_path(checkpoint)
     if from_file:
@@ -119,6 +124,15 @@ def _trust(path: Path) -> None:
     # otherwise it is checked and tried like any other when it is opened
     with contextlib.suppress(GGUFError, NativeLibraryError):
         trust(read_gguf(path))
+
+
+def output_file(checkpoint: str | Path, output: str | Path) -> Path:
+    """The file that ``output`` means: itself, or in a folder one with the name of the checkpoint."""
+    target = Path(output)
+    if not target.is_dir() and not os.fspath(output).endswith(("/", os.sep)):
+        return target
+    source = Path(checkpoint).resolve()
+    return target / f"{source.stem if source.is_file() else source.name}.gguf"
 
 
 def _plan(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import warnings
 
-from bitexport.errors import UsageError
+from bitexport.errors import BitexportWarning, UsageError
 from bitexport.gguf.reader import read_gguf
 from bitexport.runtime.ggml import processors
 from bitexport.system.machine import available_bytes, memory_limit
@@ -70,6 +71,19 @@ def check_own_context(path: str | os.PathLike[str]) -> None:
         raise UsageError(
             f"n_ctx=0 is the model's own context, {number('context_length')} tokens, whose cache takes about "
             f"{needed / 1e9:.0f} GB, and {room / 1e9:.0f} GB are free; give a smaller n_ctx"
+        )
+
+
+def warn_of_long_context(path: str | os.PathLike[str], tokens: int) -> None:
+    """Warn if a requested context is longer than the model was trained for."""
+    metadata = read_gguf(os.fspath(path)).metadata
+    trained = metadata.get(f"{metadata.get('general.architecture')}.context_length")
+    if isinstance(trained, int) and tokens > trained:
+        warnings.warn(
+            f"a context of {tokens} tokens is more than the {trained} that this model was trained for; text "
+            f"beyond them is likely to be worse, so prefer --ctx {trained}",
+            BitexportWarning,
+            stacklevel=3,
         )
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from bitexport.errors import BitexportWarning, GGUFError, UsageError
 from bitexport.gguf.checks import check_foreign
-from bitexport.gguf.reader import MAGIC, read_gguf
+from bitexport.gguf.reader import MAGIC, read_gguf, refuse_folder
 from bitexport.runtime import ggml, log
 from bitexport.runtime.assumptions import assumptions
 from bitexport.runtime.library import bind
@@ -121,6 +121,7 @@ def checked_file(
         TokenizerError: its pre-tokenizer is missing and unknown.
     """
     file = Path(path)
+    refuse_folder(file)
     try:
         with open_regular(file) as stream:
             magic = stream.read(len(MAGIC))

@@ -58,7 +58,7 @@ def test_a_missing_library_is_a_problem(run_cli: RunCli, tmp_path: Path) -> None
     assert f"problem  native library: BITEXPORT_LIB_DIR is {tmp_path}, which does not contain" in done.stdout
     assert "\n         What to do: give the folder of bitexport's libraries, or unset it\n" in done.stdout
     assert "\nok       torch: " in done.stdout, "the checks after it still run"
-    assert done.stdout.splitlines()[-1].endswith(" warnings, 1 problems")
+    assert done.stdout.splitlines()[-1].endswith(" warnings, 1 problem")
 
 
 @pytest.mark.parametrize(
