@@ -23,8 +23,7 @@ from bitexport.runtime.sampling import DEFAULT_SAMPLING, MAX_SEED, Sampling
 from bitexport.runtime.session import piece
 from bitexport.runtime.threads import default_threads
 from bitexport.system.files import write_atomically
-
-TEMPLATE_KEY = "tokenizer.chat_template"
+from bitexport.tokenizer.chat import DEFAULT_KEY
 
 
 class Answer:
@@ -100,7 +99,8 @@ class Conversation:
     Raises:
         UsageError: the file has no chat template, or one that refuses the system message; it is for
             embeddings; or a number is out of range.
-        GGUFError, NativeLibraryError: the model cannot be loaded.
+        GGUFError: the model cannot be loaded, or its chat template cannot be used.
+        NativeLibraryError: our libllama is missing.
     """
 
     def __init__(
@@ -121,22 +121,24 @@ class Conversation:
             check_text(option, text)
         file = read_gguf(os.fspath(path))
         check_generates(file)
-        source = _template_source(file) if template else ""
+        found = _template(file) if template else NoTemplate()
         context = checked_context(path, n_ctx)
         warn_of_long_context(path, n_ctx)
         threads = threads or default_threads()
         check_threads(threads)
         self.path = Path(path)
-        # with the whole of a sliding window kept, the memory can forget the end of any conversation
+        # with the whole of a sliding window kept, the memory can forget the end of any conversation; and with
+        # a format chosen, nobody is warned of the file's template, which is rendered here or not at all
         self._llama: Any = load(
-            path, n_ctx=context, n_threads=threads, n_threads_batch=threads, swa_full=True
-        )
+            path, n_ctx=context, n_threads=threads, n_threads_batch=threads, swa_full=True,
+            chat_format="chatml",
+        )  # fmt: skip
         self.n_ctx = int(self._llama.n_ctx())
         self._api = bind().llama_cpp
         self._vocab: Any = self._api.llama_model_get_vocab(self._llama.model)
-        self._template: ChatTemplate | NoTemplate = NoTemplate()
-        if template:
-            self._template = ChatTemplate(source, *(self._special(name) for name in ("bos", "eos")))
+        if isinstance(found, ChatTemplate):
+            found = replace(found, bos_token=self._special("bos"), eos_token=self._special("eos"))
+        self._template = found
         self._system = [Message("system", system)] if system else []
         self._sampling = sampling
         self._max_tokens = max_tokens
@@ -164,8 +166,9 @@ class Conversation:
         """Ask something; iterate over the answer to get it.
 
         Raises:
-            UsageError: the text is empty or not UTF-8, or the conversation does not fit the context any more;
-                the conversation is as before.
+            UsageError: the text is empty or not UTF-8, the template refuses it, or the conversation does not
+                fit the context any more; the conversation is as before.
+            GGUFError: the chat template needs more memory or time than it may; likewise.
         """
         check_text("the message", text)
         if not text:
@@ -269,10 +272,13 @@ class Conversation:
         return [], list(dict.fromkeys((after.rstrip(), after.strip()))) if after.strip() else []
 
 
-def _template_source(file: GGUFFile) -> str:
-    source = file.metadata.get(TEMPLATE_KEY)
-    if isinstance(source, str) and source.strip():
-        return source
+def _template(file: GGUFFile) -> ChatTemplate | NoTemplate:
+    """The file's chat template, without the texts of tokens, which only the model knows."""
+    source = file.metadata.get(DEFAULT_KEY)
+    if source is not None and str(source).strip():
+        template = ChatTemplate(source, path=str(file.path))
+        template.check()
+        return template
     name = shlex.quote(str(file.path))
     raise UsageError(
         f"{file.path} has no chat template, so it is probably not a chat model; continue text with: "

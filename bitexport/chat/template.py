@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-from bitexport.errors import UsageError
-from bitexport.runtime.library import bind
+from bitexport.errors import GGUFError, UsageError
+from bitexport.tokenizer.chat import TemplateError, check_template, render_template
 
 Role = Literal["system", "user", "assistant"]
 
@@ -31,11 +32,24 @@ class ChatTemplate:
     Attributes:
         source: the template.
         bos_token, eos_token: the texts of these tokens, which templates use.
+        path: the file that it comes from, for messages.
     """
 
     source: str
     bos_token: str = ""
     eos_token: str = ""
+    path: str = "FILE.gguf"
+
+    def check(self) -> None:
+        """Compile the template, without computing anything.
+
+        Raises:
+            GGUFError: it cannot be used.
+        """
+        try:
+            check_template(self.source)
+        except TemplateError as error:
+            raise self._unusable(error) from error
 
     def render(self, messages: Sequence[Message], *, answer_next: bool = True) -> str:
         """The text of a conversation.
@@ -45,16 +59,19 @@ class ChatTemplate:
             answer_next: end with the beginning of the model's next answer.
 
         Raises:
+            GGUFError: the template cannot be used, or needs more memory or time than it may.
             UsageError: the template refuses these messages, or leaves out the system message.
         """
-        bind()
-        from llama_cpp.llama_chat_format import Jinja2ChatFormatter
-
+        variables = {
+            "messages": [asdict(message) for message in messages],
+            "bos_token": self.bos_token,
+            "eos_token": self.eos_token,
+            "add_generation_prompt": answer_next,
+        }
         try:
-            formatter = Jinja2ChatFormatter(
-                self.source, self.eos_token, self.bos_token, add_generation_prompt=answer_next
-            )
-            text = str(formatter(messages=[asdict(message) for message in messages]).prompt)
+            text = render_template(self.source, variables)
+        except TemplateError as error:
+            raise self._unusable(error) from error
         except Exception as error:  # a template is a program and raises anything
             raise UsageError(
                 f"the chat template does not take this conversation: {error}; leave out --system if there is "
@@ -77,6 +94,13 @@ class ChatTemplate:
             return ""  # it wants other messages; the file's own end tokens still end an answer
         _, found, rest = text.partition(_ANSWER)
         return rest.partition(_NEXT)[0] if found else ""
+
+    def _unusable(self, problem: TemplateError) -> GGUFError:
+        return GGUFError(
+            f"{self.path}: its chat template {problem}; chat without it: bitexport chat "
+            f"{shlex.quote(self.path)} --no-template, or correct tokenizer_config.json or "
+            "chat_template.jinja and convert the checkpoint again"
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,8 +10,9 @@ import typer
 
 from bitexport.cli import options
 from bitexport.cli.chat_input import FENCE, Entry, Reader
+from bitexport.cli.hub import Revision, local_path
 from bitexport.cli.interrupt import Terminated
-from bitexport.cli.output import Output, counted
+from bitexport.cli.output import Output, counted, shortened
 from bitexport.errors import BitexportError, UsageError
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ def chat(
     ctx: options.Context = 0,
     threads: options.Threads = 0,
     stats: Annotated[bool, typer.Option("--stats", help="Show figures after each answer.")] = False,
+    revision: Revision = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -75,13 +77,13 @@ def chat(
     from bitexport.chat import Conversation
 
     out = Output(json=json, quiet=quiet)
+    sampling = options.sampling(temperature, top_k, top_p, min_p, repeat_penalty, seed, json_schema, grammar)
+    gguf = local_path(out, gguf, "gguf", revision)
     conversation = Conversation(
         gguf,
         system=system,
         template=not no_template,
-        sampling=options.sampling(
-            temperature, top_k, top_p, min_p, repeat_penalty, seed, json_schema, grammar
-        ),
+        sampling=sampling,
         max_tokens=max_tokens,
         n_ctx=ctx,
         threads=threads,
@@ -143,7 +145,7 @@ class _Chat:
             except BitexportError as error:
                 if not self.reader.interactive:
                     raise
-                self.out.reply(f"error: {error}")
+                self.out.reply(f"error: {shortened(str(error))}")
 
     def _obey(self, entry: Entry) -> None:
         if not entry.is_command:

@@ -73,13 +73,13 @@ def run(
     from bitexport.runtime.completion import Completion
 
     out = Output(json=json, quiet=quiet)
+    # before a download, so that a mistake in an option is found first
+    sampling = options.sampling(temperature, top_k, top_p, min_p, repeat_penalty, seed, json_schema, grammar)
     gguf = local_path(out, gguf, "gguf", revision)
     completion = Completion(
         gguf,
         text,
-        sampling=options.sampling(
-            temperature, top_k, top_p, min_p, repeat_penalty, seed, json_schema, grammar
-        ),
+        sampling=sampling,
         max_tokens=max_tokens,
         n_ctx=ctx,
         threads=threads,

@@ -19,7 +19,7 @@ from bitexport.convert.from_gguf import check_another_file, plan_gguf
 from bitexport.convert.from_upstream import plan_upstream
 from bitexport.convert.opening import open_source
 from bitexport.convert.report import ConvertReport, make_report
-from bitexport.convert.source import Source
+from bitexport.convert.source import Source, model_name
 from bitexport.errors import GGUFError, NativeLibraryError, UnsupportedError, UsageError
 from bitexport.families import check_runs, has_family
 from bitexport.gguf.reader import is_gguf_path, read_gguf
@@ -131,8 +131,9 @@ def output_file(checkpoint: str | Path, output: str | Path) -> Path:
     target = Path(output)
     if not target.is_dir() and not os.fspath(output).endswith(("/", os.sep)):
         return target
-    source = Path(checkpoint).resolve()
-    return target / f"{source.stem if source.is_file() else source.name}.gguf"
+    source = Path(checkpoint)
+    # the hub's cache has links to files that are named after their digests
+    return target / f"{source.stem if source.is_file() else model_name(source)}.gguf"
 
 
 def _plan(

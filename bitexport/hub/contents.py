@@ -173,8 +173,8 @@ def _nothing(
 ) -> str:
     if want == "gguf" and weights:
         return (
-            f"{name} is a checkpoint without a GGUF file; make one, and give that: "
-            f"bitexport convert {name} OUT.gguf"
+            f"{name} is a checkpoint without a GGUF file; convert it first: "
+            f"bitexport convert {name} {name.folder}.gguf"
         )
     if want == "checkpoint" and models:
         return f"{name.repo} has GGUF files and no checkpoint; expected {CONFIG} and {SINGLE}"

@@ -14,6 +14,7 @@ import pytest
 
 from tests.chat.conftest import ChatModel
 from tests.support.cli import one_line
+from tests.support.gguf_files import rewritten
 from tests.support.terminal import Terminal
 from tests.support.tiny_models import Shape
 
@@ -86,6 +87,20 @@ def test_without_a_chat_template(chat_model: ChatModel, run_cli: Cli) -> None:
     assert "--no-template" in line
     assert "bitexport run" in line
     assert run_cli("chat", chat_model(None), "--no-template", *BRIEF, input="def f(").returncode == 0
+
+
+@pytest.mark.parametrize("template", ["{% for m in messages %}", "{{ 'a' * (3 * 10**9) }}", ["a"]])
+def test_an_unusable_template(
+    chat_model: ChatModel, run_cli: Cli, tmp_path: Path, template: str | list[str]
+) -> None:
+    """One that is damaged, one that takes all memory, and one that is not text."""
+    path = rewritten(chat_model(), tmp_path / "m.gguf", metadata={"tokenizer.chat_template": template})
+    line = one_line(run_cli("chat", path, input="Hello"), 1)
+    assert line.startswith(f"error: {path}: its chat template ")
+    assert f"chat without it: bitexport chat {path} --no-template" in line
+    done = run_cli("chat", path, "--no-template", *BRIEF, "--quiet", input="def f(")
+    assert done.returncode == 0
+    assert "template" not in done.stderr
 
 
 def test_a_folder(checkpoint_of: Callable[..., Path], run_cli: Cli) -> None:

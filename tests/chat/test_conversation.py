@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from bitexport.chat import ChatTemplate, Conversation, Message
-from bitexport.errors import OutputError, UsageError
+from bitexport.errors import GGUFError, OutputError, UsageError
 from bitexport.runtime.sampling import Sampling
 from tests.chat.conftest import TEMPLATE, ChatModel
 from tests.support.embedding_models import embedding_checkpoint
+from tests.support.template_bombs import BROKEN, MEMORY, TIME
 
 GREEDY = Sampling(temperature=0)
 HOT = Sampling(temperature=300.0, top_k=0, top_p=1.0, seed=5)
@@ -57,6 +58,20 @@ def test_a_template_that_does_not_take_the_conversation(source: str, message: st
     with pytest.raises(UsageError, match=message):
         ChatTemplate(source).render(CONVERSATION)
     assert ChatTemplate("{{ raise_exception('no') }}").after_answer() == ""
+
+
+UNUSABLE = [
+    (MEMORY["text"], "needs more than 1024 MiB of memory"),
+    (MEMORY["doubled"], "needs more than 1024 MiB of memory"),
+    (TIME["power"], "takes more than 5 s"),
+    *((templates[-1], problem) for problem, templates in BROKEN.items()),
+]
+
+
+@pytest.mark.parametrize(("source", "problem"), UNUSABLE)
+def test_an_unusable_template(source: str, problem: str) -> None:
+    with pytest.raises(GGUFError, match=f"m.gguf: its chat template .*{problem}.* chat m.gguf --no-template"):
+        ChatTemplate(source, path="m.gguf").render(CONVERSATION)
 
 
 def test_only_new_tokens_are_evaluated(chat_model: ChatModel, monkeypatch: pytest.MonkeyPatch) -> None:

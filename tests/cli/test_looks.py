@@ -12,6 +12,7 @@ import pytest
 from bitexport.cli import app
 from bitexport.cli.fitting import NARROWEST, broken, column_widths, table_width
 from bitexport.convert import convert
+from tests.cli.test_main import COMMANDS
 from tests.support.embedding_models import embedding_checkpoint
 from tests.support.terminal import Terminal
 
@@ -160,7 +161,7 @@ def test_every_command_can_be_quiet() -> None:
         assert any("--quiet" in option.split() for option in options), name
 
 
-@pytest.mark.parametrize("command", ["convert", "parity", "bench", "run", "chat", "embed", "eval", "train"])
+@pytest.mark.parametrize("command", [*COMMANDS, "train"])
 def test_help_fits(command: str, run_cli: Cli) -> None:
     shown = run_cli(command, "--help", env={"COLUMNS": str(WIDTH)}).stdout
     assert max(map(len, shown.splitlines())) <= WIDTH

@@ -100,7 +100,9 @@ def test_parity_bench_doctor_and_eval(hub: Hub, cli: Cli, checkpoint_of: Made, g
     assert report["passed"] is True
     report = document(cli("parity", *both, "--revision", "main", "--tokenizer-only", "--json", "-q"))
     assert report["passed"] is True
-    rows = document(cli("bench", both[1], "-p", "8", "-n", "2", "-r", "1", "--json", "-q"))["rows"]
+    rows = document(cli("bench", both[1], "--prompt-tokens", "8", "-n", "2", "-r", "1", "--json", "-q"))[
+        "rows"
+    ]
     assert {row["test"] for row in rows} == {"pp8", "tg2"}
     done = cli("doctor", *both, "--json", "-q")
     assert json.loads(done.stdout)["verdict"], done.stderr
@@ -117,8 +119,46 @@ def test_embed(hub: Hub, cli: Cli, tmp_path: Path) -> None:
     assert document(cli("embed", "acme/embedding-gguf", *options))["rows"] == expected
 
 
+def test_chat(hub: Hub, cli: Cli, gguf_of: Made) -> None:
+    model = gguf_of("packed-multiply", shape=SHAPE)
+    hub.add("acme/tiny-gguf", {"tiny.gguf": model.read_bytes()})
+    options = ("--no-template", "-n", "4", "--temperature", "0", "--json", "-q")
+    expected = json.loads(cli("chat", model, *options, input="def f").stdout)["messages"]
+    assert [message["role"] for message in expected] == ["user", "assistant"]
+    for name in (("acme/tiny-gguf",), ("acme/tiny-gguf:tiny.gguf", "--revision", "main")):
+        assert json.loads(cli("chat", *name, *options, input="def f").stdout)["messages"] == expected
+    one_line(cli("chat", "acme/tiny-gguf", "--revision", "v9", input=""), 1)
+
+
+def test_a_mistake_in_an_option_downloads_nothing(hub: Hub, cli: Cli) -> None:
+    for command in (("chat", "acme/tiny"), ("run", "acme/tiny", "-p", "x")):
+        assert "--grammar" in one_line(cli(*command, "--grammar", "missing.gbnf"), 2)
+    assert hub.requests == []
+
+
 @pytest.mark.parametrize(
-    "command", ["convert", "run", "inspect", "parity", "bench", "doctor", "eval", "embed"]
+    "command", [("chat",), ("run", "-p", "x"), ("bench",), ("embed", "--text", "x"), ("card",)]
+)
+def test_a_repository_with_nothing_but_a_checkpoint(hub: Hub, cli: Cli, command: tuple[str, ...]) -> None:
+    hub.add("acme/tiny-1.58", {"config.json": b"{}", "model.safetensors": b""})
+    line = one_line(cli(command[0], "acme/tiny-1.58", *command[1:]), 1)
+    assert line.endswith("convert it first: bitexport convert acme/tiny-1.58 tiny-1.58.gguf")
+    assert "model.safetensors" not in hub.downloaded()
+
+
+def test_writing_into_a_folder(hub: Hub, cli: Cli, checkpoint_of: Made, tmp_path: Path) -> None:
+    """The file is named after the repository, not after the commit or the digest in the cache."""
+    hub.add_folder("acme/tiny-1.58", checkpoint_of("packed-multiply", shape=SHAPE))
+    document(cli("convert", "acme/tiny-1.58", f"{tmp_path}/", "--json", "-q"))
+    made = tmp_path / "tiny-1.58.gguf"
+    hub.add("acme/gguf", {"first.gguf": made.read_bytes()})
+    document(cli("convert", "acme/gguf", f"{tmp_path}/", "--json", "-q"))
+    assert sorted(path.name for path in tmp_path.glob("*.gguf")) == ["first.gguf", made.name]
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["convert", "run", "chat", "inspect", "parity", "bench", "doctor", "eval", "embed", "card"],
 )
 def test_every_command_has_a_revision(cli: Cli, command: str) -> None:
     assert "--revision" in cli(command, "-h").stdout

@@ -130,7 +130,7 @@ def test_an_adapter(tmp_path: Path) -> None:
         (
             ("config.json", "model.safetensors"),
             "gguf",
-            "without a GGUF file; make one, and give that: bitexport convert acme/tiny OUT.gguf",
+            "without a GGUF file; convert it first: bitexport convert acme/tiny tiny.gguf",
         ),
         (("x.gguf",), "checkpoint", "has GGUF files and no checkpoint; expected config.json and model.safet"),
         (
