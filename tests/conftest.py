@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import subprocess
@@ -16,6 +17,7 @@ from tests.support.cli import run
 
 # The proofs of files that were tried (bitexport.runtime.proofs) must not outlive the tests.
 _cache = tempfile.TemporaryDirectory(prefix="bitexport-cache-")
+atexit.register(_cache.cleanup)
 os.environ["XDG_CACHE_HOME"] = _cache.name
 
 # A shell starts background jobs with Ctrl-C ignored, and every process that a test starts would inherit that:
