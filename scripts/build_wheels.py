@@ -11,6 +11,7 @@ platform tag.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -105,6 +106,9 @@ def build(python: Path, architecture: str, stage: Path) -> None:
         run(cmake, "--build", tree, "--parallel", jobs, "--target", *targets)
         for component in ("bitexport", "bitexport-cpu") if base else ("bitexport-cpu",):
             run(cmake, "--install", tree, "--component", component, "--prefix", stage)
+    # what libggml names; whoever loads another level loads it before libggml
+    libraries = stage / "bitexport" / "lib"
+    shutil.copy(libraries / "levels" / LEVELS[architecture][0] / "libggml-cpu.so", libraries)
 
 
 def pack(python: Path, architecture: str, stage: Path) -> Path:
@@ -120,7 +124,7 @@ def pack(python: Path, architecture: str, stage: Path) -> Path:
     (record,) = unpacked.glob("*.dist-info/WHEEL")
     tag = f"py3-none-manylinux_{GLIBC.replace('.', '_')}_{architecture}"
     lines = record.read_text().splitlines()
-    kept = [line for line in lines if not line.startswith(("Tag:", "Root-Is-Purelib"))]
+    kept = [line for line in lines if line and not line.startswith(("Tag:", "Root-Is-Purelib"))]
     record.write_text("\n".join([*kept, "Root-Is-Purelib: false", f"Tag: {tag}", ""]))
     (ROOT / "dist").mkdir(exist_ok=True)
     run(python, "-m", "wheel", "pack", "--dest-dir", ROOT / "dist", unpacked)
@@ -132,9 +136,10 @@ def check(python: Path, wheel: Path) -> None:
     """Fail unless auditwheel finds the wheel consistent with its tag."""
     report = " ".join(run(python, "-m", "auditwheel", "show", wheel).split())
     promised = "manylinux_" + wheel.stem.split("manylinux_")[1]
-    found = report.split('compatible with the following platform tag: "')[-1].split('"')[0]
-    oldest = tuple(int(part) for part in found.split("_")[1:3])
-    if not found.startswith("manylinux_") or oldest > tuple(int(part) for part in GLIBC.split(".")):
+    found = report.split('consistent with the following platform tag: "')[-1].split('"')[0]
+    needed = re.fullmatch(r"manylinux_(\d+)_(\d+)_\w+", found)
+    limit = tuple(int(part) for part in GLIBC.split("."))
+    if needed is None or (int(needed[1]), int(needed[2])) > limit:
         sys.exit(f"{wheel.name} promises {promised}; auditwheel says: {report}")
     print(f"dist/{wheel.name}: {wheel.stat().st_size / 1e6:.1f} MB; auditwheel: {found}")
 
