@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 import bitexport
-from bitexport.cli import bench, convert, doctor, embed, errors, eval, inspect, parity, run, train
+from bitexport.cli import bench, convert, doctor, embed, errors, eval, inspect, parity, run, serve, train
 from bitexport.cli.interrupt import terminable
 from bitexport.cli.output import show_warning
 from bitexport.errors import BitexportWarning
@@ -42,6 +42,7 @@ app.command("convert", help=_help(convert.convert))(convert.convert)
 app.command("parity", help=_help(parity.parity))(parity.parity)
 app.command("bench", help=_help(bench.bench), cls=bench.BenchCommand)(bench.bench)
 app.command("run", help=_help(run.run))(run.run)
+app.command("serve", help=_help(serve.serve))(serve.serve)
 app.command("embed", help=_help(embed.embed))(embed.embed)
 app.command("inspect", help=_help(inspect.inspect))(inspect.inspect)
 app.command("doctor", help=_help(doctor.doctor))(doctor.doctor)
