@@ -167,7 +167,6 @@ def _show_ready(out: Output, server: Server) -> None:
         "chat_template": plan.chats,
         "api_key": plan.api_key is not None,
     }
-    out.result(document, human=lambda: print(server.url, flush=True))
     threads = "1 thread" if plan.threads == 1 else f"{plan.threads} threads"
     slots = "1 slot" if plan.slots == 1 else f"{plan.slots} slots"
     out.info(
@@ -177,6 +176,8 @@ def _show_ready(out: Output, server: Server) -> None:
         out.info(f"embeddings with pooling {plan.pooling} at {server.url}/v1/embeddings")
     elif not plan.chats:
         out.info("the file has no chat template: only /v1/completions, which continues a text")
+    # last, because a program may send requests as soon as it has read this
+    out.result(document, human=lambda: print(server.url, flush=True))
 
 
 def _show_request(out: Output, request: RequestRecord) -> None:

@@ -63,7 +63,7 @@ def arguments(plan: Plan) -> list[str]:
         *("--alias", plan.file.stem.replace(",", "_")),
         *("--host", plan.host, "--port", str(plan.port)),
         *("--path", str(PAGE)),
-        *("--parallel", str(plan.slots), "--ctx-size", str(plan.ctx * plan.slots), "--no-kv-unified"),
+        *("--parallel", str(plan.slots), "--ctx-size", str(plan.ctx * plan.slots)),
         *("--threads", str(plan.threads), "--poll", "5"),
         *("--timeout", str(plan.limits.socket_seconds)),
         *("--cache-ram", str(plan.cache_mib), "--no-cache-idle-slots"),
@@ -72,11 +72,15 @@ def arguments(plan: Plan) -> list[str]:
         *("--verbosity", "2", "--log-colors", "off", "--no-log-prefix", "--no-log-timestamps"),
     ]
     if plan.pooling is None:
-        found += ["--batch-size", str(_BATCH), "--ubatch-size", str(_BATCH)]
-    else:  # a text is evaluated at once
-        found += ["--embeddings", "--pooling", plan.pooling]
+        found += ["--no-kv-unified", "--batch-size", str(_BATCH), "--ubatch-size", str(_BATCH)]
+    else:
+        # A text is evaluated at once, and texts together in one part of the context: if libllama divides them, the
+        # mean is that of the last part.
+        found += ["--embeddings", "--pooling", plan.pooling, "--kv-unified"]
         found += ["--batch-size", str(plan.ctx), "--ubatch-size", str(plan.ctx)]
         found += ["--embd-normalize", "2" if plan.normalize else "-1"]
+        # the arithmetic of `bitexport embed`
+        found += ["--cache-type-k", "f32", "--cache-type-v", "f32", "--flash-attn", "off"]
     for key, value in plan.overrides.items():
         found += ["--override-kv", f"{key}=str:{value}"]
     return found

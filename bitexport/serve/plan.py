@@ -50,8 +50,11 @@ def plan(
     threads = threads or default_threads()
     check_threads(threads)
     file, overrides = checked_file(path)
-    check_context(file, ctx)
     header = read_gguf(file)
+    check_context(file, ctx)
+    trained = _trained_context(header)
+    if ctx > trained:
+        raise UsageError(f"a context of {ctx} tokens was requested; the model was trained with {trained}")
     chosen, normalize = _pooling(header, embeddings, pooling)
     return Plan(
         file=file,
@@ -60,7 +63,7 @@ def plan(
         port=port,
         api_key=api_key,
         slots=slots,
-        ctx=ctx or _default_context(header),
+        ctx=ctx or min(trained, DEFAULT_CONTEXT),
         threads=threads,
         cache_mib=0 if chosen else cache_mib,
         pooling=chosen,
@@ -92,8 +95,6 @@ def _pooling(header: GGUFFile, embeddings: bool, pooling: str | None) -> tuple[s
     return pooling or settings.pooling, settings.normalize
 
 
-def _default_context(header: GGUFFile) -> int:
-    trained = header.metadata.get(
-        f"{header.metadata.get('general.architecture')}.context_length", DEFAULT_CONTEXT
-    )
-    return min(int(trained), DEFAULT_CONTEXT)
+def _trained_context(header: GGUFFile) -> int:
+    key = f"{header.metadata.get('general.architecture')}.context_length"
+    return int(header.metadata.get(key, DEFAULT_CONTEXT))

@@ -169,8 +169,8 @@ class Server:
         Raises:
             NativeLibraryError: it crashed.
         """
-        code = self._running().wait()
-        raise self._failure(code)
+        self._running().wait()
+        raise self._failure(self._end())
 
     def stop(self) -> Summary:
         """Refuse new requests, wait for those in progress as long as the limits say, and end the process."""

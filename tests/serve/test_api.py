@@ -22,13 +22,13 @@ from tests.support.gguf_files import rewritten
 PROMPT = "def add(left, right):\n"
 PROMPTS = [PROMPT, "for index in range(10):\n", "The quick brown fox", "class Example:\n", "print("]
 
-#: A template with tools, in the form that llama.cpp recognizes from how it writes a call.
+#: A template with tools. llama.cpp learns from it how the model writes a call.
 TOOL_TEMPLATE = (
     "{% for tool in tools or [] %}<tools>{{ tool | tojson }}</tools>\n{% endfor %}"
     "{% for m in messages %}<|begin_of_text|>{{ m.role }}\n{{ m.content or '' }}"
-    "{% for call in m.tool_calls or [] %}<tool_call>\n"
-    '{"name": "{{ call.function.name }}", "arguments": {{ call.function.arguments | tojson }}}\n'
-    "</tool_call>{% endfor %}<|end_of_text|>\n{% endfor %}"
+    "{% for call in m.tool_calls or [] %}<tool>"
+    '{"name": "{{ call.function.name }}", "arguments": {{ call.function.arguments | tojson }}}'
+    "</tool>{% endfor %}<|end_of_text|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|begin_of_text|>assistant\n{% endif %}"
 )
 
@@ -97,19 +97,21 @@ def test_a_stream_is_the_same_text_in_pieces(client: Client) -> None:
 def test_log_probabilities_are_those_of_the_session(model: Path, client: Client) -> None:
     messages = [{"role": "user", "content": PROMPT}]
     body = {"messages": messages, "max_tokens": 6, "temperature": 0, "logprobs": True, "top_logprobs": 3}
+    body["cache_prompt"] = False  # else the last token is computed alone, which rounds differently
     found = client.ask("/v1/chat/completions", body).json["choices"][0]["logprobs"]["content"]
     assert len(found) == 6
     with Session(model, n_ctx=64, exact=False) as session:
         ids = session.tokenize(PROMPT)
-        expected = log_softmax(session.logits([*ids, *(entry["id"] for entry in found)]))[len(ids) - 1 :]
-        for entry, row in zip(found, expected, strict=False):
+        for entry in found:
+            row = log_softmax(session.feed(ids).astype(np.float64))
             best = np.argsort(-row)[:3]
             assert [top["id"] for top in entry["top_logprobs"]] == best.tolist()
             np.testing.assert_allclose(
-                [top["logprob"] for top in entry["top_logprobs"]], row[best], atol=2e-3
+                [top["logprob"] for top in entry["top_logprobs"]], row[best], atol=1e-4
             )
-            assert entry["logprob"] == pytest.approx(row[entry["id"]], abs=2e-3)
+            assert entry["logprob"] == pytest.approx(row[entry["id"]], abs=1e-4)
             assert bytes(entry["bytes"]) == session.piece(entry["id"])
+            ids = [entry["id"]]
 
 
 def test_an_answer_follows_a_json_schema(client: Client) -> None:
@@ -140,13 +142,14 @@ def test_tools_where_the_template_has_them(model: Path, tmp_path: Path) -> None:
         "messages": [{"role": "user", "content": "Rome?"}],
         "tools": [WEATHER],
         "tool_choice": "required",
-        "max_tokens": 96,
+        "max_tokens": 120,
         "temperature": 0,
+        "logit_bias": [["<tool>", 1000]],  # the weights are random: begin a call
     }
     with Server(file, port=0, slots=1) as server:
         choice = Client(server.port).ask("/v1/chat/completions", body).json["choices"][0]
-    assert choice["finish_reason"] == "tool_calls", choice
-    (call,) = choice["message"]["tool_calls"]
+    call = choice["message"]["tool_calls"][0]
+    assert call["type"] == "function"
     assert call["function"]["name"] == "weather"
     assert json.loads(call["function"]["arguments"])["city"] in ("Oslo", "Rome")
 
@@ -160,7 +163,7 @@ def test_many_clients_get_what_one_gets_alone(client: Client) -> None:
         assert answer["choices"][0]["text"] == alone[prompt]
 
 
-def test_a_common_beginning_is_computed_once(client: Client, records: list[RequestRecord]) -> None:
+def test_a_common_beginning_is_computed_once(client: Client) -> None:
     beginning = "The quick brown fox jumps over the lazy dog. " * 4
     client.complete(beginning + "It's 1234", 1)
     second = client.complete(beginning + "It's 12 o'clock", 1)
@@ -169,7 +172,6 @@ def test_a_common_beginning_is_computed_once(client: Client, records: list[Reque
     assert cached > 0.8 * second["usage"]["prompt_tokens"]
     assert third["usage"]["prompt_tokens_details"]["cached_tokens"] == 0
     assert second["choices"][0]["text"] == third["choices"][0]["text"]
-    assert records[-2].cached_tokens == cached
 
 
 def test_models_health_and_metrics(model: Path, client: Client) -> None:
@@ -182,18 +184,23 @@ def test_models_health_and_metrics(model: Path, client: Client) -> None:
     assert "llamacpp:tokens_predicted_total" in metrics
 
 
-def test_each_request_is_reported(model: Path, client: Client, records: list[RequestRecord]) -> None:
-    found = client.complete(PROMPT, 4)
-    assert (records[-1].method, records[-1].path) == ("POST", "/v1/completions")
-    assert (records[-1].status, records[-1].complete) == (200, True)
-    assert records[-1].prompt_tokens == found["usage"]["prompt_tokens"]
-    assert records[-1].tokens == 4
-    list(client.events("/v1/completions", {"prompt": PROMPT, "max_tokens": 5, "temperature": 0}))
-    client.ask("/health")  # answered after the record of the stream was written
-    assert [record.tokens for record in records if record.path == "/v1/completions"][-1] == 5
-    assert client.ask("/v1/completions", {"max_tokens": 4}).status == 400
-    assert records[-1].status == 400
-    assert model.stem not in records[-1].path
+def test_each_request_is_reported(model: Path) -> None:
+    records: list[RequestRecord] = []
+    with Server(model, port=0, slots=1, on_request=records.append) as server:
+        client = Client(server.port)
+        found = client.complete(PROMPT, 4)
+        client.complete(PROMPT, 4)
+        list(client.events("/v1/completions", {"prompt": PROMPT, "max_tokens": 5, "temperature": 0}))
+        client.ask("/v1/completions", {"max_tokens": 4})
+        client.ask("/nothing?secret=1")
+    assert [(record.method, record.path) for record in records[:4]] == [("POST", "/v1/completions")] * 4
+    assert records[4].path == "/nothing"
+    assert [record.status for record in records] == [200, 200, 200, 400, 404]
+    assert all(record.complete for record in records)
+    assert [record.tokens for record in records] == [4, 4, 5, None, None]
+    count = found["usage"]["prompt_tokens"]
+    assert [record.prompt_tokens for record in records[:3]] == [count] * 3
+    assert [record.cached_tokens for record in records[:3]] == [0, count - 1, count - 1]
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b'{"prompt": 1}', b'{"prompt": "\xff"}', b"[" * 100_000])

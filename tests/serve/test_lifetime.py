@@ -64,8 +64,8 @@ def ready(process: subprocess.Popen[str]) -> dict[str, object]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_lets_requests_finish(model: Path, number: signal.Signals) -> None:
-    with command(model, "--port", "0", "--ctx", "4096", "--json") as process:
+def test_a_signal_lets_requests_finish(long_model: Path, number: signal.Signals) -> None:
+    with command(long_model, "--port", "0", "--ctx", "4096", "--json") as process:
         client = Client(int(str(ready(process)["port"])))
         stream = client.events("/v1/completions", LONG)
         pieces = [next(stream)]
@@ -82,8 +82,8 @@ def test_a_signal_lets_requests_finish(model: Path, number: signal.Signals) -> N
             client.ask("/health")
 
 
-def test_new_requests_are_refused_while_stopping(model: Path) -> None:
-    server = Server(model, port=0, slots=2, threads=1, ctx=4096)
+def test_new_requests_are_refused_while_stopping(long_model: Path) -> None:
+    server = Server(long_model, port=0, slots=2, threads=1, ctx=4096)
     server.start()
     client = Client(server.port)
     stream = client.events("/v1/completions", LONG)
@@ -100,8 +100,8 @@ def test_new_requests_are_refused_while_stopping(model: Path) -> None:
     assert summaries[0].cut_off == 0
 
 
-def test_a_request_that_takes_too_long_is_cut_off(model: Path) -> None:
-    server = Server(model, port=0, slots=1, threads=1, ctx=4096, limits=Limits(stop_seconds=0))
+def test_a_request_that_takes_too_long_is_cut_off(long_model: Path) -> None:
+    server = Server(long_model, port=0, slots=1, threads=1, ctx=4096, limits=Limits(stop_seconds=0))
     server.start()
     stream = Client(server.port).events("/v1/completions", LONG)
     next(stream)
@@ -215,15 +215,15 @@ def test_overrides_are_on_the_command_line(server: Server) -> None:
     assert found[found.index("--override-kv") + 1] == "tokenizer.ggml.pre=str:qwen2"
 
 
-def test_threads_and_tier(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("BITEXPORT_TIER", "scalar")
-    monkeypatch.setenv("BITEXPORT_HEAD", "anything")
-    with pytest.raises(NativeLibraryError, match="BITEXPORT_HEAD"):
-        Server(model)
-    monkeypatch.delenv("BITEXPORT_HEAD")
-    server = Server(model, port=0)
-    found = arguments(server.plan)
+def test_threads_and_tier(model: Path, run_cli: Cli) -> None:
+    found = arguments(Server(model, port=0).plan)
     assert found[found.index("--threads") + 1] == str(default_threads())
+    done = run_cli("serve", model, env={"BITEXPORT_TIER": "abacus"})
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "error: BITEXPORT_TIER=abacus" in done.stderr
+    with command(model, "--port", "0", "--json", BITEXPORT_TIER="scalar") as process:
+        document = ready(process)
+    assert document["tier"] == "scalar"
 
 
 @pytest.mark.parametrize(

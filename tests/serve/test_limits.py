@@ -89,11 +89,11 @@ def test_requests_beyond_the_queue_are_refused(model: Path) -> None:
         assert client.complete(PROMPT, 1)["choices"]
 
 
-def test_time(model: Path) -> None:
+def test_time(long_model: Path) -> None:
     """A late request ends with what it has; one that waited too long has nothing."""
-    with Server(model, port=0, slots=1, threads=1, ctx=4096, limits=Limits(seconds=1)) as server:
+    with Server(long_model, port=0, slots=1, threads=1, ctx=32768, limits=Limits(seconds=1)) as server:
         client = Client(server.port)
-        body = {"prompt": "a", "ignore_eos": True, "max_tokens": 4000, "temperature": 0}
+        body = {"prompt": "a", "ignore_eos": True, "max_tokens": 30000, "temperature": 0}
         answers = []
         waiting = threading.Thread(target=lambda: answers.append(client.ask("/v1/completions", body)))
         started = time.monotonic()
@@ -103,13 +103,13 @@ def test_time(model: Path) -> None:
         assert time.monotonic() - started < 4
         first, second = sorted(answers, key=lambda answer: answer.status)
         assert first.status == 200
-        assert 0 < first.json["usage"]["completion_tokens"] < 4000
+        assert 0 < first.json["usage"]["completion_tokens"] < 30000
         assert first.json["choices"][0]["finish_reason"] == "length"
         assert second.status == 503
         assert "longer than this server allows" in second.error
 
 
-def test_a_client_that_leaves_frees_its_slot(model: Path) -> None:
+def test_a_client_that_leaves_frees_its_slot(long_model: Path) -> None:
     records: list[RequestRecord] = []
     left = threading.Event()
 
@@ -117,7 +117,7 @@ def test_a_client_that_leaves_frees_its_slot(model: Path) -> None:
         records.append(record)
         left.set()
 
-    with Server(model, port=0, slots=1, threads=1, ctx=4096, on_request=collect) as server:
+    with Server(long_model, port=0, slots=1, threads=1, ctx=4096, on_request=collect) as server:
         client = Client(server.port)
         stream = client.events("/v1/completions", {**LONG, "max_tokens": 4000})
         next(stream)
@@ -128,8 +128,8 @@ def test_a_client_that_leaves_frees_its_slot(model: Path) -> None:
         assert records[-1].seconds < 5
 
 
-def test_a_client_that_reads_slowly_does_not_stop_the_others(model: Path) -> None:
-    with Server(model, port=0, slots=2, threads=2, ctx=1024) as server:
+def test_a_client_that_reads_slowly_does_not_stop_the_others(long_model: Path) -> None:
+    with Server(long_model, port=0, slots=2, threads=2, ctx=1024) as server:
         client = Client(server.port)
         with socket.create_connection(("127.0.0.1", server.port)) as slow:
             slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)

@@ -68,8 +68,8 @@ def test_a_conversation(browser: Browser, server: Server, model: Path) -> None:
 
 
 @needs_browser
-def test_stop_and_the_system_prompt(browser: Browser, model: Path) -> None:
-    with Server(model, port=0, slots=1, threads=1, ctx=4096) as server:
+def test_stop_and_the_system_prompt(browser: Browser, long_model: Path) -> None:
+    with Server(long_model, port=0, slots=1, threads=1, ctx=32768) as server:
         browser.visit(server.url)
         browser.wait_for("document.getElementById('state')?.textContent == 'Ready'")
         set_temperature(browser, 0, 100_000)
@@ -86,7 +86,7 @@ def test_stop_and_the_system_prompt(browser: Browser, model: Path) -> None:
         ask(browser, "(left, right):")
         browser.wait_for(DONE)
         text = browser.run(f"{LAST}.querySelector('.body').textContent")
-    expected = Completion(model, "def add(left, right):", sampling=Sampling(temperature=0), max_tokens=8)
+    expected = Completion(long_model, "def add(left, right):", sampling=Sampling(temperature=0), max_tokens=8)
     assert text == "".join(expected)
 
 

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -36,9 +37,13 @@ class Browser:
         to_browser, self._requests = os.pipe()
         self._answers, from_browser = os.pipe()
         # the protocol's pipes have the numbers 3 and 4
+        renumber = (
+            "import os, sys; r, w = (os.dup(os.dup(int(n))) for n in sys.argv[1:3]); "
+            "os.dup2(r, 3); os.dup2(w, 4); os.execv(sys.argv[3], sys.argv[3:])"
+        )
         self._process = subprocess.Popen(
             [
-                *("sh", "-c", f'exec "$@" 3<&{to_browser} 4>&{from_browser}', "sh", program),
+                *(sys.executable, "-c", renumber, str(to_browser), str(from_browser), program),
                 *("--headless", "--no-sandbox", "--disable-gpu", "--remote-debugging-pipe"),
                 *("--no-first-run", "--disable-background-networking", f"--user-data-dir={profile}"),
                 f"--window-size={width},{height}",

@@ -144,14 +144,14 @@ void begin_request(std::unique_ptr<request_record> record) {
     current         = std::move(record);
 }
 
-void end_request(bool complete) {
+void end_request() {
     if (!current) {
         return;
     }
     const std::unique_ptr<request_record> ended = std::move(current);
     // before the request stops counting, because the server may exit then
     json record = {{"event", "request"}, {"method", ended->method}, {"path", ended->path}, {"client", ended->client},
-                   {"status", ended->status}, {"milliseconds", now() - ended->arrived}, {"complete", complete}};
+                   {"status", ended->status}, {"milliseconds", now() - ended->arrived}, {"complete", ended->complete}};
     if (ended->prompt >= 0) {
         record["prompt_tokens"] = ended->prompt;
         record["cached_tokens"] = ended->cached;
@@ -162,6 +162,12 @@ void end_request(bool complete) {
         std::lock_guard<std::mutex> lock(mutex);
         --computing;
         fewer.notify_all();
+    }
+}
+
+void end_stream(bool with_content) {
+    if (current) {
+        current->complete = with_content;
     }
 }
 

@@ -47,13 +47,16 @@ struct request_record {
     int64_t     arrived   = 0;      // milliseconds of the steady clock
     int         status    = 0;
     bool        computing = false;  // counted among service_settings::requests
+    bool        complete  = false;  // the client did not leave before the last part of the answer
     int32_t     prompt = -1, cached = -1, generated = -1;  // tokens; -1 if nothing was computed
 };
 
 request_record * current_request();
 void             begin_request(std::unique_ptr<request_record> record);
-// Writes the record, if there is one; `complete` is false if the client left before it had everything.
-void             end_request(bool complete = true);
+void             end_request();
+
+// Called with the last part of a streamed answer; it is empty if the client left.
+void end_stream(bool with_content);
 
 // Called when an answer is complete, in the thread of its request.
 void count_tokens(int32_t prompt, int32_t cached, int32_t generated);

@@ -67,7 +67,8 @@ void prepare_listener(httplib::Server & server) {
         record->status = response.status;
         if (response.content_provider_ == nullptr || is_page(request.path)) {
             // an empty answer means that the client left while it was computed
-            end_request(!record->computing || !response.body.empty());
+            record->complete = !record->computing || !response.body.empty();
+            end_request();
         }
     });
 }
@@ -120,6 +121,12 @@ bool admit(const httplib::Request & request, httplib::Response & response) {
     }
     if (request.has_header("X-Conversation-Id")) {
         refuse(response, 400, "invalid_request_error", "the header X-Conversation-Id is not supported");
+        return false;
+    }
+    // otherwise the HTTP library reads on before it refuses
+    if (request.get_header_value_u64("Content-Length") > service().body_bytes) {
+        refuse(response, 413, "invalid_request_error",
+               "the request is larger than the " + std::to_string(service().body_bytes) + " bytes that this server takes");
         return false;
     }
     switch (enter()) {
