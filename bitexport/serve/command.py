@@ -74,8 +74,8 @@ def arguments(plan: Plan) -> list[str]:
     if plan.pooling is None:
         found += ["--no-kv-unified", "--batch-size", str(_BATCH), "--ubatch-size", str(_BATCH)]
     else:
-        # A text is evaluated at once, and texts together in one part of the context: if libllama divides them, the
-        # mean is that of the last part.
+        # A text is evaluated at once, and texts together in one part of the context: if libllama divides
+        # them, the mean is that of the last part.
         found += ["--embeddings", "--pooling", plan.pooling, "--kv-unified"]
         found += ["--batch-size", str(plan.ctx), "--ubatch-size", str(plan.ctx)]
         found += ["--embd-normalize", "2" if plan.normalize else "-1"]

@@ -136,8 +136,8 @@ def test_an_answer_follows_a_json_schema(client: Client) -> None:
     assert found["kind"] in ("fox", "dog")
 
 
-def test_tools_where_the_template_has_them(model: Path, tmp_path: Path) -> None:
-    file = rewritten(model, tmp_path / "tools.gguf", metadata={TEMPLATE_KEY: TOOL_TEMPLATE})
+def test_tools_where_the_template_has_them(long_model: Path, tmp_path: Path) -> None:
+    file = rewritten(long_model, tmp_path / "tools.gguf", metadata={TEMPLATE_KEY: TOOL_TEMPLATE})
     body = {
         "messages": [{"role": "user", "content": "Rome?"}],
         "tools": [WEATHER],
@@ -146,7 +146,7 @@ def test_tools_where_the_template_has_them(model: Path, tmp_path: Path) -> None:
         "temperature": 0,
         "logit_bias": [["<tool>", 1000]],  # the weights are random: begin a call
     }
-    with Server(file, port=0, slots=1) as server:
+    with Server(file, port=0, slots=1, ctx=1024) as server:
         choice = Client(server.port).ask("/v1/chat/completions", body).json["choices"][0]
     call = choice["message"]["tool_calls"][0]
     assert call["type"] == "function"

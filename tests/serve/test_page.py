@@ -52,7 +52,7 @@ def test_a_conversation(browser: Browser, server: Server, model: Path) -> None:
     ask(browser, PROMPT)
     browser.wait_for(DONE)
     expected = "".join(Completion(model, PROMPT, sampling=Sampling(temperature=0), max_tokens=12, threads=2))
-    assert browser.run(f"{LAST}.querySelector('.body').textContent") == expected
+    assert browser.run(f"{LAST}.querySelector('.body').textContent") == expected.lstrip()
     statistics = browser.run(f"{LAST}.querySelector('.statistics').textContent")
     assert re.fullmatch(r"12 tokens · [\d.]+ tokens/s · stopped at the limit", statistics)
 
@@ -61,7 +61,7 @@ def test_a_conversation(browser: Browser, server: Server, model: Path) -> None:
     browser.wait_for(f"document.querySelectorAll('.message').length == 4 && {DONE}")
     follow_up = PROMPT + expected + "again"
     second = "".join(Completion(model, follow_up, sampling=Sampling(temperature=0), max_tokens=12, threads=2))
-    assert browser.run(f"{LAST}.querySelector('.body').textContent") == second
+    assert browser.run(f"{LAST}.querySelector('.body').textContent") == second.lstrip()
 
     browser.run("document.getElementById('new').click()")
     assert browser.run("document.querySelectorAll('.message').length") == 0
@@ -87,7 +87,7 @@ def test_stop_and_the_system_prompt(browser: Browser, long_model: Path) -> None:
         browser.wait_for(DONE)
         text = browser.run(f"{LAST}.querySelector('.body').textContent")
     expected = Completion(long_model, "def add(left, right):", sampling=Sampling(temperature=0), max_tokens=8)
-    assert text == "".join(expected)
+    assert text == "".join(expected).lstrip()
 
 
 @needs_browser

@@ -209,7 +209,7 @@ async function send(text) {
       }
       answer += choice?.delta?.content ?? choice?.text ?? "";
       if (choice?.finish_reason === "length") stopped = "stopped at the limit";
-      show(target, answer);
+      show(target, chats ? answer.trimStart() : answer);
       follow();
     }
   } catch (error) {
