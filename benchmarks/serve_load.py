@@ -48,7 +48,7 @@ Counts = Counter[str]
 class Expected:
     """What a client alone got: the text, its tokens, and how much more likely each was than the second one.
 
-    Where two tokens are almost equally likely, either is right: what else is computed in a batch, and what is in
+    Where two tokens are almost equally likely, either is right: what else is in a batch, and what is in
     the cache, decides how sums are rounded.
     """
 
