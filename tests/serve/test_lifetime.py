@@ -82,6 +82,22 @@ def test_a_signal_lets_requests_finish(long_model: Path, number: signal.Signals)
             client.ask("/health")
 
 
+def test_a_second_interrupt_ends_at_once(long_model: Path) -> None:
+    with command(long_model, "--port", "0", "--ctx", "32768", "--json") as process:
+        client = Client(int(str(ready(process)["port"])))
+        stream = client.events("/v1/completions", {**LONG, "max_tokens": 32000})
+        next(stream)
+        process.send_signal(signal.SIGINT)
+        # the first one has been handled when new requests are refused
+        while client.ask("/v1/completions", {"prompt": "a", "max_tokens": 1}).status == 200:
+            pass
+        process.send_signal(signal.SIGINT)
+        output, log = process.communicate(timeout=20)
+    assert (process.returncode, output) == (130, "")
+    assert log.splitlines()[-1] == "interrupted"
+    stream.close()
+
+
 def test_new_requests_are_refused_while_stopping(long_model: Path) -> None:
     server = Server(long_model, port=0, slots=2, threads=1, ctx=4096)
     server.start()
