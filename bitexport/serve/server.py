@@ -71,7 +71,7 @@ class Server:
         embeddings: refuse a file that is not an embedding model. One that is always serves embeddings.
         pooling: ``mean``, ``cls`` or ``last``: embed with this pooling instead of the file's.
         limits: see :class:`Limits`.
-        on_request: called after each request, in a thread of its own.
+        on_request: called after each request, in a thread of its own; no more after it raised an exception.
 
     Raises:
         GGUFError, UnsupportedError, TokenizerError: the file cannot be served.
@@ -246,7 +246,16 @@ class Server:
             self._requests += 1
             self._tokens += request.tokens or 0
             if self._on_request is not None:
-                self._on_request(request)
+                self._tell(request)
+
+    def _tell(self, request: RequestRecord) -> None:
+        """Call ``on_request``. If it fails, records are still read, because the server would soon wait for us."""
+        assert self._on_request is not None
+        try:
+            self._on_request(request)
+        except Exception:
+            self._on_request = None
+            _logger.exception("on_request failed, and is not called for later requests")
 
     def _read_log(self, stream: IO[str]) -> None:
         for line in stream:

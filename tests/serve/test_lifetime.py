@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +20,7 @@ import pytest
 from bitexport.errors import BitexportWarning, GGUFError, NativeLibraryError, TokenizerError, UsageError
 from bitexport.runtime.completion import Completion, Sampling
 from bitexport.runtime.threads import default_threads
-from bitexport.serve import Limits, Server
+from bitexport.serve import Limits, RequestRecord, Server
 from bitexport.serve.command import arguments
 from bitexport.system.native_files import DIRECTORY_VARIABLE
 from tests.support.api_client import Client
@@ -266,6 +267,31 @@ def test_a_server_that_crashes(model: Path) -> None:
     os.kill(server.pid, signal.SIGKILL)
     with pytest.raises(NativeLibraryError, match="signal 9"):
         server.wait()
+
+
+def test_a_callback_that_fails_stops_nothing(model: Path, caplog: pytest.LogCaptureFixture) -> None:
+    calls = []
+
+    def fail(record: RequestRecord) -> None:
+        calls.append(record)
+        raise ValueError("a mistake")
+
+    with Server(model, port=0, slots=1, on_request=fail) as server:
+        client = Client(server.port)
+        assert [client.complete(PROMPT, 1)["choices"][0]["index"] for _ in range(3)] == [0, 0, 0]
+        summary = server.stop()
+    assert summary.requests == 3
+    assert len(calls) == 1
+    assert "on_request failed" in caplog.text
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.2", "::1"])
+def test_addresses_of_this_machine(model: Path, host: str) -> None:
+    with (
+        Server(model, host=host, port=0, slots=1) as server,
+        urllib.request.urlopen(f"{server.url}/v1/models", timeout=10) as answer,
+    ):
+        assert json.load(answer)["data"][0]["id"] == model.stem
 
 
 def test_before_the_start(model: Path) -> None:

@@ -186,8 +186,8 @@ def test_foreign_pages_and_host_names_are_refused_without_a_key(client: Client) 
     assert foreign_page.status == 403
     assert "--api-key" in foreign_page.error
     assert "Access-Control-Allow-Origin" not in foreign_page.headers
-    rebound = client.ask("/v1/completions", body, {"Host": "example.com"})
-    assert rebound.status == 403
+    for host in ("example.com", "127.0.0.1.example.com", "localhost.example.com", "", "10.0.0.1"):
+        assert client.ask("/v1/completions", body, {"Host": host}).status == 403, host
 
 
 def test_pictures_are_not_fetched(client: Client) -> None:

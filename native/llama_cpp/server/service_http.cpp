@@ -4,7 +4,6 @@
 #include <cpp-httplib/httplib.h>
 #include <nlohmann/json.hpp>
 
-#include <algorithm>
 #include <set>
 
 namespace bitexport {
@@ -40,7 +39,8 @@ std::string host_of(std::string address) {
 
 bool is_this_machine(const std::string & address) {
     const std::string host = host_of(address);
-    return host == "localhost" || host == "127.0.0.1" || host == "[::1]";
+    const bool  ipv4 = host.find_first_not_of("0123456789.") == std::string::npos;
+    return host == "localhost" || (ipv4 && host.compare(0, 4, "127.") == 0) || host == "[::1]";
 }
 
 }  // namespace
