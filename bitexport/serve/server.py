@@ -249,7 +249,7 @@ class Server:
                 self._tell(request)
 
     def _tell(self, request: RequestRecord) -> None:
-        """Call ``on_request``. If it fails, records are still read, because the server would soon wait for us."""
+        """Call ``on_request``. If it fails, records are still read: the server would wait for us."""
         assert self._on_request is not None
         try:
             self._on_request(request)
