@@ -19,7 +19,7 @@ class Limits:
         prompt_tokens: of each prompt; 0 for as many as the context holds.
         max_tokens: generated for each request, also for one that asks for more; 0 for as many as the context
             holds.
-        texts: prompts, or texts to embed, in one request.
+        texts: to embed in one request. Several prompts in one request count as several requests.
         body_bytes: of a request's body.
         seconds: from a request's arrival to its last token; 0 for no limit. A request that is late ends with
             what it has, and ``finish_reason`` is ``"length"``.

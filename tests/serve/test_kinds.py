@@ -10,7 +10,7 @@ import pytest
 from bitexport.convert import convert
 from bitexport.embed import embed
 from bitexport.errors import BitexportWarning, UsageError
-from bitexport.serve import Server
+from bitexport.serve import Limits, Server
 from tests.support.api_client import Client
 from tests.support.embedding_models import DOCUMENTS, embedding_checkpoint
 from tests.support.gguf_files import rewritten
@@ -48,6 +48,15 @@ def test_vectors_keep_their_length_if_the_file_says_so(embedding_model: Path, tm
     expected = embed(file, DOCUMENTS[:1]).array()[0]
     assert abs(np.linalg.norm(expected) - 1) > 0.1
     np.testing.assert_allclose(found, expected, rtol=2e-2, atol=2e-2)
+
+
+def test_texts_in_one_request(embedding_model: Path) -> None:
+    with Server(embedding_model, port=0, slots=1, limits=Limits(texts=2)) as server:
+        client = Client(server.port)
+        assert client.ask("/v1/embeddings", {"input": ["a", "b"]}).status == 200
+        answer = client.ask("/v1/embeddings", {"input": ["a", "b", "c"]})
+    assert answer.status == 400
+    assert "3 texts" in answer.error
 
 
 def test_a_default_prompt_is_the_clients_task(embedding_model: Path, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -267,6 +268,16 @@ def test_a_server_that_crashes(model: Path) -> None:
     os.kill(server.pid, signal.SIGKILL)
     with pytest.raises(NativeLibraryError, match="signal 9"):
         server.wait()
+
+
+def test_stopped_as_soon_as_it_is_ready(model: Path) -> None:
+    """llama-server is ready before it waits for requests; an end in between must not be forgotten."""
+    for _ in range(20):
+        server = Server(model, port=0, slots=1)
+        server.start()
+        started = time.monotonic()
+        server.stop()
+        assert time.monotonic() - started < 10
 
 
 def test_a_callback_that_fails_stops_nothing(model: Path, caplog: pytest.LogCaptureFixture) -> None:

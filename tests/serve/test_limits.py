@@ -17,11 +17,12 @@ from tests.support.api_client import Client
 
 PROMPT = "def add(left, right):\n"
 LONG = {"prompt": PROMPT, "max_tokens": 200, "temperature": 0, "ignore_eos": True}
+CHUNKED = b"1000\r\n" + b" " * 4096 + b"\r\n1\r\n \r\n0\r\n\r\n"
 
 
 @pytest.fixture(scope="module")
 def limited(model: Path) -> Iterator[Client]:
-    limits = Limits(prompt_tokens=32, max_tokens=4, texts=2, body_bytes=4096, queue=0)
+    limits = Limits(prompt_tokens=32, max_tokens=4, body_bytes=4096, queue=1)
     with Server(model, port=0, slots=1, threads=2, limits=limits) as server:
         yield Client(server.port)
 
@@ -59,6 +60,8 @@ def test_prompts_in_one_request(limited: Client) -> None:
 
 def test_the_size_of_a_request(limited: Client) -> None:
     assert limited.ask("/v1/completions", {"prompt": "a" * 10_000}).status == 413
+    in_chunks = limited.ask("/v1/completions", CHUNKED, {"Transfer-Encoding": "chunked"})
+    assert in_chunks.status == 413
     announced = limited.ask("/v1/completions", b"{}", {"Content-Length": "1000000000"})
     assert announced.status == 413
     assert limited.complete(PROMPT, 1)["choices"]
@@ -142,10 +145,12 @@ def test_a_client_that_reads_slowly_does_not_stop_the_others(long_model: Path) -
 
 def test_a_client_that_never_finishes_its_request_is_dropped(model: Path) -> None:
     with (
-        Server(model, port=0, slots=1, limits=Limits(socket_seconds=1)) as server,
+        Server(model, port=0, slots=1, limits=Limits(socket_seconds=1, queue=0)) as server,
         socket.create_connection(("127.0.0.1", server.port), timeout=10) as slow,
     ):
         slow.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{")
+        # it does not take the only place
+        assert Client(server.port).complete(PROMPT, 1)["choices"]
         received = b""
         while data := slow.recv(1000):
             received += data

@@ -168,6 +168,15 @@ function following() {
   return () => atEnd && (main.scrollTop = main.scrollHeight);
 }
 
+// Calls a function at most once for each picture that the browser draws: a fast model writes more often.
+function onceAFrame(draw) {
+  let waiting = null;
+  return {
+    soon: () => (waiting ??= requestAnimationFrame(() => ((waiting = null), draw()))),
+    now: () => (cancelAnimationFrame(waiting), (waiting = null), draw()),
+  };
+}
+
 function request(text) {
   const common = {
     stream: true,
@@ -196,12 +205,16 @@ async function send(text) {
   busy(new AbortController());
   following()();
   document.querySelector("main").scrollTop = 1e9;
+  const draw = onceAFrame(() => {
+    const follow = following();
+    show(target, chats ? answer.trimStart() : answer);
+    follow();
+  });
   let answer = "", thoughts = null, timings = null, stopped = "", problem = null;
   try {
     const [path, body] = request(text);
     for await (const event of events(await ask(path, body, running.signal))) {
       const choice = event.choices?.[0];
-      const follow = following();
       timings = event.timings ?? timings;
       if (choice?.delta?.reasoning_content) {
         thoughts ??= addThinking(message);
@@ -209,13 +222,13 @@ async function send(text) {
       }
       answer += choice?.delta?.content ?? choice?.text ?? "";
       if (choice?.finish_reason === "length") stopped = "stopped at the limit";
-      show(target, chats ? answer.trimStart() : answer);
-      follow();
+      draw.soon();
     }
   } catch (error) {
     if (error.name === "AbortError") stopped = "stopped";
     else problem = error;
   }
+  draw.now();
   message.item.classList.remove("busy");
   if (problem) {
     const line = element("p", "problem", message.item);

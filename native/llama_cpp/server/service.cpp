@@ -5,6 +5,7 @@
 #include <poll.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <chrono>
 #include <condition_variable>
 #include <cstdio>
@@ -23,6 +24,8 @@ std::mutex              mutex;  // of the two below
 std::condition_variable fewer;
 int32_t                 computing = 0;
 bool                    stopping  = false;
+
+std::atomic<bool> over{false};
 
 std::mutex output;
 
@@ -86,6 +89,26 @@ void wait_for_stop() {
     }
 }
 
+void check(size_t tokens, size_t count, int32_t most) {
+    const service_settings & limits = service();
+    if (!limits.active) {
+        return;
+    }
+    if (count > static_cast<size_t>(most)) {
+        throw std::invalid_argument("the request has " + std::to_string(count) + " texts; this server takes at most " +
+                                    std::to_string(most) + " in one request");
+    }
+    if (limits.prompt_tokens > 0 && tokens > static_cast<size_t>(limits.prompt_tokens)) {
+        throw std::invalid_argument("the prompt has " + std::to_string(tokens) + " tokens; this server takes at most " +
+                                    std::to_string(limits.prompt_tokens));
+    }
+}
+
+// With the mutex held.
+entry room() {
+    return stopping ? entry::stopping : computing >= service().requests ? entry::full : entry::open;
+}
+
 // The number of requests that are still in progress after the time given to them.
 int32_t finish_requests() {
     std::unique_lock<std::mutex> lock(mutex);
@@ -107,19 +130,12 @@ int32_t allowed_tokens(int32_t asked) {
     return most > 0 && (asked < 0 || asked > most) ? most : asked;
 }
 
-void check_prompt(size_t tokens, size_t prompts) {
-    const service_settings & limits = service();
-    if (!limits.active) {
-        return;
-    }
-    if (prompts > static_cast<size_t>(limits.texts)) {
-        throw std::invalid_argument("the request has " + std::to_string(prompts) + " texts; this server takes at most " +
-                                    std::to_string(limits.texts) + " in one request");
-    }
-    if (limits.prompt_tokens > 0 && tokens > static_cast<size_t>(limits.prompt_tokens)) {
-        throw std::invalid_argument("the prompt has " + std::to_string(tokens) + " tokens; this server takes at most " +
-                                    std::to_string(limits.prompt_tokens));
-    }
+void check_prompt(size_t tokens, size_t count) {
+    check(tokens, count, service().requests);
+}
+
+void check_text(size_t tokens, size_t count) {
+    check(tokens, count, service().texts);
 }
 
 int64_t deadline() {
@@ -183,17 +199,19 @@ void count_tokens(int32_t prompt, int32_t cached, int32_t generated) {
     current->generated += generated;
 }
 
+entry may_enter() {
+    std::lock_guard<std::mutex> lock(mutex);
+    return room();
+}
+
 entry enter() {
     std::lock_guard<std::mutex> lock(mutex);
-    if (stopping) {
-        return entry::stopping;
+    const entry found = room();
+    if (found == entry::open && current) {
+        ++computing;
+        current->computing = true;
     }
-    if (computing >= service().requests) {
-        return entry::full;
-    }
-    ++computing;
-    current->computing = true;
-    return entry::open;
+    return found;
 }
 
 std::function<void(int)> stop_gracefully(std::function<void(int)> stop) {
@@ -211,12 +229,17 @@ std::function<void(int)> stop_gracefully(std::function<void(int)> stop) {
         if (left > 0) {
             std::_Exit(1);  // closes the connections, which the clients notice; waiting for them could take forever
         }
+        over = true;
         stop(0);
     }).detach();
     return [](int) {
         const char any = 0;
         (void) !write(stop_pipe[1], &any, 1);  // all that a signal handler may do
     };
+}
+
+bool is_over() {
+    return over;
 }
 
 void announce(int port) {

@@ -43,6 +43,24 @@ bool is_this_machine(const std::string & address) {
     return host == "localhost" || (ipv4 && host.compare(0, 4, "127.") == 0) || host == "[::1]";
 }
 
+// Whether the request goes on; otherwise the response says why not.
+bool allow(entry found, httplib::Response & response) {
+    switch (found) {
+        case entry::open:
+            return true;
+        case entry::full:
+            response.set_header("Retry-After", "1");
+            refuse(response, 429, "overloaded_error",
+                   std::to_string(service().requests) + " requests are in progress, as many as this server takes; try again");
+            return false;
+        case entry::stopping:
+            response.set_header("Retry-After", "5");
+            refuse(response, 503, "unavailable_error", "the server is stopping");
+            return false;
+    }
+    return false;
+}
+
 }  // namespace
 
 bool is_page(const std::string & path) {
@@ -129,20 +147,12 @@ bool admit(const httplib::Request & request, httplib::Response & response) {
                "the request is larger than the " + std::to_string(service().body_bytes) + " bytes that this server takes");
         return false;
     }
-    switch (enter()) {
-        case entry::open:
-            return true;
-        case entry::full:
-            response.set_header("Retry-After", "1");
-            refuse(response, 429, "overloaded_error",
-                   std::to_string(service().requests) + " requests are in progress, as many as this server takes; try again");
-            return false;
-        case entry::stopping:
-            response.set_header("Retry-After", "5");
-            refuse(response, 503, "unavailable_error", "the server is stopping");
-            return false;
-    }
-    return false;
+    // Here only to refuse before the body is read: whoever is slow to send it does not take a place from others.
+    return allow(may_enter(), response);
+}
+
+bool admit_complete(httplib::Response & response) {
+    return !service().active || allow(enter(), response);
 }
 
 }  // namespace bitexport
