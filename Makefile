@@ -36,7 +36,7 @@ configure = cmake -S native -B $(1) -Wno-dev --log-level=WARNING \
 
 setup: $(VENV)/.installed native ## Install everything into .venv and build/native
 
-native: $(VENV)/.installed ## Build libllama with I2_S
+native: $(VENV)/.installed ## Build libllama and llama-server with I2_S
 	@$(call configure,$(NATIVE))
 	@cmake --build $(NATIVE) --parallel $(JOBS)
 
@@ -44,7 +44,7 @@ stock: native ## Build the same llama.cpp unpatched, for tests to compare with
 	@$(call configure,$(STOCK),-DBITEXPORT_STOCK=ON)
 	@cmake --build $(STOCK) --parallel $(JOBS)
 
-tools: native ## Build llama-cli, llama-server, llama-bench, llama-perplexity, llama-quantize with I2_S
+tools: native ## Build llama-cli, llama-bench, llama-perplexity, llama-quantize with I2_S
 	@$(call configure,$(NATIVE),-DBITEXPORT_TOOLS=ON)
 	cmake --build $(NATIVE) --parallel $(JOBS) --target tools
 

@@ -26,6 +26,7 @@ from bitexport.cli import (
     parity,
     push,
     run,
+    serve,
     train,
 )
 from bitexport.cli.help import Command, Group
@@ -58,6 +59,7 @@ app.command("parity", help=_help(parity.parity), cls=Command)(parity.parity)
 app.command("bench", help=_help(bench.bench), cls=bench.BenchCommand)(bench.bench)
 app.command("run", help=_help(run.run), cls=Command)(run.run)
 app.command("chat", help=_help(chat.chat), cls=Command)(chat.chat)
+app.command("serve", help=_help(serve.serve), cls=Command)(serve.serve)
 app.command("embed", help=_help(embed.embed), cls=Command)(embed.embed)
 app.command("inspect", help=_help(inspect.inspect), cls=Command)(inspect.inspect)
 app.command("doctor", help=_help(doctor.doctor), cls=Command)(doctor.doctor)

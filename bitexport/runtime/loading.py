@@ -152,7 +152,11 @@ def load_error(file: Path, default: str) -> GGUFError:
         file: the file.
         default: the message if libllama logged none.
     """
-    reason = log.reason(default)
+    return damage(file, log.reason(default))
+
+
+def damage(file: Path, reason: str) -> GGUFError:
+    """The error for a file that libllama rejected for this reason; our reader may find a better one."""
     try:
         read_gguf(file)
     except GGUFError as error:
