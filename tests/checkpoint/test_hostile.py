@@ -85,6 +85,12 @@ def test_files_that_are_not_files(folder: Path, name: str, kind: str) -> None:
             use(folder)
 
 
+def test_large_files_that_nobody_reads(folder: Path) -> None:
+    for name in ("train.json", "train_log.txt", "corpus.txt"):
+        replace(folder / name, "1099511627776 bytes")
+    convert(folder, folder.parent / "out.gguf", embed_type="f16")
+
+
 @pytest.mark.parametrize("kind", ["a FIFO", "a device"])
 def test_a_gguf_path_that_is_not_a_file(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "x.gguf"
