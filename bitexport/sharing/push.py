@@ -17,6 +17,7 @@ from bitexport.hub.names import HubName, hub_name
 from bitexport.progress import Progress, ignore
 from bitexport.runtime.loading import check_model
 from bitexport.sharing.card import BLANK, card
+from bitexport.system.reading import read_text
 
 CARD = "README.md"
 
@@ -166,7 +167,7 @@ def _repository(repo: str, revision: str | None) -> HubName:
 
 def _read_card(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return read_text(path)
     except (OSError, UnicodeDecodeError) as error:
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
         raise UsageError(
