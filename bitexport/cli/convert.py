@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, get_args
 import typer
 
 from bitexport.cli import options
-from bitexport.cli.hub import OR_FILE_NAME, Revision, local_path
+from bitexport.cli.hub import OR_FILE_NAME, Revision, local_path, path_or_name
 from bitexport.cli.interrupt import terminable
 from bitexport.cli.output import Output, counted, format_bytes
 
@@ -27,6 +27,7 @@ def convert(
     checkpoint: Annotated[
         Path,
         typer.Argument(
+            parser=path_or_name,
             metavar="CKPT",
             help=f"Checkpoint folder (config.json, *.safetensors or *.bin), GGUF file, {OR_FILE_NAME}.",
             show_default=False,
@@ -97,6 +98,7 @@ def convert(
         Path | None,
         typer.Option(
             "--adapter",
+            parser=path_or_name,
             metavar="DIR",
             help="Folder of a LoRA adapter (PEFT), or OWNER/REPO, to merge into float or master weights.",
             show_default=False,
@@ -118,8 +120,11 @@ def convert(
 ) -> None:
     """Convert a ternary checkpoint to a GGUF file, or a ternary GGUF file to another type."""
     from bitexport.convert import convert as run
+    from bitexport.convert.driver import check_early
 
     out = Output(json=json, quiet=quiet)
+    if not dry_run:
+        check_early(output, force)  # fail now rather than after a download
     checkpoint = local_path(out, checkpoint, "model", revision)
     adapter = local_path(out, adapter, "adapter")
     with terminable(), out.progress("converting") as progress:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bitexport.cli import options
-from bitexport.cli.hub import OR_NAME, Revision, local_path
+from bitexport.cli.hub import OR_NAME, Revision, local_path, path_or_name
 from bitexport.cli.interrupt import terminable
 from bitexport.cli.output import Output, counted
 from bitexport.errors import UsageError
@@ -27,6 +27,7 @@ def doctor(
     checkpoint: Annotated[
         Path | None,
         typer.Argument(
+            parser=path_or_name,
             metavar="[CKPT]",
             help=f"Checkpoint folder (config.json, *.safetensors), {OR_NAME}.",
             show_default=False,
@@ -35,6 +36,7 @@ def doctor(
     gguf: Annotated[
         Path | None,
         typer.Argument(
+            parser=path_or_name,
             metavar="[FILE.gguf]",
             help="GGUF file made from it; if omitted, a temporary one is made.",
             show_default=False,

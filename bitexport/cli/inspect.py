@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bitexport.cli import options
-from bitexport.cli.hub import OR_FILE_NAME, Revision, local_path
+from bitexport.cli.hub import OR_FILE_NAME, Revision, local_path, path_or_name
 from bitexport.cli.output import Output, counted, format_bytes
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ def inspect(
     path: Annotated[
         Path,
         typer.Argument(
+            parser=path_or_name,
             metavar="FILE_OR_DIR",
             help=f"GGUF file, checkpoint folder, {OR_FILE_NAME}.",
             show_default=False,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bitexport.cli.hub import OR_FILE_NAME, OR_NAME
+from bitexport.cli.hub import OR_FILE_NAME, OR_NAME, path_or_name
 from bitexport.errors import UsageError
 from bitexport.system.reading import read_text as read_file_text
 
@@ -19,13 +19,17 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only warnings 
 Checkpoint = Annotated[
     Path,
     typer.Argument(
+        parser=path_or_name,
         metavar="CKPT",
         help=f"Checkpoint folder (config.json, *.safetensors or *.bin), {OR_NAME}.",
         show_default=False,
     ),
 ]
 Gguf = Annotated[
-    Path, typer.Argument(metavar="FILE.gguf", help=f"GGUF file, {OR_FILE_NAME}.", show_default=False)
+    Path,
+    typer.Argument(
+        parser=path_or_name, metavar="FILE.gguf", help=f"GGUF file, {OR_FILE_NAME}.", show_default=False
+    ),
 ]
 
 Threads = Annotated[int, typer.Option("--threads", "-t", min=0, help="Number of threads; 0: one per core.")]

@@ -129,11 +129,25 @@ def _trust(path: Path) -> None:
 def output_file(checkpoint: str | Path, output: str | Path) -> Path:
     """The file that ``output`` means: itself, or in a folder one with the name of the checkpoint."""
     target = Path(output)
-    if not target.is_dir() and not os.fspath(output).endswith(("/", os.sep)):
+    if not _is_folder(output):
         return target
     source = Path(checkpoint)
     # the hub's cache has links to files that are named after their digests
     return target / f"{source.stem if source.is_file() else model_name(source)}.gguf"
+
+
+def check_early(output: str | Path, force: bool) -> None:
+    """Check ``output`` before the checkpoint is downloaded, unless its name follows from the checkpoint's.
+
+    Raises:
+        OutputError: see :func:`bitexport.gguf.writer.check_output`.
+    """
+    if not _is_folder(output):
+        check_output(Path(output), force)
+
+
+def _is_folder(output: str | Path) -> bool:
+    return Path(output).is_dir() or os.fspath(output).endswith(("/", os.sep))
 
 
 def _plan(
