@@ -75,6 +75,7 @@ class Planted:
 def report(monkeypatch: pytest.MonkeyPatch) -> EvaluationReport:
     sides = [Planted("teacher", RIGHT, 1.0, [3, 4]), Planted("student", ROUGH, 1.5, [4, 3])]
     monkeypatch.setattr("bitexport.evaluation.driver.open_sides", lambda *_: (sides, None))
+    monkeypatch.setattr("bitexport.evaluation.driver.fingerprint", lambda path: f"of {path.name}")
     return evaluate("student.gguf", teacher="teacher.gguf", pairs=PAIRS)
 
 
