@@ -254,12 +254,13 @@ def test_options_out_of_range(model: Path, options: dict[str, int]) -> None:
 
 
 def test_a_missing_program(model: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    servers = [Server(model, port=0) for _ in range(2)]
     monkeypatch.setattr("bitexport.system.native_files.find_library_dir", lambda: tmp_path)
     with pytest.raises(NativeLibraryError, match="make native"):
-        Server(model, port=0).start()
+        servers[0].start()
     (tmp_path / "llama-server").write_text("")
     with pytest.raises(NativeLibraryError, match="executable"):
-        Server(model, port=0).start()
+        servers[1].start()
 
 
 def test_a_server_that_crashes(model: Path) -> None:
