@@ -10,13 +10,21 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Sequence
 
     from llama_cpp import Llama
 
 __version__ = "0.1.0"
 
 
-def load(path: str | os.PathLike[str], *, trial: bool = True, **kwargs: Any) -> Llama:
+def load(
+    path: str | os.PathLike[str],
+    *,
+    trial: bool = True,
+    workers: str | Sequence[str] = (),
+    layers: Sequence[int] = (),
+    **kwargs: Any,
+) -> Llama:
     """Open a GGUF file with our llama.cpp, which supports I2_S.
 
     Args:
@@ -24,6 +32,10 @@ def load(path: str | os.PathLike[str], *, trial: bool = True, **kwargs: Any) -> 
         trial: try a file that is new to this machine in a separate process first, so that a damaged one
             raises an error instead of ending this process. ``BITEXPORT_TRIAL=0`` in the environment turns all
             trials off.
+        workers: ``"HOST:PORT"`` of each machine that runs ``bitexport worker`` and is to compute some of the
+            layers.
+        layers: how many layers this machine and each worker compute, in this order; empty for as even as
+            their memory allows.
         kwargs: arguments of ``llama_cpp.Llama`` (``n_ctx``, ``n_threads``, ...). With ``embedding=True`` it
             embeds texts with the file's pooling, and does not generate.
 
@@ -33,7 +45,9 @@ def load(path: str | os.PathLike[str], *, trial: bool = True, **kwargs: Any) -> 
     Raises:
         GGUFError: the file is damaged or cannot be run.
         NativeLibraryError: our library is missing, or another libllama is already loaded.
+        WorkerError: a worker cannot be reached, or is another version of bitexport.
+        UsageError: an argument is unknown or out of range.
     """
     from bitexport.runtime.loading import load as load_model
 
-    return load_model(path, trial=trial, **kwargs)
+    return load_model(path, trial=trial, workers=workers, layers=layers, **kwargs)

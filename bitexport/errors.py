@@ -65,6 +65,10 @@ class NativeLibraryError(BitexportError):
     """Our libllama is missing or cannot be loaded, or another one is already loaded."""
 
 
+class WorkerError(BitexportError):
+    """A worker cannot be reached, is another version of bitexport, or was lost while it computed."""
+
+
 class UsageError(BitexportError):
     """The call itself is wrong: an option has an invalid value, or options exclude each other."""
 

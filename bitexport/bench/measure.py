@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bitexport.bench.limits import LimitMeter
-from bitexport.bench.report import BenchReport, BenchRow
+from bitexport.bench.report import BenchMachine, BenchReport, BenchRow
 from bitexport.bench.weights import TokenCost, token_cost
 from bitexport.errors import UsageError
 from bitexport.gguf.fingerprint import fingerprint
@@ -52,6 +52,8 @@ def bench(
     generated_tokens: Sequence[int] = (128,),
     batches: Sequence[int] = (1,),
     repetitions: int = 5,
+    workers: str | Sequence[str] = (),
+    layers: Sequence[int] = (),
     progress: Progress = ignore,
 ) -> BenchReport:
     """Measure prefill and decode as llama-bench does: random tokens, an empty context, one warm-up run.
@@ -63,9 +65,12 @@ def bench(
         generated_tokens: sizes of the decode tests.
         batches: numbers of sequences that each decode test runs together.
         repetitions: timed runs of each test.
+        workers, layers: see :func:`bitexport.load`. A worker computes with as many threads as it was started
+            with, and the limits of several machines are not measured.
         progress: called for every test.
 
     Raises:
+        WorkerError: a worker cannot be used, or was lost.
         UsageError: there is nothing to measure, or a size is not positive.
         GGUFError, NativeLibraryError: the file cannot be loaded.
     """
@@ -78,11 +83,11 @@ def bench(
     warm_page_cache(path)
     length = max(test.tokens for test in tests)
     start = time.perf_counter()
-    with Session(path, n_ctx=length, exact=False) as session:
+    with Session(path, n_ctx=length, exact=False, workers=workers, layers=layers) as session:
         load_seconds = time.perf_counter() - start
         session.advance([0])
         rss = resident_bytes()
-        meter = LimitMeter()
+        meter = LimitMeter() if session.workers is None else None
         rows = []
         # Single sequences first: a context for several takes more memory.
         runs = sorted(((count, test) for count in counts for test in tests), key=lambda run: run[1].batch > 1)
@@ -109,6 +114,7 @@ def bench(
             rss_before_bytes=rss_before,
             cpu=cpu_model(),
             fingerprint=fingerprint(path),
+            machines=_machines(session, counts),
         )
 
 
@@ -132,10 +138,34 @@ def check_numbers(tests: Sequence[BenchTest], threads: Sequence[int], repetition
         raise UsageError(f"batch {largest} is too large; llama.cpp decodes up to {_MAX_BATCH} together")
 
 
+def _machines(session: Session, threads: Sequence[int]) -> list[BenchMachine]:
+    if session.workers is None or session.placement is None:
+        return []
+    own, *others = session.placement.layers
+    return [BenchMachine("this machine", own, max(threads), session.tier)] + [
+        BenchMachine(state.address, layers, state.threads, state.tier)
+        for state, layers in zip(session.workers.states(), others, strict=True)
+    ]
+
+
 def _measure(
-    session: Session, test: BenchTest, threads: int, repetitions: int, meter: LimitMeter, cost: TokenCost
+    session: Session,
+    test: BenchTest,
+    threads: int,
+    repetitions: int,
+    meter: LimitMeter | None,
+    cost: TokenCost,
 ) -> BenchRow:
     time_test(session, test)
+    if meter is None:
+        speeds = [test.tokens * test.batch / time_test(session, test) for _ in range(repetitions)]
+        return BenchRow(
+            test=test.name,
+            batch=test.batch,
+            threads=threads,
+            tokens_per_second=statistics.fmean(speeds),
+            stddev=statistics.stdev(speeds) if repetitions > 1 else 0.0,
+        )
     before = meter.measure(threads)
     speeds = [test.tokens * test.batch / time_test(session, test) for _ in range(repetitions)]
     after = meter.measure(threads)

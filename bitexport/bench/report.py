@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from bitexport.bench.limits import MAX_CHANGE
@@ -60,6 +60,22 @@ class BenchRow:
         return 100 * self.tokens_per_second / percent if percent else None
 
 
+@dataclass(frozen=True, slots=True)
+class BenchMachine:
+    """One of several machines that computed a model together.
+
+    Attributes:
+        name: ``"this machine"``, or a worker's address.
+        layers: that it computed.
+        threads, tier: with which it computed; for this machine the most of all rows.
+    """
+
+    name: str
+    layers: int
+    threads: int
+    tier: str
+
+
 @dataclass(frozen=True)
 class BenchReport:
     """What :func:`~bitexport.bench.measure.bench` measured.
@@ -80,6 +96,7 @@ class BenchReport:
         rss_before_bytes: memory of the process before the model was loaded.
         cpu: the CPU's name.
         fingerprint: of the file, see :func:`bitexport.gguf.fingerprint.fingerprint`.
+        machines: those that computed together; empty for this one alone. Then no limits are known.
     """
 
     path: str
@@ -96,6 +113,7 @@ class BenchReport:
     rss_before_bytes: int
     cpu: str = ""
     fingerprint: str = ""
+    machines: list[BenchMachine] = field(default_factory=list)
 
     @property
     def fits_caches(self) -> bool:

@@ -91,6 +91,7 @@ class Conversation:
         n_ctx: the context, for the whole conversation; 0 for the model's own, up to 4096.
         threads: the number of threads; 0 for one per core.
         stop: texts before which an answer ends, besides the template's.
+        workers, layers: see :func:`bitexport.load`.
 
     Attributes:
         messages: the conversation so far, without the system message.
@@ -101,6 +102,7 @@ class Conversation:
             embeddings; or a number is out of range.
         GGUFError: the model cannot be loaded, or its chat template cannot be used.
         NativeLibraryError: our libllama is missing.
+        WorkerError: a worker cannot be used. Also raised by an answer, when one is lost.
     """
 
     def __init__(
@@ -114,6 +116,8 @@ class Conversation:
         n_ctx: int = 0,
         threads: int = 0,
         stop: Sequence[str] = (),
+        workers: str | Sequence[str] = (),
+        layers: Sequence[int] = (),
     ) -> None:
         if max_tokens < 0:
             raise UsageError(f"max tokens is {max_tokens}; expected 0 or more")
@@ -131,7 +135,7 @@ class Conversation:
         # a format chosen, nobody is warned of the file's template, which is rendered here or not at all
         self._llama: Any = load(
             path, n_ctx=context, n_threads=threads, n_threads_batch=threads, swa_full=True,
-            chat_format="chatml",
+            chat_format="chatml", workers=workers, layers=layers,
         )  # fmt: skip
         self.n_ctx = int(self._llama.n_ctx())
         self._api = bind().llama_cpp

@@ -28,6 +28,7 @@ from bitexport.cli import (
     run,
     serve,
     train,
+    worker,
 )
 from bitexport.cli.help import Command, Group
 from bitexport.cli.interrupt import terminable
@@ -60,6 +61,7 @@ app.command("bench", help=_help(bench.bench), cls=bench.BenchCommand)(bench.benc
 app.command("run", help=_help(run.run), cls=Command)(run.run)
 app.command("chat", help=_help(chat.chat), cls=Command)(chat.chat)
 app.command("serve", help=_help(serve.serve), cls=Command)(serve.serve)
+app.command("worker", help=_help(worker.worker), cls=Command)(worker.worker)
 app.command("embed", help=_help(embed.embed), cls=Command)(embed.embed)
 app.command("inspect", help=_help(inspect.inspect), cls=Command)(inspect.inspect)
 app.command("doctor", help=_help(doctor.doctor), cls=Command)(doctor.doctor)

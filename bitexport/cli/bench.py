@@ -67,6 +67,8 @@ def bench(
             show_default=False,
         ),
     ] = None,
+    workers: options.Workers = "",
+    layers: options.Layers = "",
     revision: Revision = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
@@ -80,6 +82,8 @@ def bench(
     if compare:
         if batches != [1]:
             raise UsageError("--batch and --compare do not go together; leave one of them out")
+        if workers:
+            raise UsageError("--compare measures on this machine alone; leave out --workers or --compare")
         if plot is not None:
             raise UsageError("--plot draws limits, but --compare has none; leave one of them out")
         gguf = local_path(out, gguf, "gguf", revision)
@@ -87,6 +91,8 @@ def bench(
         return
     if keep is not None:
         raise UsageError("--keep is for the twins of --compare; add --compare, or leave out --keep")
+    if plot is not None and workers:
+        raise UsageError("--plot draws this machine's limits; leave out --workers or --plot")
     if plot is not None:
         from bitexport.system.picture import check_picture
 
@@ -102,6 +108,8 @@ def bench(
             generated_tokens=generated,
             batches=batches,
             repetitions=repetitions,
+            workers=workers,
+            layers=options.layers(layers),
             progress=progress,
         )
     if plot is not None:
@@ -225,13 +233,19 @@ def _show(out: Output, report: BenchReport) -> None:
     }
     if all(row.batch == 1 for row in report.rows):
         del columns["B"]
+    if report.machines:
+        columns = {name: cell for name, cell in columns.items() if not name.startswith("%")}
+        columns["machines"] = lambda _: len(report.machines)
     rows = [[cell(row) for cell in columns.values()] for row in report.rows]
     out.table(list(columns), rows, right=list(columns), markdown=True)
-    out.wrapped(
-        "100% is the machine's speed of reading memory and of multiply-adds, measured with each test:"
-    )
-    for row in report.rows:
-        out.wrapped(f"- {row.test}{_in_batch(row)}, {_threads(row.threads)}: {_limits(row)}", indent=2)
+    if report.machines:
+        _show_machines(out, report)
+    else:
+        out.wrapped(
+            "100% is the machine's speed of reading memory and of multiply-adds, measured with each test:"
+        )
+        for row in report.rows:
+            out.wrapped(f"- {row.test}{_in_batch(row)}, {_threads(row.threads)}: {_limits(row)}", indent=2)
     out.wrapped(
         f"loaded in {report.load_seconds:.2f} s; {format_bytes(report.rss_bytes)} resident, "
         f"{format_bytes(report.rss_before_bytes)} before loading"
@@ -241,8 +255,18 @@ def _show(out: Output, report: BenchReport) -> None:
         f"({format_bytes(report.file_bytes_per_token)} in the file) and takes "
         f"{_short_count(report.multiply_adds_per_token)} multiply-adds in the layers' matrices"
     )
-    if report.fits_caches:
+    if report.fits_caches and not report.machines:
         out.wrapped("The weights fit this CPU's caches, so memory does not limit this model.")
+
+
+def _show_machines(out: Output, report: BenchReport) -> None:
+    """The threads in the table are this machine's; a worker keeps those that it was started with."""
+    out.wrapped(f"over {len(report.machines)} machines, one after the other for each token:")
+    for machine in report.machines:
+        threads = "" if machine is report.machines[0] else f", {_threads(machine.threads)}"
+        out.wrapped(
+            f"- {machine.name}: {counted(machine.layers, 'layer')}{threads}, {machine.tier} kernels", indent=2
+        )
 
 
 def _percent(value: float | None) -> str:

@@ -64,6 +64,8 @@ def chat(
     grammar: options.Grammar = None,
     ctx: options.Context = 0,
     threads: options.Threads = 0,
+    workers: options.Workers = "",
+    layers: options.Layers = "",
     stats: Annotated[bool, typer.Option("--stats", help="Show figures after each answer.")] = False,
     revision: Revision = None,
     json: options.Json = False,
@@ -88,6 +90,8 @@ def chat(
         n_ctx=ctx,
         threads=threads,
         stop=stop or (),
+        workers=workers,
+        layers=options.layers(layers),
     )
     with conversation:
         chatting = _Chat(out, conversation, Reader(), stats, greedy=temperature == 0)

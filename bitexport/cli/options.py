@@ -34,6 +34,23 @@ Gguf = Annotated[
 
 Threads = Annotated[int, typer.Option("--threads", "-t", min=0, help="Number of threads; 0: one per core.")]
 
+Workers = Annotated[
+    str,
+    typer.Option(
+        "--workers",
+        metavar="HOST:PORT,...",
+        help="Machines that run `bitexport worker` and compute some of the layers.",
+    ),
+]
+Layers = Annotated[
+    str,
+    typer.Option(
+        "--layers",
+        metavar="N,...",
+        help="With --workers: layers for this machine and each worker. Default: as even as memory allows.",
+    ),
+]
+
 # Of the commands that generate text: run and chat.
 Context = Annotated[
     int,
@@ -117,6 +134,20 @@ def read_text(path: Path | None, option: str = "--text") -> str | None:
     except (OSError, UnicodeDecodeError) as error:
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
         raise UsageError(f"{option} {path}: {reason}; give a UTF-8 text file") from error
+
+
+def layers(text: str) -> list[int]:
+    """``"10,11"`` -> ``[10, 11]``.
+
+    Raises:
+        UsageError: it is not a list of numbers.
+    """
+    try:
+        return [int(part) for part in text.split(",")] if text else []
+    except ValueError as error:
+        raise UsageError(
+            f"--layers is {text!r}; expected whole numbers separated by commas, such as 10,11"
+        ) from error
 
 
 def sampling(

@@ -63,6 +63,8 @@ def run(
     ] = None,
     ctx: options.Context = 0,
     threads: options.Threads = 0,
+    workers: options.Workers = "",
+    layers: options.Layers = "",
     echo: Annotated[bool, typer.Option("--echo", help="Print the prompt before the continuation.")] = False,
     revision: Revision = None,
     json: options.Json = False,
@@ -84,6 +86,8 @@ def run(
         n_ctx=ctx,
         threads=threads,
         stop=stop or (),
+        workers=workers,
+        layers=options.layers(layers),
         logprobs=logprobs,
     )
     if completion.max_tokens < max_tokens:
@@ -125,6 +129,7 @@ def _report(
         "prompt_tokens": completion.prompt_tokens,
         "tokens": completion.tokens,
         "finish_reason": completion.finish_reason,
+        "layers": completion.layers,
         "load_seconds": completion.load_seconds,
         "seconds": completion.seconds,
         "tokens_per_second": rate,
@@ -135,6 +140,7 @@ def _report(
     out.info(
         f"{counted(completion.prompt_tokens, 'prompt token')}, {completion.tokens} generated in "
         f"{completion.seconds:.2f} s ({rate:.1f} t/s); loaded in {completion.load_seconds:.2f} s"
+        + (f", over {len(completion.layers)} machines" if completion.layers else "")
     )
 
 

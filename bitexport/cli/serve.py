@@ -62,6 +62,8 @@ def serve(
     threads: Annotated[
         int, typer.Option("--threads", "-t", min=0, help="Number of threads; 0 for one per core.")
     ] = 0,
+    workers: options.Workers = "",
+    layers: options.Layers = "",
     cache: Annotated[
         int,
         typer.Option("--cache", metavar="MIB", min=0, help="Memory for prompts of earlier requests, in MiB."),
@@ -126,6 +128,8 @@ def serve(
         slots=slots,
         ctx=ctx,
         threads=threads,
+        workers=workers,
+        layers=options.layers(layers),
         cache_mib=cache,
         embeddings=embeddings,
         pooling=pooling,
@@ -167,6 +171,8 @@ def _show_ready(out: Output, server: Server) -> None:
         "slots": plan.slots,
         "ctx": plan.ctx,
         "threads": plan.threads,
+        "workers": plan.workers,
+        "layers": plan.layers,
         "embeddings": plan.pooling is not None,
         "chat_template": plan.chats,
         "api_key": plan.api_key is not None,
@@ -176,6 +182,8 @@ def _show_ready(out: Output, server: Server) -> None:
     out.info(
         f"{plan.file.name}: {slots} of {plan.ctx} tokens, {threads}, {server.tier} kernels; Ctrl-C stops"
     )
+    if plan.workers:
+        out.info(f"over {len(plan.layers)} machines, layers {','.join(map(str, plan.layers))}")
     if plan.pooling is not None:
         out.info(f"embeddings with pooling {plan.pooling} at {server.url}/v1/embeddings")
     elif not plan.chats:

@@ -31,6 +31,7 @@ class Completion:
         probabilities: for each token its probability and the most likely ones, if ``logprobs`` was given.
         max_tokens: the limit: as requested, or fewer if the context ends before.
         load_seconds: the time to load the model.
+        layers: that this machine and each worker compute; empty without workers.
         seconds: the time from the start of the iteration to its end.
     """
 
@@ -45,6 +46,8 @@ class Completion:
         threads: int = 0,
         stop: Sequence[str] = (),
         logprobs: int | None = None,
+        workers: str | Sequence[str] = (),
+        layers: Sequence[int] = (),
     ) -> None:
         """Load the model and check that the prompt fits.
 
@@ -58,11 +61,13 @@ class Completion:
             stop: texts before which the completion ends.
             logprobs: keep the probability of every token, and of this many most likely ones in its place:
                 the model's own, before any sampling option.
+            workers, layers: see :func:`bitexport.load`.
 
         Raises:
             UsageError: the prompt is empty or does not fit, a number is out of range, the grammar has a
                 mistake, or the file is for embeddings.
             GGUFError, NativeLibraryError: the model cannot be loaded.
+            WorkerError: a worker cannot be used. Also raised while iterating, when one is lost.
         """
         if max_tokens < 1:
             raise UsageError(f"max tokens is {max_tokens}; expected 1 or more")
@@ -76,8 +81,12 @@ class Completion:
         check_generates(read_gguf(os.fspath(path)))
         context = checked_context(path, n_ctx)
         warn_of_long_context(path, n_ctx)
-        self._llama = load(path, n_ctx=context, n_threads=threads, n_threads_batch=threads)
+        self._llama = load(
+            path, n_ctx=context, n_threads=threads, n_threads_batch=threads, workers=workers, layers=layers
+        )
         self.load_seconds = time.perf_counter() - start
+        placement = self._llama.placement
+        self.layers: tuple[int, ...] = () if placement is None else placement.layers
         tokens = self._llama.tokenize(prompt.encode("utf-8"), special=True)
         self.prompt_tokens = len(tokens)
         room = self._llama.n_ctx() - self.prompt_tokens

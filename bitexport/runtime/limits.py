@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Mapping
+from typing import Any
 
 from bitexport.errors import BitexportWarning, UsageError
 from bitexport.gguf.reader import read_gguf
@@ -55,23 +57,34 @@ def check_own_context(path: str | os.PathLike[str]) -> None:
         GGUFError: the file is damaged.
     """
     metadata = read_gguf(os.fspath(path)).metadata
-    architecture = metadata.get("general.architecture")
-
-    def number(key: str, default: int = 0) -> int:
-        value = metadata.get(f"{architecture}.{key}")
-        return value if isinstance(value, int) else default
-
-    heads = number("attention.head_count")
-    head = number("embedding_length") // heads if heads else 0
-    width = number("attention.key_length", head) + number("attention.value_length", head)
-    per_token = number("block_count") * number("attention.head_count_kv", heads) * width * 2  # float16
-    needed = number("context_length") * per_token
+    context = _number(metadata, "context_length")
+    needed = context * _number(metadata, "block_count") * cache_bytes(metadata)
     room = min(filter(None, (available_bytes(), memory_limit())), default=None)
     if room is not None and needed > room:
         raise UsageError(
-            f"n_ctx=0 is the model's own context, {number('context_length')} tokens, whose cache takes about "
+            f"n_ctx=0 is the model's own context, {context} tokens, whose cache takes about "
             f"{needed / 1e9:.0f} GB, and {room / 1e9:.0f} GB are free; give a smaller n_ctx"
         )
+
+
+def cache_bytes(metadata: Mapping[str, Any]) -> int:
+    """Bytes of one layer's keys and values of one token in float16, as far as the file tells."""
+    heads = _number(metadata, "attention.head_count")
+    head = _number(metadata, "embedding_length") // heads if heads else 0
+    width = _number(metadata, "attention.key_length", head) + _number(
+        metadata, "attention.value_length", head
+    )
+    return _number(metadata, "attention.head_count_kv", heads) * width * 2
+
+
+def _number(metadata: Mapping[str, Any], key: str, default: int = 0) -> int:
+    value = metadata.get(f"{metadata.get('general.architecture')}.{key}")
+    return value if isinstance(value, int) else default
+
+
+def trained_context(path: str | os.PathLike[str]) -> int:
+    """The context that the model was trained with; 0 if the file does not say."""
+    return _number(read_gguf(os.fspath(path)).metadata, "context_length")
 
 
 def warn_of_long_context(path: str | os.PathLike[str], tokens: int) -> None:

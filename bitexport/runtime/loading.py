@@ -9,7 +9,7 @@ import os
 import threading
 import warnings
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -20,15 +20,23 @@ from bitexport.gguf.reader import MAGIC, read_gguf, refuse_folder
 from bitexport.runtime import ggml, log
 from bitexport.runtime.assumptions import assumptions
 from bitexport.runtime.library import bind
-from bitexport.runtime.limits import check_own_context, check_threads
+from bitexport.runtime.limits import check_own_context, check_threads, trained_context
 from bitexport.runtime.model import model_class
+from bitexport.runtime.remote import Workers, error_of
 from bitexport.runtime.threads import ThreadPool, default_threads
 from bitexport.runtime.trial import prove, refused
+from bitexport.system.machine import available_bytes, memory_limit
 from bitexport.system.reading import open_regular
 from bitexport.tokenizer.missing_pre_tokenizer import PRE_KEY
 
 if TYPE_CHECKING:
     from llama_cpp import Llama
+
+#: llama_cpp.Llama's own.
+_DEFAULT_CONTEXT = 512
+
+#: Sizes of the file that a trial needs: its pages and the repacked weights.
+_TRIAL_SIZES = 2
 
 #: llama.cpp's log does not say which model a message is about.
 _one_at_a_time = threading.Lock()
@@ -43,9 +51,20 @@ def _close_models() -> None:
         model.close()
 
 
-def load(path: str | os.PathLike[str], *, trial: bool = True, **kwargs: Any) -> Llama:
+def load(
+    path: str | os.PathLike[str],
+    *,
+    trial: bool = True,
+    workers: str | Sequence[str] = (),
+    layers: Sequence[int] = (),
+    **kwargs: Any,
+) -> Llama:
     """Open a GGUF file as a ``llama_cpp.Llama`` on our libraries. See :func:`bitexport.load`."""
     given = kwargs.pop("kv_overrides", None) or {}
+    remote = Workers(workers) if workers else None
+    if layers and not workers:
+        raise UsageError("layers says how to divide a model among workers, and there are none; give workers")
+    trial = trial and (not workers or can_try(path))
     file, overrides = checked_file(path, given, vocab_only=bool(kwargs.get("vocab_only")), trial=trial)
     if overrides:
         kwargs["kv_overrides"] = overrides
@@ -58,8 +77,13 @@ def load(path: str | os.PathLike[str], *, trial: bool = True, **kwargs: Any) -> 
     for threads in ("n_threads", "n_threads_batch"):
         kwargs[threads] = kwargs.get(threads) or default_threads()
         check_threads(kwargs[threads])
+    placement = None
+    if remote is not None:
+        n_ctx = kwargs.get("n_ctx", _DEFAULT_CONTEXT) or trained_context(file)
+        placement = remote.place(file, layers, n_ctx)
+        kwargs.update(workers=remote, placement=placement)
     with _one_at_a_time:
-        model = _open(file, kwargs)
+        model = _open(file, kwargs, remote)
     for message in model.template_warnings:
         warnings.warn(message, BitexportWarning, stacklevel=3)
     pool = ThreadPool(model.ctx, max(kwargs["n_threads"], kwargs["n_threads_batch"]))
@@ -68,13 +92,14 @@ def load(path: str | os.PathLike[str], *, trial: bool = True, **kwargs: Any) -> 
     return model
 
 
-def _open(file: Path, kwargs: Mapping[str, Any]) -> Llama:
+def _open(file: Path, kwargs: Mapping[str, Any], workers: Workers | None) -> Llama:
     """The model of a checked file."""
     log.clear()
     try:
         return model_class()(str(file), **kwargs)
     except ValueError as error:  # llama-cpp-python raises it when libllama returns a null pointer
-        raise load_error(file, str(error)) from error
+        reason = str(error)
+        raise error_of(workers, lambda: load_error(file, reason)) from error
 
 
 def _check_arguments(given: Mapping[str, Any]) -> None:
@@ -143,6 +168,13 @@ def checked_file(
     for message in messages:
         warnings.warn(message, BitexportWarning, stacklevel=3)
     return file, {**given, **overrides}
+
+
+def can_try(path: str | os.PathLike[str]) -> bool:
+    """Whether this machine has memory to try a file alone, which workers are to run because it is large."""
+    free = min(filter(None, (available_bytes(), memory_limit())), default=None)
+    size = sum(part.stat().st_size for part in read_gguf(os.fspath(path)).parts)
+    return free is None or _TRIAL_SIZES * size < free
 
 
 def load_error(file: Path, default: str) -> GGUFError:

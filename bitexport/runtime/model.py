@@ -11,7 +11,9 @@ from bitexport.errors import GGUFError, UsageError
 from bitexport.runtime import log
 from bitexport.runtime.chat import use_templates
 from bitexport.runtime.library import bind
+from bitexport.runtime.placement import Placement
 from bitexport.runtime.processes import Owner
+from bitexport.runtime.remote import Workers, error_of
 from bitexport.tokenizer.chat import template_of_key
 
 if TYPE_CHECKING:
@@ -32,12 +34,34 @@ def model_class() -> type[Llama]:
     """
 
     class Model(bind().Llama):  # type: ignore[misc]
-        def __init__(self, *args: Any, **kwargs: Any) -> None:
+        def __init__(
+            self,
+            *args: Any,
+            workers: Workers | None = None,
+            placement: Placement | None = None,
+            **kwargs: Any,
+        ) -> None:
             self._owner = Owner("this model")
+            self.workers, self.placement = workers, placement
+            if workers is not None and placement is not None:
+                kwargs.update(n_gpu_layers=placement.n_gpu_layers, tensor_split=placement.tensor_split)
             super().__init__(*args, **kwargs)
+            if workers is not None:
+                self._stack.callback(workers.close)
             self._metadata = self._complete_metadata
             chosen = kwargs.get("chat_format") or kwargs.get("chat_handler")
             self.template_warnings = use_templates(self, self._metadata, choose=chosen is None)
+
+        @property
+        def model_params(self) -> Any:
+            return self._model_params
+
+        @model_params.setter
+        def model_params(self, params: Any) -> None:
+            # llama_cpp.Llama has no argument for the devices
+            self._model_params = params
+            if self.workers is not None:
+                params.devices = self.workers.devices
 
         @property
         def metadata(self) -> dict[str, str]:
@@ -63,9 +87,13 @@ def model_class() -> type[Llama]:
             except RuntimeError as error:
                 if not str(error).startswith("llama_"):  # a wrong use, not the name of a function that failed
                     raise
-                raise GGUFError(
-                    f"{self.model_path}: {error} ({log.reason('llama.cpp gave no reason')}); try a larger "
-                    "n_ctx, or convert or download the file again"
+                reason = f"{error} ({log.reason('llama.cpp gave no reason')})"
+                raise error_of(
+                    self.workers,
+                    lambda: GGUFError(
+                        f"{self.model_path}: {reason}; try a larger n_ctx, or convert or download the file "
+                        "again"
+                    ),
                 ) from error
 
         def generate(self, *args: Any, **kwargs: Any) -> Any:

@@ -15,8 +15,9 @@ from bitexport.errors import GGUFError, UsageError
 from bitexport.runtime import ggml, log
 from bitexport.runtime.library import bind
 from bitexport.runtime.limits import check_threads, checked_context
-from bitexport.runtime.loading import checked_file, load_error
+from bitexport.runtime.loading import can_try, checked_file, load_error
 from bitexport.runtime.processes import Owner
+from bitexport.runtime.remote import Workers, error_of, offload
 from bitexport.runtime.threads import ThreadPool, default_threads
 from bitexport.runtime.trace import Tracer
 
@@ -38,11 +39,14 @@ class Session:
             otherwise llama.cpp's defaults, as users run it.
         memory_map: map the file instead of reading it (weights that are repacked are read in any case).
         tracer: called for every tensor that is computed; costs a little time even while it does not record.
+        workers: see :func:`bitexport.load`.
+        layers: see :func:`bitexport.load`.
 
     Raises:
         GGUFError: the file is missing, damaged, or cannot be run.
         UsageError: ``n_ctx`` or ``n_threads`` is out of range.
         NativeLibraryError: see :func:`bitexport.runtime.library.bind`.
+        WorkerError: a worker cannot be used, or was lost.
     """
 
     def __init__(
@@ -54,13 +58,17 @@ class Session:
         exact: bool = True,
         memory_map: bool = True,
         tracer: Tracer | None = None,
+        workers: str | Sequence[str] = (),
+        layers: Sequence[int] = (),
     ) -> None:
         self._model: Any = None
         self._context: Any = None
+        self.workers: Workers | None = None
         self._pools: list[ThreadPool] = []  # the last one is in use
         self._tracer = tracer
         self._owner = Owner("this session's model")
-        self.path, overrides = checked_file(path)
+        self.workers = Workers(workers) if workers else None
+        self.path, overrides = checked_file(path, trial=not workers or can_try(path))
         self._api = bind().llama_cpp
         self.tier = ggml.cpu_tier()
         log.clear()
@@ -68,6 +76,7 @@ class Session:
         n_threads = n_threads or default_threads()
         check_threads(n_threads)
         n_ctx = checked_context(self.path, n_ctx)
+        self.placement = None if self.workers is None else self.workers.place(self.path, layers, n_ctx)
         self._load_model(memory_map, overrides)
         self._open_context(n_ctx, n_threads, exact)
         self._vocab = self._api.llama_model_get_vocab(self._model)
@@ -83,10 +92,11 @@ class Session:
             entry.tag, entry.key = self._api.LLAMA_KV_OVERRIDE_TYPE_STR, key.encode("utf-8")
             entry.value.val_str = value.encode("utf-8")
         params.kv_overrides = entries
+        offload(params, self.workers, self.placement)
         params.load_mode = self._api.LLAMA_LOAD_MODE_MMAP if memory_map else self._api.LLAMA_LOAD_MODE_NONE
         self._model = self._api.llama_model_load_from_file(os.fsencode(self.path), params)
         if not self._model:
-            raise load_error(self.path, "libllama gave no reason")
+            raise error_of(self.workers, lambda: load_error(self.path, "libllama gave no reason"))
 
     def _context_params(self, n_ctx: int, n_threads: int, exact: bool, sequences: int) -> Any:
         params = self._api.llama_context_default_params()
@@ -106,10 +116,14 @@ class Session:
         self._context = self._api.llama_init_from_model(self._model, params)
         if not self._context:
             reason = log.reason("libllama gave no reason")
-            self.close()
-            raise GGUFError(
-                f"{self.path}: cannot create a context of {n_ctx} tokens: {reason}; try a shorter one"
+            error = error_of(
+                self.workers,
+                lambda: GGUFError(
+                    f"{self.path}: cannot create a context of {n_ctx} tokens: {reason}; try a shorter one"
+                ),
             )
+            self.close()
+            raise error
         self.sequences = sequences
         self._start_threads(n_threads)
 
@@ -150,6 +164,8 @@ class Session:
         if self._model:
             self._api.llama_model_free(self._model)
         self._model = None
+        if self.workers is not None:
+            self.workers.close()
 
     def _close_context(self) -> None:
         for pool in self._pools:
@@ -303,8 +319,11 @@ class Session:
         log.clear()
         code = self._api.llama_decode(self._context, batch)
         if code != 0:
-            raise GGUFError(
-                f"{self.path}: llama_decode failed with code {code}: {log.reason('no reason given')}"
+            raise error_of(
+                self.workers,
+                lambda: GGUFError(
+                    f"{self.path}: llama_decode failed with code {code}: {log.reason('no reason given')}"
+                ),
             )
         while len(self._pools) > 1:
             self._pools.pop(0).end()

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bitexport.runtime.levels import cpu_library_file
+from bitexport.runtime.placement import Placement
 from bitexport.serve.address import is_loopback
 from bitexport.serve.limits import Limits
 from bitexport.system.native_files import find_library_dir, server_program
@@ -39,6 +40,8 @@ class Plan:
         normalize: whether an embedding model's vectors are normalized.
         chats: whether the file has a chat template.
         limits: see :class:`Limits`.
+        workers: addresses of the machines that compute some of the layers.
+        placement: which ones; None without workers.
     """
 
     file: Path
@@ -54,6 +57,13 @@ class Plan:
     normalize: bool
     chats: bool
     limits: Limits
+    workers: tuple[str, ...] = ()
+    placement: Placement | None = None
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The layers of this machine and of each worker; empty without workers."""
+        return () if self.placement is None else self.placement.layers
 
 
 def arguments(plan: Plan) -> list[str]:
@@ -82,6 +92,10 @@ def arguments(plan: Plan) -> list[str]:
         found += ["--embd-normalize", "2" if plan.normalize else "-1"]
         # the arithmetic of `bitexport embed`
         found += ["--cache-type-k", "f32", "--cache-type-v", "f32", "--flash-attn", "off"]
+    if plan.placement is not None:
+        found += ["--rpc", ",".join(plan.workers), "--split-mode", "layer"]
+        found += ["--n-gpu-layers", str(plan.placement.n_gpu_layers)]
+        found += ["--tensor-split", ",".join(map(str, plan.placement.tensor_split))]
     for key, value in plan.overrides.items():
         found += ["--override-kv", f"{key}=str:{value}"]
     return found

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Sequence
 
 from bitexport.errors import BitexportWarning, UsageError
 from bitexport.gguf.embedding_settings import POOLING_TYPES, settings_of
 from bitexport.gguf.reader import GGUFFile, read_gguf
 from bitexport.runtime.limits import SHORT_CONTEXT, check_threads, checked_context
-from bitexport.runtime.loading import checked_file
+from bitexport.runtime.loading import can_try, checked_file
+from bitexport.runtime.remote import Workers
 from bitexport.runtime.threads import default_threads
 from bitexport.serve.address import check_address, check_key
 from bitexport.serve.command import Plan
@@ -32,12 +34,15 @@ def plan(
     embeddings: bool,
     pooling: str | None,
     limits: Limits,
+    workers: str | Sequence[str] = (),
+    layers: Sequence[int] = (),
 ) -> Plan:
     """Check everything that can be checked before the process starts. See :class:`bitexport.serve.Server`.
 
     Raises:
         GGUFError, UnsupportedError, TokenizerError: see :func:`bitexport.runtime.loading.checked_file`.
         UsageError: an option is out of range, or does not fit the file.
+        WorkerError: a worker cannot be used.
     """
     if api_key is not None:
         check_key(api_key)
@@ -48,13 +53,18 @@ def plan(
         raise UsageError(f"a prompt cache of {cache_mib} MiB was requested; expected 0 or more")
     threads = threads or default_threads()
     check_threads(threads)
-    file, overrides = checked_file(path)
+    remote = Workers(workers) if workers else None
+    file, overrides = checked_file(path, trial=remote is None or can_try(path))
     header = read_gguf(file)
     context = checked_context(file, ctx)
     trained = _trained_context(header)
     if ctx > trained:
         raise UsageError(f"a context of {ctx} tokens was requested; the model was trained with {trained}")
     chosen, normalize = _pooling(header, embeddings, pooling)
+    placement = None
+    if remote is not None:
+        placement = remote.place(file, layers, context * slots)
+        remote.close()  # the server makes connections of its own
     return Plan(
         file=file,
         overrides=overrides,
@@ -69,6 +79,8 @@ def plan(
         normalize=normalize,
         chats=chosen is None and bool(header.metadata.get(_TEMPLATE_KEY)),
         limits=limits,
+        workers=() if remote is None else tuple(remote.addresses),
+        placement=placement,
     )
 
 

@@ -9,12 +9,12 @@ import subprocess
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import IO, Any
 
-from bitexport.errors import BitexportError, NativeLibraryError, UsageError
+from bitexport.errors import BitexportError, NativeLibraryError, UsageError, WorkerError
 from bitexport.runtime import ggml
 from bitexport.runtime.loading import damage
 from bitexport.serve.address import url_of, why_not_bound
@@ -71,12 +71,14 @@ class Server:
         embeddings: refuse a file that is not an embedding model. One that is always serves embeddings.
         pooling: ``mean``, ``cls`` or ``last``: embed with this pooling instead of the file's.
         limits: see :class:`Limits`.
+        workers, layers: see :func:`bitexport.load`.
         on_request: called after each request, in a thread of its own; no more after it raised an exception.
 
     Raises:
         GGUFError, UnsupportedError, TokenizerError: the file cannot be served.
         UsageError: an option is out of range, the address is taken, or it is not safe without a key.
         NativeLibraryError: llama-server or a library is missing.
+        WorkerError: a worker cannot be used. :meth:`wait` raises it when one is lost.
     """
 
     def __init__(
@@ -93,6 +95,8 @@ class Server:
         embeddings: bool = False,
         pooling: str | None = None,
         limits: Limits = _NO_LIMITS_GIVEN,
+        workers: str | Sequence[str] = (),
+        layers: Sequence[int] = (),
         on_request: Callable[[RequestRecord], None] | None = None,
     ) -> None:
         self.plan = plan(
@@ -107,6 +111,8 @@ class Server:
             embeddings=embeddings,
             pooling=pooling,
             limits=limits,
+            workers=workers,
+            layers=layers,
         )
         self.tier = ggml.cpu_tier()
         self.port = port
@@ -117,6 +123,7 @@ class Server:
         self._ready = threading.Event()  # also set when the process has ended
         self._ready_at = 0.0
         self._requests = self._tokens = self._cut_off = 0
+        self._worker_lost: str | None = None
 
     @property
     def url(self) -> str:
@@ -168,6 +175,7 @@ class Server:
 
         Raises:
             NativeLibraryError: it crashed.
+            WorkerError: a worker was lost, without which the model cannot be computed.
         """
         self._running().wait()
         raise self._failure(self._end())
@@ -239,6 +247,8 @@ class Server:
             self.port = record["port"]
             self._ready_at = time.monotonic()
             self._ready.set()
+        elif record["event"] == "worker_lost":
+            self._worker_lost = record["message"]
         elif record["event"] == "stopped":
             self._cut_off = record["cut_off"]
         elif record["event"] == "request":
@@ -265,6 +275,8 @@ class Server:
 
     def _failure(self, code: int) -> BitexportError:
         """The error for a process that ended on its own."""
+        if self._worker_lost is not None:
+            return WorkerError(self._worker_lost)
         lines = list(self._log)
         if any("couldn't bind" in line for line in lines):
             return UsageError(why_not_bound(self.plan.host, self.plan.port))

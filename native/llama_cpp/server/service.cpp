@@ -1,5 +1,7 @@
 #include "service.h"
 
+#include "client.h"
+
 #include <nlohmann/json.hpp>
 
 #include <poll.h>
@@ -26,6 +28,7 @@ int32_t                 computing = 0;
 bool                    stopping  = false;
 
 std::atomic<bool> over{false};
+std::atomic<bool> worker_lost{false};
 
 std::mutex output;
 
@@ -226,7 +229,7 @@ std::function<void(int)> stop_gracefully(std::function<void(int)> stop) {
         wait_for_stop();
         const int32_t left = finish_requests();
         write_record({{"event", "stopped"}, {"cut_off", left}});
-        if (left > 0) {
+        if (left > 0 || worker_lost) {
             std::_Exit(1);  // closes the connections, which the clients notice; waiting for them could take forever
         }
         over = true;
@@ -236,6 +239,19 @@ std::function<void(int)> stop_gracefully(std::function<void(int)> stop) {
         const char any = 0;
         (void) !write(stop_pipe[1], &any, 1);  // all that a signal handler may do
     };
+}
+
+std::string why_not_computed(const std::string & error) {
+    const char * failure = bitexport_worker_failure();
+    if (failure == nullptr) {
+        return error;
+    }
+    if (service().active && !worker_lost.exchange(true)) {
+        write_record({{"event", "worker_lost"}, {"message", failure}});
+        const char any = 0;
+        (void) !write(stop_pipe[1], &any, 1);
+    }
+    return failure;
 }
 
 bool is_over() {

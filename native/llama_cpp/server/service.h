@@ -76,6 +76,10 @@ std::function<void(int)> stop_gracefully(std::function<void(int)> stop);
 // Whether the server is to end; asked before it waits for requests.
 bool is_over();
 
+// Why a batch could not be computed, in place of `error`, which llama-server says to the clients. If it is because a worker was
+// lost, the server ends, with status 1: it can compute nothing more.
+std::string why_not_computed(const std::string & error);
+
 // Tells the process that started the server that it takes requests.
 void announce(int port);
 
