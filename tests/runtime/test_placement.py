@@ -11,6 +11,7 @@ from bitexport.errors import UnsupportedError, UsageError
 from bitexport.gguf.reader import GGUFFile, read_gguf
 from bitexport.runtime.placement import Machine, Placement, place
 from bitexport.runtime.remote import parse_workers
+from tests.support.tiny_models import Shape
 
 LAYERS = 6
 PLENTY = 1 << 40
@@ -18,7 +19,7 @@ PLENTY = 1 << 40
 
 @pytest.fixture(scope="module")
 def file(gguf_of: Callable[..., Path]) -> GGUFFile:
-    return read_gguf(gguf_of("packed-multiply", num_hidden_layers=LAYERS))
+    return read_gguf(gguf_of("packed-multiply", shape=Shape(layers=LAYERS)))
 
 
 def machines(*free: int | None) -> list[Machine]:

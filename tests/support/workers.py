@@ -39,7 +39,8 @@ class WorkerProcess:
         assert self.process.stdout is not None
         self.address = self.process.stdout.readline().strip()
         self._lines: queue.Queue[str] = queue.Queue()
-        threading.Thread(target=self._read, daemon=True).start()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
         assert self.address, self.said()
 
     def _read(self) -> None:
@@ -59,6 +60,16 @@ class WorkerProcess:
             lines.append(self._lines.get())
         return "".join(lines)
 
+    def close(self) -> None:
+        """Kill the process unless it has ended, and close its streams."""
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        self._reader.join()
+        for stream in (self.process.stdout, self.process.stderr):
+            if stream is not None:
+                stream.close()
+
     def end(self, number: int = signal.SIGTERM) -> int:
         """Send a signal, and return the exit code."""
         self.process.send_signal(number)
@@ -72,6 +83,4 @@ def worker_process(*options: str, prefix: Sequence[str] = ()) -> Iterator[Worker
     try:
         yield started
     finally:
-        if started.process.poll() is None:
-            started.process.kill()
-        started.process.wait()
+        started.close()

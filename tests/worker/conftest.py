@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.tiny_models import Shape
 from tests.support.workers import WorkerProcess, worker_process
 
 
 @pytest.fixture(scope="session")
 def model(gguf_of: Callable[..., Path]) -> Path:
     """A tiny model of four layers."""
-    return gguf_of("packed-multiply", num_hidden_layers=4)
+    return gguf_of("packed-multiply", shape=Shape(layers=4))
 
 
 @pytest.fixture(scope="module")

@@ -42,7 +42,9 @@ def peer(answer: bytes | None) -> Iterator[str]:
             except OSError:
                 return
             with client:
-                client.recv(4096)
+                greeted = b""
+                while len(greeted) < 1 + 8 + 24:
+                    greeted += client.recv(4096)
                 if answer is not None:
                     client.sendall(answer)
                 client.recv(1)
@@ -57,14 +59,14 @@ def greeting(who: bytes, flags: int = 0) -> bytes:
     return len(body).to_bytes(8, "little") + body
 
 
-def test_nobody_there_is_one_line_before_the_model_is_read(run_cli: RunCli, tmp_path: Path) -> None:
+def test_nobody_there_is_one_line(model: Path, run_cli: RunCli) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-    done = run_cli("run", REPOSITORY / "README.md", "-p", "a", "--workers", f"127.0.0.1:{port}")
+    done = run_cli("run", model, "-p", "a", "--workers", f"127.0.0.1:{port}")
     line = one_line(done, 1)
     assert line == (
-        f"error: worker 127.0.0.1:{port} cannot be reached: connection refused; start `bitexport worker` there, "
-        "and check the address and the firewall"
+        f"error: worker 127.0.0.1:{port} cannot be reached: connection refused; start `bitexport worker` "
+        "there, and check the address and the firewall"
     )
 
 
@@ -153,18 +155,24 @@ def test_a_worker_that_ends_is_an_error(model: Path, number: signal.Signals) -> 
         assert "was stopped" in str(caught.value)
 
 
+def generate_for_long(model: Path, worker: WorkerProcess) -> subprocess.Popen[str]:
+    """A process that generates, of which the first character was read."""
+    command = [sys.executable, "-m", "bitexport", "run", str(model), "-p", "def a", "-n", "100000"]
+    process = subprocess.Popen(
+        [*command, "--ctx", "4096", "-t", "1", "--workers", worker.address],
+        cwd=REPOSITORY,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    process.stdout.read(1)
+    return process
+
+
 def test_run_exits_with_1_when_a_worker_dies(model: Path) -> None:
     with worker_process() as started:
-        command = [sys.executable, "-m", "bitexport", "run", str(model), "-p", "def a", "-n", "100000"]
-        process = subprocess.Popen(
-            [*command, "--ctx", "4096", "-t", "1", "--workers", started.address],
-            cwd=REPOSITORY,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        assert process.stdout is not None
-        process.stdout.read(1)
+        process = generate_for_long(model, started)
         started.end(signal.SIGKILL)
         _, said = process.communicate(timeout=30)
     assert process.returncode == 1
@@ -173,14 +181,7 @@ def test_run_exits_with_1_when_a_worker_dies(model: Path) -> None:
 
 
 def test_a_worker_works_again_after_a_client_was_killed(model: Path, one: WorkerProcess) -> None:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "bitexport", "run", str(model), "-p", "a", "-n", "100000", "--ctx", "4096"]
-        + ["-t", "1", "--workers", one.address],
-        cwd=REPOSITORY,
-        stdout=subprocess.PIPE,
-    )
-    assert process.stdout is not None
-    process.stdout.read(1)
+    process = generate_for_long(model, one)
     process.kill()
     process.communicate()
     loaded = bitexport.load(model, n_ctx=64, workers=one.address)
@@ -193,9 +194,9 @@ def test_a_server_ends_when_its_worker_dies(model: Path) -> None:
         server.start()
         client = Client(server.port)
         body = {"prompt": "def a", "max_tokens": 4, "temperature": 0}
-        assert client.post("/v1/completions", body).status == 200
+        assert client.ask("/v1/completions", body).status == 200
         started.end(signal.SIGKILL)
-        answer = client.post("/v1/completions", body)
+        answer = client.ask("/v1/completions", body)
     assert answer.status == 500
     assert answer.error.startswith(f"worker {started.address} is lost")
     with pytest.raises(WorkerError, match=f"worker {started.address} is lost"):
@@ -264,6 +265,6 @@ def test_more_memory_than_is_free_is_refused(run_cli: RunCli) -> None:
     assert "offer less with --memory" in one_line(run_cli("worker", "--port", "0", "--memory", "1e6"), 2)
 
 
-def test_ctrl_c_ends_a_worker(model: Path) -> None:
+def test_ctrl_c_ends_a_worker() -> None:
     with worker_process() as started:
         assert started.end(signal.SIGINT) == 0

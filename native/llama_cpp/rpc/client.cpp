@@ -180,6 +180,7 @@ void connection::note(bool done, int socket) {
     if (done) {
         return;
     }
+    collect_farewell(socket);
     const std::string message = "worker " + address_ + " " + last_words();
     {
         std::lock_guard<std::mutex> lock(mutex_);

@@ -229,6 +229,18 @@ void read_farewell(const std::shared_ptr<socket_t> & socket) {
     }
 }
 
+void collect_farewell(int socket) {
+    char          message[2 * sizeof(uint64_t) + longest_farewell];
+    const ssize_t received = recv(socket, message, sizeof(message), MSG_DONTWAIT);
+    uint64_t      head[2]  = {};
+    if (received >= static_cast<ssize_t>(sizeof(head))) {
+        std::memcpy(head, message, sizeof(head));
+    }
+    if (head[0] == farewell_mark && head[1] <= static_cast<size_t>(received) - sizeof(head)) {
+        farewell.assign(message + sizeof(head), head[1]);
+    }
+}
+
 std::string last_words() {
     if (!farewell.empty()) {
         const std::string text = farewell;

@@ -51,6 +51,9 @@ void say_farewell(int socket, const std::string & text);
 // Receives the text for last_words.
 void read_farewell(const std::shared_ptr<socket_t> & socket);
 
+// The same after something could not be sent: the farewell may have arrived before.
+void collect_farewell(int socket);
+
 // Why the connection that this thread uses was lost: the farewell, or what the system says. Empties it.
 std::string last_words();
 
