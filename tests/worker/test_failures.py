@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from subprocess import CompletedProcess
 
@@ -37,17 +37,15 @@ def peer(answer: bytes | None) -> Iterator[str]:
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def run() -> None:
-            try:
+            with suppress(OSError):
                 client, _ = listener.accept()
-            except OSError:
-                return
-            with client:
-                greeted = b""
-                while len(greeted) < 1 + 8 + 24:
-                    greeted += client.recv(4096)
-                if answer is not None:
-                    client.sendall(answer)
-                client.recv(1)
+                with client:
+                    greeted = b""
+                    while len(greeted) < 1 + 8 + 24:
+                        greeted += client.recv(4096)
+                    if answer is not None:
+                        client.sendall(answer)
+                    client.recv(1)
 
         thread = threading.Thread(target=run, daemon=True)
         thread.start()

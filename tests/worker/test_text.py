@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
+from typing import Any
 
 import pytest
 
@@ -24,7 +25,7 @@ PROMPT = "def add(left, right):\n    return left"
 GREEDY = Sampling(temperature=0)
 
 
-def text(path: Path, **options: object) -> str:
+def text(path: Path, **options: Any) -> str:
     return "".join(Completion(path, PROMPT, sampling=GREEDY, max_tokens=24, n_ctx=128, threads=1, **options))
 
 
@@ -73,7 +74,7 @@ def test_a_model_loads_again_and_beside_another(model: Path, one: WorkerProcess)
 
 
 def test_a_conversation_gives_the_same_answers(model: Path, one: WorkerProcess) -> None:
-    def answers(**options: object) -> list[str]:
+    def answers(**options: Any) -> list[str]:
         with Conversation(
             model, template=False, sampling=GREEDY, max_tokens=6, n_ctx=128, threads=1, **options
         ) as conversation:
@@ -83,11 +84,13 @@ def test_a_conversation_gives_the_same_answers(model: Path, one: WorkerProcess) 
 
 
 def test_a_server_gives_the_same_text(model: Path, one: WorkerProcess, other: WorkerProcess) -> None:
-    workers = [one.address, other.address]
-    with Server(model, port=0, slots=2, ctx=128, threads=1, workers=workers) as server:
-        assert server.plan.layers == (1, 1, 2)
-        served = Client(server.port).complete(PROMPT, 24)["choices"][0]["text"]
-    assert served == text(model)
+    def served(**options: Any) -> tuple[tuple[int, ...], str]:
+        with Server(model, port=0, slots=2, ctx=128, threads=1, **options) as server:
+            return server.plan.layers, Client(server.port).complete(PROMPT, 24)["choices"][0]["text"]
+
+    layers, together = served(workers=[one.address, other.address])
+    assert layers == (1, 1, 2)
+    assert together == served()[1]
 
 
 def test_bench_names_the_machines(

@@ -22,6 +22,7 @@ namespace bitexport {
 namespace {
 
 constexpr int greeting_seconds = 5;
+constexpr int farewell_seconds = 1;
 constexpr int longest_farewell = 4096;
 
 // A machine that does not answer for so long is lost.
@@ -208,7 +209,7 @@ void block_signals() {
 void say_farewell(int socket, const std::string & text) {
     const uint64_t head[2] = {farewell_mark, text.size()};
     wake_by(-1);
-    set_limit(socket, greeting_seconds);
+    set_limit(socket, farewell_seconds);
     if (send_some(socket, head, sizeof(head)) == static_cast<ssize_t>(sizeof(head))) {
         send_some(socket, text.data(), text.size());
     }
