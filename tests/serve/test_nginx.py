@@ -46,13 +46,15 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def configuration(folder: Path, port: int, backends: list[Backend]) -> str:
+def configuration(folder: Path, port: int, backends: list[Backend], balance: str) -> str:
     """The page's, with our addresses, port and certificate in it."""
     (block,) = re.findall(r"```nginx\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL)
     for number, backend in enumerate(backends, start=2):
         block = block.replace(f"192.168.0.{number}:8080", f"127.0.0.1:{backend.server.port}")
     block = block.replace("listen 443 ssl", f"listen 127.0.0.1:{port} ssl").replace("/etc/ssl", str(folder))
     assert "192.168" not in block
+    assert "least_conn;" in block
+    block = block.replace("least_conn;", balance)
     temporary = "".join(
         f"{kind}_temp_path {folder}/{kind};\n"
         for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
@@ -72,7 +74,7 @@ def backends(gguf_of: Callable[..., Path]) -> Iterator[list[Backend]]:
 
 
 @pytest.fixture
-def port(backends: list[Backend], tmp_path: Path) -> Iterator[int]:
+def port(backends: list[Backend], tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[int]:
     files = ["-keyout", tmp_path / "models.key", "-out", tmp_path / "models.pem"]
     subject = ["-nodes", "-days", "1", "-subj", "/CN=models.example.com"]
     subprocess.run(
@@ -80,7 +82,7 @@ def port(backends: list[Backend], tmp_path: Path) -> Iterator[int]:
     )
     chosen = free_port()
     file = tmp_path / "nginx.conf"
-    file.write_text(configuration(tmp_path, chosen, backends))
+    file.write_text(configuration(tmp_path, chosen, backends, getattr(request, "param", "least_conn;")))
     process = subprocess.Popen(["nginx", "-c", file, "-p", tmp_path, "-e", tmp_path / "error.log"])
     try:
         for _ in range(100):
@@ -122,6 +124,12 @@ def test_requests_are_shared_and_pass_a_server_that_died(port: int, backends: li
     before = len(backends[1].requests)
     assert Counter(ask(port, BODY)[0] for _ in range(6)) == {200: 6}
     assert len(backends[1].requests) == before + 6
+
+
+@pytest.mark.parametrize("port", ["ip_hash;"], indirect=True)
+def test_a_client_can_stay_on_one_server(port: int, backends: list[Backend]) -> None:
+    assert Counter(ask(port, BODY)[0] for _ in range(4)) == {200: 4}
+    assert sorted(len(backend.requests) for backend in backends) == [0, 4]
 
 
 def test_answers_are_streamed(port: int) -> None:
