@@ -13,7 +13,7 @@ from bitexport.cli.chat_input import FENCE, Entry, Reader
 from bitexport.cli.hub import Revision, local_path
 from bitexport.cli.interrupt import Terminated
 from bitexport.cli.output import Output, counted, shortened
-from bitexport.errors import BitexportError, UsageError
+from bitexport.errors import BitexportError, UsageError, WorkerError
 
 if TYPE_CHECKING:
     from bitexport.chat import Answer, Conversation
@@ -147,8 +147,8 @@ class _Chat:
                 interrupted = True
                 self.out.reply("\ninterrupted; Ctrl-C again or Ctrl-D ends the chat")
             except BitexportError as error:
-                if not self.reader.interactive:
-                    raise
+                if isinstance(error, WorkerError) or not self.reader.interactive:
+                    raise  # without its workers, the model answers no more
                 self.out.reply(f"error: {shortened(str(error))}")
 
     def _obey(self, entry: Entry) -> None:

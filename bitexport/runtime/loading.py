@@ -10,6 +10,7 @@ import threading
 import warnings
 import weakref
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -61,13 +62,33 @@ def load(
 ) -> Llama:
     """Open a GGUF file as a ``llama_cpp.Llama`` on our libraries. See :func:`bitexport.load`."""
     given = kwargs.pop("kv_overrides", None) or {}
-    remote = Workers(workers) if workers else None
     if layers and not workers:
         raise UsageError("layers says how to divide a model among workers, and there are none; give workers")
-    trial = trial and (not workers or can_try(path))
-    file, overrides = checked_file(path, given, vocab_only=bool(kwargs.get("vocab_only")), trial=trial)
-    if overrides:
-        kwargs["kv_overrides"] = overrides
+    remote = Workers(workers) if workers else None
+    with ExitStack() as on_failure:
+        if remote is not None:
+            on_failure.callback(remote.close)
+        trial = trial and (remote is None or can_try(path))
+        file, overrides = checked_file(path, given, vocab_only=bool(kwargs.get("vocab_only")), trial=trial)
+        if overrides:
+            kwargs["kv_overrides"] = overrides
+        _complete_arguments(file, kwargs)
+        if remote is not None:
+            n_ctx = kwargs.get("n_ctx", _DEFAULT_CONTEXT) or trained_context(file)
+            kwargs.update(workers=remote, placement=remote.place(file, layers, n_ctx))
+        with _one_at_a_time:
+            model = _open(file, kwargs, remote)
+        on_failure.pop_all()
+    for message in model.template_warnings:
+        warnings.warn(message, BitexportWarning, stacklevel=3)
+    pool = ThreadPool(model.ctx, max(kwargs["n_threads"], kwargs["n_threads_batch"]))
+    model._stack.callback(pool.close)  # runs before the context is freed: callbacks run last in, first out
+    _open_models.add(model)
+    return model
+
+
+def _complete_arguments(file: Path, kwargs: dict[str, Any]) -> None:
+    """Check the arguments of llama_cpp.Llama, and add our defaults."""
     bind()
     ggml.cpu_tier()
     _check_arguments(kwargs)
@@ -77,19 +98,6 @@ def load(
     for threads in ("n_threads", "n_threads_batch"):
         kwargs[threads] = kwargs.get(threads) or default_threads()
         check_threads(kwargs[threads])
-    placement = None
-    if remote is not None:
-        n_ctx = kwargs.get("n_ctx", _DEFAULT_CONTEXT) or trained_context(file)
-        placement = remote.place(file, layers, n_ctx)
-        kwargs.update(workers=remote, placement=placement)
-    with _one_at_a_time:
-        model = _open(file, kwargs, remote)
-    for message in model.template_warnings:
-        warnings.warn(message, BitexportWarning, stacklevel=3)
-    pool = ThreadPool(model.ctx, max(kwargs["n_threads"], kwargs["n_threads_batch"]))
-    model._stack.callback(pool.close)  # runs before the context is freed: callbacks run last in, first out
-    _open_models.add(model)
-    return model
 
 
 def _open(file: Path, kwargs: Mapping[str, Any], workers: Workers | None) -> Llama:

@@ -100,10 +100,9 @@ class Workers:
         return ctypes.cast(self._devices, ctypes.c_void_p)
 
     def _connect(self, address: str) -> int:
-        _rpc().bitexport_forget_failures()
         device = _rpc().bitexport_connect(address.encode())
         if not device:
-            raise self.failure() or WorkerError(f"worker {address} cannot be used")
+            raise _failure(address) or WorkerError(f"worker {address} cannot be used")
         self._connected.append(address)
         return int(device)
 
@@ -127,7 +126,7 @@ class Workers:
             ctypes.byref(free),
             ctypes.byref(total),
         ):
-            raise self.failure() or WorkerError(f"worker {address} is lost")
+            raise _failure(address) or WorkerError(f"worker {address} is lost")
         return WorkerState(address, tier.value.decode(), threads.value, free.value, total.value)
 
     def place(self, path: str | os.PathLike[str], layers: Sequence[int], n_ctx: int) -> Placement:
@@ -148,14 +147,18 @@ class Workers:
         return place(read_gguf(os.fspath(path)), machines, layers, n_ctx)
 
     def failure(self) -> WorkerError | None:
-        """Why a worker failed since the connections were made; None if none did."""
-        message = _rpc().bitexport_worker_failure()
-        return None if message is None else WorkerError(message.decode("utf-8", errors="replace"))
+        """Why one of these workers failed since the connections were made; None if none did."""
+        return next(filter(None, map(_failure, self.addresses)), None)
 
     def close(self) -> None:
         """End the connections. Those of a model that is still open last until it is closed."""
         while self._connected:
             _rpc().bitexport_disconnect(self._connected.pop().encode())
+
+
+def _failure(address: str) -> WorkerError | None:
+    message = _rpc().bitexport_worker_failure(address.encode())
+    return None if message is None else WorkerError(message.decode("utf-8", errors="replace"))
 
 
 def error_of(workers: Workers | None, other: Callable[[], _Error]) -> _Error | WorkerError:
@@ -198,7 +201,7 @@ def _rpc() -> ctypes.CDLL:
         *sizes,
     ]
     library.bitexport_describe_worker.restype = ctypes.c_bool
+    library.bitexport_worker_failure.argtypes = [ctypes.c_char_p]
     library.bitexport_worker_failure.restype = ctypes.c_char_p
-    library.bitexport_forget_failures.restype = None
     library.bitexport_identity.restype = ctypes.c_char_p
     return library

@@ -67,6 +67,8 @@ class Session:
         self._pools: list[ThreadPool] = []  # the last one is in use
         self._tracer = tracer
         self._owner = Owner("this session's model")
+        if layers and not workers:
+            raise UsageError("layers divides a model among workers, and there are none; give workers")
         self.workers = Workers(workers) if workers else None
         self.path, overrides = checked_file(path, trial=not workers or can_try(path))
         self._api = bind().llama_cpp

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 
 from bitexport.errors import BitexportWarning, UsageError
 from bitexport.gguf.embedding_settings import POOLING_TYPES, settings_of
 from bitexport.gguf.reader import GGUFFile, read_gguf
 from bitexport.runtime.limits import SHORT_CONTEXT, check_threads, checked_context
 from bitexport.runtime.loading import can_try, checked_file
+from bitexport.runtime.placement import Placement
 from bitexport.runtime.remote import Workers
 from bitexport.runtime.threads import default_threads
 from bitexport.serve.address import check_address, check_key
@@ -53,18 +55,16 @@ def plan(
         raise UsageError(f"a prompt cache of {cache_mib} MiB was requested; expected 0 or more")
     threads = threads or default_threads()
     check_threads(threads)
-    remote = Workers(workers) if workers else None
-    file, overrides = checked_file(path, trial=remote is None or can_try(path))
+    if layers and not workers:
+        raise UsageError("--layers divides a model among --workers, and there are none; give --workers")
+    file, overrides = checked_file(path, trial=not workers or can_try(path))
     header = read_gguf(file)
     context = checked_context(file, ctx)
     trained = _trained_context(header)
     if ctx > trained:
         raise UsageError(f"a context of {ctx} tokens was requested; the model was trained with {trained}")
     chosen, normalize = _pooling(header, embeddings, pooling)
-    placement = None
-    if remote is not None:
-        placement = remote.place(file, layers, context * slots)
-        remote.close()  # the server makes connections of its own
+    addresses, placement = _placement(file, workers, layers, context * slots)
     return Plan(
         file=file,
         overrides=overrides,
@@ -79,9 +79,22 @@ def plan(
         normalize=normalize,
         chats=chosen is None and bool(header.metadata.get(_TEMPLATE_KEY)),
         limits=limits,
-        workers=() if remote is None else tuple(remote.addresses),
+        workers=addresses,
         placement=placement,
     )
+
+
+def _placement(
+    file: Path, workers: str | Sequence[str], layers: Sequence[int], n_ctx: int
+) -> tuple[tuple[str, ...], Placement | None]:
+    """The workers' addresses and what they compute."""
+    if not workers:
+        return (), None
+    remote = Workers(workers)
+    try:
+        return tuple(remote.addresses), remote.place(file, layers, n_ctx)
+    finally:
+        remote.close()  # the server makes connections of its own
 
 
 def _pooling(header: GGUFFile, embeddings: bool, pooling: str | None) -> tuple[str | None, bool]:

@@ -36,14 +36,17 @@ std::map<std::string, std::shared_ptr<void>> & held() {
     return *all;
 }
 
-std::mutex  failure_mutex;
-std::string failure;
+std::mutex                         failure_mutex;
+std::map<std::string, std::string> failures;  // by address
 
-void report(const std::string & message) {
+void report(const std::string & address, const std::string & message) {
     std::lock_guard<std::mutex> lock(failure_mutex);
-    if (failure.empty()) {
-        failure = message;
-    }
+    failures.emplace(address, message);
+}
+
+void forget(const std::string & address) {
+    std::lock_guard<std::mutex> lock(failure_mutex);
+    failures.erase(address);
 }
 
 ggml_backend_dev_t cpu() {
@@ -171,7 +174,7 @@ void connection::open(const std::string & address, const std::function<void()> &
         greet();
     } catch (const std::runtime_error & error) {
         const std::string message = "worker " + address + " " + error.what();
-        report(message);
+        report(address, message);
         throw std::invalid_argument(message);
     }
 }
@@ -186,7 +189,7 @@ void connection::note(bool done, int socket) {
         std::lock_guard<std::mutex> lock(mutex_);
         message_ = message;
     }
-    report(message);
+    report(address_, message);
     hang_up(socket);
 }
 
@@ -213,6 +216,7 @@ void without_throwing(const std::function<void()> & run) {
 }  // namespace bitexport
 
 ggml_backend_dev_t bitexport_connect(const char * address) {
+    bitexport::forget(address);
     try {
         std::shared_ptr<void>    connected = bitexport::connect(address);
         const ggml_backend_reg_t added     = ggml_backend_rpc_add_server(address);
@@ -220,7 +224,7 @@ ggml_backend_dev_t bitexport_connect(const char * address) {
         bitexport::held()[address] = connected;
         return ggml_backend_reg_dev_get(added, 0);
     } catch (const std::exception & error) {
-        bitexport::report(error.what());
+        bitexport::report(address, error.what());
         return nullptr;
     }
 }
@@ -246,21 +250,20 @@ bool bitexport_describe_worker(const char * address, uint32_t * threads, char * 
         std::snprintf(tier, tier_size, "%.*s", static_cast<int>(sizeof(said.tier)), said.tier);
         return true;
     } catch (const std::exception & error) {
-        bitexport::report(error.what());
+        bitexport::report(address, error.what());
         return false;
     }
 }
 
-const char * bitexport_worker_failure(void) {
+const char * bitexport_worker_failure(const char * address) {
     thread_local std::string copy;
     std::lock_guard<std::mutex> lock(bitexport::failure_mutex);
-    copy = bitexport::failure;
-    return copy.empty() ? nullptr : copy.c_str();
-}
-
-void bitexport_forget_failures(void) {
-    std::lock_guard<std::mutex> lock(bitexport::failure_mutex);
-    bitexport::failure.clear();
+    const auto found = address == nullptr ? bitexport::failures.begin() : bitexport::failures.find(address);
+    if (found == bitexport::failures.end()) {
+        return nullptr;
+    }
+    copy = found->second;
+    return copy.c_str();
 }
 
 const char * bitexport_identity(void) {

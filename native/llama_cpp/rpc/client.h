@@ -79,9 +79,7 @@ void without_throwing(const std::function<void()> & run);
 
 }  // namespace bitexport
 
-#ifdef __cplusplus
 extern "C" {
-#endif
 
 // Connects to a worker, HOST:PORT, and stays connected until bitexport_disconnect. Returns its device; NULL if it cannot be
 // used, and bitexport_worker_failure says why.
@@ -92,14 +90,11 @@ GGML_BACKEND_API void               bitexport_disconnect(const char * address);
 GGML_BACKEND_API bool bitexport_describe_worker(const char * address, uint32_t * threads, char * tier, size_t tier_size,
                                                 size_t * free, size_t * total);
 
-// Why a worker failed, the first one since bitexport_forget_failures; NULL if none did. Valid until the next call in this
-// thread.
-GGML_BACKEND_API const char * bitexport_worker_failure(void);
-GGML_BACKEND_API void         bitexport_forget_failures(void);
+// Why the worker at an address, or NULL for any, failed first since bitexport_connect; NULL if it did not. Valid until the next
+// call in this thread.
+GGML_BACKEND_API const char * bitexport_worker_failure(const char * address);
 
 // The version of this program as workers see it.
 GGML_BACKEND_API const char * bitexport_identity(void);
 
-#ifdef __cplusplus
-}
-#endif
+}  // extern "C"

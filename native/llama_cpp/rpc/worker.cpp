@@ -116,7 +116,11 @@ void bitexport_worker::serve(bitexport_worker_event event) {
 void bitexport_worker::take(int client, bitexport_worker_event event) {
     std::unique_lock<std::mutex> lock(mutex_);
     changed_.wait_for(lock, patience, [this] { return !serving_ || stopped_; });
-    if (serving_ || stopped_) {
+    if (stopped_) {
+        close(client);
+        return;
+    }
+    if (serving_) {
         lock.unlock();
         refuse(client, event);
         return;

@@ -242,7 +242,7 @@ std::function<void(int)> stop_gracefully(std::function<void(int)> stop) {
 }
 
 std::string why_not_computed(const std::string & error) {
-    const char * failure = bitexport_worker_failure();
+    const char * failure = bitexport_worker_failure(nullptr);
     if (failure == nullptr) {
         return error;
     }
