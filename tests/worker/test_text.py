@@ -15,7 +15,9 @@ from bitexport.bench import bench
 from bitexport.chat import Conversation
 from bitexport.convert import convert
 from bitexport.errors import UsageError
+from bitexport.gguf.reader import read_gguf
 from bitexport.runtime.completion import Completion, Sampling
+from bitexport.runtime.remote import Workers
 from bitexport.serve import Server
 from tests.support.api_client import Client
 from tests.support.repository import REPOSITORY
@@ -124,3 +126,20 @@ def test_json_has_the_layers(
 def test_layers_without_workers_are_refused(model: Path) -> None:
     with pytest.raises(UsageError, match="there are none; give workers"):
         bitexport.load(model, layers=[1, 2])
+
+
+def test_the_worker_has_its_layers_and_gives_their_memory_back(model: Path, one: WorkerProcess) -> None:
+    layers = {f"blk.{number}." for number in (1, 2, 3)}
+    stored = sum(
+        tensor.nbytes for tensor in read_gguf(model).tensors if any(map(tensor.name.startswith, layers))
+    )
+    loaded = bitexport.load(model, n_ctx=64, workers=[one.address], layers=[1, 3])
+    loaded(PROMPT, max_tokens=2)
+    (state,) = loaded.workers.states()
+    assert state.threads == 1
+    assert 0.7 * stored < state.total_bytes - state.free_bytes < 64 << 20
+    loaded.close()
+    workers = Workers([one.address])
+    (state,) = workers.states()
+    workers.close()
+    assert state.free_bytes == state.total_bytes
