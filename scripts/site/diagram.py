@@ -13,7 +13,7 @@ _BLOCK = re.compile(r"^```mermaid\nflowchart TD\n(.*?)^```$", re.MULTILINE | re.
 _NODE = r"(\w+)(?:\[([^\]]+)\])?"
 _EDGE = re.compile(rf"{_NODE} (?:-->|-\. (?P<text>\w+) \.->) {_NODE}")
 
-WIDTH, HEIGHT = 900, 66  # of the picture; of a row
+WIDTH, HEIGHT = 740, 66  # of the picture; of a row
 BOX = 26
 
 
