@@ -1,4 +1,4 @@
-"""Draws the Mermaid flowchart of docs/architecture.md as SVG, so that the site needs no script from elsewhere.
+"""Draws the Mermaid flowchart of docs/architecture.md as SVG: the site needs no script from elsewhere.
 
 GitHub draws Mermaid by itself. This knows only what scripts/architecture_diagram.py writes: boxes in order,
 ``a --> b``, ``a -. text .-> b`` and ``a[text]``.
@@ -74,16 +74,21 @@ def _svg(labels: dict[str, str], edges: list[tuple[str, str, str]], rows: list[l
         (x1, y1), (x2, y2) = middle[source], middle[target]
         start, end = y1 + BOX / 2, y2 - BOX / 2 - 3
         bend = (end - start) / 2
-        curve = f"M{x1:.0f} {start:.0f}C{x1:.0f} {start + bend:.0f} {x2:.0f} {end - bend:.0f} {x2:.0f} {end:.0f}"
+        curve = (
+            f"M{x1:.0f} {start:.0f}C{x1:.0f} {start + bend:.0f} {x2:.0f} {end - bend:.0f} {x2:.0f} {end:.0f}"
+        )
         kind = ' class="dashed"' if text else ""
         parts.append(f'<path{kind} d="{curve}" marker-end="url(#arrow)"/>')
         if text:
-            parts.append(f'<text x="{(x1 + x2) / 2 + 24:.0f}" y="{(start + end) / 2:.0f}">{escape(text)}</text>')
+            parts.append(
+                f'<text x="{(x1 + x2) / 2 + 24:.0f}" y="{(start + end) / 2:.0f}">{escape(text)}</text>'
+            )
     for name, (x, y) in middle.items():
         width = _width(labels[name])
         kind = ' class="native"' if labels[name] != name else ""
         parts.append(
-            f'<g{kind}><rect x="{x - width / 2:.0f}" y="{y - BOX / 2:.0f}" width="{width:.0f}" height="{BOX}" rx="4"/>'
+            f'<g{kind}><rect x="{x - width / 2:.0f}" y="{y - BOX / 2:.0f}" '
+            f'width="{width:.0f}" height="{BOX}" rx="4"/>'
             f'<text x="{x:.0f}" y="{y:.0f}">{escape(labels[name])}</text></g>'
         )
     return "".join(parts) + "</svg>"
@@ -94,6 +99,7 @@ def _width(label: str) -> float:
 
 
 _ARROW = (
-    '<defs><marker id="arrow" viewBox="0 0 8 8" refX="6" refY="4" markerWidth="6" markerHeight="6" orient="auto">'
+    '<defs><marker id="arrow" viewBox="0 0 8 8" refX="6" refY="4" markerWidth="6" markerHeight="6" '
+    'orient="auto">'
     '<path d="M0 0L8 4L0 8z"/></marker></defs>'
 )

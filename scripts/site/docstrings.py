@@ -1,6 +1,6 @@
 """A griffe extension: what our docstrings have and mkdocstrings' Markdown has not, rewritten.
 
-That is reStructuredText's roles and ``::``, and parameters that share an explanation (``width, height: in pixels``).
+That is reStructuredText's roles and ``::``, and parameters that share a line (``width, height: pixels``).
 """
 
 from __future__ import annotations

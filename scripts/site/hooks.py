@@ -68,6 +68,8 @@ def _add(files: Files, config: MkDocsConfig, path: str) -> None:
 
 def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:  # noqa: ARG001
     """The page with the site's links and pictures."""
+    if page.is_homepage:
+        page.meta["hide"] = ["navigation"]  # it would have one line
     source = repository_path(page.file.src_uri)
     markdown = replace_mermaid(markdown)
     parts = []
@@ -89,3 +91,8 @@ def _mend_links(markdown: str, source: str, page: str) -> str:
         return f"{found[1]}{relative}{found[3] or ''})"
 
     return _LINK.sub(mend, markdown)
+
+
+def on_page_content(html: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:  # noqa: ARG001
+    """The reference of commands in an element of its own, for site.css."""
+    return f'<div class="cli">{html}</div>' if page.file.src_uri == "cli.md" else html

@@ -3,8 +3,8 @@
 Usage: record.py [NAME ...]
 
 Each picture is docs/pictures/NAME.svg or NAME.png; without names, all of them are recorded. A terminal is 80
-columns wide, as the commands see it; what they print on stderr follows when it comes, without progress bars. The
-figures in them are those of one run on whatever machine records: they show what a report looks like.
+columns wide, as the commands see it; what they print on stderr follows when it comes, without progress bars.
+The figures in them are those of one run on whatever machine records: they show what a report looks like.
 """
 
 from __future__ import annotations
@@ -45,7 +45,9 @@ SECONDS = 600
 SVG = """\
 <svg viewBox="0 0 {width} {height}" xmlns="http://www.w3.org/2000/svg">
 <style>
-.{unique_id}-matrix {{ font: {char_height}px/{line_height}px ui-monospace, Menlo, Consolas, "DejaVu Sans Mono", monospace; }}
+.{unique_id}-matrix {{
+  font: {char_height}px/{line_height}px ui-monospace, Menlo, Consolas, "DejaVu Sans Mono", monospace;
+}}
 .{unique_id}-title {{ font: bold 18px system-ui, sans-serif; }}
 {styles}
 </style>
@@ -140,7 +142,9 @@ def plot(name: str, width: int = 1200) -> None:
         image = drawn.convert("RGB")
     if image.width > width:
         image = image.resize((width, round(image.height * width / image.width)), Image.Resampling.LANCZOS)
-    image.quantize(128, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(PICTURES / f"{name}.png", optimize=True)
+    image.quantize(128, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(
+        PICTURES / f"{name}.png", optimize=True
+    )
 
 
 def convert() -> None:
