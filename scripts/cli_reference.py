@@ -79,7 +79,11 @@ def _options(command: Any, context: Any) -> str:
     for option in _parameters(command, context):
         if option.param_type_name == "option" and not option.hidden:
             text = re.sub(r" Also (--\S+( and )?)+\.$", "", option.help or "")
-            shown = [" ".join(f"`{name}`" for name in kind) for kind in names[option.name] if kind]
+            # long names first: those of --help come in any order
+            ordered = [
+                sorted(kind, key=lambda name: not name.startswith("--")) for kind in names[option.name]
+            ]
+            shown = [" ".join(f"`{name}`" for name in kind) for kind in ordered if kind]
             rows.append((" or ".join(shown), " ".join(_value(option)), _text(text) + _default(option)))
     return _table(("option", "value", ""), rows)
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import runpy
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -45,3 +48,14 @@ def test_an_outdated_page_is_found(
     page.write_text(page.read_text().replace("--echo", "--eco"))
     with pytest.raises(SystemExit, match="out of date; run scripts/cli_reference"):
         script["main"]()
+
+
+def test_the_page_is_always_the_same() -> None:
+    """Python's sets, in which typer keeps the names of --help, have another order in every process."""
+    for seed in ("1", "2"):
+        subprocess.run(
+            [sys.executable, "scripts/cli_reference.py", "--check"],
+            cwd=REPOSITORY,
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            check=True,
+        )
