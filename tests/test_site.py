@@ -176,7 +176,7 @@ def test_docstrings_are_shown_as_text(site: Path) -> None:
         assert not re.search(r":(class|func|meth|mod|data|attr):", text), page
 
 
-def test_a_broken_link_stops_the_build() -> None:
+def test_links_of_the_repository_become_those_of_the_site() -> None:
     hooks = runpy.run_path(str(HOOKS))
     mend = hooks["_mend_links"]
     assert (
@@ -186,9 +186,20 @@ def test_a_broken_link_stops_the_build() -> None:
         "[a](../../hub.md)"
     )
     assert mend("[a](https://example.com/b)", "docs/support.md", "support.md") == "[a](https://example.com/b)"
+    assert (
+        mend("[hub.md](hub.md)", "docs/support.md", "support.md")
+        == "[Models on the Hugging Face hub](hub.md)"
+    )
     for wrong in ("[a](no-such-page.md)", "![a](pictures)"):
         with pytest.raises(Exception, match="leads"):
             mend(wrong, "docs/support.md", "support.md")
+
+
+def test_no_code_has_an_escaped_bar(site: Path) -> None:
+    text = (site / "cli.html").read_text(encoding="utf-8")
+    assert "<code>mean|cls|last</code>" in text
+    for page in site.rglob("*.html"):
+        assert not re.search(r"<td>[^\n]*<code>[^<]*\\\|", page.read_text(encoding="utf-8")), page
 
 
 def test_the_diagram_has_every_package() -> None:

@@ -25,6 +25,8 @@ sys.path.insert(0, str(ROOT / "scripts" / "site"))  # mkdocs loads this file by 
 from diagram import replace_mermaid  # noqa: E402
 
 _LINK = re.compile(r"(!?\[[^\]]*\]\()(?!\w+:|#)([^)\s#]+)(#[^)\s]*)?\)")
+# In the cells of a table, GitHub wants a backslash before the bars of code, and Python-Markdown shows it.
+_ESCAPED_BAR = re.compile(r"(?<=`)[^`\n]*\\\|[^`\n]*(?=`)")
 _FENCE = re.compile(r"^(```|~~~).*?^\1\s*$", re.MULTILINE | re.DOTALL)
 
 
@@ -77,10 +79,19 @@ def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: 
     for fence in _FENCE.finditer(markdown):  # what is quoted stays as it is
         parts += [_mend_links(markdown[end : fence.start()], source, page.file.src_uri), fence[0]]
         end = fence.end()
-    return "".join([*parts, _mend_links(markdown[end:], source, page.file.src_uri)])
+    mended = "".join([*parts, _mend_links(markdown[end:], source, page.file.src_uri)])
+    return "\n".join(map(_without_escaped_bars, mended.split("\n")))
+
+
+def _without_escaped_bars(line: str) -> str:
+    return (
+        _ESCAPED_BAR.sub(lambda found: found[0].replace(r"\|", "|"), line) if line.startswith("|") else line
+    )
 
 
 def _mend_links(markdown: str, source: str, page: str) -> str:
+    """The prose of a page, from ``source`` in the repository, as ``page`` of the site."""
+
     def mend(found: re.Match[str]) -> str:
         target = posixpath.normpath(posixpath.join(posixpath.dirname(source), found[2]))
         if not (ROOT / target).exists():
@@ -88,9 +99,18 @@ def _mend_links(markdown: str, source: str, page: str) -> str:
         if (ROOT / target).is_dir():
             raise PluginError(f"{source}: the link {found[2]} leads to a folder; link to a page in it")
         relative = os.path.relpath(site_path(target), posixpath.dirname(page) or ".")
-        return f"{found[1]}{relative}{found[3] or ''})"
+        text = found[1]
+        if text == f"[{found[2]}](":  # a file's name means something to those who read the files
+            text = f"[{_title(target)}]("
+        return f"{text}{relative}{found[3] or ''})"
 
     return _LINK.sub(mend, markdown)
+
+
+def _title(path: str) -> str:
+    """The first heading of a page of the repository; of another file, its name."""
+    heading = re.search(r"^# (.+)$", (ROOT / path).read_text(encoding="utf-8"), re.MULTILINE)
+    return heading[1] if path.endswith(".md") and heading else posixpath.basename(path)
 
 
 def on_page_content(html: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:  # noqa: ARG001
