@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from bitexport.errors import UsageError
-from bitexport.gguf.reader import read_gguf
+from bitexport.gguf.reader import GGUFFile, read_gguf
 from bitexport.runtime.ggml import processors
 
 #: The context that any model may be run with, even if it was trained with less, for benchmarks.
@@ -26,8 +26,12 @@ def check_context(path: str | os.PathLike[str], tokens: int) -> None:
         UsageError: it is negative, or larger than both the model's and :data:`SHORT_CONTEXT`.
         GGUFError: the file is damaged.
     """
-    metadata = read_gguf(os.fspath(path)).metadata
-    trained = metadata.get(f"{metadata.get('general.architecture')}.context_length")
+    check_trained_context(read_gguf(os.fspath(path)), tokens)
+
+
+def check_trained_context(file: GGUFFile, tokens: int) -> None:
+    """Like :func:`check_context`, for a file whose header has been read."""
+    trained = file.metadata.get(f"{file.metadata.get('general.architecture')}.context_length")
     most = max(trained, SHORT_CONTEXT) if isinstance(trained, int) else SHORT_CONTEXT
     if not 0 <= tokens <= most:
         raise UsageError(
