@@ -13,7 +13,7 @@ TEST_JOBS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$((n < 4 ? n : 4))
 export CCACHE_BASEDIR := $(CURDIR)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup native stock tools test test-native test-python check demo wheel sanitize test-arm fuzz bench-native train-tiny en-fr clean
+.PHONY: help setup native stock tools test test-native test-python check demo wheel wheels sanitize test-arm fuzz bench-native train-tiny en-fr clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | expand -t 16
@@ -36,7 +36,7 @@ configure = cmake -S native -B $(1) -Wno-dev --log-level=WARNING \
 
 setup: $(VENV)/.installed native ## Install everything into .venv and build/native
 
-native: $(VENV)/.installed ## Build libllama with I2_S
+native: $(VENV)/.installed ## Build libllama and llama-server with I2_S
 	@$(call configure,$(NATIVE))
 	@cmake --build $(NATIVE) --parallel $(JOBS)
 
@@ -44,7 +44,7 @@ stock: native ## Build the same llama.cpp unpatched, for tests to compare with
 	@$(call configure,$(STOCK),-DBITEXPORT_STOCK=ON)
 	@cmake --build $(STOCK) --parallel $(JOBS)
 
-tools: native ## Build llama-cli, llama-server, llama-bench, llama-perplexity, llama-quantize with I2_S
+tools: native ## Build llama-cli, llama-bench, llama-perplexity, llama-quantize with I2_S
 	@$(call configure,$(NATIVE),-DBITEXPORT_TOOLS=ON)
 	cmake --build $(NATIVE) --parallel $(JOBS) --target tools
 
@@ -88,12 +88,14 @@ test-arm: ## Run the kernel tests as 64-bit ARM, cross-compiled and emulated
 	cd build/arm && ctest --output-on-failure --parallel $(JOBS)
 
 # The first build takes some minutes. .ci/run takes a few thousand executions; by hand 200,000 take about half an hour.
+# A tenth as many are opened from Python, where each may start a process.
 EXECUTIONS ?= 200000
 FUZZ       := build/fuzz
-fuzz: native ## Feed damaged GGUF files and checkpoints to libllama (under sanitizers) and convert: EXECUTIONS=200000 of each
+fuzz: native ## Feed damaged GGUF files and checkpoints to libllama (under sanitizers), load and convert: EXECUTIONS=200000 of each
 	@$(call configure,$(FUZZ),-DBITEXPORT_SANITIZE=ON)
 	@cmake --build $(FUZZ) --parallel $(JOBS) --target fuzz_gguf
 	$(BIN)/python -m tests.fuzz.fuzz_gguf $(FUZZ)/fuzz_gguf --executions $(EXECUTIONS) --findings $(FUZZ)/findings
+	$(BIN)/python -m tests.fuzz.fuzz_open --executions $$(($(EXECUTIONS) / 10)) --findings $(FUZZ)/findings/open
 	$(BIN)/python -m tests.fuzz.fuzz_checkpoint --executions $(EXECUTIONS) --findings $(FUZZ)/findings
 
 bench-native: native ## Time the kernels against the machine's own peaks (ARGS='--tier avx2 --model 2b4t' narrows it)
@@ -108,6 +110,10 @@ en-fr: setup ## Distil English to French, three ways and two seeds, and measure 
 
 wheel: $(VENV)/.installed ## Build a wheel that carries the native libraries
 	$(BIN)/pip wheel --no-deps --wheel-dir dist .
+
+wheels: $(VENV)/.installed ## Build wheels for every Linux on x86-64 and 64-bit ARM, whatever the CPU
+	$(BIN)/python scripts/build_wheels.py $(ARCHITECTURES)
+	$(BIN)/python scripts/try_wheel.py dist/bitexport-*-manylinux_*_$(shell uname -m).whl
 
 clean: ## Remove everything that was built or installed here
 	rm -rf $(VENV) build dist

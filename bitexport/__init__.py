@@ -16,11 +16,14 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 
-def load(path: str | os.PathLike[str], **kwargs: Any) -> Llama:
+def load(path: str | os.PathLike[str], *, trial: bool = True, **kwargs: Any) -> Llama:
     """Open a GGUF file with our llama.cpp, which supports I2_S.
 
     Args:
         path: the GGUF file.
+        trial: try a file that is new to this machine in a separate process first, so that a damaged one
+            raises an error instead of ending this process. ``BITEXPORT_TRIAL=0`` in the environment turns all
+            trials off.
         kwargs: arguments of ``llama_cpp.Llama`` (``n_ctx``, ``n_threads``, ...). With ``embedding=True`` it
             embeds texts with the file's pooling, and does not generate.
 
@@ -33,4 +36,4 @@ def load(path: str | os.PathLike[str], **kwargs: Any) -> Llama:
     """
     from bitexport.runtime.loading import load as load_model
 
-    return load_model(path, **kwargs)
+    return load_model(path, trial=trial, **kwargs)

@@ -72,7 +72,13 @@ class UsageError(BitexportError):
 
 
 class CheckFailed(BitexportError):  # noqa: N818 (a negative result, not a malfunction)
-    """A check ran to completion and its result is below the threshold."""
+    """A check ran to completion and its result is below the threshold.
+
+    Attributes:
+        shown: whether the command's human-readable result says the same, so that a terminal needs it once.
+    """
+
+    shown = False
 
     exit_code = 3
 

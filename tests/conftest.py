@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
+import os
 import signal
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +14,11 @@ from typing import Any
 import pytest
 
 from tests.support.cli import run
+
+# The proofs of files that were tried (bitexport.runtime.proofs) must not outlive the tests.
+_cache = tempfile.TemporaryDirectory(prefix="bitexport-cache-")
+atexit.register(_cache.cleanup)
+os.environ["XDG_CACHE_HOME"] = _cache.name
 
 # A shell starts background jobs with Ctrl-C ignored, and every process that a test starts would inherit that:
 # an interrupted one would keep running.

@@ -72,7 +72,7 @@ def compare(
     check_numbers(tests, counts, rounds)
     for count in counts:
         check_threads(count)
-    types = list(dict.fromkeys(types or default_twins(file)))
+    types = list(dict.fromkeys(name.lower() for name in types or default_twins(file)))
     own = compared_type(file)
     for name in types:
         check_twin(file, name)

@@ -18,10 +18,15 @@ ADAPTER_CONFIG = "adapter_config.json"
 #: Suffixes of the files of a checkpoint folder.
 PARTS = frozenset({".safetensors", ".bin", ".pt", ".pth", ".json", ".jinja", ".model"})
 
-#: Folders in a checkpoint from which other libraries read files, and the names of files that they read whole.
-#: Those of tokenizers have up to 35 MB.
+#: Folders in a checkpoint from which other libraries read files.
 SUBFOLDERS = ("additional_chat_templates", "1_Pooling")
-SMALL_PARTS = (".json", ".jinja", ".model", ".txt")
+
+#: What other libraries read whole: settings, tokenizers and templates, which have up to 35 MB. A log or a
+#: data set beside them may be larger.
+SMALL_PARTS = re.compile(
+    r".*(?:config|token|vocab|piece|template|index).*\.(?:json|model|txt)"
+    r"|(?:merges|modules|params|tekken)\.(?:json|txt)|.*\.jinja"
+)
 MAX_SMALL_PART = MAX_JSON_BYTES
 
 #: How many folders a message lists.
@@ -76,7 +81,7 @@ def check_files(folder: Path) -> None:
         except OSError:
             continue
         for name in entries:
-            if Path(name).suffix in (*PARTS, *SMALL_PARTS):
+            if Path(name).suffix in PARTS or SMALL_PARTS.fullmatch(name):
                 _check_file(part / name)
 
 
@@ -92,7 +97,7 @@ def _check_file(path: Path) -> None:
             f"{path} is {kind}{target}; expected a regular file: do not trust this checkpoint, or download "
             "it again"
         )
-    if path.suffix in SMALL_PARTS and found.st_size > MAX_SMALL_PART:
+    if SMALL_PARTS.fullmatch(path.name) and found.st_size > MAX_SMALL_PART:
         raise CheckpointError(
             f"{path} has {found.st_size} bytes; expected at most {MAX_SMALL_PART}: download it again"
         )

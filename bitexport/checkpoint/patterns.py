@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import re
 from collections.abc import Sequence
 
@@ -15,8 +16,16 @@ MAX_LENGTH = 500
 #: Repetitions without a limit in one pattern. The time to match a name grows with its length to this power.
 MAX_REPETITIONS = 3
 
+#: In how many ways all patterns together may match a name: each question mark, and each group of
+#: alternatives, multiplies the time. A million take a twentieth of a second.
+MAX_WAYS = 1 << 20
+
+#: A longer name than any module has.
+_NAME_LENGTH = 64
+
 _UNLIMITED = re.compile(r"[*+]|\{\d*,\d*\}")
 _REPEATED_GROUP = re.compile(r"\)[*+{]")
+_OPTIONAL = re.compile(r"(?<!\()\?")
 
 
 def check_patterns(what: str, patterns: Sequence[str]) -> None:
@@ -35,6 +44,12 @@ def check_patterns(what: str, patterns: Sequence[str]) -> None:
     for pattern in patterns:
         if problem := _problem(pattern):
             raise CheckpointError(f"{what} has {pattern[:100]!r}, which {problem}: simplify it")
+    slowest = max(patterns, key=_ways, default="")
+    if sum(map(_ways, patterns)) > MAX_WAYS:
+        raise CheckpointError(
+            f"{what} has {slowest[:100]!r}, and all of its patterns match a name in more than {MAX_WAYS} "
+            "ways, which may never end: use fewer question marks and alternatives"
+        )
 
 
 @functools.lru_cache(maxsize=MAX_PATTERNS)
@@ -44,6 +59,16 @@ def _problem(pattern: str) -> str:
     if _REPEATED_GROUP.search(pattern) or len(_UNLIMITED.findall(pattern)) > MAX_REPETITIONS:
         return f"repeats a group, or has more than {MAX_REPETITIONS} of * and +, and may never end"
     return ""
+
+
+@functools.lru_cache(maxsize=MAX_PATTERNS)
+def _ways(pattern: str) -> int:
+    """An upper bound of the ways in which a pattern without repeated groups can match a name."""
+    repetitions = len(_UNLIMITED.findall(pattern))
+    lengths = math.comb(_NAME_LENGTH + repetitions, repetitions)
+    # between two closing brackets, at most one alternative is taken
+    alternatives = math.prod(part.count("|") + 1 for part in pattern.split(")"))
+    return int(lengths * alternatives * 2 ** len(_OPTIONAL.findall(pattern)))
 
 
 @functools.lru_cache(maxsize=MAX_PATTERNS)

@@ -13,7 +13,23 @@ from typing import Annotated
 import typer
 
 import bitexport
-from bitexport.cli import bench, card, convert, doctor, embed, errors, eval, inspect, parity, push, run, train
+from bitexport.cli import (
+    bench,
+    card,
+    chat,
+    convert,
+    doctor,
+    embed,
+    errors,
+    eval,
+    inspect,
+    parity,
+    push,
+    run,
+    serve,
+    train,
+)
+from bitexport.cli.help import Command, Group
 from bitexport.cli.interrupt import terminable
 from bitexport.cli.output import show_warning
 from bitexport.errors import BitexportWarning
@@ -25,7 +41,7 @@ app = typer.Typer(
         "Exit codes: 0 success; 1 failure; 2 wrong usage; 3 a check's result is below its threshold; "
         "130 interrupted. BITEXPORT_DEBUG=1 shows tracebacks."
     ),
-    add_completion=False,
+    cls=Group,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -38,17 +54,19 @@ def _help(command: Callable[..., None]) -> str:
 
 
 # In the order of --help. Commands import their driver inside the function, so that --help is fast.
-app.command("convert", help=_help(convert.convert))(convert.convert)
-app.command("parity", help=_help(parity.parity))(parity.parity)
+app.command("convert", help=_help(convert.convert), cls=Command)(convert.convert)
+app.command("parity", help=_help(parity.parity), cls=Command)(parity.parity)
 app.command("bench", help=_help(bench.bench), cls=bench.BenchCommand)(bench.bench)
-app.command("run", help=_help(run.run))(run.run)
-app.command("embed", help=_help(embed.embed))(embed.embed)
-app.command("inspect", help=_help(inspect.inspect))(inspect.inspect)
-app.command("doctor", help=_help(doctor.doctor))(doctor.doctor)
-app.command("eval", help=_help(eval.evaluate))(eval.evaluate)
-app.command("card", help=_help(card.card))(card.card)
-app.command("push", help=_help(push.push))(push.push)
-app.command("train", help=_help(train.train))(train.train)
+app.command("run", help=_help(run.run), cls=Command)(run.run)
+app.command("chat", help=_help(chat.chat), cls=Command)(chat.chat)
+app.command("serve", help=_help(serve.serve), cls=Command)(serve.serve)
+app.command("embed", help=_help(embed.embed), cls=Command)(embed.embed)
+app.command("inspect", help=_help(inspect.inspect), cls=Command)(inspect.inspect)
+app.command("doctor", help=_help(doctor.doctor), cls=Command)(doctor.doctor)
+app.command("eval", help=_help(eval.evaluate), cls=Command)(eval.evaluate)
+app.command("card", help=_help(card.card), cls=Command)(card.card)
+app.command("push", help=_help(push.push), cls=Command)(push.push)
+app.command("train", help=_help(train.train), cls=Command)(train.train)
 
 
 def _version(wanted: bool) -> None:

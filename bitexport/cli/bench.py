@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer.core import TyperCommand
 
 from bitexport.cli import options
+from bitexport.cli.help import Command
 from bitexport.cli.hub import Revision, local_path
-from bitexport.cli.output import Output, format_bytes
+from bitexport.cli.output import Output, counted, format_bytes
 from bitexport.errors import UsageError
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def bench(
     ] = "",
     prompt_tokens: Annotated[
         str,
-        typer.Option("--prompt-tokens", "-p", metavar="N,...", help="Tokens per prefill test (pp); 0: none."),
+        typer.Option("--prompt-tokens", metavar="N,...", help="Tokens per prefill test (pp); 0: none."),
     ] = "512",
     gen_tokens: Annotated[
         str, typer.Option("--gen-tokens", "-n", metavar="N,...", help="Tokens per decode test (tg); 0: none.")
@@ -111,7 +111,7 @@ def bench(
     out.result(report.to_json(), human=lambda: _show(out, report))
 
 
-class BenchCommand(TyperCommand):
+class BenchCommand(Command):
     """Lets ``--compare`` without a value mean all twins."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -155,6 +155,7 @@ def _compare(
 
 
 def _show_comparison(out: Output, report: CompareReport) -> None:
+    out.wrapped(_model(report.path, report.model))
     columns = ["test", "threads", "type", "size", "t/s", "speed-up", "range"]
     rows = [
         (
@@ -172,8 +173,8 @@ def _show_comparison(out: Output, report: CompareReport) -> None:
     own = next(row.type for row in report.rows if row.ratio is None)
     out.wrapped(f"speed-up: {own}'s speed divided by that type's; median and range over alternating rounds")
     out.wrapped(
-        f"{report.model}; {report.tier} kernels; each file in its own process and read into memory, the "
-        "twins' head on llama.cpp's own kernels"
+        f"{report.tier} kernels; each file in its own process and read into memory, the twins' head on "
+        "llama.cpp's own kernels"
     )
     if report.tier_forced:
         out.wrapped(
@@ -186,8 +187,8 @@ def _show_comparison(out: Output, report: CompareReport) -> None:
             out.wrapped(f"{test}: the machine's limits moved in every round; measure again")
         else:
             out.wrapped(
-                f"{test}: {row.disturbed_rounds} rounds discarded, because the machine's limits moved; "
-                f"{row.rounds} count"
+                f"{test}: {counted(row.disturbed_rounds, 'round')} discarded, because the machine's limits "
+                f"moved; {row.rounds} left"
             )
     for file in report.kept:
         out.line(f"kept {file}")
@@ -204,10 +205,15 @@ def _numbers(option: str, text: str) -> list[int]:
     return [number for number in numbers if number]
 
 
+def _model(path: str, description: str) -> str:
+    """The file's name and llama.cpp's description, which writes ?B for sizes that it does not know."""
+    return f"{Path(path).name}, {description.replace(' ?B', '')}"
+
+
 def _show(out: Output, report: BenchReport) -> None:
     out.wrapped(
-        f"{report.model}: {_short_count(report.parameters)} parameters, {format_bytes(report.weight_bytes)}, "
-        f"{report.tier} kernels"
+        f"{_model(report.path, report.model)}: {_short_count(report.parameters)} parameters, "
+        f"{format_bytes(report.weight_bytes)}, {report.tier} kernels"
     )
     columns: dict[str, Callable[[BenchRow], object]] = {
         "threads": lambda row: row.threads,
@@ -244,7 +250,7 @@ def _percent(value: float | None) -> str:
 
 
 def _threads(count: int) -> str:
-    return "1 thread" if count == 1 else f"{count} threads"
+    return counted(count, "thread")
 
 
 def _in_batch(row: BenchRow) -> str:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Literal, get_args
 import typer
 
 from bitexport.cli import options
-from bitexport.cli.hub import OR_FILE_NAME, Revision, local_path
+from bitexport.cli.hub import OR_FILE_NAME, Revision, local_path, path_or_name
 from bitexport.cli.interrupt import terminable
-from bitexport.cli.output import Output, format_bytes
+from bitexport.cli.output import Output, counted, format_bytes
 
 if TYPE_CHECKING:
     from bitexport.convert import ConvertReport
@@ -27,18 +27,27 @@ def convert(
     checkpoint: Annotated[
         Path,
         typer.Argument(
+            parser=path_or_name,
+            metavar="CKPT",
             help=f"Checkpoint folder (config.json, *.safetensors or *.bin), GGUF file, {OR_FILE_NAME}.",
             show_default=False,
         ),
     ],
     output: Annotated[
-        Path, typer.Argument(metavar="OUT.gguf", help="GGUF file to write.", show_default=False)
+        str,
+        typer.Argument(
+            metavar="OUT.gguf",
+            help="GGUF file to write; or a folder/, for a file named after the checkpoint.",
+            show_default=False,
+        ),
     ],
     ternary_type: Annotated[
         TernaryType | None,
         typer.Option(
             "--type",
+            "--outtype",
             metavar="TYPE",
+            case_sensitive=False,
             help=f"GGUF type of the ternary tensors: {', '.join(get_args(TernaryType))}. Default auto: for "
             "each the smallest that holds its scales exactly.",
             show_default=False,
@@ -49,6 +58,7 @@ def convert(
         typer.Option(
             "--embed-type",
             metavar="TYPE",
+            case_sensitive=False,
             help=f"GGUF type of the embeddings and the output head: {', '.join(get_args(EmbedType))}. "
             "Default auto: ternary ones stay ternary, others become q6_k, and a GGUF file keeps its type.",
             show_default=False,
@@ -88,6 +98,7 @@ def convert(
         Path | None,
         typer.Option(
             "--adapter",
+            parser=path_or_name,
             metavar="DIR",
             help="Folder of a LoRA adapter (PEFT), or OWNER/REPO, to merge into float or master weights.",
             show_default=False,
@@ -97,6 +108,7 @@ def convert(
         Pooling | None,
         typer.Option(
             "--pooling",
+            case_sensitive=False,
             help="How an embedding model makes one vector from a text's tokens. Default: as the "
             "checkpoint's sentence-transformers files say.",
             show_default=False,
@@ -108,8 +120,11 @@ def convert(
 ) -> None:
     """Convert a ternary checkpoint to a GGUF file, or a ternary GGUF file to another type."""
     from bitexport.convert import convert as run
+    from bitexport.convert.driver import check_early
 
     out = Output(json=json, quiet=quiet)
+    if not dry_run:
+        check_early(output, force)  # fail now rather than after a download
     checkpoint = local_path(out, checkpoint, "model", revision)
     adapter = local_path(out, adapter, "adapter")
     with terminable(), out.progress("converting") as progress:
@@ -151,30 +166,30 @@ def _show(out: Output, report: ConvertReport) -> None:
     out.table(columns, rows, right=columns[1:])
     for row in report.types:
         if row.scale_min is not None:
-            out.line(
+            out.wrapped(
                 f"{row.type} scales: {row.scale_min:.6g} to {row.scale_max:.6g}, rounded by at most "
                 f"{row.scale_rounding:.2g} of their value"
             )
     if report.type_reason:
-        out.line(report.type_reason)
+        out.wrapped(report.type_reason)
     padding = f", {report.padded_tokens} of them padding" if report.padded_tokens else ""
-    out.line(
+    out.wrapped(
         f"tokenizer {report.tokenizer}, pre-tokenizer {report.pre_tokenizer}, {report.tokens} tokens{padding}"
     )
     if (embedding := report.embedding) is not None:
         named = f", prompts {', '.join(embedding.prompts)}" if embedding.prompts else ""
-        out.line(
+        out.wrapped(
             f"embedding model: pooling {embedding.pooling}, "
             f"{'normalized' if embedding.normalize else 'not normalized'}{named}"
         )
     if report.changed:
-        out.line(f"metadata: {'; '.join(report.changed)}; the rest is unchanged")
+        out.wrapped(f"metadata: {'; '.join(report.changed)}; the rest is unchanged")
     if report.adapter is not None:
-        out.line(f"adapter {report.adapter} merged")
+        out.wrapped(f"adapter {report.adapter} merged")
     verb = "would write" if report.dry_run else "wrote"
-    out.line(
+    out.wrapped(
         f"{verb} {report.output}: {report.architecture} from {report.packing} weights, "
-        f"{report.tensors} tensors ({report.ternary_tensors} ternary), "
+        f"{counted(report.tensors, 'tensor')} ({report.ternary_tensors} ternary), "
         f"{format_bytes(report.input_bytes)} -> {format_bytes(report.output_bytes)} "
         f"in {report.seconds:.1f} s, peak memory {format_bytes(report.peak_rss_bytes)}"
     )

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bitexport.cli import options
-from bitexport.cli.hub import OR_NAME, Revision, local_path
+from bitexport.cli.hub import OR_NAME, Revision, local_path, path_or_name
 from bitexport.cli.interrupt import terminable
-from bitexport.cli.output import Output
-from bitexport.errors import CheckFailed, UsageError
+from bitexport.cli.output import Output, counted
+from bitexport.errors import UsageError
 
 if TYPE_CHECKING:
     from bitexport.doctor import DoctorReport
@@ -27,12 +27,16 @@ def doctor(
     checkpoint: Annotated[
         Path | None,
         typer.Argument(
-            help=f"Checkpoint folder (config.json, *.safetensors), {OR_NAME}.", show_default=False
+            parser=path_or_name,
+            metavar="[CKPT]",
+            help=f"Checkpoint folder (config.json, *.safetensors), {OR_NAME}.",
+            show_default=False,
         ),
     ] = None,
     gguf: Annotated[
         Path | None,
         typer.Argument(
+            parser=path_or_name,
             metavar="[FILE.gguf]",
             help="GGUF file made from it; if omitted, a temporary one is made.",
             show_default=False,
@@ -93,7 +97,7 @@ def doctor(
         report = run(checkpoint, gguf, prompt=prompt, text=document, threads=threads, progress=progress)
     out.result(report.to_json(), human=lambda: _show(out, report))
     if not report.healthy:
-        raise CheckFailed(f"{report.verdict.name}: {report.verdict.sentence}")
+        raise out.failed(f"{report.verdict.name}: {report.verdict.sentence}")
 
 
 def _environment(out: Output) -> None:
@@ -102,7 +106,7 @@ def _environment(out: Output) -> None:
     report = environment()
     out.result(report.to_json(), human=lambda: _show_environment(out, report))
     if problems := report.with_status("problem"):
-        raise CheckFailed(f"this machine lacks something that bitexport needs: {', '.join(problems)}")
+        raise out.failed(f"this machine lacks something that bitexport needs: {', '.join(problems)}")
 
 
 def _show_environment(out: Output, report: EnvironmentReport) -> None:
@@ -112,8 +116,8 @@ def _show_environment(out: Output, report: EnvironmentReport) -> None:
         out.wrapped(margin + check.meaning, indent=_STATUS_WIDTH)
         if check.advice:
             out.wrapped(f"{margin}What to do: {check.advice}", indent=_STATUS_WIDTH)
-    counts = [len(report.with_status(status)) for status in ("ok", "warning", "problem")]
-    out.line("{} ok, {} warnings, {} problems".format(*counts))
+    ok, warnings, problems = (len(report.with_status(status)) for status in ("ok", "warning", "problem"))
+    out.line(f"{ok} ok, {counted(warnings, 'warning')}, {counted(problems, 'problem')}")
 
 
 def _show(out: Output, report: DoctorReport) -> None:

@@ -11,7 +11,7 @@ import typer
 
 from bitexport.cli import options
 from bitexport.cli.hub import Revision, local_path
-from bitexport.cli.output import Output, excerpt
+from bitexport.cli.output import Output, counted, excerpt
 from bitexport.errors import OutputError, UsageError
 from bitexport.system.reading import read_text
 
@@ -57,6 +57,7 @@ def embed(
         Pooling | None,
         typer.Option(
             "--pooling",
+            case_sensitive=False,
             help="How to make one vector from the tokens. Default: as the file says.",
             show_default=False,
         ),
@@ -120,7 +121,7 @@ def embed(
         )
     cut = sum(found.truncated for found in report.embeddings)
     if cut:
-        out.warn(f"{cut} of {len(texts)} texts were cut to the model's context")
+        out.warn(f"{cut} of {len(texts)} texts {'was' if cut == 1 else 'were'} cut to the model's context")
     if npy is not None:
         _write_npy(npy, report)
         out.info(f"wrote {npy}: float32 [{len(texts)}, {report.dimension}]")
@@ -176,9 +177,8 @@ def _show(out: Output, report: EmbedReport) -> None:
     out.table(("text", "tokens", f"vector [{report.dimension}]"), rows, right=("tokens",))
     prompt = f", prompt {report.prompt!r}" if report.prompt else ""
     normalized = "normalized" if report.normalized else "not normalized"
-    count = "1 vector" if len(rows) == 1 else f"{len(rows)} vectors"
     out.wrapped(
-        f"{count} of {report.dimension} values ({report.tier} kernels): pooling {report.pooling}, "
-        f"{normalized}{prompt}; --jsonl or --npy gives all values",
+        f"{counted(len(rows), 'vector')} of {report.dimension} values ({report.tier} kernels): pooling "
+        f"{report.pooling}, {normalized}{prompt}; --jsonl or --npy gives all values",
         indent=2,
     )

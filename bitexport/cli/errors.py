@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import typer
 
-from bitexport.cli.output import printable, shortened
+from bitexport.cli.output import printable, shortened, wrapped_for_stderr
 from bitexport.errors import BitexportError, CheckFailed, UsageError
 
 DEBUG_VARIABLE = "BITEXPORT_DEBUG"
@@ -101,5 +101,6 @@ def report(error: BaseException) -> int:
         traceback.print_exception(error)
     # messages of libraries may have several lines
     text = shortened(printable(" ".join(row.message(error).split())))
-    print(f"{row.prefix}: {text}" if row.prefix else text, file=sys.stderr)
+    if not (isinstance(error, CheckFailed) and error.shown and sys.stdout.isatty() and sys.stderr.isatty()):
+        print(wrapped_for_stderr(f"{row.prefix}: {text}" if row.prefix else text), file=sys.stderr)
     return row.exit_code

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 import typer
 
 from bitexport.cli import options
-from bitexport.cli.hub import OR_FILE_NAME, Revision, local_path
+from bitexport.cli.hub import OR_FILE_NAME, Revision, local_path, path_or_name
 from bitexport.cli.interrupt import terminable
 from bitexport.cli.output import Output
 from bitexport.errors import UsageError
@@ -25,6 +25,7 @@ def evaluate(
     model: Annotated[
         Path,
         typer.Argument(
+            parser=path_or_name,
             metavar="CKPT_OR_GGUF",
             help=f"Checkpoint folder, ternary or float; GGUF file; {OR_FILE_NAME}.",
             show_default=False,
@@ -34,6 +35,7 @@ def evaluate(
         Path | None,
         typer.Option(
             "--teacher",
+            parser=path_or_name,
             metavar="CKPT_OR_GGUF",
             help="The model it was made from; the others are compared with it.",
             show_default=False,
@@ -43,6 +45,7 @@ def evaluate(
         Path | None,
         typer.Option(
             "--student-gguf",
+            parser=path_or_name,
             metavar="FILE.gguf",
             help="The file made from the checkpoint; if omitted, a temporary one is made.",
             show_default=False,
@@ -52,6 +55,7 @@ def evaluate(
         Path | None,
         typer.Option(
             "--teacher-gguf",
+            parser=path_or_name,
             metavar="FILE.gguf",
             help="The file made from the teacher; adds a column for it.",
             show_default=False,

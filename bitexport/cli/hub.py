@@ -1,6 +1,7 @@
 """Models on the hub as arguments: ``OWNER/REPO`` wherever a command takes a folder or a file.
 
-A command declares ``revision: Revision = None`` and opens what :func:`local_path` returns::
+A command declares its arguments with ``parser=path_or_name``, and ``revision: Revision = None``. It opens
+what :func:`local_path` returns::
 
     gguf = local_path(out, gguf, "gguf", revision)
 """
@@ -34,6 +35,16 @@ OR_NAME = "or OWNER/REPO on the Hugging Face hub"
 OR_FILE_NAME = "or OWNER/REPO[:FILE.gguf] on the Hugging Face hub"
 
 P = TypeVar("P", Path, "Path | None")
+
+
+def path_or_name(text: str) -> Path:
+    """The value of an argument that is a path or a name.
+
+    ``Path`` makes ``acme/tiny`` of ``./acme/tiny`` and ``acme/tiny/``, which nobody writes who means a name.
+    So those become absolute, unless they exist.
+    """
+    found = Path(text)
+    return found if str(found) == text or _exists(found) else found.absolute()
 
 
 def local_path(out: Output, path: P, want: Want, revision: str | None = None) -> P:

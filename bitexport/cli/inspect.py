@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bitexport.cli import options
-from bitexport.cli.hub import OR_FILE_NAME, Revision, local_path
-from bitexport.cli.output import Output, format_bytes
+from bitexport.cli.hub import OR_FILE_NAME, Revision, local_path, path_or_name
+from bitexport.cli.output import Output, counted, format_bytes
 
 if TYPE_CHECKING:
     from bitexport.inspect import InspectReport
@@ -21,6 +21,7 @@ def inspect(
     path: Annotated[
         Path,
         typer.Argument(
+            parser=path_or_name,
             metavar="FILE_OR_DIR",
             help=f"GGUF file, checkpoint folder, {OR_FILE_NAME}.",
             show_default=False,
@@ -47,7 +48,7 @@ def inspect(
 
 
 def _show(out: Output, report: InspectReport) -> None:
-    out.line(f"{report.path}: {report.kind}, {report.architecture}, {report.file_type}")
+    out.wrapped(f"{report.path}: {report.kind}, {report.architecture}, {report.file_type}")
     out.table(("key", "value"), [(key, _short(value)) for key, value in report.metadata.items()])
     rows = [
         (
@@ -61,17 +62,19 @@ def _show(out: Output, report: InspectReport) -> None:
     ]
     out.table(("tensor", "type", "shape", "bytes", "scale"), rows, right=("bytes", "scale"))
     types = ", ".join(f"{count} {kind}" for kind, count in report.types.items())
-    out.line(f"{len(report.tensors)} tensors ({types}), {format_bytes(report.total_bytes)}")
+    out.wrapped(
+        f"{counted(len(report.tensors), 'tensor')} ({types}), {format_bytes(report.total_bytes)}", indent=2
+    )
 
 
 def _show_health(out: Output, report: InspectReport) -> None:
     findings = report.health or []
-    out.line(
+    out.wrapped(
         f"{report.path}: {report.kind}, {report.architecture}, {report.file_type}, "
-        f"{len(report.tensors)} tensors"
+        f"{counted(len(report.tensors), 'tensor')}"
     )
     for finding in findings:
-        out.line(f"{finding.level}: {finding.message}")
+        out.wrapped(f"{finding.level}: {finding.message}", indent=2)
     if any(finding.level == "warning" for finding in findings):
         return
     if report.problems:

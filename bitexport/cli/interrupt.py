@@ -11,12 +11,16 @@ from types import FrameType
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 
+class Terminated(KeyboardInterrupt):
+    """The process is asked to end by such a signal, which an interactive command must not take for Ctrl-C."""
+
+
 @contextmanager
 def terminable() -> Iterator[None]:
-    """Raise ``KeyboardInterrupt`` for these signals while the ``with`` block runs."""
+    """Raise :class:`Terminated`, a ``KeyboardInterrupt``, for these signals while the ``with`` block runs."""
 
     def interrupt(_number: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
+        raise Terminated
 
     # nohup ignores SIGHUP, which must stay ignored
     handled = [number for number in SIGNALS if signal.getsignal(number) is signal.SIG_DFL]

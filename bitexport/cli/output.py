@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from bitexport.errors import BitexportWarning
+from bitexport.errors import BitexportWarning, CheckFailed
 from bitexport.progress import Progress, ProgressEvent, ignore
 
 if TYPE_CHECKING:
@@ -61,6 +61,12 @@ class Output:
         elif human is not None:
             human()
 
+    def failed(self, message: str) -> CheckFailed:
+        """The exception for a check whose result was printed and is below the threshold."""
+        error = CheckFailed(message)
+        error.shown = not self.json
+        return error
+
     def line(self, text: str = "") -> None:
         """Print a line of the human-readable result on stdout; nothing with --json."""
         if not self.json:
@@ -75,14 +81,7 @@ class Output:
         """
         if self.json:
             return
-        import textwrap
-
-        width = self._stdout().width
-        self.line(
-            textwrap.fill(text, width, subsequent_indent=" " * indent, break_on_hyphens=False)
-            if width < _UNLIMITED_WIDTH
-            else text
-        )
+        self.line(_filled(self._stdout(), text, indent))
 
     def stream(self, text: str) -> None:
         """Print text of the human-readable result on stdout and flush; nothing with --json."""
@@ -114,29 +113,43 @@ class Output:
         from rich.table import Table
         from rich.text import Text
 
+        from bitexport.cli.fitting import broken, column_widths, table_width
+
         if title is not None:
             self.line(title)
+        console = self._stdout()
+        cells = [[printable(str(cell)) for cell in row] for row in rows]
+        # in a narrow terminal, text is wrapped but numbers are not; and a line of Markdown is a row
+        fixed = [markdown or column in right for column in columns]
+        widths = column_widths(columns, cells, fixed, console.width)
         table = Table(box=box.MARKDOWN if markdown else box.SIMPLE_HEAD, pad_edge=markdown)
-        for index, column in enumerate(columns):
-            # in a narrow terminal, text is wrapped but numbers are not
-            number = column in right
-            width = max(len(column), *(len(str(row[index])) for row in rows), 1) if number else None
+        for column, width in zip(columns, widths, strict=True):
             table.add_column(
-                column, justify="right" if number else "left", no_wrap=markdown or number, min_width=width
+                Text(broken(column, width)),
+                justify="right" if column in right else "left",
+                width=width,
+                overflow="fold",
             )
-        for row in rows:
-            table.add_row(*(Text(printable(str(cell))) for cell in row))
-        self._stdout().print(table)
+        for row in cells:
+            table.add_row(*(Text(broken(cell, width)) for cell, width in zip(row, widths, strict=True)))
+        # if the numbers alone need more, the terminal breaks the lines: nothing is left out
+        console.print(table, width=max(console.width, table_width(widths)), soft_wrap=False, crop=False)
 
     def info(self, text: str) -> None:
-        """Print a line of information on stderr; nothing with --quiet."""
+        """Print a line of information on stderr, wrapped on a terminal; nothing with --quiet."""
         if not self.quiet:
-            _stderr().print(printable(text), markup=False, highlight=False, soft_wrap=True)
+            console = _stderr()
+            _print(console, _filled(console, printable(text)))
+
+    def reply(self, text: str) -> None:
+        """Print on stderr what the user of an interactive command asked for, even with --quiet."""
+        console = _stderr()
+        _print(console, "\n".join(_filled(console, line) for line in printable(text).split("\n")))
 
     def warn(self, text: str) -> None:
-        """Print a warning on stderr, even with --quiet."""
-        line = f"warning: {shortened(printable(text))}"
-        _stderr().print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
+        """Print a warning on stderr, wrapped on a terminal, even with --quiet."""
+        console = _stderr()
+        _print(console, _filled(console, f"warning: {shortened(printable(text))}", indent=2), style="yellow")
 
     @contextmanager
     def progress(self, label: str) -> Iterator[Progress]:
@@ -207,6 +220,32 @@ def shortened(text: str) -> str:
         return text
     half = MAX_MESSAGE // 2
     return f"{text[:half]} [{len(text) - 2 * half} characters left out] {text[-half:]}"
+
+
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """``1 round``, ``2 rounds``."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {plural or noun + 's'}"
+
+
+def _filled(console: Console, text: str, indent: int = 0) -> str:
+    """The text wrapped between words if it goes to a terminal."""
+    import textwrap
+
+    if console.width >= _UNLIMITED_WIDTH or (console.stderr and not console.is_terminal):
+        return text
+    return textwrap.fill(
+        text, console.width, subsequent_indent=" " * indent, break_on_hyphens=False, break_long_words=False,
+        drop_whitespace=True, replace_whitespace=False,
+    )  # fmt: skip
+
+
+def wrapped_for_stderr(text: str) -> str:
+    """The text wrapped between words if stderr is a terminal."""
+    return _filled(_stderr(), text, indent=2)
+
+
+def _print(console: Console, text: str, style: str | None = None) -> None:
+    console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 def excerpt(text: str, length: int) -> str:

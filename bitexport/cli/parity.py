@@ -10,10 +10,10 @@ import typer
 
 from bitexport.cli import options
 from bitexport.cli.hub import Revision, local_path
-from bitexport.cli.output import Output, excerpt
+from bitexport.cli.output import Output, counted, excerpt
 from bitexport.cli.parity_layers import show_layers
 from bitexport.cli.parity_tokenizer import show_tokenizer
-from bitexport.errors import CheckFailed, UsageError
+from bitexport.errors import UsageError
 
 if TYPE_CHECKING:
     from bitexport.metrics.logits import Agreement
@@ -155,7 +155,7 @@ def parity(
     _write_pictures(report, checkpoint, gguf, plot, report_page)
     out.result(report.to_json(), human=lambda: _show(out, report))
     if not report.passed:
-        raise CheckFailed(verdict(report))
+        raise out.failed(verdict(report))
 
 
 def _check_pictures(plot: Path | None, page: Path | None) -> None:
@@ -193,7 +193,7 @@ def _tokenizer_only(checkpoint: Path, gguf: Path, prompts: list[str], out: Outpu
         report = tokenizer_parity(checkpoint, gguf, prompts, progress=progress)
     out.result(report.to_json(), human=lambda: show_tokenizer(out, report))
     if not report.passed:
-        raise CheckFailed(report.describe())
+        raise out.failed(report.describe())
 
 
 def _prompts(prompt: list[str] | None, prompts: Path | None) -> list[str] | None:
@@ -229,8 +229,9 @@ def _show(out: Output, report: ParityReport) -> None:
     if report.greedy_match is not None:
         identical = round(report.greedy_match * len(report.prompts))
         out.wrapped(
-            f"greedy: {identical} of {len(report.prompts)} continuations of {report.greedy_tokens} tokens "
-            f"are identical{', rounding aligned' if report.judged_aligned else ''}",
+            f"greedy: {identical} of {counted(len(report.prompts), 'continuation')} of "
+            f"{counted(report.greedy_tokens, 'token')} {'is' if identical == 1 else 'are'} identical"
+            f"{', rounding aligned' if report.judged_aligned else ''}",
             indent=2,
         )
     if report.layers is not None:

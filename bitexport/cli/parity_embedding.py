@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bitexport.cli.output import Output, excerpt
-from bitexport.errors import CheckFailed
 
 if TYPE_CHECKING:
     from bitexport.parity.embedding_report import EmbeddingParityReport
@@ -37,7 +36,7 @@ def compare_embeddings(
         )
     out.result(report.to_json(), human=lambda: _show(out, report))
     if not report.passed:
-        raise CheckFailed(report.verdict())
+        raise out.failed(report.verdict())
 
 
 def _show(out: Output, report: EmbeddingParityReport) -> None:

@@ -19,14 +19,14 @@ def show_tokenizer(out: Output, report: TokenizerReport) -> None:
         first, *others = report.mismatches
         _show_mismatch(out, first)
         for mismatch in others[:_MAX_LISTED]:
-            out.line(f"{mismatch.what}, from token {mismatch.at} on: {_quoted(mismatch.text)}")
+            out.wrapped(f"{mismatch.what}, from token {mismatch.at} on: {_quoted(mismatch.text)}")
         if len(others) > _MAX_LISTED:
-            out.line(f"and {len(others) - _MAX_LISTED} more")
+            out.wrapped(f"and {len(others) - _MAX_LISTED} more")
     out.wrapped(f"{'PASS' if report.passed else 'FAIL'}: {report.describe()}", indent=2)
 
 
 def _show_mismatch(out: Output, mismatch: Mismatch) -> None:
-    out.line(f"{mismatch.what}: {_quoted(mismatch.text, 400)}")
+    out.wrapped(f"{mismatch.what}: {_quoted(mismatch.text, 400)}")
     count = max(len(mismatch.python), len(mismatch.cpp))
     rows = [
         [str(mismatch.begin + index), _cell(mismatch.python, index), _cell(mismatch.cpp, index)]

@@ -2,70 +2,94 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from bitexport.cli import options
 from bitexport.cli.hub import Revision, local_path
-from bitexport.cli.output import Output
+from bitexport.cli.output import Output, counted
+from bitexport.errors import UsageError
+
+if TYPE_CHECKING:
+    from bitexport.runtime.completion import Completion
+    from bitexport.runtime.generation import ChosenToken, TokenProbability
+
+# Alternatives of a token in one line of the table, so that it fits 80 columns.
+_SHOWN = 3
 
 
 def run(
     gguf: options.Gguf,
     prompt: Annotated[
-        str, typer.Option("--prompt", "-p", metavar="TEXT", help="The text to continue.", show_default=False)
-    ],
+        str | None,
+        typer.Option(
+            "--prompt", "-p", metavar="TEXT", help="The text to continue; - reads stdin.", show_default=False
+        ),
+    ] = None,
+    file: Annotated[
+        Path | None,
+        typer.Option(
+            "--file", "-f", metavar="FILE", help="Continue the text in this file.", show_default=False
+        ),
+    ] = None,
     max_tokens: Annotated[
-        int, typer.Option("--max-tokens", "-n", min=1, help="Maximum number of tokens to generate.")
-    ] = 256,
-    temperature: Annotated[
-        float,
-        typer.Option(
-            "--temperature", min=0.0, help="Sampling temperature; 0 always chooses the most likely token."
-        ),
-    ] = 0.8,
-    top_k: Annotated[
-        int, typer.Option("--top-k", min=0, help="Sample from this many most likely tokens; 0 for all.")
-    ] = 40,
-    top_p: Annotated[
-        float,
-        typer.Option(
-            "--top-p", max=1.0, help="Sample from the most likely tokens up to this probability; 1 for all."
-        ),
-    ] = 0.95,
-    seed: Annotated[
-        int, typer.Option("--seed", min=0, help="Random seed; the same seed gives the same text.")
-    ] = 0,
-    ctx: Annotated[
         int,
-        typer.Option("--ctx", "-c", min=0, help="Context in tokens; 0 for the model's own, up to 4096."),
-    ] = 0,
-    threads: Annotated[
-        int, typer.Option("--threads", "-t", min=0, help="Number of threads; 0 for one per core.")
-    ] = 0,
+        typer.Option(
+            "--max-tokens", "--n-predict", "-n", min=1, help="Maximum number of tokens to generate."
+        ),
+    ] = 256,
+    temperature: options.Temperature = 0.8,
+    top_k: options.TopK = 40,
+    top_p: options.TopP = 0.95,
+    min_p: options.MinP = 0.0,
+    repeat_penalty: options.RepeatPenalty = 1.0,
+    seed: options.Seed = 0,
+    stop: options.Stop = None,
+    json_schema: options.JsonSchema = None,
+    grammar: options.Grammar = None,
+    logprobs: Annotated[
+        int | None,
+        typer.Option(
+            "--logprobs",
+            min=0,
+            max=100,
+            help="Show each token's log-probability, the model's own before sampling options, and this many "
+            "most likely tokens in its place.",
+            show_default=False,
+        ),
+    ] = None,
+    ctx: options.Context = 0,
+    threads: options.Threads = 0,
     echo: Annotated[bool, typer.Option("--echo", help="Print the prompt before the continuation.")] = False,
     revision: Revision = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
     """Generate text: continue a prompt, token by token."""
-    from bitexport.runtime.completion import Completion, Sampling
+    text = _prompt(prompt, file)
+    from bitexport.runtime.completion import Completion
 
     out = Output(json=json, quiet=quiet)
+    # before a download, so that a mistake in an option is found first
+    sampling = options.sampling(temperature, top_k, top_p, min_p, repeat_penalty, seed, json_schema, grammar)
     gguf = local_path(out, gguf, "gguf", revision)
     completion = Completion(
         gguf,
-        prompt,
-        sampling=Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed),
+        text,
+        sampling=sampling,
         max_tokens=max_tokens,
         n_ctx=ctx,
         threads=threads,
+        stop=stop or (),
+        logprobs=logprobs,
     )
     if completion.max_tokens < max_tokens:
         out.warn(f"the context has room for {completion.max_tokens} tokens instead of {max_tokens}")
     if echo:
-        out.stream(prompt)
+        out.stream(text)
     pieces = []
     try:
         for piece in completion:
@@ -73,11 +97,31 @@ def run(
             out.stream(piece)
     finally:
         out.stream("\n")  # also after Ctrl-C
+    _report(out, gguf, text, "".join(pieces), completion, logprobs)
+
+
+def _prompt(prompt: str | None, file: Path | None) -> str:
+    if (prompt is None) == (file is None):
+        found = "both --prompt and --file are" if prompt is not None else "no prompt is"
+        raise UsageError(f"{found} given; give one of --prompt TEXT, --prompt - (stdin) and --file FILE")
+    if file is not None:
+        return options.read_text(file, "--file") or ""
+    if prompt == "-":
+        try:
+            return sys.stdin.buffer.read().decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise UsageError(f"--prompt -: stdin is not UTF-8 ({error.reason}); give UTF-8 text") from error
+    return prompt or ""
+
+
+def _report(
+    out: Output, gguf: Path, prompt: str, text: str, completion: Completion, logprobs: int | None
+) -> None:
     rate = completion.tokens / completion.seconds
-    document = {
+    document: dict[str, Any] = {
         "model": str(gguf),
         "prompt": prompt,
-        "completion": "".join(pieces),
+        "completion": text,
         "prompt_tokens": completion.prompt_tokens,
         "tokens": completion.tokens,
         "finish_reason": completion.finish_reason,
@@ -85,8 +129,40 @@ def run(
         "seconds": completion.seconds,
         "tokens_per_second": rate,
     }
-    out.result(document)
+    if logprobs is not None:
+        document["logprobs"] = [_token_json(each) for each in completion.probabilities]
+    out.result(document, human=lambda: _show_logprobs(out, completion.probabilities, logprobs))
     out.info(
-        f"{completion.prompt_tokens} prompt tokens, {completion.tokens} generated in "
+        f"{counted(completion.prompt_tokens, 'prompt token')}, {completion.tokens} generated in "
         f"{completion.seconds:.2f} s ({rate:.1f} t/s); loaded in {completion.load_seconds:.2f} s"
     )
+
+
+def _token_json(found: ChosenToken) -> dict[str, Any]:
+    return {**_json(found.chosen), "top": [_json(each) for each in found.alternatives]}
+
+
+def _json(found: TokenProbability) -> dict[str, Any]:
+    return {"token": found.token, "text": found.text, "logprob": found.logprob}
+
+
+def _show_logprobs(out: Output, tokens: list[ChosenToken], wanted: int | None) -> None:
+    if wanted is None:
+        return
+    shown = min(wanted, _SHOWN)
+    columns = ["", "token", "log p", *(["most likely, with log p"] if shown else [])]
+    rows: list[list[object]] = []
+    for number, found in enumerate(tokens, start=1):
+        row: list[object] = [number, _short(found.chosen.text), f"{found.chosen.logprob:.4f}"]
+        if shown:
+            row.append("  ".join(f"{_short(a.text)} {a.logprob:.3f}" for a in found.alternatives[:shown]))
+        rows.append(row)
+    out.table(columns, rows, right=["", "log p"])
+    if wanted > shown:
+        out.wrapped(f"--json shows all {wanted} alternatives")
+
+
+def _short(text: str) -> str:
+    """A token as a Python string literal of at most 12 characters."""
+    shown = repr(text)
+    return shown if len(shown) <= 12 else f"{shown[:10]}…{shown[-1]}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,8 +19,8 @@ from bitexport.convert.from_gguf import check_another_file, plan_gguf
 from bitexport.convert.from_upstream import plan_upstream
 from bitexport.convert.opening import open_source
 from bitexport.convert.report import ConvertReport, make_report
-from bitexport.convert.source import Source
-from bitexport.errors import NativeLibraryError, UnsupportedError, UsageError
+from bitexport.convert.source import Source, model_name
+from bitexport.errors import GGUFError, NativeLibraryError, UnsupportedError, UsageError
 from bitexport.families import check_runs, has_family
 from bitexport.gguf.reader import is_gguf_path, read_gguf
 from bitexport.gguf.types import F16, F32
@@ -48,8 +50,11 @@ def convert(
 
     Args:
         checkpoint: the folder or the file. The trits of a GGUF file never change.
-        type: the type of the ternary tensors, one of :data:`~bitexport.convert.choices.TYPE_CHOICES`. With
-            ``"auto"`` or None, each gets the smallest type that holds its scales exactly.
+        output: the file to write; or a folder, an existing one or one that ends in a slash, for a file in it
+            that is named after the checkpoint.
+        type: the type of the ternary tensors, one of :data:`~bitexport.convert.choices.TYPE_CHOICES` in
+            small or capital letters. With ``"auto"`` or None, each gets the smallest type that holds its
+            scales exactly.
         embed_type: the type of the embeddings and the head, one of
             :data:`~bitexport.convert.choices.EMBED_CHOICES`. If ``"auto"`` or None, a checkpoint's ternary
             ones stay ternary and others become q6_k if their rows fit, and a GGUF file keeps its type.
@@ -71,9 +76,11 @@ def convert(
         BitexportError: see the classes in :mod:`bitexport.errors`; no output is left behind.
     """
     started = time.monotonic()
-    target = Path(output)
+    target = output_file(checkpoint, output)
+    type, embed_type = (each and each.lower() for each in (type, embed_type))
     source: Source[Any]
-    if is_gguf_path(checkpoint):
+    from_file = is_gguf_path(checkpoint)
+    if from_file:
         if all_float:
             raise UsageError(f"--float is for a checkpoint, and {checkpoint} is a file; expected a folder")
         if master or adapter is not None:
@@ -96,7 +103,7 @@ def convert(
         if not dry_run:
             check_outside(opened, target, check_output(target, force))
         source = _plan(opened, type, embed_type, pre_tokenizer, pooling, all_float, progress or ignore)
-    return convert_source(
+    report = convert_source(
         source,
         target,
         force=force,
@@ -105,6 +112,42 @@ def convert(
         progress=progress or ignore,
         started=started,
     )
+    if not (dry_run or from_file):
+        _trust(target)
+    return report
+
+
+def _trust(path: Path) -> None:
+    """Spare a new file the trial of files from elsewhere, if it passes the checks."""
+    from bitexport.runtime.trial import trust
+
+    # otherwise it is checked and tried like any other when it is opened
+    with contextlib.suppress(GGUFError, NativeLibraryError):
+        trust(read_gguf(path))
+
+
+def output_file(checkpoint: str | Path, output: str | Path) -> Path:
+    """The file that ``output`` means: itself, or in a folder one with the name of the checkpoint."""
+    target = Path(output)
+    if not _is_folder(output):
+        return target
+    source = Path(checkpoint)
+    # the hub's cache has links to files that are named after their digests
+    return target / f"{source.stem if source.is_file() else model_name(source)}.gguf"
+
+
+def check_early(output: str | Path, force: bool) -> None:
+    """Check ``output`` before the checkpoint is downloaded, unless its name follows from the checkpoint's.
+
+    Raises:
+        OutputError: see :func:`bitexport.gguf.writer.check_output`.
+    """
+    if not _is_folder(output):
+        check_output(Path(output), force)
+
+
+def _is_folder(output: str | Path) -> bool:
+    return Path(output).is_dir() or os.fspath(output).endswith(("/", os.sep))
 
 
 def _plan(

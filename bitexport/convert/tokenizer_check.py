@@ -115,7 +115,7 @@ def _vocabulary_model(gguf_path: Path, pre: str) -> Llama:
     from bitexport.runtime.loading import load
 
     try:
-        return load(gguf_path, vocab_only=True)
+        return load(gguf_path, trial=False, vocab_only=True)  # we wrote it
     except GGUFError as error:
         # the message names the temporary file, which means nothing to the user
         why = str(error).replace(str(gguf_path), "it").removeprefix("it cannot be loaded: ")

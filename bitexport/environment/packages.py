@@ -23,7 +23,7 @@ MINIMUM_PYTHON = ">=3.10"  # as in pyproject.toml
 
 #: What each extra of pyproject.toml is for, without ``dev``, which only bitexport's own tests need.
 PURPOSES = {
-    "": "All commands need these; llama-cpp-python and gguf must match the release of our libllama.",
+    "": "All commands need these; gguf must match the release of our libllama.",
     "parity": "`parity`, `eval`, `doctor CKPT` and training run PyTorch; tested with these versions.",
     "plot": "Draws the pictures of `bench --plot`, `parity --plot` and `--report`, and of training.",
     "eval": "`eval` scores translations with it.",

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from bitexport.errors import UnsupportedError, UsageError
 from bitexport.evaluation.side import ModelRole, Side
-from bitexport.gguf.reader import is_gguf_path
+from bitexport.gguf.embedding_settings import check_generates
+from bitexport.gguf.reader import is_gguf_path, read_gguf
 from bitexport.progress import Progress
 
 #: Types in a temporary file. With float16 embeddings, C++ and Python use practically the same weights.
@@ -29,7 +30,7 @@ class Models:
     teacher_gguf: ModelPath | None = None
 
     def check(self) -> None:
-        """Raise UsageError for paths that do not go together."""
+        """Raise UsageError for paths that do not go together, and for files of embedding models."""
         if self.teacher_gguf is not None and self.teacher is None:
             raise UsageError("--teacher-gguf needs its teacher; give --teacher")
         for folder, file, option in (
@@ -43,6 +44,9 @@ class Models:
                 )
             if file is not None and not is_gguf_path(file):
                 raise UsageError(f"{option} {file}: not a file; give the path of a GGUF file")
+        for path in (self.student, self.teacher, self.student_gguf, self.teacher_gguf):
+            if path is not None and is_gguf_path(path):
+                check_generates(read_gguf(path))
 
     @property
     def needs_pytorch(self) -> bool:

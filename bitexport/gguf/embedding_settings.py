@@ -6,10 +6,11 @@ libllama reads ``<architecture>.pooling_type``. Normalization and prompts have n
 
 from __future__ import annotations
 
+import shlex
 from types import MappingProxyType
 
 from bitexport.checkpoint.sentence_transformers import EmbeddingSettings
-from bitexport.errors import GGUFError
+from bitexport.errors import GGUFError, UsageError
 from bitexport.gguf.reader import Array, GGUFFile
 from bitexport.gguf.writer import MetadataValue
 
@@ -59,6 +60,16 @@ def settings_of(file: GGUFFile) -> EmbeddingSettings | None:
         )
     normalize = file.metadata.get(f"{_PREFIX}.normalize", True)
     return EmbeddingSettings(pooling, bool(normalize), dict(zip(names, texts, strict=True)), default)
+
+
+def check_generates(file: GGUFFile) -> None:
+    """Raise UsageError, with the command to use instead, if a file is an embedding model's."""
+    settings = settings_of(file)
+    if settings is not None:
+        raise UsageError(
+            f"{file.path} is an embedding model (pooling {settings.pooling}), which makes vectors and not "
+            f"text; use it with: bitexport embed {shlex.quote(str(file.path))} --text TEXT"
+        )
 
 
 def _texts(file: GGUFFile, name: str) -> list[str]:

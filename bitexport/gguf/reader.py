@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import shlex
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -272,6 +273,16 @@ def _types(
                 raise GGUFError(f"{cursor.path.name}: tensor '{entry.name}' has type {number}{unknown}")
             found[number] = kind
         kind = found[number]
+        if not all(entry.shape):
+            raise cursor.damaged(
+                f"tensor '{entry.name}' has shape {list(entry.shape)}; expected no dimension of 0"
+            )
+        if number == I2_S_ID and len(entry.shape) not in (2, 3):
+            raise cursor.damaged(
+                f"tensor '{entry.name}' of type {number} ({kind.name}) has shape {list(entry.shape)}; "
+                "expected two or three dimensions",
+                foreign_layouts.other_layout(number, room, alignment),
+            )
         if any(size >= 2**63 for size in entry.shape) or not kind.fits(entry.shape):
             raise cursor.damaged(
                 f"tensor '{entry.name}' of type {number} ({kind.name}) has shape {list(entry.shape)}, not a "
@@ -294,12 +305,22 @@ def _wrong_position(
     )
 
 
+def refuse_folder(path: Path) -> None:
+    """Raise GGUFError, with the command that converts it, if a folder is given instead of a file."""
+    if path.is_dir():
+        name = f"{path.resolve().name or 'out'}.gguf"
+        convert = f"convert it first: bitexport convert {shlex.quote(str(path))} {shlex.quote(name)}"
+        advice = convert if (path / "config.json").is_file() else "give the path of a GGUF file"
+        raise GGUFError(f"{path} is a folder, and a GGUF file is expected; {advice}")
+
+
 class _Cursor:
     """A position in a mapped file; every read is checked against the end of the file."""
 
     def __init__(self, path: Path, position: int) -> None:
         self.path = path
         self.position = position
+        refuse_folder(path)
         try:
             with open_regular(path) as file:
                 self.size = os.fstat(file.fileno()).st_size

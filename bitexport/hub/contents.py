@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,8 +10,8 @@ from typing import Any, Literal
 
 from bitexport.checkpoint.folders import ADAPTER_CONFIG, CONFIG
 from bitexport.checkpoint.sentence_transformers import MODULES
-from bitexport.checkpoint.shards import INDEX, INDEX_BIN, SINGLE, SINGLE_BIN
-from bitexport.errors import HubError
+from bitexport.checkpoint.shards import INDEX, INDEX_BIN, SINGLE, SINGLE_BIN, read_document
+from bitexport.errors import CheckpointError, HubError
 from bitexport.gguf.splits import suffix
 from bitexport.hub.names import HubName
 
@@ -149,7 +148,8 @@ def _beside(sizes: Mapping[str, int], folder: Path) -> list[str]:
 def _module_settings(folder: Path) -> list[str]:
     """The settings of the modules that sentence-transformers lists, such as ``1_Pooling/config.json``."""
     modules = _read(folder / MODULES)
-    paths = [str(each.get("path", "")) for each in modules if isinstance(each, dict)]
+    listed = modules if isinstance(modules, list) else []
+    paths = [str(each.get("path", "")) for each in listed if isinstance(each, dict)]
     return [str(PurePosixPath(path) / CONFIG) for path in paths if path]
 
 
@@ -173,8 +173,8 @@ def _nothing(
 ) -> str:
     if want == "gguf" and weights:
         return (
-            f"{name} is a checkpoint without a GGUF file; make one, and give that: "
-            f"bitexport convert {name} OUT.gguf"
+            f"{name} is a checkpoint without a GGUF file; convert it first: "
+            f"bitexport convert {name} {name.folder}.gguf"
         )
     if want == "checkpoint" and models:
         return f"{name.repo} has GGUF files and no checkpoint; expected {CONFIG} and {SINGLE}"
@@ -196,6 +196,6 @@ def _nothing(
 def _read(path: Path) -> Any:
     """A small JSON file; an empty object if it is missing or damaged, which the command reports later."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        return read_document(path)
+    except CheckpointError:
         return {}

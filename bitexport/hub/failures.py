@@ -6,6 +6,7 @@ import errno
 from collections.abc import Iterator
 
 from bitexport.errors import HubError
+from bitexport.hub.address import hub_url, without_secrets
 from bitexport.hub.names import HubName
 
 UPLOAD = "upload"
@@ -36,7 +37,7 @@ def explain(error: Exception, name: HubName, want: str = "model") -> HubError | 
         RevisionNotFoundError,
     )
 
-    hub = constants.ENDPOINT
+    hub = hub_url()
     for cause in _causes(error):
         if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
             return HubError(
@@ -98,7 +99,7 @@ def is_unreachable(error: BaseException) -> bool:
 
 def short(error: BaseException) -> str:
     """The first line of an error's message, or its kind if it has none."""
-    lines = str(error).strip().splitlines()
+    lines = without_secrets(str(error)).strip().splitlines()
     return lines[0].rstrip(".") if lines else type(error).__name__
 
 

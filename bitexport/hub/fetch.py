@@ -8,12 +8,13 @@ import logging
 import shutil
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from bitexport.errors import BitexportWarning, HubError, UsageError
+from bitexport.hub.address import hub_url, without_secrets
 from bitexport.hub.contents import FIRST, Want, select
 from bitexport.hub.failures import explain, is_unreachable, not_cached, short
 from bitexport.hub.names import HubName, hub_name
@@ -62,7 +63,7 @@ def fetch(name: HubName | str, want: Want = "model", progress: Progress = ignore
             raise unreachable from None  # the cache does not have everything either
     if unreachable is not None:
         warnings.warn(
-            f"{constants.ENDPOINT} cannot be reached ({short(unreachable)}); using the copy of {name.repo} "
+            f"{hub_url()} cannot be reached ({short(unreachable)}); using the copy of {name.repo} "
             f"in the cache, commit {revision.resolved[:8]}",
             BitexportWarning,
             stacklevel=2,
@@ -77,12 +78,23 @@ def _fetched(
     folder = _first_files(name, revision, offline)
     listed = _listing(name, revision, folder)
     chosen = select(name, want, listed, folder)
+    _check_inside(name, chosen.files)
     # small files first: what an interruption leaves is then complete but for the weights
     sizes = {path: listed[path] for path in sorted(chosen.files, key=lambda path: listed[path])}
     if not offline:
         _check_disk(name, revision, folder, sizes)
     _download(name, revision, sizes, offline=offline, progress=progress)
     return folder / chosen.path
+
+
+def _check_inside(name: HubName, files: Sequence[str]) -> None:
+    """Raise HubError for a file that the hub lists outside the repository's folder."""
+    for path in map(PurePosixPath, files):
+        if path.is_absolute() or ".." in path.parts:
+            raise HubError(
+                f"{name.repo} lists the file {str(path)!r}, which is outside its folder; do not trust this "
+                "repository, or give another file of it"
+            )
 
 
 def _parsed(name: HubName | str) -> HubName:
@@ -259,7 +271,7 @@ def _log_as_warnings() -> Iterator[None]:
 
     class Handler(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            text = " ".join(record.getMessage().split())
+            text = " ".join(without_secrets(record.getMessage()).split())
             if not text.startswith("No files matched"):  # a repository without settings files
                 warnings.warn(f"hub: {text}", BitexportWarning, stacklevel=2)
 

@@ -9,6 +9,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from bitexport.hub.address import hub_url
+
 _REPOSITORY = re.compile(r"models--(?P<owner>.+?)--(?P<name>.+)")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -23,9 +25,7 @@ class HubSource:
     @property
     def url(self) -> str:
         """The page of the repository."""
-        from huggingface_hub import constants
-
-        return f"{constants.ENDPOINT}/{self.repo}"
+        return f"{hub_url()}/{self.repo}"
 
 
 def source_of(path: str | Path) -> HubSource | None:

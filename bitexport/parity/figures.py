@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bitexport.parity.layers.result import LayersReport, StepResult
-from bitexport.reference.alignment import TOLERANCE
 from bitexport.system import picture
 
 if TYPE_CHECKING:
@@ -21,6 +20,8 @@ _PLAIN, _ALIGNED, _ISOLATED, _BAD = "#b0b0b0", "#1f77b4", "#2a9d55", "#d62728"
 def depth(report: LayersReport, kind: str = "png") -> bytes:
     """Plot 1 - cosine of every step against depth, and below it the difference of each isolated step.
 
+    The latter as a fraction of the step's own tolerance, which is not the same for all.
+
     Args:
         kind: ``"png"`` or ``"svg"``.
     """
@@ -29,21 +30,21 @@ def depth(report: LayersReport, kind: str = "png") -> bytes:
     )
     places = range(len(report.steps))
     _lines(above, report, places)
-    isolated = [max(step.isolated.grid_steps_max, _ZERO_STEPS) for step in report.steps]
+    isolated = [max(step.isolated.excess, _ZERO_STEPS) for step in report.steps]
     # NaN and infinity cannot be drawn; show them above everything else
-    top = max([value for value in isolated if np.isfinite(value)] + [TOLERANCE])
+    top = max([value for value in isolated if np.isfinite(value)] + [1.0])
     isolated = [value if np.isfinite(value) else top * 10 for value in isolated]
     colours = [_BAD if step.diverged else _ISOLATED for step in report.steps]
     below.scatter(places, isolated, c=colours, s=10, zorder=3)
-    below.axhline(TOLERANCE, color=_BAD, linewidth=1, linestyle="--", zorder=2)
+    below.axhline(1, color=_BAD, linewidth=1, linestyle="--", zorder=2)
     below.annotate(
-        "tolerance", (1, TOLERANCE), xycoords=("axes fraction", "data"), xytext=(-4, 3),
+        "tolerance", (1, 1), xycoords=("axes fraction", "data"), xytext=(-4, 3),
         textcoords="offset points", ha="right", color=_BAD, fontsize=8,
     )  # fmt: skip
     below.set(
         yscale="log",
-        ylim=(_ZERO_STEPS / 3, max([*isolated, TOLERANCE]) * 8),
-        ylabel="difference on the same input,\nsteps of an 8-bit grid",
+        ylim=(_ZERO_STEPS / 3, max([*isolated, 1]) * 8),
+        ylabel="difference on the same input,\nfraction of its tolerance",
     )
     _mark(below, report, isolated)
     _blocks(above, below, report.steps)

@@ -7,11 +7,13 @@ import functools
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from bitexport.errors import NativeLibraryError, UnsupportedError
+from bitexport.runtime.levels import cpu_library_file
 from bitexport.runtime.library import refuse_foreign_libraries
 from bitexport.system.native_files import find_library_dir, library_file
 
@@ -138,7 +140,7 @@ def processors() -> int:
 
 @functools.cache
 def _base() -> ctypes.CDLL:
-    library = _open("ggml-base")
+    library = _open(library_file("ggml-base"))
     library.ggml_quantize_chunk.argtypes = [
         ctypes.c_int,
         ctypes.c_void_p,
@@ -159,7 +161,7 @@ def cpu_library() -> ctypes.CDLL:
     Raises:
         NativeLibraryError: it is missing or cannot be loaded.
     """
-    library = _open("ggml-cpu")
+    library = _open(cpu_library_file())
     errors = [f"{switch}_error" for switch in _SWITCHES]
     for name in ("tier_name", "tier_error", "layout_name", "layout_error", *errors):
         getattr(library, f"bitexport_{name}").restype = ctypes.c_char_p
@@ -172,9 +174,8 @@ def cpu_library() -> ctypes.CDLL:
     return library
 
 
-def _open(name: str) -> ctypes.CDLL:
+def _open(file: Path) -> ctypes.CDLL:
     refuse_foreign_libraries(find_library_dir())
-    file = library_file(name)
     try:
         return ctypes.CDLL(str(file))
     except OSError as error:

@@ -1,14 +1,15 @@
 """Binds llama-cpp-python to our native libraries.
 
-llama-cpp-python loads the libllama in its own folder, unless ``LLAMA_CPP_LIB_PATH`` names another one before
-it is imported. Two libllamas in one process would share symbols and crash, and a stock one does not support
-I2_S: so if another one is already loaded, that is an error that names it.
+Its Python files of our libraries' release lie beside them, so that structs agree; another llama-cpp-python
+may be installed and is left alone. They load the libllama in their own folder, unless ``LLAMA_CPP_LIB_PATH``
+names another one before they are imported. Two libllamas in one process would share symbols and crash, and a
+stock one does not support I2_S: so if another one is already loaded, that is an error that names it.
 """
 
 from __future__ import annotations
 
+import ctypes
 import importlib
-import importlib.metadata
 import os
 import re
 import sys
@@ -19,6 +20,7 @@ from types import ModuleType
 
 from bitexport.errors import NativeLibraryError
 from bitexport.runtime import log
+from bitexport.runtime.levels import cpu_library_file
 from bitexport.system.native_files import find_library_dir, library_name
 
 _BINDING_VARIABLE = "LLAMA_CPP_LIB_PATH"
@@ -92,7 +94,7 @@ def _foreign_mapping(directory: Path) -> Path | None:
         if len(fields) < 6:
             continue
         mapped = Path(fields[5].removesuffix(" (deleted)"))
-        if _OURS_OR_THEIRS.match(mapped.name) and mapped.parent.resolve() != directory.resolve():
+        if _OURS_OR_THEIRS.match(mapped.name) and not mapped.resolve().is_relative_to(directory.resolve()):
             return mapped
     return None
 
@@ -100,28 +102,30 @@ def _foreign_mapping(directory: Path) -> Path | None:
 def _import_with(directory: Path) -> ModuleType:
     before = os.environ.get(_BINDING_VARIABLE)
     os.environ[_BINDING_VARIABLE] = str(directory)
+    bindings = str(directory / "python")
+    sys.path.insert(0, bindings)
     try:
+        # libggml finds the one that is already loaded
+        ctypes.CDLL(str(cpu_library_file()))
         return importlib.import_module("llama_cpp")
     except ModuleNotFoundError as error:
         raise NativeLibraryError(
             f"the Python package {error.name} is not installed; "
-            "CMAKE_ARGS=-DLLAMA_BUILD=OFF pip install llama-cpp-python"
+            + (
+                f"{bindings} lacks llama-cpp-python's files: build the libraries again with `make native`"
+                if error.name == "llama_cpp"
+                else f"pip install {error.name}"
+            )
         ) from error
     except (OSError, RuntimeError, FileNotFoundError, AttributeError) as error:
         raise NativeLibraryError(
-            f"llama-cpp-python {_binding_version()} cannot load the libraries in {directory}: {error}; "
+            f"llama-cpp-python cannot load the libraries in {directory}: {error}; "
             "build them again with `make native`"
         ) from error
     finally:
+        sys.path.remove(bindings)
         # a child process that uses another llama_cpp must not inherit the variable
         if before is None:
             del os.environ[_BINDING_VARIABLE]
         else:
             os.environ[_BINDING_VARIABLE] = before
-
-
-def _binding_version() -> str:
-    try:
-        return importlib.metadata.version("llama-cpp-python")
-    except importlib.metadata.PackageNotFoundError:
-        return "(version unknown)"

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import warnings
 
-from bitexport.errors import UsageError
+from bitexport.errors import BitexportWarning, UsageError
 from bitexport.gguf.reader import GGUFFile, read_gguf
 from bitexport.runtime.ggml import processors
+from bitexport.system.machine import available_bytes, memory_limit
 
 #: The context that any model may be run with, even if it was trained with less, for benchmarks.
 SHORT_CONTEXT = 4096
@@ -19,23 +21,73 @@ def check_threads(count: int) -> None:
         raise UsageError(f"{count} threads were requested; expected 1 to {most} on {processors()} processors")
 
 
-def check_context(path: str | os.PathLike[str], tokens: int) -> None:
+def checked_context(path: str | os.PathLike[str], tokens: int) -> int:
     """Check a requested context against the context that the model was trained with.
+
+    Args:
+        path: the GGUF file.
+        tokens: the context; 0 for the model's own, up to :data:`SHORT_CONTEXT`: enough for a try, without the
+            memory that a context of 128k tokens takes.
+
+    Returns:
+        The context to open.
 
     Raises:
         UsageError: it is negative, or larger than both the model's and :data:`SHORT_CONTEXT`.
         GGUFError: the file is damaged.
     """
-    check_trained_context(read_gguf(os.fspath(path)), tokens)
+    return check_trained_context(read_gguf(os.fspath(path)), tokens)
 
 
-def check_trained_context(file: GGUFFile, tokens: int) -> None:
-    """Like :func:`check_context`, for a file whose header has been read."""
+def check_trained_context(file: GGUFFile, tokens: int) -> int:
+    """Like :func:`checked_context`, for a file whose header has been read."""
     trained = file.metadata.get(f"{file.metadata.get('general.architecture')}.context_length")
-    most = max(trained, SHORT_CONTEXT) if isinstance(trained, int) else SHORT_CONTEXT
+    own = trained if isinstance(trained, int) and trained > 0 else SHORT_CONTEXT
+    most = max(own, SHORT_CONTEXT)
     if not 0 <= tokens <= most:
         raise UsageError(
             f"a context of {tokens} tokens was requested; expected at most {most} for this model"
+        )
+    return tokens or min(own, SHORT_CONTEXT)
+
+
+def check_own_context(path: str | os.PathLike[str]) -> None:
+    """Check that there is memory for a cache of the context that the model was trained with.
+
+    Raises:
+        UsageError: there is not, as far as the numbers in the file tell.
+        GGUFError: the file is damaged.
+    """
+    metadata = read_gguf(os.fspath(path)).metadata
+    architecture = metadata.get("general.architecture")
+
+    def number(key: str, default: int = 0) -> int:
+        value = metadata.get(f"{architecture}.{key}")
+        return value if isinstance(value, int) else default
+
+    heads = number("attention.head_count")
+    head = number("embedding_length") // heads if heads else 0
+    width = number("attention.key_length", head) + number("attention.value_length", head)
+    per_token = number("block_count") * number("attention.head_count_kv", heads) * width * 2  # float16
+    needed = number("context_length") * per_token
+    room = min(filter(None, (available_bytes(), memory_limit())), default=None)
+    if room is not None and needed > room:
+        raise UsageError(
+            f"n_ctx=0 is the model's own context, {number('context_length')} tokens, whose cache takes about "
+            f"{needed / 1e9:.0f} GB, and {room / 1e9:.0f} GB are free; give a smaller n_ctx"
+        )
+
+
+def warn_of_long_context(path: str | os.PathLike[str], tokens: int) -> None:
+    """Warn if a requested context is longer than the model was trained for."""
+    metadata = read_gguf(os.fspath(path)).metadata
+    trained = metadata.get(f"{metadata.get('general.architecture')}.context_length")
+    if isinstance(trained, int) and tokens > trained:
+        warnings.warn(
+            f"a context of {tokens} tokens is more than the {trained} that this model was trained for; text "
+            f"beyond them is likely to be worse, so prefer --ctx {trained}",
+            BitexportWarning,
+            stacklevel=3,
         )
 
 

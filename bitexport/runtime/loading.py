@@ -13,15 +13,16 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from bitexport.errors import BitexportWarning, GGUFError
-from bitexport.gguf.checks import check_foreign, check_hyperparameters
-from bitexport.gguf.reader import MAGIC, read_gguf
+from bitexport.gguf.checks import check_foreign
+from bitexport.gguf.reader import MAGIC, read_gguf, refuse_folder
 from bitexport.runtime import ggml, log
 from bitexport.runtime.arguments import check_arguments
 from bitexport.runtime.assumptions import assumptions
 from bitexport.runtime.library import bind
-from bitexport.runtime.limits import check_threads
+from bitexport.runtime.limits import check_own_context, check_threads
 from bitexport.runtime.model import PathText, model_class
 from bitexport.runtime.threads import ThreadPool, default_threads
+from bitexport.runtime.trial import prove, refused
 from bitexport.system.reading import open_regular
 from bitexport.tokenizer.missing_pre_tokenizer import PRE_KEY
 
@@ -44,16 +45,18 @@ def _close_models() -> None:
             model.close()
 
 
-def load(path: str | os.PathLike[str], **kwargs: Any) -> Llama:
+def load(path: str | os.PathLike[str], *, trial: bool = True, **kwargs: Any) -> Llama:
     """Open a GGUF file as a ``llama_cpp.Llama`` on our libraries. See :func:`bitexport.load`."""
     given = kwargs.pop("kv_overrides", None) or {}
-    file, overrides = checked_file(path, given)
+    file, overrides = checked_file(path, given, vocab_only=bool(kwargs.get("vocab_only")), trial=trial)
     if overrides:
         kwargs["kv_overrides"] = overrides
     bind()
     ggml.cpu_tier()
     check_arguments(read_gguf(file), kwargs)
     kwargs.setdefault("verbose", False)
+    if kwargs.get("n_ctx") == 0 and not kwargs.get("vocab_only"):
+        check_own_context(file)
     for threads in ("n_threads", "n_threads_batch"):
         kwargs[threads] = kwargs.get(threads) or default_threads()
         check_threads(kwargs[threads])
@@ -84,15 +87,21 @@ def _open(file: Path, kwargs: Mapping[str, Any]) -> Llama:
 
 
 def checked_file(
-    path: str | os.PathLike[str], given: Mapping[str, Any] = MappingProxyType({})
+    path: str | os.PathLike[str],
+    given: Mapping[str, Any] = MappingProxyType({}),
+    *,
+    vocab_only: bool = False,
+    trial: bool = True,
 ) -> tuple[Path, dict[str, Any]]:
-    """Check that a path is a GGUF file that libllama can open without crashing.
+    """Check that a path is a GGUF file that libllama can open without crashing; see :func:`prove`.
 
     Warns about everything that is assumed; see :func:`bitexport.runtime.assumptions.assumptions`.
 
     Args:
         path: the file.
         given: metadata overrides from the caller.
+        vocab_only: only the vocabulary will be used.
+        trial: try a file that is not proven in a child process.
 
     Returns:
         The path, and all metadata overrides: ``given`` and those that had to be assumed.
@@ -103,6 +112,7 @@ def checked_file(
         TokenizerError: its pre-tokenizer is missing and unknown.
     """
     file = Path(path)
+    refuse_folder(file)
     try:
         with open_regular(file) as stream:
             magic = stream.read(len(MAGIC))
@@ -117,7 +127,7 @@ def checked_file(
         )
     header = read_gguf(file)
     check_foreign(header)
-    check_hyperparameters(header)
+    prove(header, vocab_only=vocab_only, trial=trial)
     if PRE_KEY in given:
         return file, dict(given)
     overrides, messages = assumptions(header)
@@ -133,14 +143,16 @@ def load_error(file: Path, default: str) -> GGUFError:
         file: the file.
         default: the message if libllama logged none.
     """
-    reason = log.reason(default)
+    return damage(file, log.reason(default))
+
+
+def damage(file: Path, reason: str) -> GGUFError:
+    """The error for a file that libllama rejected for this reason; our reader may find a better one."""
     try:
         read_gguf(file)
     except GGUFError as error:
         return error
-    # messages of our own code in libllama end with advice
-    advice = "" if "again" in reason else "; convert the checkpoint again, or see `bitexport inspect`"
-    return GGUFError(f"{file} cannot be loaded: {reason}{advice}")
+    return refused(file, reason)
 
 
 def check_model(path: str | os.PathLike[str]) -> None:
@@ -152,7 +164,7 @@ def check_model(path: str | os.PathLike[str]) -> None:
         GGUFError: it does not; the message is libllama's.
         NativeLibraryError: our library is missing.
     """
-    file, _ = checked_file(path)
+    file, _ = checked_file(path, trial=False)
     llama_cpp = bind()
     ggml.cpu_tier()
     params = llama_cpp.llama_model_default_params()

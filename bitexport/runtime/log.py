@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import re
 import sys
 import threading
 from collections import deque
+from collections.abc import Sequence
 from types import ModuleType
 
 _logger = logging.getLogger("bitexport.native")
@@ -17,6 +19,7 @@ _CONTINUED = 5
 _KEPT_ERRORS = 20
 # precedes the reason in llama.cpp's message
 _REASON_MARK = "error loading model: "
+_FOLDER_OF_SOURCE = re.compile(r"\S*/(?=[\w.-]+:\d+: )")
 
 _errors: deque[str] = deque(maxlen=_KEPT_ERRORS)
 _lock = threading.Lock()
@@ -54,13 +57,23 @@ def reason(default: str) -> str:
     """
     with _lock:
         lines = list(_errors)
+    return reason_of(lines, default)
+
+
+def reason_of(lines: Sequence[str], default: str) -> str:
+    """The reason in some lines of llama.cpp's log, as :func:`reason` finds it."""
     for line in lines:
         if _REASON_MARK in line:
-            return line.partition(_REASON_MARK)[2]
+            return without_folders(line.partition(_REASON_MARK)[2])
     if not lines:
         return default
     head, separator, rest = lines[0].partition(": ")
-    return rest if separator and head.isidentifier() else lines[0]
+    return without_folders(rest if separator and head.isidentifier() else lines[0])
+
+
+def without_folders(text: str) -> str:
+    """A message of an assertion without the folder of its source file: ``ggml.c:123: GGML_ASSERT(...)``."""
+    return _FOLDER_OF_SOURCE.sub("", text)
 
 
 def _collect(level: int, text: str) -> None:

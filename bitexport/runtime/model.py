@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import inspect
 import itertools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from bitexport.errors import UsageError
+from bitexport.errors import GGUFError, UsageError
+from bitexport.runtime import log
 from bitexport.runtime.chat import use_templates
 from bitexport.runtime.library import bind
 from bitexport.runtime.processes import Owner
@@ -93,9 +95,24 @@ def model_class() -> type[Llama]:
 
         def eval(self, tokens: Any) -> None:
             self._owner.check()
-            assert self._pool is not None
-            with self._pool.in_use:
+            with self._computing():
                 super().eval(tokens)
+
+        @contextlib.contextmanager
+        def _computing(self) -> Iterator[None]:
+            """Hold the threads; raise llama-cpp-python's error as ours, with llama.cpp's reason."""
+            assert self._pool is not None
+            log.clear()
+            try:
+                with self._pool.in_use:
+                    yield
+            except RuntimeError as error:
+                if not str(error).startswith("llama_"):  # a wrong use, not the name of a function that failed
+                    raise
+                raise GGUFError(
+                    f"{self.model_path}: {error} ({log.reason('llama.cpp gave no reason')}); try a larger "
+                    "n_ctx, or convert or download the file again"
+                ) from error
 
         def generate(self, *args: Any, **kwargs: Any) -> Any:
             if self.context_params.embeddings and self.pooling_type() != _NO_POOLING:
@@ -103,6 +120,11 @@ def model_class() -> type[Llama]:
                 raise UsageError(
                     f"{self.model_path} was loaded for embeddings; to generate text, load it without "
                     "embedding=True"
+                )
+            if not bind().llama_cpp.llama_get_memory(self.ctx):
+                raise UsageError(
+                    f"{self.model_path} has no cache of earlier tokens, so it cannot continue a text; "
+                    "it is a model for embeddings or a diffusion model"
                 )
             limit = kwargs.get("stopping_criteria")
             if not isinstance(limit, _TokenLimit):
@@ -115,8 +137,7 @@ def model_class() -> type[Llama]:
 
         def embed(self, *args: Any, **kwargs: Any) -> Any:
             self._owner.check()
-            assert self._pool is not None
-            with self._pool.in_use:
+            with self._computing():
                 return super().embed(*args, **kwargs)
 
         def create_completion(self, prompt: Any, *args: Any, **kwargs: Any) -> Any:

@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from bitexport.errors import NativeLibraryError
+from bitexport.runtime.levels import cpu_library_file
 from bitexport.runtime.library import bind
-from bitexport.system.native_files import library_file
 
 _Observer = ctypes.CFUNCTYPE(
     None,
@@ -62,7 +62,7 @@ def record_activations() -> Iterator[Recorded]:
         NativeLibraryError: the library has no observer, so it is not one of ours.
     """
     bind()
-    path = library_file("ggml-cpu")
+    path = cpu_library_file()
     try:
         observe = ctypes.CDLL(str(path)).bitexport_observe
     except (OSError, AttributeError) as error:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from bitexport.errors import GGUFError, UsageError
 from bitexport.runtime import ggml, log
 from bitexport.runtime.library import bind
-from bitexport.runtime.limits import check_context, check_threads
+from bitexport.runtime.limits import check_threads, checked_context
 from bitexport.runtime.loading import checked_file, load_error
 from bitexport.runtime.processes import Owner
 from bitexport.runtime.threads import ThreadPool, default_threads
@@ -32,7 +32,7 @@ class Session:
 
     Args:
         path: the GGUF file.
-        n_ctx: the context in tokens; 0 for what the model was trained with.
+        n_ctx: the context in tokens; 0 for the model's own, up to 4096.
         n_threads: the number of threads; 0 for one per core.
         exact: use a float32 key-value cache and plain attention, the arithmetic that is closest to PyTorch's;
             otherwise llama.cpp's defaults, as users run it.
@@ -67,7 +67,7 @@ class Session:
         self._api.llama_backend_init()
         n_threads = n_threads or default_threads()
         check_threads(n_threads)
-        check_context(self.path, n_ctx)
+        n_ctx = checked_context(self.path, n_ctx)
         self._load_model(memory_map, overrides)
         self._open_context(n_ctx, n_threads, exact)
         self._vocab = self._api.llama_model_get_vocab(self._model)
@@ -126,7 +126,7 @@ class Session:
             GGUFError: such a context cannot be created.
         """
         check_threads(n_threads)
-        check_context(self.path, n_ctx)
+        n_ctx = checked_context(self.path, n_ctx)
         self._close_context()
         self._open_context(n_ctx, n_threads, exact=False, sequences=sequences)
         self.n_ctx = self._api.llama_n_ctx(self._context) // sequences

@@ -11,6 +11,7 @@ from typing import Any
 
 import bitexport
 from bitexport.convert.source import COMMIT_KEY, REPOSITORY_KEY
+from bitexport.gguf.checks import check_foreign
 from bitexport.gguf.dequantize import BLOCK_TERNARY_TYPES
 from bitexport.gguf.embedding_settings import settings_of
 from bitexport.gguf.fingerprint import fingerprint
@@ -59,9 +60,11 @@ def card(
 
     Raises:
         GGUFError: the file is damaged.
+        UnsupportedError: it is of another project, and has to be converted first.
         UsageError: a report is of another file, of another command, or of a parity that failed.
     """
     file = read_gguf(gguf)
+    check_foreign(file)
     digest = fingerprint(gguf)
     documents = [
         (str(each), read_document(Path(each))) if isinstance(each, (str, Path)) else ("a report", each)

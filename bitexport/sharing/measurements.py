@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bitexport.errors import UsageError
+from bitexport.system.reading import read_text
 
 
 def read_document(path: Path) -> Mapping[str, Any]:
@@ -20,7 +21,7 @@ def read_document(path: Path) -> Mapping[str, Any]:
         UsageError: it cannot be read, or is not one JSON object.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(read_text(path))
     except (OSError, ValueError, RecursionError) as error:
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
         raise UsageError(
@@ -51,9 +52,10 @@ def section(document: Mapping[str, Any], name: str, fingerprint: str) -> str:
         if "verdict" in document:
             return _parity(document, name)
         return _comparison(document) if "comparison" in document else _bench(document)
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        problem = f"lacks {error}" if isinstance(error, KeyError) else f"has an unexpected value ({error})"
         raise UsageError(
-            f"{name} lacks {error}, so another version of bitexport wrote it; measure again"
+            f"{name} {problem}, so another version of bitexport wrote it; measure again"
         ) from error
 
 

@@ -11,11 +11,13 @@ from typing import Any
 from bitexport.errors import HubError, UsageError
 from bitexport.gguf.reader import GGUFFile, read_gguf
 from bitexport.health.scan import scan_gguf
+from bitexport.hub.address import hub_url
 from bitexport.hub.failures import UPLOAD, explain
 from bitexport.hub.names import HubName, hub_name
 from bitexport.progress import Progress, ignore
 from bitexport.runtime.loading import check_model
 from bitexport.sharing.card import BLANK, card
+from bitexport.system.reading import read_text
 
 CARD = "README.md"
 
@@ -165,7 +167,7 @@ def _repository(repo: str, revision: str | None) -> HubName:
 
 def _read_card(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return read_text(path)
     except (OSError, UnicodeDecodeError) as error:
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
         raise UsageError(
@@ -181,7 +183,7 @@ def _check_token(name: HubName) -> None:
     if not get_token():
         raise HubError(
             f"there is no token to upload to {name.repo} with; log in with: hf auth login, or set HF_TOKEN "
-            f"to one from {constants.ENDPOINT}/settings/tokens that may write"
+            f"to one from {hub_url()}/settings/tokens that may write"
         )
 
 
@@ -218,10 +220,8 @@ def _upload(api: Any, name: HubName, files: dict[str, Path], text: str | None, m
 
 
 def _url(name: HubName) -> str:
-    from huggingface_hub import constants
-
     branch = f"/tree/{name.revision}" if name.revision else ""
-    return f"{constants.ENDPOINT}/{name.repo}{branch}"
+    return f"{hub_url()}/{name.repo}{branch}"
 
 
 @contextmanager

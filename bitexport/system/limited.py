@@ -73,9 +73,14 @@ def ending(code: int, memory: int, seconds: float) -> str:
 
 
 def set_limits(memory: int) -> None:
-    """Limit this process to ``memory`` bytes, and let a deadline end it; see :func:`deadline`."""
+    """Limit this process to ``memory`` bytes, and let a deadline end it; see :func:`deadline`.
+
+    A lower limit of the system, as ``ulimit -v`` sets it, stays.
+    """
     import resource
 
+    inherited = resource.getrlimit(resource.RLIMIT_AS)
+    memory = min([memory, *(limit for limit in inherited if limit != resource.RLIM_INFINITY)])
     resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     # the parent's settings are inherited

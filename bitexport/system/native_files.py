@@ -56,6 +56,23 @@ def find_library_dir() -> Path:
     )
 
 
+def server_program() -> Path:
+    """The path of llama-server, which is installed beside the libraries.
+
+    Raises:
+        NativeLibraryError: it is not there.
+    """
+    program = find_library_dir() / ("llama-server.exe" if sys.platform == "win32" else "llama-server")
+    if not program.is_file():
+        raise NativeLibraryError(
+            f"{program} is missing, which serves models; run `make native` in a source checkout, or install "
+            "a wheel that includes it"
+        )
+    if not os.access(program, os.X_OK):
+        raise NativeLibraryError(f"{program} is not executable; chmod +x it, or install the wheel again")
+    return program
+
+
 def find_conversion_dir() -> Path:
     """The folder with llama.cpp's Python packages: ``conversion``, and ``gguf`` in ``gguf-py``.
 

@@ -1,7 +1,8 @@
 # Brings llama.cpp's source into the build tree: fetched by pip, checked, unpacked, patched.
 #
-# Sets BITEXPORT_LLAMA_CPP_SOURCE. Given BITEXPORT_LLAMA_CPP=DIR (cache or environment), a copy of that tree is
-# patched instead; the same checks apply, so it must be the release that the patches were made for.
+# Sets BITEXPORT_LLAMA_CPP_SOURCE; puts the Python bindings of the same release into lib/python. Given BITEXPORT_LLAMA_CPP=DIR (cache or environment), a copy of that tree is
+# patched instead; the same checks apply, so it must be the release that the patches were made for. The bindings are
+# then those two folders above it, as in llama-cpp-python's source, or else the installed ones.
 # With BITEXPORT_STOCK=ON nothing is patched: that build is the peer in tests.
 
 set(BITEXPORT_LLAMA_CPP "$ENV{BITEXPORT_LLAMA_CPP}" CACHE STRING "Folder of a llama.cpp source tree to use instead of the pinned one")
@@ -93,6 +94,7 @@ foreach(_input IN LISTS _inputs)
 endforeach()
 
 set(BITEXPORT_LLAMA_CPP_SOURCE ${CMAKE_BINARY_DIR}/llama.cpp-source)
+set(_bindings ${CMAKE_BINARY_DIR}/lib/python)
 set(_stamp ${CMAKE_BINARY_DIR}/llama.cpp-source.stamp)
 set(_have "")
 if(EXISTS ${_stamp})
@@ -101,19 +103,26 @@ endif()
 
 if(NOT _have STREQUAL _state)
     file(REMOVE ${_stamp})
-    file(REMOVE_RECURSE ${BITEXPORT_LLAMA_CPP_SOURCE} ${CMAKE_BINARY_DIR}/unpack)
+    file(REMOVE_RECURSE ${BITEXPORT_LLAMA_CPP_SOURCE} ${CMAKE_BINARY_DIR}/unpack ${_bindings})
     if(BITEXPORT_LLAMA_CPP)
         file(COPY ${BITEXPORT_LLAMA_CPP}/ DESTINATION ${BITEXPORT_LLAMA_CPP_SOURCE} PATTERN .git EXCLUDE)
+        get_filename_component(_release ${BITEXPORT_LLAMA_CPP}/../.. ABSOLUTE)
     else()
         _bitexport_download(_archive)
         # Old files keep their times, so that only what a patch changed is compiled again.
-        file(ARCHIVE_EXTRACT INPUT ${_archive} DESTINATION ${CMAKE_BINARY_DIR}/unpack PATTERNS "*/vendor/llama.cpp/*")
-        file(RENAME ${CMAKE_BINARY_DIR}/unpack/llama_cpp_python-${LLAMA_CPP_PYTHON_version}/vendor/llama.cpp
-             ${BITEXPORT_LLAMA_CPP_SOURCE})
-        file(REMOVE_RECURSE ${CMAKE_BINARY_DIR}/unpack)
+        set(_release ${CMAKE_BINARY_DIR}/unpack/llama_cpp_python-${LLAMA_CPP_PYTHON_version})
+        file(ARCHIVE_EXTRACT INPUT ${_archive} DESTINATION ${CMAKE_BINARY_DIR}/unpack
+             PATTERNS "*/vendor/llama.cpp/*" "*/llama_cpp/*.py" "*/LICENSE.md")
+        file(RENAME ${_release}/vendor/llama.cpp ${BITEXPORT_LLAMA_CPP_SOURCE})
         # The distribution ships a submodule's link file, which would mislead every git call.
         file(REMOVE ${BITEXPORT_LLAMA_CPP_SOURCE}/.git)
     endif()
+    if(EXISTS ${_release}/llama_cpp/llama_cpp.py)
+        # Without its server, which needs packages of its own.
+        file(COPY ${_release}/llama_cpp DESTINATION ${_bindings} FILES_MATCHING PATTERN "*.py" PATTERN server EXCLUDE)
+        file(COPY_FILE ${_release}/LICENSE.md ${_bindings}/LICENSE.llama-cpp-python)
+    endif()
+    file(REMOVE_RECURSE ${CMAKE_BINARY_DIR}/unpack)
     if(NOT BITEXPORT_STOCK)
         _bitexport_patch(${BITEXPORT_LLAMA_CPP_SOURCE})
     endif()

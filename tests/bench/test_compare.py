@@ -59,7 +59,7 @@ def test_every_type_is_measured_and_the_temporary_folder_goes(
         "--compare",
         "-t",
         "1",
-        "-p",
+        "--prompt-tokens",
         "16",
         "-n",
         "4",
@@ -84,7 +84,7 @@ def test_every_type_is_measured_and_the_temporary_folder_goes(
 
 
 def test_kept_twins_are_used_again(gguf_of: Maker, run_cli: Cli, tmp_path: Path) -> None:
-    arguments = ("bench", gguf_of("packed-multiply"), "-t", "1", "-p", "8", "-n", "0", "-r", "1")
+    arguments = ("bench", gguf_of("packed-multiply"), "-t", "1", "--prompt-tokens", "8", "-n", "0", "-r", "1")
     result = run_cli(*arguments, "--compare", "q4_0", "--keep", tmp_path, env={"BITEXPORT_TIER": "scalar"})
     assert result.returncode == 0, result.stderr
     (twin,) = tmp_path.iterdir()
@@ -129,7 +129,7 @@ def test_a_file_with_block_scales(gguf_of: Maker, run_cli: Cli, tmp_path: Path) 
     """Its twins are the same file on llama.cpp's own kernels, and float16."""
     file = tmp_path / "file.gguf"
     build_twin(gguf_of("packed-multiply"), file, "tq2_0")
-    numbers = ("-t", "1", "-p", "8", "-n", "0", "-r", "1", "--json")
+    numbers = ("-t", "1", "--prompt-tokens", "8", "-n", "0", "-r", "1", "--json")
     result = run_cli("bench", "--compare", file, *numbers)
     assert result.returncode == 0, result.stderr
     rows = json.loads(result.stdout)["rows"]

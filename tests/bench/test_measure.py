@@ -83,13 +83,14 @@ def test_batches_are_decoded_together(gguf_of: Maker) -> None:
 def test_without_a_multiply_add_instruction_there_is_no_percentage(gguf_of: Maker, run_cli: Cli) -> None:
     file = gguf_of("packed-multiply")
     result = run_cli(
-        *("bench", file, "-t", "1", "-p", "8", "-n", "0", "-r", "1", "--json"),
+        *("bench", file, "-t", "1", "--prompt-tokens", "8", "-n", "0", "-r", "1", "--json"),
         env={"BITEXPORT_TIER": "scalar"},
     )
     (row,) = json.loads(result.stdout)["rows"]
     assert row["multiply_add_gps"] is row["percent_of_multiply_adds"] is None
     result = run_cli(
-        *("bench", file, "-t", "1", "-p", "8", "-n", "0", "-r", "1"), env={"BITEXPORT_TIER": "scalar"}
+        *("bench", file, "-t", "1", "--prompt-tokens", "8", "-n", "0", "-r", "1"),
+        env={"BITEXPORT_TIER": "scalar"},
     )
     assert "no multiply-add instruction" in result.stdout
 
@@ -132,7 +133,7 @@ def test_bytes_are_counted_in_the_layout_in_memory(gguf_of: Maker, run_cli: Cli)
 
     def per_token(layout: str) -> tuple[int, int]:
         result = run_cli(
-            *("bench", file, "-t", "1", "-p", "8", "-n", "0", "-r", "1", "--json"),
+            *("bench", file, "-t", "1", "--prompt-tokens", "8", "-n", "0", "-r", "1", "--json"),
             env={"BITEXPORT_TIER": "scalar", "BITEXPORT_LAYOUT": layout},
         )
         document = json.loads(result.stdout)
@@ -175,7 +176,9 @@ def test_resident_memory_grows_with_written_pages() -> None:
 
 
 def test_command(gguf_of: Maker, run_cli: Cli) -> None:
-    result = run_cli("bench", gguf_of("packed-multiply"), "-t", "1,2", "-p", "16", "-n", "2", "-r", "1")
+    result = run_cli(
+        "bench", gguf_of("packed-multiply"), "-t", "1,2", "--prompt-tokens", "16", "-n", "2", "-r", "1"
+    )
     assert result.returncode == 0, result.stderr
     assert result.stderr == ""
     header, _, *rows = [line for line in result.stdout.splitlines() if line.startswith("|")]
@@ -190,7 +193,18 @@ def test_command(gguf_of: Maker, run_cli: Cli) -> None:
 
 def test_command_with_batches(gguf_of: Maker, run_cli: Cli) -> None:
     result = run_cli(
-        "bench", gguf_of("packed-multiply"), "-t", "1", "-p", "0", "-n", "2", "-r", "1", "-b", "1,4"
+        "bench",
+        gguf_of("packed-multiply"),
+        "-t",
+        "1",
+        "--prompt-tokens",
+        "0",
+        "-n",
+        "2",
+        "-r",
+        "1",
+        "-b",
+        "1,4",
     )
     assert result.returncode == 0, result.stderr
     header, _, *rows = [line for line in result.stdout.splitlines() if line.startswith("|")]
@@ -200,7 +214,9 @@ def test_command_with_batches(gguf_of: Maker, run_cli: Cli) -> None:
 
 
 def test_command_in_json(gguf_of: Maker, run_cli: Cli) -> None:
-    result = run_cli("bench", gguf_of("packed-multiply"), "-p", "0", "-n", "2", "-r", "1", "--json")
+    result = run_cli(
+        "bench", gguf_of("packed-multiply"), "--prompt-tokens", "0", "-n", "2", "-r", "1", "--json"
+    )
     document = json.loads(result.stdout)
     assert document["schema"] == 1
     assert document.keys() >= CONTRACT
@@ -208,7 +224,8 @@ def test_command_in_json(gguf_of: Maker, run_cli: Cli) -> None:
 
 
 @pytest.mark.parametrize(
-    ("option", "value"), [("--threads", "two"), ("-b", "x"), ("-p", "1;2"), ("-n", "-5"), ("-r", "0")]
+    ("option", "value"),
+    [("--threads", "two"), ("-b", "x"), ("--prompt-tokens", "1;2"), ("-n", "-5"), ("-r", "0")],
 )
 def test_command_with_bad_numbers(gguf_of: Maker, run_cli: Cli, option: str, value: str) -> None:
     result = run_cli("bench", gguf_of("packed-multiply"), option, value)

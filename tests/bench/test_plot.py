@@ -141,7 +141,19 @@ def test_the_command(gguf_of: Maker, tmp_path: Path, run_cli: Cli) -> None:
     path = tmp_path / "p.png"
     path.write_text("before")
     result = run_cli(
-        *("bench", gguf_of("packed-multiply"), "-t", "1,2", "-p", "16", "-n", "2", "-r", "1", "--json"),
+        *(
+            "bench",
+            gguf_of("packed-multiply"),
+            "-t",
+            "1,2",
+            "--prompt-tokens",
+            "16",
+            "-n",
+            "2",
+            "-r",
+            "1",
+            "--json",
+        ),
         *("--plot", path),
     )
     assert result.returncode == 0, result.stderr

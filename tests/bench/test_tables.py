@@ -42,7 +42,7 @@ def test_measurements_with_wide_numbers(screen: io.StringIO) -> None:
         ["128", "256", "tg1024*", "12345.67 ± 1234.56", "100%", "87%"],
     ]
     shown = " ".join(screen.getvalue().split())
-    assert f"{name}: 2.41 B parameters, 1.00 GiB, avx512vnni256 kernels" in shown
+    assert f"x.gguf, {name}: 2.41 B parameters, 1.00 GiB, avx512vnni256 kernels" in shown
     assert "12345 G multiply-adds/s; * disturbed: limits moved by 35%" in shown
 
 

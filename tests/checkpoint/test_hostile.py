@@ -85,6 +85,12 @@ def test_files_that_are_not_files(folder: Path, name: str, kind: str) -> None:
             use(folder)
 
 
+def test_large_files_that_nobody_reads(folder: Path) -> None:
+    for name in ("train.json", "train_log.txt", "corpus.txt"):
+        replace(folder / name, "1099511627776 bytes")
+    convert(folder, folder.parent / "out.gguf", embed_type="f16")
+
+
 @pytest.mark.parametrize("kind", ["a FIFO", "a device"])
 def test_a_gguf_path_that_is_not_a_file(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "x.gguf"
@@ -227,6 +233,9 @@ def test_the_reference_refuses_the_same_tokenizers(folder: Path) -> None:
     [
         ([r"(.+)+!"], "repeats a group"),
         ([r".*.*.*.*.*.*!"], "more than 3 of"),
+        (["a?" * 30 + "a" * 30], "more than 1048576 ways"),
+        (["([ab]|a[ab])" * 30 + "!"], "more than 1048576 ways"),
+        ([rf".*.*.*{n}!" for n in range(30)], "more than 1048576 ways"),
         (["a" * 10_000], "has 10000 characters; expected at most 500"),
         (["a"] * 10_000, "has 10000 entries; expected at most 2000"),
     ],
@@ -235,6 +244,18 @@ def test_patterns_that_take_hours(folder: Path, patterns: list[str], message: st
     edit(folder, lambda c: c["quantization_config"].update(modules_to_not_convert=patterns), "config.json")
     with pytest.raises(CheckpointError, match=f"modules_to_not_convert .*{message}"):
         convert(folder, folder / "out.gguf", embed_type="f16")
+
+
+def test_patterns_of_real_checkpoints(folder: Path) -> None:
+    patterns = [
+        "lm_head",
+        *(rf"model.layers.{n}.self_attn.q_proj" for n in range(100, 400)),
+        *(rf".*\.{n}\..*_proj.*" for n in range(100, 110)),
+        rf"model\.layers\.({'|'.join(map(str, range(60, 99)))})\.(?:self_attn|mlp)\.(q|k|v|o|up|down)_proj",
+        r"model\.layers\.\d+\.mlp(?:\.experts)?\.\d+\.(gate|up)_proj",
+    ]
+    edit(folder, lambda c: c["quantization_config"].update(modules_to_not_convert=patterns), "config.json")
+    convert(folder, folder.parent / "out.gguf", embed_type="f16")
 
 
 def test_a_million_ends_of_generation(folder: Path) -> None:

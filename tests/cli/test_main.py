@@ -20,7 +20,7 @@ else:
     import tomli as tomllib
 
 Cli = Callable[..., "CompletedProcess[str]"]
-COMMANDS = ("convert", "parity", "bench", "run", "embed", "inspect", "doctor", "eval", "card", "push")
+COMMANDS = ("convert", "parity", "bench", "run", "chat", "embed", "inspect", "doctor", "eval", "card", "push")
 
 
 def test_help_names_every_command(run_cli: Cli) -> None:
@@ -70,7 +70,7 @@ def test_no_command_shows_help_and_is_wrong_usage(run_cli: Cli) -> None:
         (("--frobnicate",), "No such option: --frobnicate; see bitexport --help"),
         (("frobnicate",), "No such command 'frobnicate'; see bitexport --help"),
         (("inspect",), "see bitexport inspect --help"),
-        (("run", "x.gguf"), "see bitexport run --help"),
+        (("run", "x.gguf"), "no prompt is given; give one of --prompt TEXT"),
         (("parity", "a", "b", "--tokens", "many"), "see bitexport parity --help"),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import numpy as np
 import pytest
@@ -179,3 +180,32 @@ def test_a_float_layer_that_float16_cannot_hold(
         np.testing.assert_array_equal(values(read_gguf(tmp_path / "x.gguf"), "blk.1.ffn_down.weight"), saved)
     else:
         assert not any("float16" in warning for warning in report.warnings)
+
+
+def test_names_of_types_may_be_in_capital_letters(
+    checkpoint_of: Callable[..., Path], tmp_path: Path, run_cli: Callable[..., CompletedProcess[str]]
+) -> None:
+    checkpoint = checkpoint_of("packed-multiply")
+    by_function = convert(checkpoint, tmp_path / "a.gguf", type="TQ2_0", embed_type="Q8_0")
+    done = run_cli(
+        "convert", checkpoint, tmp_path / "b.gguf", "--outtype", "Tq2_0", "--embed-type", "Q8_0", "-q"
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()
+    assert by_function.types[0].type == "tq2_0"
+
+
+def test_writing_into_a_folder(
+    checkpoint_of: Callable[..., Path], tmp_path: Path, run_cli: Callable[..., CompletedProcess[str]]
+) -> None:
+    checkpoint = checkpoint_of("packed-multiply")
+    assert run_cli("convert", checkpoint, f"{tmp_path}/", "-q").returncode == 0
+    made = tmp_path / f"{checkpoint.name}.gguf"
+    assert made.is_file()
+    assert "exists; use --force" in run_cli("convert", checkpoint, tmp_path).stderr
+    (tmp_path / "other").mkdir()
+    convert(made, tmp_path / "other", type="tq2_0")
+    assert (tmp_path / "other" / made.name).is_file()
+    missing = run_cli("convert", checkpoint, f"{tmp_path}/missing/")
+    assert missing.returncode == 1
+    assert f"{tmp_path}/missing" in missing.stderr

@@ -47,7 +47,7 @@ def test_this_machine_can_do_what_the_tests_need(run_cli: RunCli) -> None:
         assert checks[name]["value"], name
         assert checks[name]["meaning"].endswith("."), name
         assert bool(checks[name]["advice"]) == (checks[name]["status"] != "ok"), name
-    assert "llama-cpp-python 0.3.36" in checks["packages"]["value"]
+    assert "gguf 0.19.0" in checks["packages"]["value"]
     assert "datasets" in checks["packages [train]"]["value"]
 
 
@@ -58,7 +58,7 @@ def test_a_missing_library_is_a_problem(run_cli: RunCli, tmp_path: Path) -> None
     assert f"problem  native library: BITEXPORT_LIB_DIR is {tmp_path}, which does not contain" in done.stdout
     assert "\n         What to do: give the folder of bitexport's libraries, or unset it\n" in done.stdout
     assert "\nok       torch: " in done.stdout, "the checks after it still run"
-    assert done.stdout.splitlines()[-1].endswith(" warnings, 1 problems")
+    assert done.stdout.splitlines()[-1].endswith(" warnings, 1 problem")
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -72,10 +73,12 @@ class Planted:
 
 
 @pytest.fixture
-def report(monkeypatch: pytest.MonkeyPatch) -> EvaluationReport:
+def report(monkeypatch: pytest.MonkeyPatch, gguf_of: Callable[..., Path]) -> EvaluationReport:
     sides = [Planted("teacher", RIGHT, 1.0, [3, 4]), Planted("student", ROUGH, 1.5, [4, 3])]
     monkeypatch.setattr("bitexport.evaluation.driver.open_sides", lambda *_: (sides, None))
-    return evaluate("student.gguf", teacher="teacher.gguf", pairs=PAIRS)
+    monkeypatch.setattr("bitexport.evaluation.driver.fingerprint", lambda path: f"of {path.name}")
+    file = gguf_of("packed-multiply")
+    return evaluate(file, teacher=file, pairs=PAIRS)
 
 
 def test_answers_are_scored_against_the_true_ones(report: EvaluationReport) -> None:

@@ -152,7 +152,10 @@ def test_type_36_that_is_not_a_multiple_of_the_block(tmp_path: Path) -> None:
 def test_no_such_file(tmp_path: Path) -> None:
     with pytest.raises(GGUFError, match="cannot be read"):
         read_gguf(tmp_path / "none.gguf")
-    with pytest.raises(GGUFError, match="cannot be read"):
+    with pytest.raises(GGUFError, match="is a folder, and a GGUF file is expected; give the path"):
+        read_gguf(tmp_path)
+    (tmp_path / "config.json").touch()
+    with pytest.raises(GGUFError, match=f"bitexport convert {tmp_path} {tmp_path.name}.gguf"):
         read_gguf(tmp_path)
 
 

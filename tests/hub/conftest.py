@@ -27,8 +27,10 @@ def hub() -> Iterator[Hub]:
 def cli(hub: Hub, tmp_path: Path) -> Cli:
     """``cli("run", ...)``: the command with this test's hub and cache; ``env`` adds variables."""
 
-    def run_here(*arguments: str | Path, env: dict[str, str] | None = None) -> CompletedProcess[str]:
-        return run(*arguments, env=loopback.environment(hub, tmp_path / "home", **(env or {})))
+    def run_here(
+        *arguments: str | Path, env: dict[str, str] | None = None, **more: Any
+    ) -> CompletedProcess[str]:
+        return run(*arguments, env=loopback.environment(hub, tmp_path / "home", **(env or {})), **more)
 
     return run_here
 
@@ -37,8 +39,10 @@ def cli(hub: Hub, tmp_path: Path) -> Cli:
 def offline(tmp_path: Path) -> Cli:
     """The same cache, and a hub that nobody serves."""
 
-    def run_here(*arguments: str | Path, env: dict[str, str] | None = None) -> CompletedProcess[str]:
-        return run(*arguments, env=loopback.environment(None, tmp_path / "home", **(env or {})))
+    def run_here(
+        *arguments: str | Path, env: dict[str, str] | None = None, **more: Any
+    ) -> CompletedProcess[str]:
+        return run(*arguments, env=loopback.environment(None, tmp_path / "home", **(env or {})), **more)
 
     return run_here
 

@@ -7,9 +7,12 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 
+from bitexport.cli import app
+from bitexport.cli.hub import path_or_name
 from bitexport.gguf.reader import read_gguf
 from tests.convert.test_adapter import LINEAR, save_adapter
 from tests.hub.conftest import Cli, document
@@ -78,7 +81,7 @@ def test_convert_with_an_adapter(hub: Hub, cli: Cli, checkpoint_of: Made, tmp_pa
     hub.add_folder("acme/lora", save_adapter(tmp_path / "lora", LINEAR))
     out = tmp_path / "out.gguf"
     assert cli("convert", "acme/base", out, "--adapter", "acme/lora", "-q").returncode == 0
-    line = one_line(cli("convert", "acme/lora", out), 1)
+    line = one_line(cli("convert", "acme/lora", tmp_path / "none.gguf"), 1)
     assert line.endswith("run: bitexport convert owner/name OUT.gguf --adapter acme/lora")
 
 
@@ -100,7 +103,9 @@ def test_parity_bench_doctor_and_eval(hub: Hub, cli: Cli, checkpoint_of: Made, g
     assert report["passed"] is True
     report = document(cli("parity", *both, "--revision", "main", "--tokenizer-only", "--json", "-q"))
     assert report["passed"] is True
-    rows = document(cli("bench", both[1], "-p", "8", "-n", "2", "-r", "1", "--json", "-q"))["rows"]
+    rows = document(cli("bench", both[1], "--prompt-tokens", "8", "-n", "2", "-r", "1", "--json", "-q"))[
+        "rows"
+    ]
     assert {row["test"] for row in rows} == {"pp8", "tg2"}
     done = cli("doctor", *both, "--json", "-q")
     assert json.loads(done.stdout)["verdict"], done.stderr
@@ -117,8 +122,46 @@ def test_embed(hub: Hub, cli: Cli, tmp_path: Path) -> None:
     assert document(cli("embed", "acme/embedding-gguf", *options))["rows"] == expected
 
 
+def test_chat(hub: Hub, cli: Cli, gguf_of: Made) -> None:
+    model = gguf_of("packed-multiply", shape=SHAPE)
+    hub.add("acme/tiny-gguf", {"tiny.gguf": model.read_bytes()})
+    options = ("--no-template", "-n", "4", "--temperature", "0", "--json", "-q")
+    expected = json.loads(cli("chat", model, *options, input="def f").stdout)["messages"]
+    assert [message["role"] for message in expected] == ["user", "assistant"]
+    for name in (("acme/tiny-gguf",), ("acme/tiny-gguf:tiny.gguf", "--revision", "main")):
+        assert json.loads(cli("chat", *name, *options, input="def f").stdout)["messages"] == expected
+    one_line(cli("chat", "acme/tiny-gguf", "--revision", "v9", input=""), 1)
+
+
+def test_a_mistake_in_an_option_downloads_nothing(hub: Hub, cli: Cli) -> None:
+    for command in (("chat", "acme/tiny"), ("run", "acme/tiny", "-p", "x")):
+        assert "--grammar" in one_line(cli(*command, "--grammar", "missing.gbnf"), 2)
+    assert hub.requests == []
+
+
 @pytest.mark.parametrize(
-    "command", ["convert", "run", "inspect", "parity", "bench", "doctor", "eval", "embed"]
+    "command", [("chat",), ("run", "-p", "x"), ("bench",), ("embed", "--text", "x"), ("card",)]
+)
+def test_a_repository_with_nothing_but_a_checkpoint(hub: Hub, cli: Cli, command: tuple[str, ...]) -> None:
+    hub.add("acme/tiny-1.58", {"config.json": b"{}", "model.safetensors": b""})
+    line = one_line(cli(command[0], "acme/tiny-1.58", *command[1:]), 1)
+    assert line.endswith("convert it first: bitexport convert acme/tiny-1.58 tiny-1.58.gguf")
+    assert "model.safetensors" not in hub.downloaded()
+
+
+def test_writing_into_a_folder(hub: Hub, cli: Cli, checkpoint_of: Made, tmp_path: Path) -> None:
+    """The file is named after the repository, not after the commit or the digest in the cache."""
+    hub.add_folder("acme/tiny-1.58", checkpoint_of("packed-multiply", shape=SHAPE))
+    document(cli("convert", "acme/tiny-1.58", f"{tmp_path}/", "--json", "-q"))
+    made = tmp_path / "tiny-1.58.gguf"
+    hub.add("acme/gguf", {"first.gguf": made.read_bytes()})
+    document(cli("convert", "acme/gguf", f"{tmp_path}/", "--json", "-q"))
+    assert sorted(path.name for path in tmp_path.glob("*.gguf")) == ["first.gguf", made.name]
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["convert", "run", "chat", "inspect", "parity", "bench", "doctor", "eval", "embed", "card"],
 )
 def test_every_command_has_a_revision(cli: Cli, command: str) -> None:
     assert "--revision" in cli(command, "-h").stdout
@@ -129,6 +172,41 @@ def test_a_revision_of_a_path(cli: Cli, gguf_of: Made) -> None:
     assert line.endswith("packed-multiply.gguf is a path; leave it out")
     line = one_line(cli("inspect", "acme/tiny@v2", "--revision", "v1"), 2)
     assert line == ("error: acme/tiny@v2 names a revision, and so does --revision v1; give one of them")
+
+
+def test_what_is_written_like_a_path_is_never_looked_up(hub: Hub, cli: Cli, gguf_of: Made) -> None:
+    hub.add("acme/tiny", {"a.gguf": gguf_of("packed-multiply").read_bytes()})
+    for text in ("./acme/tiny", "acme/tiny/", "acme//tiny"):
+        assert "/acme/tiny" in one_line(cli("inspect", text), 1)
+    one_line(cli("run", "./acme/tiny", "-p", "x"), 1)
+    one_line(cli("convert", "tests", "out.gguf", "--dry-run", "--adapter", "./acme/tiny"), 1)
+    assert hub.requests == []
+
+
+def test_every_argument_that_may_be_a_name_tells_names_from_paths() -> None:
+    names = {"checkpoint", "gguf", "adapter", "model", "teacher", "student_gguf", "teacher_gguf"}
+    parsers = {}
+    for command in app.registered_commands:
+        assert command.callback is not None
+        for name, hint in get_type_hints(command.callback, include_extras=True).items():
+            if name in names or (command.name, name) == ("inspect", "path"):
+                found = (each.parser for each in getattr(hint, "__metadata__", ()))
+                parsers[command.name, name] = next(found, None)
+    assert parsers.pop(("push", "gguf")) is None  # a file is uploaded
+    assert ("run", "gguf") in parsers
+    assert {key for key, parser in parsers.items() if parser is not path_or_name} == set()
+
+
+def test_an_output_that_exists_is_refused_before_the_download(
+    hub: Hub, cli: Cli, checkpoint_of: Made, tmp_path: Path
+) -> None:
+    hub.add_folder("acme/tiny", checkpoint_of("packed-multiply"))
+    target = tmp_path / "out.gguf"
+    target.write_bytes(b"mine")
+    assert "already exists; use --force" in one_line(cli("convert", "acme/tiny", target), 1)
+    assert hub.requests == []
+    assert document(cli("convert", "acme/tiny", target, "--dry-run", "--embed-type", "f16", "--json", "-q"))
+    assert target.read_bytes() == b"mine"
 
 
 def test_a_path_needs_no_network_and_no_library(gguf_of: Made) -> None:

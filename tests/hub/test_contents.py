@@ -92,6 +92,14 @@ def test_sentence_transformers_settings(tmp_path: Path) -> None:
     assert set(choose(files, "checkpoint", tmp_path).files) == set(files) - {"3_Dense/config.json"}
 
 
+@pytest.mark.parametrize("modules", [5, None, "1_Pooling", {"path": "1_Pooling"}, [5, {"path": 7}], [[]]])
+def test_settings_that_are_not_settings(modules: Any, tmp_path: Path) -> None:
+    """``convert`` reports what is wrong with them."""
+    (tmp_path / "modules.json").write_text(json.dumps(modules))
+    files = ("config.json", "model.safetensors", "modules.json", "1_Pooling/config.json")
+    assert set(choose(files, "checkpoint", tmp_path).files) == set(files[:3])
+
+
 def test_the_only_gguf_file_or_the_named_one(tmp_path: Path) -> None:
     assert choose(CROWDED, "gguf", tmp_path) == Selection(("tiny.gguf",), "tiny.gguf")
     two = ("config.json", "a-i2_s.gguf", "sub/b-f16.gguf")
@@ -130,7 +138,7 @@ def test_an_adapter(tmp_path: Path) -> None:
         (
             ("config.json", "model.safetensors"),
             "gguf",
-            "without a GGUF file; make one, and give that: bitexport convert acme/tiny OUT.gguf",
+            "without a GGUF file; convert it first: bitexport convert acme/tiny tiny.gguf",
         ),
         (("x.gguf",), "checkpoint", "has GGUF files and no checkpoint; expected config.json and model.safet"),
         (

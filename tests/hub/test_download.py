@@ -151,6 +151,15 @@ def test_a_gated_model(hub: Hub, cli: Cli, token: str) -> None:
     )
 
 
+@pytest.mark.parametrize("path", ["../../../x.gguf", "/tmp/x.gguf", "a/../../x.gguf"])
+def test_a_file_outside_the_repository(hub: Hub, cli: Cli, path: str) -> None:
+    hub.add("acme/tiny", {path: b"x"})
+    for name in ("acme/tiny", f"acme/tiny:{path}"):
+        line = one_line(cli("inspect", name), 1)
+        assert line.startswith(f"error: acme/tiny lists the file '{path}', which is outside its folder; ")
+    assert hub.downloaded() == []
+
+
 def test_no_such_revision(hub: Hub, cli: Cli) -> None:
     hub.add("acme/tiny", {"a.gguf": b"x"})
     line = one_line(cli("inspect", "acme/tiny", "--revision", "v9"), 1)

@@ -63,3 +63,38 @@ def test_another_value_of_the_override_is_an_error(float_model: Path) -> None:
     done = run("-m", "bitexport", "run", float_model, "--prompt", "x", BITEXPORT_ATTENTION="fast")
     assert done.returncode == 1
     assert "BITEXPORT_ATTENTION is 'fast'; expected 'stock'" in done.stderr
+
+
+# Forty steps of three sequences: together, and each alone.
+TOGETHER = """
+import sys
+import numpy as np
+from bitexport.runtime.session import Session
+tokens = np.array([[3 + step * 5 % 200, 50 + step, 120 - step] for step in range(40)])
+threads = int(sys.argv[3])
+rows = []
+with Session(sys.argv[1], n_ctx=128, n_threads=threads, exact=False) as session:
+    for chosen in (tokens, tokens[:, :1], tokens[:, 1:2], tokens[:, 2:]):
+        session.reopen(128, threads, chosen.shape[1])
+        for step in chosen:
+            session.advance_together(step.tolist())
+            logits = session._api.llama_get_logits(session._context)
+            rows.append(np.ctypeslib.as_array(logits, shape=(len(step), session.n_vocab)).copy())
+together, alone = rows[:40], rows[40:]
+np.savez(sys.argv[2], together=together, alone=np.concatenate([alone[:40], alone[40:80], alone[80:]], axis=1))
+"""
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_a_sequence_gets_the_same_numbers_among_others(
+    checkpoint_of: Callable[..., Path], tmp_path: Path, threads: int
+) -> None:
+    """With our head, too, nothing depends on what else is in the batch: to the last bit."""
+    gguf = tmp_path / "model.gguf"
+    convert(checkpoint_of("packed-multiply"), gguf, embed_type="q6_k")
+    done = run("-c", TOGETHER, gguf, tmp_path / "rows.npz", str(threads))
+    assert done.returncode == 0, done.stderr
+    rows = np.load(tmp_path / "rows.npz")
+    assert rows["together"].shape == (40, 3, rows["alone"].shape[-1])
+    assert rows["together"].tobytes() == rows["alone"].tobytes()
+    assert not np.array_equal(rows["alone"][:, 0], rows["alone"][:, 1])

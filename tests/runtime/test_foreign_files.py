@@ -209,7 +209,7 @@ def test_special_tokens_outside_the_vocabulary(
 
 def header(path: Path, name: str, shape: tuple[int, ...]) -> Path:
     spec = TensorSpec(name, shape, I2_S)
-    keys: dict[str, MetadataValue] = {}
+    keys: dict[str, MetadataValue] = {"bitnet-b1.58.attention.head_count": 1}
     write_gguf(path, "bitnet-b1.58", keys, [spec], lambda spec: [np.zeros(spec.nbytes, np.uint8)])
     return path
 

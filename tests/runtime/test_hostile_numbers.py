@@ -11,7 +11,8 @@ import pytest
 
 import bitexport
 from bitexport.errors import GGUFError
-from bitexport.gguf.checks import check_hyperparameters
+from bitexport.gguf.checks import check_file
+from bitexport.gguf.checks.hyperparameters import check_hyperparameters
 from bitexport.gguf.reader import read_gguf
 from bitexport.gguf.types import F32
 from bitexport.gguf.writer import MetadataValue, TensorSpec, write_gguf
@@ -29,7 +30,7 @@ CASES: list[tuple[str, int | float, str]] = [
     ("attention.head_count", 0, "is 0; expected at least 1"),
     ("attention.head_count_kv", 0, "is 0; expected a divisor of the 4 heads"),
     ("attention.head_count_kv", 3, "is 3; expected a divisor of the 4 heads"),
-    ("embedding_length", 0, "is 0; expected at least 1"),
+    ("embedding_length", 0, "is 0; expected 1 to 1048576"),
     ("rope.freq_base", 0.0, "is 0.0; expected a positive number"),
     ("rope.freq_base", float("nan"), "is nan; expected a positive number"),
     ("attention.layer_norm_rms_epsilon", -1.0, "is -1.0; expected a small positive number"),
@@ -68,7 +69,7 @@ def test_numbers_that_would_crash_libllama(
 def header(path: Path, architecture: str, **metadata: MetadataValue) -> Path:
     """A file with these keys, in which ``__`` stands for a dot, and one small tensor."""
     keys = {key.replace("__", "."): value for key, value in metadata.items()}
-    spec = TensorSpec("t", (4,), F32)
+    spec = TensorSpec("output_norm.weight", (4,), F32)
     write_gguf(path, architecture, keys, [spec], lambda _: [np.zeros(4, dtype=np.float32)])
     return path
 
@@ -76,15 +77,24 @@ def header(path: Path, architecture: str, **metadata: MetadataValue) -> Path:
 @pytest.mark.parametrize(
     ("metadata", "message"),
     [
-        ({"x__rope__scaling__type": "sideways"}, "x.rope.scaling.type is 'sideways'; expected one of none"),
-        ({"x__expert_count": 1025}, "x.expert_count is 1025; expected at most 1024"),
-        ({"x__expert_used_count": 2}, "x.expert_used_count is 2; expected 0"),
         (
-            {"x__expert_count": 4, "x__expert_used_count": 5},
-            "x.expert_used_count is 5; expected at least one and at most 4",
+            {"qwen2moe__rope__scaling__type": "sideways"},
+            "qwen2moe.rope.scaling.type is 'sideways'; expected one of none",
         ),
+        ({"qwen2moe__expert_count": 1025}, "qwen2moe.expert_count is 1025; expected at most 1024"),
+        ({"qwen2moe__expert_used_count": 2}, "qwen2moe.expert_used_count is 2; expected 0"),
         (
-            {"tokenizer__ggml__tokens": ["a", "b"], "tokenizer__ggml__token_type": [1]},
+            {"qwen2moe__expert_count": 4, "qwen2moe__expert_used_count": 5},
+            "qwen2moe.expert_used_count is 5; expected at least one and at most 4",
+        ),
+        ({"qwen2moe__block_count": "many"}, "qwen2moe.block_count is 'many'; expected 1 to 512"),
+        (
+            {
+                "qwen2moe__attention__head_count": 1,
+                "tokenizer__ggml__model": "gpt2",
+                "tokenizer__ggml__tokens": ["a", "b"],
+                "tokenizer__ggml__token_type": [1],
+            },
             "tokenizer.ggml.token_type has 1 elements; expected one for each of the 2 tokens",
         ),
     ],
@@ -92,23 +102,33 @@ def header(path: Path, architecture: str, **metadata: MetadataValue) -> Path:
 def test_numbers_that_are_checked_for_every_architecture(
     tmp_path: Path, metadata: dict[str, MetadataValue], message: str
 ) -> None:
-    file = read_gguf(header(tmp_path / "x.gguf", "x", **metadata))
+    file = read_gguf(header(tmp_path / "x.gguf", "qwen2moe", **metadata))
     with pytest.raises(GGUFError) as caught:
-        check_hyperparameters(file)
+        check_file(file)
     assert message in str(caught.value)
 
 
-def test_unknown_architectures_are_left_to_libllama(tmp_path: Path) -> None:
-    """In other architectures, layers may have no heads, and RoPE may rotate more than a head."""
-    for number, (architecture, metadata) in enumerate(
-        [
-            ("mamba", {"mamba__attention__head_count": 0, "mamba__embedding_length": 8}),
-            ("llama", {"llama__attention__head_count": [4, 2], "llama__embedding_length": 8}),
-            ("mixtral", {"mixtral__expert_count": 8, "mixtral__expert_used_count": 2}),
-            ("x", {"x__block_count": "many"}),
-        ]
-    ):
-        check_hyperparameters(read_gguf(header(tmp_path / f"{number}.gguf", architecture, **metadata)))
+@pytest.mark.parametrize(
+    ("architecture", "metadata"),
+    [
+        ("mamba", {"mamba__attention__head_count": 0, "mamba__embedding_length": 8}),
+        ("llama", {"llama__attention__head_count": [4, 2], "llama__embedding_length": 8}),
+        (
+            "qwen2moe",
+            {
+                "qwen2moe__expert_count": 8,
+                "qwen2moe__expert_used_count": 2,
+                "qwen2moe__attention__head_count": 1,
+            },
+        ),
+        ("deci", {"deci__feed_forward_length": [8, 0], "deci__attention__head_count": [0, 1]}),
+    ],
+)
+def test_numbers_that_only_some_architectures_have(
+    tmp_path: Path, architecture: str, metadata: dict[str, MetadataValue]
+) -> None:
+    """Layers may have no heads, and numbers of their own."""
+    check_hyperparameters(read_gguf(header(tmp_path / "x.gguf", architecture, **metadata)))
 
 
 def _with_type(source: Path, target: Path, tensor: bytes, dimensions: int, number: int) -> Path:

@@ -147,7 +147,7 @@ def _type_number(data: bytearray, _offset: int, _length: int) -> None:
         (_scale(float("inf")), "'blk.0.attn_q.weight' has scale inf"),
         (_scale(-0.5), "'blk.0.attn_q.weight' has scale -0.5"),
         (_cut, "ends at byte"),
-        (_other_architecture, "unknown model architecture: 'bitnet-b9.99'"),
+        (_other_architecture, "general.architecture is 'bitnet-b9.99'; expected one that"),
         (_type_number, "blk.0.attn_"),
     ],
 )

@@ -100,7 +100,20 @@ def test_links_to_the_parts(parts: list[Path], tmp_path: Path) -> None:
 def test_the_command_line(
     parts: list[Path], run_cli: Callable[..., CompletedProcess[str]], tmp_path: Path
 ) -> None:
-    done = run_cli("bench", parts[0], "--compare", "f16", "-p", "8", "-n", "2", "-r", "1", "--keep", tmp_path)
+    done = run_cli(
+        "bench",
+        parts[0],
+        "--compare",
+        "f16",
+        "--prompt-tokens",
+        "8",
+        "-n",
+        "2",
+        "-r",
+        "1",
+        "--keep",
+        tmp_path,
+    )
     assert done.returncode == 0, done.stderr
 
 

@@ -12,7 +12,7 @@ import yaml
 
 from bitexport.bench import bench, compare
 from bitexport.convert import convert
-from bitexport.errors import UsageError
+from bitexport.errors import UnsupportedError, UsageError
 from bitexport.evaluation import evaluate
 from bitexport.gguf.fingerprint import fingerprint
 from bitexport.parity import parity
@@ -21,7 +21,7 @@ from bitexport.sharing import BLANK, card
 from bitexport.sharing.measurements import readable_bytes
 from tests.support.cli import one_line
 from tests.support.embedding_models import embedding_checkpoint
-from tests.support.foreign_files import split
+from tests.support.foreign_files import foreign_file, split
 from tests.support.gguf_files import changed, flip_one_trit, with_text
 from tests.support.tiny_models import Shape
 
@@ -125,13 +125,29 @@ def test_a_failed_parity_is_refused(gguf: Path, reports: dict[str, Any]) -> None
         ('{"tensors": 1}', "is not a document of bitexport parity, bench or eval"),
         ('{"verdict": "x", "rows": []}', "does not say which file it measured"),
         ('{"columns": [{"kind": "float"}]}', "does not say which file it measured"),
+        ("/dev/zero", "has more than"),
     ],
 )
 def test_documents_of_something_else(gguf: Path, tmp_path: Path, content: str, message: str) -> None:
     path = tmp_path / "x.json"
-    path.write_text(content)
+    if content.startswith("/"):
+        path.symlink_to(content)
+    else:
+        path.write_text(content)
     with pytest.raises(UsageError, match=message):
         card(gguf, reports=[path])
+
+
+def test_documents_of_other_versions(gguf: Path, reports: dict[str, Any]) -> None:
+    wrong = {**reports["parity"], "greedy_match": "all"}
+    with pytest.raises(UsageError, match=r"unexpected value .*another version of bitexport wrote it"):
+        card(gguf, reports=[wrong])
+    wrong = {**reports["parity"], "perplexity": {**reports["parity"]["perplexity"], "tokens": "many"}}
+    with pytest.raises(UsageError, match="unexpected value"):
+        card(gguf, reports=[wrong])
+    wrong = {key: value for key, value in reports["bench"].items() if key != "cpu"}
+    with pytest.raises(UsageError, match="lacks 'cpu', so another version"):
+        card(gguf, reports=[wrong])
 
 
 def test_disturbed_rows_are_left_out(gguf: Path, reports: dict[str, Any]) -> None:
@@ -174,6 +190,13 @@ def test_a_file_for_upstream(checkpoint_of: Made, tmp_path: Path) -> None:
     ):
         convert(checkpoint, tmp_path / f"{kind}.gguf", type=kind, embed_type="f16")
         assert expected in card(tmp_path / f"{kind}.gguf").text
+
+
+def test_a_file_of_another_project(gguf_of: Made, tmp_path: Path) -> None:
+    source = gguf_of("packed-multiply", architecture="llama", tied=False, shape=SHAPE)
+    foreign_file(source, tmp_path / "x.gguf", "iq2_bn")
+    with pytest.raises(UnsupportedError, match=r"convert the file first: bitexport convert x\.gguf"):
+        card(tmp_path / "x.gguf")
 
 
 def test_the_command(run_cli: Cli, gguf: Path, reports: dict[str, Any], tmp_path: Path) -> None:

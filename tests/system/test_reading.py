@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from bitexport.cli.options import read_text as read_option
 from bitexport.errors import UsageError
 from bitexport.system.limited import LimitError, run_limited
 from bitexport.system.reading import read_regular, read_text
+from tests.support.repository import REPOSITORY
 
 
 def test_only_regular_files_up_to_a_size(tmp_path: Path) -> None:
@@ -50,3 +53,17 @@ def test_a_process_with_limits() -> None:
     with pytest.raises(LimitError, match=r"takes more than 0\.1 s") as caught:
         run_limited(program, "time", memory=1 << 30, seconds=0.1)
     assert caught.value.time
+
+
+def test_a_lower_limit_of_the_system_stays() -> None:
+    """As ``ulimit -v`` sets it; only some processes may raise it again."""
+    program = (
+        "import resource\n"
+        "from bitexport.system.limited import run_limited\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (1 << 40, 1 << 40))\n"
+        "print(run_limited('tests.support.programs.limits', 'neither', memory=1 << 50, seconds=60))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, check=False
+    )
+    assert (done.stdout, done.stderr) == ("{'a': 1}\n", "")

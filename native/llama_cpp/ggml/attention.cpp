@@ -30,13 +30,21 @@ const attention::Kernels * kernels() {
     return chosen;
 }
 
+const char * at_stream(const ggml_tensor * t, int64_t stream) {
+    return static_cast<const char *>(t->data) + stream * t->nb[3];
+}
+
 float parameter(const ggml_tensor * op, int index) {
     float value;
     std::memcpy(&value, op->op_params + index, sizeof(value));
     return value;
 }
 
-attention::Token token_of(const ggml_tensor * op) {
+// Sequences at the same time; llama.cpp allows no more (LLAMA_MAX_SEQ).
+constexpr int64_t most_streams = 256;
+
+// The next token of one sequence. Each has a stream of the cache of its own.
+attention::Token token_of(const ggml_tensor * op, int64_t stream) {
     const ggml_tensor * q    = op->src[0];
     const ggml_tensor * k    = op->src[1];
     const ggml_tensor * v    = op->src[2];
@@ -48,15 +56,15 @@ attention::Token token_of(const ggml_tensor * op) {
     token.heads             = q->ne[2];
     token.kv_heads          = k->ne[2];
     token.positions         = k->ne[1];
-    token.q                 = static_cast<const float *>(q->data);
+    token.q                 = reinterpret_cast<const float *>(at_stream(q, stream));
     token.q_head_stride     = static_cast<int64_t>(q->nb[2] / sizeof(float));
-    token.k                 = static_cast<const uint16_t *>(k->data);
-    token.v                 = static_cast<const uint16_t *>(v->data);
+    token.k                 = reinterpret_cast<const uint16_t *>(at_stream(k, stream));
+    token.v                 = reinterpret_cast<const uint16_t *>(at_stream(v, stream));
     token.k_head_stride     = static_cast<int64_t>(k->nb[2]) / half;
     token.k_position_stride = static_cast<int64_t>(k->nb[1]) / half;
     token.v_head_stride     = static_cast<int64_t>(v->nb[2]) / half;
     token.v_position_stride = static_cast<int64_t>(v->nb[1]) / half;
-    token.mask              = mask == nullptr ? nullptr : static_cast<const uint16_t *>(mask->data);
+    token.mask              = mask == nullptr ? nullptr : reinterpret_cast<const uint16_t *>(at_stream(mask, stream));
     token.scale             = parameter(op, 0);
     return token;
 }
@@ -69,8 +77,8 @@ void leave_out_hidden_end(attention::Token & token) {
     }
 }
 
-bool are_halves(const ggml_tensor * t, int64_t head_dim) {
-    return t->type == GGML_TYPE_F16 && t->ne[0] == head_dim && t->ne[3] == 1 && t->nb[0] == sizeof(ggml_fp16_t);
+bool are_halves(const ggml_tensor * t, const ggml_tensor * q) {
+    return t->type == GGML_TYPE_F16 && t->ne[0] == q->ne[0] && t->ne[3] == q->ne[3] && t->nb[0] == sizeof(ggml_fp16_t);
 }
 
 bool is_ours(const ggml_tensor * op) {
@@ -78,36 +86,65 @@ bool is_ours(const ggml_tensor * op) {
     const ggml_tensor * k    = op->src[1];
     const ggml_tensor * v    = op->src[2];
     const ggml_tensor * mask = op->src[3];
-    return q->type == GGML_TYPE_F32 && q->ne[1] == 1 && q->ne[3] == 1 && q->nb[0] == sizeof(float) &&
+    return q->type == GGML_TYPE_F32 && q->ne[1] == 1 && q->ne[3] <= most_streams && q->nb[0] == sizeof(float) &&
            q->ne[0] % attention::head_dim_multiple == 0 && q->ne[0] <= attention::max_head_dim &&
-           are_halves(k, q->ne[0]) && are_halves(v, q->ne[0]) && k->ne[2] == v->ne[2] && k->ne[1] == v->ne[1] &&
+           are_halves(k, q) && are_halves(v, q) && k->ne[2] == v->ne[2] && k->ne[1] == v->ne[1] &&
            k->ne[1] > 0 && q->ne[2] % k->ne[2] == 0 && op->type == GGML_TYPE_F32 && ggml_is_contiguous(op) &&
-           (mask == nullptr || (mask->type == GGML_TYPE_F16 && mask->ne[2] == 1 && mask->ne[3] == 1)) &&
+           (mask == nullptr || (mask->type == GGML_TYPE_F16 && mask->ne[2] == 1 && mask->ne[3] == q->ne[3])) &&
            op->src[4] == nullptr && parameter(op, 1) == 0.0f && parameter(op, 2) == 0.0f;
 }
+
+// How a stream's positions are divided.
+struct Parts {
+    int64_t positions;
+    int64_t length;  // of a part, in positions
+    int64_t begin;   // the number of parts of the streams before
+};
 
 class AttentionTraits : public ggml::cpu::tensor_traits {
   public:
     bool work_size(int, const ggml_tensor * op, size_t & size) override {
         const ggml_tensor * q = op->src[0];
-        size = attention::most_parts * attention::partial_floats(q->ne[2], q->ne[0]) * sizeof(float);
+        size = q->ne[3] * attention::most_parts * attention::partial_floats(q->ne[2], q->ne[0]) * sizeof(float);
         return true;
     }
 
     bool compute_forward(ggml_compute_params * params, ggml_tensor * op) override {
-        attention::Token token = token_of(op);
-        leave_out_hidden_end(token);
-        const size_t  stride   = attention::partial_floats(token.heads, token.head_dim);
-        auto *        partials = static_cast<float *>(params->wdata);
-        const int64_t length   = attention::part_positions(token.positions);
-        const int64_t parts    = (token.positions + length - 1) / length;
-        for (int64_t part = parts * params->ith / params->nth; part < parts * (params->ith + 1) / params->nth; ++part) {
-            kernels()->attend(token, part * length, std::min((part + 1) * length, token.positions),
-                              partials + part * stride);
+        const ggml_tensor * q        = op->src[0];
+        const int64_t       streams  = q->ne[3];
+        const size_t        stride   = attention::partial_floats(q->ne[2], q->ne[0]);
+        auto *              partials = static_cast<float *>(params->wdata);
+
+        // The division into parts depends on a stream's own length only, so that a sequence gets the same sums alone
+        // and among others.
+        Parts   parts[most_streams];
+        int64_t total = 0;
+        for (int64_t stream = 0; stream < streams; ++stream) {
+            attention::Token token = token_of(op, stream);
+            leave_out_hidden_end(token);
+            const int64_t length = attention::part_positions(token.positions);
+            parts[stream]        = {token.positions, length, total};
+            total += (token.positions + length - 1) / length;
+        }
+        int64_t stream = 0;
+        for (int64_t part = total * params->ith / params->nth; part < total * (params->ith + 1) / params->nth; ++part) {
+            while (stream + 1 < streams && parts[stream + 1].begin <= part) {
+                ++stream;
+            }
+            const Parts &    of    = parts[stream];
+            attention::Token token = token_of(op, stream);
+            token.positions        = of.positions;
+            const int64_t from     = (part - of.begin) * of.length;
+            kernels()->attend(token, from, std::min(from + of.length, of.positions), partials + part * stride);
         }
         ggml_barrier(params->threadpool);
-        attention::combine(partials, parts, token.heads, token.head_dim, token.heads * params->ith / params->nth,
-                           token.heads * (params->ith + 1) / params->nth, static_cast<float *>(op->data));
+        const int64_t heads = q->ne[2];
+        for (stream = 0; stream < streams; ++stream) {
+            const int64_t end = stream + 1 < streams ? parts[stream + 1].begin : total;
+            attention::combine(partials + parts[stream].begin * stride, end - parts[stream].begin, heads, q->ne[0],
+                               heads * params->ith / params->nth, heads * (params->ith + 1) / params->nth,
+                               reinterpret_cast<float *>(static_cast<char *>(op->data) + stream * op->nb[3]));
+        }
         return true;
     }
 };

@@ -1,0 +1,99 @@
+"""Decides how a file is served: checks it and the options, and fills in what depends on the file."""
+
+from __future__ import annotations
+
+import os
+import warnings
+
+from bitexport.errors import BitexportWarning, UsageError
+from bitexport.gguf.embedding_settings import POOLING_TYPES, settings_of
+from bitexport.gguf.reader import GGUFFile, read_gguf
+from bitexport.runtime.limits import SHORT_CONTEXT, check_threads, checked_context
+from bitexport.runtime.loading import checked_file
+from bitexport.runtime.threads import default_threads
+from bitexport.serve.address import check_address, check_key
+from bitexport.serve.command import Plan
+from bitexport.serve.limits import Limits
+
+_TEMPLATE_KEY = "tokenizer.chat_template"
+_MOST_SLOTS = 256
+
+
+def plan(
+    path: str | os.PathLike[str],
+    *,
+    host: str,
+    port: int,
+    api_key: str | None,
+    slots: int,
+    ctx: int,
+    threads: int,
+    cache_mib: int,
+    embeddings: bool,
+    pooling: str | None,
+    limits: Limits,
+) -> Plan:
+    """Check everything that can be checked before the process starts. See :class:`bitexport.serve.Server`.
+
+    Raises:
+        GGUFError, UnsupportedError, TokenizerError: see :func:`bitexport.runtime.loading.checked_file`.
+        UsageError: an option is out of range, or does not fit the file.
+    """
+    if api_key is not None:
+        check_key(api_key)
+    check_address(host, port, api_key)
+    if not 1 <= slots <= _MOST_SLOTS:
+        raise UsageError(f"{slots} slots were requested; expected 1 to {_MOST_SLOTS}")
+    if cache_mib < 0:
+        raise UsageError(f"a prompt cache of {cache_mib} MiB was requested; expected 0 or more")
+    threads = threads or default_threads()
+    check_threads(threads)
+    file, overrides = checked_file(path)
+    header = read_gguf(file)
+    context = checked_context(file, ctx)
+    trained = _trained_context(header)
+    if ctx > trained:
+        raise UsageError(f"a context of {ctx} tokens was requested; the model was trained with {trained}")
+    chosen, normalize = _pooling(header, embeddings, pooling)
+    return Plan(
+        file=file,
+        overrides=overrides,
+        host=host,
+        port=port,
+        api_key=api_key,
+        slots=slots,
+        ctx=context,
+        threads=threads,
+        cache_mib=0 if chosen else cache_mib,
+        pooling=chosen,
+        normalize=normalize,
+        chats=chosen is None and bool(header.metadata.get(_TEMPLATE_KEY)),
+        limits=limits,
+    )
+
+
+def _pooling(header: GGUFFile, embeddings: bool, pooling: str | None) -> tuple[str | None, bool]:
+    """The pooling, None for a model that generates text; and whether vectors are normalized."""
+    if pooling is not None and pooling not in POOLING_TYPES:
+        raise UsageError(f"the pooling is {pooling!r}; expected one of {', '.join(POOLING_TYPES)}")
+    settings = settings_of(header)
+    if settings is None:
+        if embeddings and pooling is None:
+            raise UsageError(
+                f"{header.path.name} is not an embedding model: it does not say how to make one vector from "
+                "those of the tokens; choose with --pooling, or leave --embeddings out"
+            )
+        return pooling, True
+    if settings.default_prompt is not None:
+        warnings.warn(
+            f"{header.path.name} has the default prompt {settings.default_prompt!r}, which the server does "
+            "not put in front of texts; the clients have to",
+            BitexportWarning,
+            stacklevel=4,
+        )
+    return pooling or settings.pooling, settings.normalize
+
+
+def _trained_context(header: GGUFFile) -> int:
+    key = f"{header.metadata.get('general.architecture')}.context_length"
+    return int(header.metadata.get(key, SHORT_CONTEXT))
