@@ -198,6 +198,19 @@ class Output:
         return Console(width=None if sys.stdout.isatty() else _UNLIMITED_WIDTH)
 
 
+@contextmanager
+def until_reader_leaves() -> Iterator[None]:
+    """End the command with success if the reader of stdout leaves, as in ``bitexport run ... | head``.
+
+    Only for a command that judges nothing: the exit code of one that does must not depend on its reader.
+    """
+    try:
+        yield
+    except BrokenPipeError:
+        sys.stdout = None  # Python would try again at exit
+        sys.exit(0)
+
+
 def show_warning(message: Warning | str, category: type[Warning], *rest: Any, **named: Any) -> None:
     """A ``warnings.showwarning`` that prints our own warnings like those of a command."""
     if issubclass(category, BitexportWarning):
