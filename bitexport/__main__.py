@@ -10,7 +10,10 @@ def main() -> None:
     end_on_interrupts()
     from bitexport.cli import main as run
 
-    run()
+    try:
+        run()
+    finally:
+        end_on_interrupts()  # while Python ends
 
 
 if __name__ == "__main__":

@@ -195,14 +195,18 @@ class Output:
     def _stdout() -> Console:
         from rich.console import Console
 
-        return Console(width=None if sys.stdout.isatty() else _UNLIMITED_WIDTH)
+        class StdoutConsole(Console):
+            def on_broken_pipe(self) -> None:
+                raise  # the BrokenPipeError, which rich would turn into SystemExit
+
+        return StdoutConsole(width=None if sys.stdout.isatty() else _UNLIMITED_WIDTH)
 
 
 @contextmanager
 def until_reader_leaves() -> Iterator[None]:
     """End the command with success if the reader of stdout leaves, as in ``bitexport run ... | head``.
 
-    Only for a command that judges nothing: the exit code of one that does must not depend on its reader.
+    Only around the output of a command that judges nothing: a verdict must not depend on its reader.
     """
     try:
         yield

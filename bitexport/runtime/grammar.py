@@ -6,13 +6,13 @@ import json
 import os
 import re
 import tempfile
-import threading
 from collections.abc import Iterator
 from typing import Any
 
 from bitexport.errors import UsageError
 from bitexport.runtime import log
 from bitexport.runtime.library import bind
+from bitexport.runtime.processes import lock_across_forks
 
 #: What llama-cpp-python's translation of a schema takes into account.
 KEYWORDS = (
@@ -28,7 +28,7 @@ ANNOTATIONS = (
 )
 FORMATS = re.compile(r"date|time|date-time|uuid[1-5]?")
 
-_one_at_a_time = threading.Lock()
+_one_at_a_time = lock_across_forks()
 
 
 def json_schema_grammar(schema: str) -> str:

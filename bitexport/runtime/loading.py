@@ -21,6 +21,7 @@ from bitexport.runtime.assumptions import assumptions
 from bitexport.runtime.library import bind
 from bitexport.runtime.limits import check_own_context, check_threads
 from bitexport.runtime.model import PathText, model_class
+from bitexport.runtime.processes import lock_across_forks
 from bitexport.runtime.threads import ThreadPool, default_threads
 from bitexport.runtime.trial import prove, refused
 from bitexport.system.reading import open_regular
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from llama_cpp import Llama
 
 #: llama.cpp's log does not say which model a message is about.
-_one_at_a_time = threading.Lock()
+_one_at_a_time = lock_across_forks()
 
 _open_models: weakref.WeakSet[Llama] = weakref.WeakSet()
 

@@ -1,10 +1,13 @@
-"""Ctrl-C while the program is still importing itself, when nothing could catch a ``KeyboardInterrupt``."""
+"""Ctrl-C while the program imports itself or ends, when nothing could catch a ``KeyboardInterrupt``."""
 
 from __future__ import annotations
 
 import os
 import signal
-from types import FrameType
+
+TYPE_CHECKING = False  # typing is slow to import, and this has to come first
+if TYPE_CHECKING:
+    from types import FrameType
 
 _EXIT_CODE = 130
 

@@ -145,22 +145,6 @@ def test_interrupting(gguf_of: Maker, number: signal.Signals) -> None:
     assert error.decode().strip() == "interrupted"
 
 
-def test_a_reader_that_closes_the_pipe(model: Path) -> None:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "bitexport", "run", str(model), "--prompt", "x", "--max-tokens", "200"],
-        cwd=REPOSITORY,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-    assert process.stdout is not None
-    process.stdout.close()
-    _, errors = process.communicate(timeout=60)
-    error = errors.decode()
-    assert process.returncode == 1
-    assert "Traceback" not in error
-    assert "Exception ignored" not in error
-
-
 @pytest.mark.parametrize("seed", range(40))
 def test_at_most_as_many_tokens_as_asked_for(model: Path, seed: int) -> None:
     """Also inside a character of several bytes: this model writes random bytes."""
