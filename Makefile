@@ -113,7 +113,7 @@ wheel: $(VENV)/.installed ## Build a wheel that carries the native libraries
 
 wheels: $(VENV)/.installed ## Build wheels for every Linux on x86-64 and 64-bit ARM, whatever the CPU
 	$(BIN)/python scripts/build_wheels.py $(ARCHITECTURES)
-	$(BIN)/python scripts/try_wheel.py dist/bitexport-*-manylinux_*_$(shell uname -m).whl
+	$(BIN)/python scripts/try_wheel.py dist/bitexport-*-manylinux_*.whl
 
 clean: ## Remove everything that was built or installed here
 	rm -rf $(VENV) build dist
