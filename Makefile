@@ -67,7 +67,7 @@ check: $(VENV)/.installed ## Lint, type-check, check the layers, compare generat
 	$(BIN)/python scripts/config_reference.py --check
 	$(BIN)/python scripts/architecture_diagram.py --check
 
-demo: setup ## Convert the shipped checkpoint, prove it, bench it, run it
+demo: setup ## From a checkpoint to a service: convert, prove, bench, run, serve the shipped ones
 	@$(BIN)/python examples/demo.py
 
 sanitize: ## Run the kernel tests under address and undefined-behaviour sanitizers
