@@ -98,6 +98,11 @@ def test_the_longest_name(name: str, tmp_path: Path, checkpoint_of: Checkpoints,
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
+def test_a_name_that_is_too_long(empty_folder: Path, checkpoint_of: Checkpoints, run_cli: RunCli) -> None:
+    done = run_cli("convert", checkpoint_of(), empty_folder / ("x" * 251 + ".gguf"))
+    assert one_line(done, 1).endswith("x.gguf: file name too long; give a shorter name")
+
+
 # -- a full disk --------------------------------------------------------------------------------------------
 
 

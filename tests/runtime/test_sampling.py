@@ -160,7 +160,13 @@ def test_a_mistake_in_a_grammar(
 
 
 NESTED = "root ::= " + 300_000 * "(" + '"a"' + 300_000 * ")"
-CHAIN = "root ::= r0\n" + "".join(f"r{n} ::= r{n + 1}\n" for n in range(300_000)) + 'r300000 ::= "a"\n'
+
+
+def chain(rules: int) -> str:
+    """A grammar whose rules each begin with the next one."""
+    return "root ::= r0\n" + "".join(f"r{n} ::= r{n + 1}\n" for n in range(rules)) + f'r{rules} ::= "a"\n'
+
+
 # each rule can begin in twice as many ways as the next one
 DOUBLING = "root ::= r0\n" + "".join(f"r{n} ::= r{n + 1} r{n + 1} | r{n + 1}?\n" for n in range(30))
 
@@ -168,12 +174,13 @@ DOUBLING = "root ::= r0\n" + "".join(f"r{n} ::= r{n + 1} r{n + 1} | r{n + 1}?\n"
 @pytest.mark.parametrize(
     ("grammar", "message"),
     [
-        (NESTED, r"the grammar ends llama.cpp \(SIGSEGV\)"),
-        (CHAIN, r"the grammar ends llama.cpp \(SIGSEGV\)"),
+        (NESTED, "mistake: it nests more than 1000 levels deep"),
+        (chain(30_000), "mistake: it has more than 20000 rules"),
+        (chain(19_000), r"the grammar ends llama.cpp \(SIGSEGV\)"),  # on the small stack of the trial
         (DOUBLING + 'r30 ::= "a"?\n', "llama.cpp did not parse the grammar within 5 s"),
         ('root ::= "a"\0', "its character 13 is NUL"),
     ],
-    ids=["nested", "chain", "doubling", "NUL"],
+    ids=["nested", "many rules", "deep chain", "doubling", "NUL"],
 )
 def test_a_grammar_that_would_end_the_process(
     vocab: Any, grammar: str, message: str, monkeypatch: pytest.MonkeyPatch
