@@ -1,0 +1,90 @@
+"""Commands on a disk that is too small: one line that says so, and nothing is left."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from bitexport.convert import convert
+from tests.support.repository import REPOSITORY
+from tests.support.tiny_models import Shape, tiny_checkpoint
+from tests.torture.workers import GIB, TortureError
+
+SHARE = 1
+SECONDS = 200
+#: The commands import PyTorch.
+MEMORY = 32 * GIB
+
+#: $1 is the size in KiB, $2 the disk, $3 the list of what is left on it; the rest is the command.
+_ON_SMALL_DISK = """
+mount -t tmpfs -o size=$1k tmpfs "$2" || exit 99
+disk=$2 list=$3
+shift 3
+TMPDIR=$disk "$@"
+code=$?
+ls -A "$disk" > "$list"
+exit $code
+"""
+_WITH_SMALL_FILES = """
+ulimit -f $1
+disk=$2 list=$3
+shift 3
+TMPDIR=$disk "$@"
+code=$?
+ls -A "$disk" > "$list"
+exit $code
+"""
+_NAMES_THE_CAUSE = ("No space left", "no space left", "File too large", "file too large")
+
+
+def prepare(folder: Path) -> None:
+    shape = Shape(hidden=256, ffn=256, layers=1, heads=2, kv_heads=1)
+    convert(tiny_checkpoint(folder / "source", shape=shape), folder / "model.gguf", embed_type="f16")
+
+
+def execute(chance: random.Random, prepared: Path, folder: Path) -> str:
+    disk, listing = folder / "disk", folder / "left"
+    disk.mkdir()
+    model, source = str(prepared / "model.gguf"), str(prepared / "source")
+    command = chance.choice(
+        (
+            ["convert", source, str(disk / "out.gguf")],
+            ["convert", model, str(disk / "out.gguf"), "--type", "tq2_0"],
+            ["doctor", source],
+            ["parity", source, model, "--prompt", "def", "--report", str(disk / "page.html")],
+        )
+    )
+    needed = (prepared / "model.gguf").stat().st_size // 1024
+    room = chance.choice((0, 4, needed // 4, needed // 2, needed - 8, 8 * needed))
+    private = os.geteuid() == 0 and shutil.which("unshare") is not None
+    start = ["unshare", "--mount", "sh", "-c", _ON_SMALL_DISK] if private else ["sh", "-c", _WITH_SMALL_FILES]
+    # a size of 0 is no limit
+    done = subprocess.run(
+        [
+            *start,
+            "sh",
+            str(max(4, room)),
+            str(disk),
+            str(listing),
+            sys.executable,
+            "-m",
+            "bitexport",
+            *command,
+        ],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        check=False,
+    )
+    if done.returncode == 99:
+        return "no disk could be mounted"
+    left = listing.read_text().split()
+    if done.returncode in (0, 3) and left in ([], ["out.gguf"], ["page.html"]):
+        return f"{command[0]}: room enough"
+    if done.returncode != 1 or left or not any(cause in done.stderr for cause in _NAMES_THE_CAUSE):
+        raise TortureError(f"{command[:1]} ended with {done.returncode}, left {left}: {done.stderr[-250:]!r}")
+    return f"{command[0]}: disk full"
