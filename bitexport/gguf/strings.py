@@ -19,6 +19,9 @@ _SHORT = 256
 #: Bytes that are searched at once.
 _WINDOW = 1 << 20
 
+#: More bytes than an ordinary token or merge takes, its length included.
+_TYPICAL = 64
+
 #: If a window has fewer short strings in a row, this many of the next strings are walked one by one.
 _FEW, _STEPS = 1_000, 4_096
 
@@ -51,7 +54,7 @@ def string_starts(data: npt.NDArray[np.uint8], start: int, count: int) -> npt.ND
 
 def _short_strings(data: npt.NDArray[np.uint8], at: int, most: int) -> npt.NDArray[np.int64]:
     """The ends of the next strings, up to one that is not short or to the end of a window."""
-    window = data[at : at + _WINDOW]
+    window = data[at : at + min(_WINDOW, most * _TYPICAL)]
     if len(window) < _LENGTH.size:
         return np.empty(0, np.int64)
     numbers = np.ndarray(len(window) - _LENGTH.size + 1, "<u8", window, strides=(1,))

@@ -94,10 +94,17 @@ class Schedule:
         }
         self._shortest, longest = _SLICE_SECONDS
         self._slice = min(max(plan.seconds * plan.jobs / 4 / len(kinds), self._shortest), longest)
-        self._end = time.monotonic() + plan.seconds if plan.cases is None else float("inf")
+        self._end = float("inf")
+        self._running: Counter[str] = Counter()
 
     def run(self) -> None:
         """Run until the time is over, or all cases are done."""
+        for job in self._jobs.values():
+            job.prepared.mkdir(parents=True)
+            if in_child(lambda job=job: job.kind.prepare(job.prepared)) != 0:
+                raise SystemExit(f"the files of {job.name} could not be made")
+        if self._plan.cases is None:
+            self._end = time.monotonic() + self._plan.seconds
         slots = [_Slot(self._scratch / f"worker-{number}") for number in range(self._plan.jobs)]
         try:
             while True:
@@ -144,18 +151,10 @@ class Schedule:
         tally.next += 1
 
     def _spent(self, name: str) -> float:
-        return self.tallies[name].seconds + self._running.get(name, 0) * self._slice
-
-    @property
-    def _running(self) -> Counter[str]:
-        return self.__dict__.setdefault("_counts", Counter())
+        return self.tallies[name].seconds + self._running[name] * self._slice
 
     def _start(self, slot: _Slot, name: str) -> None:
         job = self._jobs[name]
-        if not job.prepared.exists():
-            job.prepared.mkdir(parents=True)
-            if in_child(lambda: job.kind.prepare(job.prepared)) != 0:
-                raise SystemExit(f"the files of {name} could not be made")
         self._running[name] += 1
         slot.worker = Worker(job, slot.folder)
         slot.began = time.monotonic()

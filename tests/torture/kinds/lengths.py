@@ -14,8 +14,9 @@ from bitexport.runtime.completion import Completion, Sampling
 from tests.support.tiny_models import Shape, tiny_checkpoint
 from tests.torture.workers import GIB, TortureError
 
-SHARE = 2
-SECONDS = 60
+SHARE = 5
+SECONDS = 20
+MEMORY = GIB
 
 _CONTEXT = 256  # the least that libllama opens
 _SEEDS = (("bitnet", "gpt2"), ("llama", "llama2"), ("qwen3", "qwen2"), ("llama-student", "llama3"))
@@ -41,7 +42,7 @@ def execute(chance: random.Random, prepared: Path, folder: Path) -> str:
     try:
         made = Completion(model, prompt, sampling=sampling, max_tokens=wanted, n_ctx=_CONTEXT, threads=1)
     except UsageError as error:
-        return "prompt too long" if "tokens" in str(error) else _unexpected(error)
+        return "refused: the prompt is too long" if "tokens" in str(error) else _unexpected(error)
     pieces = "".join(made).encode("utf-8")  # no half character
     room = _CONTEXT - made.prompt_tokens
     if made.tokens > wanted or made.tokens > room:
@@ -50,7 +51,8 @@ def execute(chance: random.Random, prepared: Path, folder: Path) -> str:
         raise TortureError(f"stopped at {made.tokens} of {min(wanted, room)} tokens")
     if made.finish_reason not in ("length", "stop"):
         raise TortureError(f"ended without a reason after {len(pieces)} bytes")
-    return f"{made.finish_reason}, {'context' if wanted > room else 'limit'}"
+    ended = "end of text" if made.finish_reason == "stop" else "context" if wanted > room else "limit"
+    return f"worked, to the {ended}"
 
 
 def _unexpected(error: Exception) -> str:

@@ -1,26 +1,32 @@
-"""Fuzzes libllama with damaged GGUF files under sanitizers, and runs our own checks on files that crash it.
-
-    python -m tests.fuzz.fuzz_gguf build/fuzz/fuzz_gguf --executions 200000 --findings DIR
+"""Damaged GGUF files through libllama itself, built with sanitizers.
 
 The driver (native/llama_cpp/fuzz) keeps one file for every assertion in llama.cpp that fails, and every file
-that triggers a sanitizer or a hang. ``bitexport`` must reject each of these files with a
-:class:`BitexportError` before libllama opens it; otherwise it is a failure. Exit status: 0 without failures,
-3 otherwise. Prints one JSON document.
+that triggers a sanitizer or a hang. ``bitexport`` must refuse each of these files before its own libllama
+would open it. One case is a run of the driver.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
+import os
+import random
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 from bitexport.convert import convert
+from tests.support.repository import REPOSITORY
 from tests.support.tiny_models import Shape, tiny_checkpoint
+from tests.torture.workers import TortureError
 
-GATE = """
+SHARE = 10
+SECONDS = 300
+#: AddressSanitizer reserves terabytes; the driver limits each allocation to 1 GiB.
+MEMORY = 1 << 46
+
+_EXECUTIONS = 200
+_DRIVER = REPOSITORY / "build/fuzz/fuzz_gguf"
+_GATE = """
 import sys
 from bitexport.errors import BitexportError
 from bitexport.runtime.session import Session
@@ -33,58 +39,37 @@ except BitexportError as error:
 """
 
 
-def make_seeds(folder: Path) -> list[Path]:
-    """Small I2_S files for both graphs that run them."""
+def missing() -> str:
+    return "" if _DRIVER.is_file() else f"{_DRIVER.relative_to(REPOSITORY)} is not built; make torture does that"
+
+
+def prepare(folder: Path) -> None:
     shape = Shape(hidden=128, ffn=256, layers=1, heads=2, kv_heads=1, vocab=400, context=64)
-    seeds = []
     for architecture in ("bitnet", "llama"):
-        checkpoint = tiny_checkpoint(
-            folder / architecture, "packed-multiply", shape=shape, architecture=architecture
-        )
-        seeds.append(folder / f"{architecture}.gguf")
-        convert(checkpoint, seeds[-1], embed_type="f16")
-    return seeds
+        checkpoint = tiny_checkpoint(folder / architecture, "packed-multiply", shape=shape, architecture=architecture)
+        convert(checkpoint, folder / f"{architecture}.gguf", embed_type="f16")
 
 
-def rejected(file: Path) -> bool:
-    """Whether our own checks reject this file."""
+def execute(chance: random.Random, prepared: Path, folder: Path) -> str:
+    found = folder / "found"
+    found.mkdir()
+    seed = chance.randrange(2**31)
+    command = [_DRIVER, "--executions", str(_EXECUTIONS), "--seed", str(seed), "--findings", found]
+    done = subprocess.run([*command, *sorted(prepared.glob("*.gguf"))], stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode not in (0, 3):
+        raise TortureError(f"the driver ended with status {done.returncode}")
+    through = sorted(file.name for file in found.glob("*.gguf") if not _refused(file))
+    if through:
+        raise TortureError(f"not refused: {', '.join(through)}: {json.loads(done.stdout)}")
+    return f"worked: {_EXECUTIONS} files, {'some' if any(found.iterdir()) else 'none'} that ended libllama"
+
+
+def _refused(file: Path) -> bool:
+    """Whether ``bitexport`` refuses a file, in a process of its own."""
+    command = [sys.executable, "-c", _GATE, str(file)]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     try:
-        ended = subprocess.run(
-            [sys.executable, "-c", GATE, str(file)], capture_output=True, text=True, timeout=60, check=False
-        )
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=environment)
     except subprocess.TimeoutExpired:
         return False
-    if ended.returncode == 1 and ended.stdout:
-        print(f"rejected: {ended.stdout.strip()}", file=sys.stderr)
-        return True
-    return False
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("driver", type=Path, help="fuzz_gguf, built with BITEXPORT_SANITIZE")
-    parser.add_argument("--executions", type=int, default=200_000)
-    parser.add_argument("--seed", type=int, default=1, help="random seed (default 1)")
-    parser.add_argument(
-        "--findings", type=Path, required=True, help="folder for the files that are found; emptied first"
-    )
-    arguments = parser.parse_args()
-    findings: Path = arguments.findings
-    findings.mkdir(parents=True, exist_ok=True)
-    for old in findings.glob("*.gguf"):
-        old.unlink()
-    with tempfile.TemporaryDirectory() as scratch:
-        command = [arguments.driver, "--executions", str(arguments.executions), "--seed", str(arguments.seed)]
-        ended = subprocess.run(
-            [*command, "--findings", findings, *make_seeds(Path(scratch))], stdout=subprocess.PIPE, text=True
-        )
-    if ended.returncode not in (0, 3):
-        sys.exit(f"the driver ended with status {ended.returncode}")
-    report = json.loads(ended.stdout)
-    let_through = sorted(file.name for file in findings.glob("*.gguf") if not rejected(file))
-    print(json.dumps({**report, "let_through": let_through}))
-    sys.exit(3 if let_through else 0)
-
-
-if __name__ == "__main__":
-    main()
+    return ended.returncode == 1 and bool(ended.stdout)

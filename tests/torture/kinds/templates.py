@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import random
-import time
 from pathlib import Path
 
 from jinja2.exceptions import TemplateError as JinjaError
 
 from bitexport.errors import BitexportError
 from bitexport.tokenizer.chat import render_template
-from tests.support.template_bombs import BROKEN, MEMORY, TIME
-from tests.torture.workers import GIB, TortureError
+from tests.support import template_bombs as bombs
+from tests.torture.workers import GIB
 
-SHARE = 1
-SECONDS = 20
-_BOMBS = (*MEMORY.values(), *TIME.values(), *(each for group in BROKEN.values() for each in group))
+SHARE = 3
+SECONDS = 15
+MEMORY = GIB
+_BOMBS = (
+    *bombs.MEMORY.values(),
+    *bombs.TIME.values(),
+    *(each for group in bombs.BROKEN.values() for each in group),
+)
 _ATOMS = (
     "messages",
     "'a'",
@@ -43,15 +47,11 @@ def prepare(folder: Path) -> None:  # noqa: ARG001
 def execute(chance: random.Random, prepared: Path, folder: Path) -> str:  # noqa: ARG001
     template = _published_bomb(chance) if chance.random() < 0.1 else _statement(chance, 4)
     (folder / "template.jinja").write_text(template, encoding="utf-8")
-    start = time.monotonic()
     try:
         render_template(template, _VARIABLES)
-        outcome = "rendered"
     except (BitexportError, JinjaError, ValueError, TypeError, ArithmeticError, LookupError) as error:
-        outcome = type(error).__name__
-    if (seconds := time.monotonic() - start) > 10:
-        raise TortureError(f"took {seconds:.1f} s")
-    return outcome
+        return f"refused: {type(error).__name__}"
+    return "worked"
 
 
 def _published_bomb(chance: random.Random) -> str:

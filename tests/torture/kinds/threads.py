@@ -12,7 +12,7 @@ from bitexport.convert import convert
 from tests.support.tiny_models import Shape, tiny_checkpoint
 from tests.torture.workers import GIB, TortureError
 
-SHARE = 2
+SHARE = 5
 SECONDS = 60
 #: A thread's stack takes 8 MiB of address space, and its arena of malloc 64 MiB.
 MEMORY = 4 * GIB
@@ -53,7 +53,7 @@ def execute(chance: random.Random, prepared: Path, folder: Path) -> str:  # noqa
         raise TortureError("; ".join(problems) or "stdout or stderr is another file at the end")
     if wrong := {prompt: found for prompt, found in texts.items() if len(found) != 1}:
         raise TortureError(f"texts differ between threads: {wrong}"[:300])
-    return f"{THREADS * LOADS} loads from {THREADS} threads"
+    return f"worked: {THREADS * LOADS} loads from {THREADS} threads"
 
 
 def _standard_streams() -> list[tuple[int, int]]:
