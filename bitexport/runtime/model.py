@@ -51,8 +51,16 @@ def model_class() -> type[Llama]:
 
         def eval(self, tokens: Any) -> None:
             self._owner.check()
+            self._check_cache()
             with self._errors():
                 super().eval(tokens)
+
+        def _check_cache(self) -> None:
+            if not bind().llama_cpp.llama_get_memory(self.ctx):
+                raise UsageError(
+                    f"{self.model_path} has no cache of earlier tokens, so it cannot continue a text; "
+                    "it is a model for embeddings or a diffusion model"
+                )
 
         @contextlib.contextmanager
         def _errors(self) -> Iterator[None]:
@@ -75,11 +83,7 @@ def model_class() -> type[Llama]:
                     f"{self.model_path} was loaded for embeddings; to generate text, load it without "
                     "embedding=True"
                 )
-            if not bind().llama_cpp.llama_get_memory(self.ctx):
-                raise UsageError(
-                    f"{self.model_path} has no cache of earlier tokens, so it cannot continue a text; "
-                    "it is a model for embeddings or a diffusion model"
-                )
+            self._check_cache()
             return super().generate(*args, **kwargs)
 
         def create_embedding(self, *args: Any, **kwargs: Any) -> Any:

@@ -47,15 +47,27 @@ def main() -> None:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Try to kill, fill, hang and fool bitexport.")
-    parser.add_argument("--seconds", type=float, default=300, help="time for all kinds together (default 300)")
+    parser.add_argument(
+        "--seconds", type=float, default=300, help="time for all kinds together (default 300)"
+    )
     parser.add_argument("--cases", type=int, help="cases of each kind, instead of a time")
-    parser.add_argument("--kinds", nargs="+", choices=NAMES, default=NAMES, metavar="KIND", help=", ".join(NAMES))
-    parser.add_argument("--without", nargs="*", choices=NAMES, default=(), metavar="KIND", help="kinds to leave out")
+    parser.add_argument(
+        "--kinds", nargs="+", choices=NAMES, default=NAMES, metavar="KIND", help=", ".join(NAMES)
+    )
+    parser.add_argument(
+        "--without", nargs="*", choices=NAMES, default=(), metavar="KIND", help="kinds to leave out"
+    )
     parser.add_argument("--seed", type=int, default=1, help="of all cases (default 1)")
     parser.add_argument("--start", type=int, default=0, help="number of the first case (default 0)")
-    parser.add_argument("--resume", action="store_true", help="continue where the last run with this seed stopped")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="cases at once (default: one per core)")
-    parser.add_argument("--findings", type=Path, default=Path("build/torture"), help="folder for what goes wrong")
+    parser.add_argument(
+        "--resume", action="store_true", help="continue where the last run with this seed stopped"
+    )
+    parser.add_argument(
+        "--jobs", type=int, default=os.cpu_count() or 1, help="cases at once (default: one per core)"
+    )
+    parser.add_argument(
+        "--findings", type=Path, default=Path("build/torture"), help="folder for what goes wrong"
+    )
     return parser.parse_args()
 
 

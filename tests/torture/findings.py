@@ -60,5 +60,7 @@ def _special(folder: str, names: list[str]) -> list[str]:
     return [
         name
         for name, path in paths.items()
-        if not path.is_symlink() and not path.is_dir() and not (path.is_file() and path.stat().st_size < 1 << 28)
+        if not path.is_symlink()
+        and not path.is_dir()
+        and not (path.is_file() and path.stat().st_size < 1 << 28)
     ]

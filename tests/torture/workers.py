@@ -15,6 +15,7 @@ import traceback
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import IO, NoReturn
@@ -161,7 +162,7 @@ def _work(job: Job, folder: Path, requests: IO[str], replies: int) -> NoReturn:
         scratch.mkdir()
         os.ftruncate(2, 0)
         execute = job.kind.again if again else job.kind.execute
-        answer = _answer(lambda: execute(_chance(job, case), job.prepared, scratch), job.kind.MEMORY)
+        answer = _answer(partial(execute, _chance(job, case), job.prepared, scratch), job.kind.MEMORY)
         _flush()
         os.write(replies, json.dumps(answer).encode())
     os._exit(0)

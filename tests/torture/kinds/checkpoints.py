@@ -28,7 +28,14 @@ _HEALTH_ONE_IN = 10
 #: How often something takes the place of a file, or a part of one has no end: most take some seconds.
 _DIRECTED_ONE_IN = 200
 
-_NAMES = ("config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors", "merges.txt", "modules.json")
+_NAMES = (
+    "config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "model.safetensors",
+    "merges.txt",
+    "modules.json",
+)
 
 
 def prepare(folder: Path) -> None:
@@ -56,11 +63,15 @@ def execute(chance: random.Random, prepared: Path, folder: Path) -> str:
     output = folder / "out.gguf"
     kind = chance.choice(("i2_s", "f16"))
     written = chance.randrange(_WRITTEN_ONE_IN) == 0
-    converted = _outcome(lambda: convert(checkpoint, output, type=kind, embed_type="f16", dry_run=not written))
+    converted = _outcome(
+        lambda: convert(checkpoint, output, type=kind, embed_type="f16", dry_run=not written)
+    )
     if left := sorted(file.name for file in folder.iterdir() if file not in (checkpoint, output)):
         raise TortureError(f"convert left {left}")
     if output.exists() != (written and converted == "worked"):
-        raise TortureError(f"convert {converted}, and {'wrote' if output.exists() else 'did not write'} a file")
+        raise TortureError(
+            f"convert {converted}, and {'wrote' if output.exists() else 'did not write'} a file"
+        )
     if converted == "worked" and written:
         model = bitexport.load(output, n_ctx=32, n_threads=1)
         model.eval([3])
@@ -88,19 +99,27 @@ def _not_a_file(checkpoint: Path, chance: random.Random) -> None:
 
 
 def _size(checkpoint: Path, chance: random.Random) -> None:
-    key = chance.choice(("num_hidden_layers", "max_position_embeddings", "vocab_size", "num_experts", "head_dim"))
+    key = chance.choice(
+        ("num_hidden_layers", "max_position_embeddings", "vocab_size", "num_experts", "head_dim")
+    )
     edit(checkpoint, lambda config: config.update({key: 10 ** chance.randrange(3, 12)}), "config.json")
 
 
 def _tensors(checkpoint: Path, chance: random.Random) -> None:
     entry = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
     if (checkpoint / "model.safetensors").exists():
-        more_tensors(checkpoint, {f"x{number}": entry for number in range(chance.choice((1, 10_000, 400_000)))})
+        more_tensors(
+            checkpoint, {f"x{number}": entry for number in range(chance.choice((1, 10_000, 400_000)))}
+        )
 
 
 def _tokenizer(checkpoint: Path, chance: random.Random) -> None:
     ends: list[dict[str, Any]] = [
-        {"post_processor": post_processor(chance.choice((10, 100, 10_000)), chance.choice((10, 100, 10_000)))},
+        {
+            "post_processor": post_processor(
+                chance.choice((10, 100, 10_000)), chance.choice((10, 100, 10_000))
+            )
+        },
         {"pre_tokenizer": pre_tokenizer(chance.choice(("(", r"(\w+\s*)+$!", "(?=", ".*", "")))},
     ]
     edit(checkpoint, lambda document: document.update(chance.choice(ends)))

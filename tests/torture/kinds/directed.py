@@ -1,4 +1,4 @@
-"""The directed cases, which are tests: files, checkpoints and calls that once did damage. One module per case."""
+"""The directed cases, which are tests: what once did damage, one module of tests per case."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _MODULES = (
 CASES = len(_MODULES)
 
 
-def prepare(folder: Path) -> None:  # noqa: ARG001
+def prepare(folder: Path) -> None:
     """The tests make their own files."""
 
 

@@ -1,4 +1,4 @@
-"""Forks while threads load and generate: the child says at once what it cannot do, and can load for itself."""
+"""Forks while threads load and generate: a child says what it cannot do, and can load for itself."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from pathlib import Path
 
 import bitexport
 from bitexport.errors import UsageError
-from tests.torture.workers import GIB, TortureError
 from tests.torture.kinds import threads
+from tests.torture.workers import GIB, TortureError
 
 SHARE = 3
 SECONDS = 60

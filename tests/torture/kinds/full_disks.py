@@ -59,7 +59,7 @@ def execute(chance: random.Random, prepared: Path, folder: Path) -> str:
         [*start, str(room), str(disk), str(listing), sys.executable, "-m", "bitexport", *command],
         capture_output=True,
         text=True,
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        cwd=REPOSITORY,
         check=False,
     )
     if done.returncode == 99:

@@ -1,8 +1,8 @@
 """Mutated GGUF files through ``inspect``, ``load`` and ``run``: each is refused by name, or works.
 
 Most cases leave out the trial in a child process, which takes as long as everything else. A file that lives
-through all uses without it does so with it, too. Where the process dies, the case is done again with the trial, which
-must refuse the file.
+through all uses without it does so with it, too. Where the process dies, the case is done again with the
+trial, which must refuse the file.
 """
 
 from __future__ import annotations
@@ -51,10 +51,20 @@ _MEMORY_WORDS = re.compile(r"bad_alloc|allocat", re.IGNORECASE)
 def prepare(folder: Path) -> None:
     for number, (architecture, kind, embed, tokenizer) in enumerate(_SEEDS):
         shape = Shape(
-            hidden=256, ffn=256, layers=1, heads=2, kv_heads=1, vocab=480 if tokenizer == "llama2" else 400, context=64
+            hidden=256,
+            ffn=256,
+            layers=1,
+            heads=2,
+            kv_heads=1,
+            vocab=480 if tokenizer == "llama2" else 400,
+            context=64,
         )
         source = tiny_checkpoint(
-            folder / f"{number}", "packed-multiply", shape=shape, architecture=architecture, tokenizer=tokenizer
+            folder / f"{number}",
+            "packed-multiply",
+            shape=shape,
+            architecture=architecture,
+            tokenizer=tokenizer,
         )
         convert(source, folder / f"{number}.gguf", type=kind, embed_type=embed)
 

@@ -1,4 +1,4 @@
-"""``convert``, ``train`` and ``push``, killed at a random moment: nothing is half-written, and the next one works."""
+"""Kills ``convert``, ``train`` and ``push`` at a random moment: nothing is half-written, and the next works."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``run -n N`` on random models and prompts: exactly N tokens, or fewer at an end of text or of the context."""
+"""``run -n N`` on random models: exactly N tokens, or fewer at an end of text or of the context."""
 
 from __future__ import annotations
 

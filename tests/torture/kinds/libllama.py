@@ -8,7 +8,6 @@ would open it. One case is a run of the driver.
 from __future__ import annotations
 
 import json
-import os
 import random
 import subprocess
 import sys
@@ -40,13 +39,17 @@ except BitexportError as error:
 
 
 def missing() -> str:
-    return "" if _DRIVER.is_file() else f"{_DRIVER.relative_to(REPOSITORY)} is not built; make torture does that"
+    return (
+        "" if _DRIVER.is_file() else f"{_DRIVER.relative_to(REPOSITORY)} is not built; make torture does that"
+    )
 
 
 def prepare(folder: Path) -> None:
     shape = Shape(hidden=128, ffn=256, layers=1, heads=2, kv_heads=1, vocab=400, context=64)
     for architecture in ("bitnet", "llama"):
-        checkpoint = tiny_checkpoint(folder / architecture, "packed-multiply", shape=shape, architecture=architecture)
+        checkpoint = tiny_checkpoint(
+            folder / architecture, "packed-multiply", shape=shape, architecture=architecture
+        )
         convert(checkpoint, folder / f"{architecture}.gguf", embed_type="f16")
 
 
@@ -55,7 +58,9 @@ def execute(chance: random.Random, prepared: Path, folder: Path) -> str:
     found.mkdir()
     seed = chance.randrange(2**31)
     command = [_DRIVER, "--executions", str(_EXECUTIONS), "--seed", str(seed), "--findings", found]
-    done = subprocess.run([*command, *sorted(prepared.glob("*.gguf"))], stdout=subprocess.PIPE, text=True, check=False)
+    done = subprocess.run(
+        [*command, *sorted(prepared.glob("*.gguf"))], stdout=subprocess.PIPE, text=True, check=False
+    )
     if done.returncode not in (0, 3):
         raise TortureError(f"the driver ended with status {done.returncode}")
     through = sorted(file.name for file in found.glob("*.gguf") if not _refused(file))
@@ -67,9 +72,10 @@ def execute(chance: random.Random, prepared: Path, folder: Path) -> str:
 def _refused(file: Path) -> bool:
     """Whether ``bitexport`` refuses a file, in a process of its own."""
     command = [sys.executable, "-c", _GATE, str(file)]
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     try:
-        ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=environment)
+        ended = subprocess.run(
+            command, capture_output=True, text=True, timeout=60, check=False, cwd=REPOSITORY
+        )
     except subprocess.TimeoutExpired:
         return False
     return ended.returncode == 1 and bool(ended.stdout)

@@ -5,9 +5,6 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
-from jinja2.exceptions import TemplateError as JinjaError
-
-from bitexport.errors import BitexportError
 from bitexport.tokenizer.chat import render_template
 from tests.support import template_bombs as bombs
 from tests.torture.workers import GIB
@@ -40,7 +37,7 @@ _FILTERS = (
 _VARIABLES = {"messages": [{"role": "user", "content": "hello"}], "add_generation_prompt": True}
 
 
-def prepare(folder: Path) -> None:  # noqa: ARG001
+def prepare(folder: Path) -> None:
     """Nothing is shared."""
 
 
@@ -49,7 +46,7 @@ def execute(chance: random.Random, prepared: Path, folder: Path) -> str:  # noqa
     (folder / "template.jinja").write_text(template, encoding="utf-8")
     try:
         render_template(template, _VARIABLES)
-    except (BitexportError, JinjaError, ValueError, TypeError, ArithmeticError, LookupError) as error:
+    except Exception as error:  # whatever the template raises; a limit that fails shows in this process
         return f"refused: {type(error).__name__}"
     return "worked"
 
