@@ -1,4 +1,4 @@
-"""Kills ``convert``, ``train`` and ``push`` at a random moment: nothing is half-written, and the next works."""
+"""Kills ``convert``, ``train`` and ``push`` at a random moment: nothing is half-written, the next works."""
 
 from __future__ import annotations
 

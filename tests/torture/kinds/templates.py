@@ -32,7 +32,8 @@ _ATOMS = (
 _BINARY = ("*", "+", "~", "**", "%", "//", "in", "and", "==", "<")
 _FILTERS = (
     "length", "list", "join", "center(10 ** 9)", "tojson", "replace('a', 'b' * 10 ** 6)", "upper", "first",
-    "batch(10 ** 8)", "wordwrap(1)", "format(1)", "sort", "sum", "int", "reverse", "urlize", "indent(10 ** 8)",
+    "batch(10 ** 8)", "wordwrap(1)", "format(1)", "sort", "sum", "int", "reverse", "urlize",
+    "indent(10 ** 8)",
 )  # fmt: skip
 _VARIABLES = {"messages": [{"role": "user", "content": "hello"}], "add_generation_prompt": True}
 
