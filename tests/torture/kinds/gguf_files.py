@@ -1,4 +1,4 @@
-"""Mutated GGUF files through ``inspect``, ``load`` and ``run``: each is refused by name, or works.
+"""Mutated GGUF files through ``inspect``, ``convert``, ``load`` and ``run``: refused by name, or they work.
 
 Most cases leave out the trial in a child process, which takes as long as everything else. A file that lives
 through all uses without it does so with it, too. Where the process dies, the case is done again with the
@@ -33,6 +33,7 @@ MEMORY = GIB
 _TRIED_ONE_IN = 50
 _HEALTH_ONE_IN = 4
 _SESSION_ONE_IN = 3
+_CONVERT_ONE_IN = 5
 
 #: Architecture, type, type of the embeddings, tokenizer.
 _SEEDS = (
@@ -85,6 +86,9 @@ def _use(chance: random.Random, prepared: Path, folder: Path, *, tried: bool) ->
     os.environ[VARIABLE] = "1" if tried else "0"
     health = chance.randrange(_HEALTH_ONE_IN) == 0
     inspected = _outcome(lambda: inspect(file, health=health))
+    if chance.randrange(_CONVERT_ONE_IN) == 0:
+        kind = chance.choice(("i2_s", "q2_0", "tq2_0"))
+        _outcome(lambda: convert(file, folder / "out.gguf", type=kind))
     uses = {_outcome(lambda: _load(file)), _outcome(lambda: _run(file, chance))}
     if chance.randrange(_SESSION_ONE_IN) == 0:
         exact = chance.random() < 0.5

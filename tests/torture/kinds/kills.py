@@ -5,16 +5,20 @@ from __future__ import annotations
 import os
 import random
 import signal
+import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
 from bitexport.cli import main
 from bitexport.convert import convert
 from bitexport.train.config import TrainConfig
 from bitexport.train.run_folder import last_checkpoint
 from tests.support import hub as loopback
+from tests.support.repository import REPOSITORY
 from tests.support.tiny_models import Shape, tiny_checkpoint
 from tests.torture.workers import GIB, TortureError, in_child
 from tests.train.conftest import tiny_config
@@ -27,7 +31,7 @@ MEMORY = 8 * GIB
 _OLD = b"what was here before"
 _SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 #: How long a command takes, on a busy machine; later is after its end.
-_SECONDS = {"push": 1.5, "train": 12.0}
+_SECONDS = {"push": 6.0, "train": 12.0}
 
 
 def prepare(folder: Path) -> None:
@@ -52,7 +56,7 @@ def _kill_convert(chance: random.Random, prepared: Path, folder: Path) -> str:
     # the first conversion of a process also imports
     longest = 1.5 * float((prepared / "seconds").read_text())
     command = ["convert", str(prepared / "source"), str(output), "--force", "--quiet"]
-    number = _killed(command, chance, longest)
+    number = _killed(lambda: _main(command), chance, longest)
     content = output.read_bytes() if output.exists() else None
     complete = (prepared / "complete.gguf").read_bytes()
     if content not in (old, complete):
@@ -71,13 +75,20 @@ def _kill_push(chance: random.Random, prepared: Path, folder: Path) -> str:
     with loopback.serve() as hub:
         environment = loopback.environment(hub, folder / "home", HF_TOKEN=loopback.TOKEN)
         command = ["push", str(file), "me/tiny", "--quiet"]
-        _killed(command, chance, _SECONDS["push"], environment)
+
+        def push() -> NoReturn:
+            # a new Python, because huggingface_hub reads the hub's address when it is imported
+            program = [sys.executable, "-m", "bitexport", *command]
+            os.chdir(REPOSITORY)
+            os.execve(sys.executable, program, {**os.environ, **environment})
+
+        _killed(push, chance, _SECONDS["push"], (signal.SIGKILL, signal.SIGTERM))
         repository = hub.repositories.get("me/tiny")
         pushed = [found for found in (repository.commits.values() if repository else ()) if found]
         for found in pushed:
             if found.get(file.name, file.read_bytes()) != file.read_bytes():
                 raise TortureError("the repository has half of a file")
-        if _run(command, environment, folder) != 0:
+        if _run(push, folder) != 0:
             raise TortureError(f"the next push failed: {_last_line(folder)}")
         repository = hub.repositories["me/tiny"]
         if repository.commits[repository.refs["main"]].get(file.name) != file.read_bytes():
@@ -92,10 +103,12 @@ def _kill_train(chance: random.Random, prepared: Path, folder: Path) -> str:  # 
     command = ["train", str(path), "--stage", "pretrain"]
     resumed = 0
     for _ in range(chance.choice((1, 1, 2))):
-        _killed([*command, *_resume(config)], chance, _SECONDS["train"])
+        arguments = [*command, *_resume(config)]
+        _killed(partial(_main, arguments), chance, _SECONDS["train"])
         resumed += bool(_resume(config))
     _check_models(config)
-    if _run([*command, *_resume(config)], {}, folder) != 0:
+    arguments = [*command, *_resume(config)]
+    if _run(partial(_main, arguments), folder) != 0:
         raise TortureError(f"the next run failed: {_last_line(folder)}")
     _check_models(config)
     if not (Path(config.run_dir) / "pretrain" / "model" / "model.safetensors").is_file():
@@ -118,35 +131,39 @@ def _check_models(config: TrainConfig) -> None:
 
 
 def _killed(
-    command: Sequence[str], chance: random.Random, longest: float, environment: dict[str, str] | None = None
+    work: Callable[[], int],
+    chance: random.Random,
+    longest: float,
+    signals: Sequence[signal.Signals] = tuple(_SIGNALS),
 ) -> signal.Signals:
-    """Run a command and send it a signal at a random moment; returns the signal."""
-    number = chance.choice(_SIGNALS)
+    """Do something in a fork and send it a signal at a random moment; returns the signal."""
+    number = chance.choice(signals)
     moment = chance.random() * longest
-    pid = _fork(lambda: _main(command, environment or {}))
+    pid = _fork(work)
     time.sleep(moment)
     os.kill(pid, number)
     code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     # a command that ended before, or that was interrupted
     if code not in (0, 130, 143, -number):
-        raise TortureError(f"{number.name} ended {command[0]} with code {code}")
+        raise TortureError(f"{number.name} ended it with code {code}")
     return number
 
 
-def _run(command: Sequence[str], environment: dict[str, str], folder: Path) -> int:
-    def work() -> int:
-        os.dup2(os.open(folder / "stderr", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666), 2)
-        return _main(command, environment)
+def _run(work: Callable[[], int], folder: Path) -> int:
+    """Do something in a fork; stderr goes to a file."""
 
-    return os.waitstatus_to_exitcode(os.waitpid(_fork(work), 0)[1])
+    def quietly() -> int:
+        os.dup2(os.open(folder / "stderr", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666), 2)
+        return work()
+
+    return os.waitstatus_to_exitcode(os.waitpid(_fork(quietly), 0)[1])
 
 
 def _last_line(folder: Path) -> str:
     return ((folder / "stderr").read_text(errors="replace").splitlines() or [""])[-1]
 
 
-def _main(command: Sequence[str], environment: dict[str, str]) -> int:
-    os.environ.update(environment)
+def _main(command: Sequence[str]) -> int:
     try:
         main(list(command))
     except SystemExit as end:
