@@ -28,6 +28,7 @@ from bitexport.checkpoint.folders import PARTS
 from bitexport.errors import GGUFError
 from bitexport.gguf import foreign_layouts, foreign_types, splits
 from bitexport.gguf.foreign_types import Room
+from bitexport.gguf.strings import string_starts
 from bitexport.gguf.types import I2_S_ID, TensorType
 from bitexport.system.reading import open_regular
 
@@ -115,6 +116,15 @@ class GGUFFile:
             )
         with _Cursor(self.path, array.offset) as cursor:
             return cursor.elements(array, limit)
+
+    def texts(self, key: str) -> list[bytes]:
+        """The bytes of each element of an array of strings."""
+        array = self.metadata[key]
+        with _Cursor(self.path, array.offset) as cursor:
+            starts = cursor.strings(array.length) - array.offset
+            raw = cursor.taken(array.offset)
+        ends = starts[1:].tolist()
+        return [raw[begin:end] for begin, end in zip((starts[:-1] + 8).tolist(), ends, strict=True)]
 
     def raw(self, key: str) -> bytes:
         """The bytes of a key's type and value in the file."""
@@ -354,8 +364,13 @@ class _Cursor:
         start = self.skip(count)
         return self._map[start : start + count] if self._map is not None else b""
 
+    def taken(self, start: int) -> bytes:
+        """The bytes from ``start`` to here."""
+        return self._map[start : self.position] if self._map is not None else b""
+
     def number(self, kind: str) -> int:
-        return int(np.frombuffer(self.take(np.dtype(kind).itemsize), kind)[0])
+        """A number of kind ``<u4`` or ``<u8``."""
+        return int.from_bytes(self.take(int(kind[2:])), "little")
 
     def count(self, what: str, min_bytes: int) -> int:
         """The number of items that follow, each of at least ``min_bytes`` bytes."""
@@ -367,6 +382,14 @@ class _Cursor:
     def string(self) -> str:
         (length,) = struct.unpack("<Q", self.take(8))
         return self.take(length).decode("utf-8", errors="replace")
+
+    def strings(self, count: int) -> npt.NDArray[np.int64]:
+        """Skip ``count`` strings; returns where each begins, and where the last one ends."""
+        starts = string_starts(np.frombuffer(self._map or b"", np.uint8), self.position, count)
+        self.position = int(starts[-1])
+        if len(starts) <= count:
+            self.skip(8 + self.number("<u8"))  # which goes beyond the end
+        return starts
 
     def value(self, key: str) -> Any:
         kind = self.number("<u4")
@@ -389,11 +412,7 @@ class _Cursor:
         kind = self.number("<u4")
         if kind == VALUE.STRING:
             length = self.count(f"strings in '{key}'", 8)
-            start = self.position
-            for _ in range(length):
-                (size,) = struct.unpack("<Q", self.take(8))
-                self.skip(size)
-            return Array("string", length, start)
+            return Array("string", length, int(self.strings(length)[0]))
         if kind not in SCALARS:
             raise self.damaged(
                 f"metadata array '{key}' has elements of type {kind}, expected numbers or text"

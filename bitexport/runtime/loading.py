@@ -156,16 +156,20 @@ def damage(file: Path, reason: str) -> GGUFError:
     return refused(file, reason)
 
 
-def check_model(path: str | os.PathLike[str]) -> None:
+def check_model(path: str | os.PathLike[str], *, trial: bool) -> None:
     """Check that libllama's graph finds all its hyper-parameters and exactly its tensors in a GGUF file.
 
-    No tensor data is read.
+    No tensor data is read in this process.
+
+    Args:
+        path: the file.
+        trial: try a file that is not proven in a child process first; not needed for one that we wrote.
 
     Raises:
         GGUFError: it does not; the message is libllama's.
         NativeLibraryError: our library is missing.
     """
-    file, _ = checked_file(path, trial=False)
+    file, _ = checked_file(path, trial=trial)
     llama_cpp = bind()
     ggml.cpu_tier()
     params = llama_cpp.llama_model_default_params()

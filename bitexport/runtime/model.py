@@ -95,8 +95,16 @@ def model_class() -> type[Llama]:
 
         def eval(self, tokens: Any) -> None:
             self._owner.check()
+            self._check_cache()
             with self._computing():
                 super().eval(tokens)
+
+        def _check_cache(self) -> None:
+            if not bind().llama_cpp.llama_get_memory(self.ctx):
+                raise UsageError(
+                    f"{self.model_path} has no cache of earlier tokens, so it cannot continue a text; "
+                    "it is a model for embeddings or a diffusion model"
+                )
 
         @contextlib.contextmanager
         def _computing(self) -> Iterator[None]:
@@ -121,11 +129,7 @@ def model_class() -> type[Llama]:
                     f"{self.model_path} was loaded for embeddings; to generate text, load it without "
                     "embedding=True"
                 )
-            if not bind().llama_cpp.llama_get_memory(self.ctx):
-                raise UsageError(
-                    f"{self.model_path} has no cache of earlier tokens, so it cannot continue a text; "
-                    "it is a model for embeddings or a diffusion model"
-                )
+            self._check_cache()
             limit = kwargs.get("stopping_criteria")
             if not isinstance(limit, _TokenLimit):
                 return super().generate(*args, **kwargs)

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import NoReturn
 
 import numpy as np
 
@@ -102,14 +103,19 @@ def _checked_tokens(file: GGUFFile) -> list[bytes]:
     array = file.metadata.get(TOKENS)
     if not isinstance(array, Array) or array.type != "string" or array.length == 0:
         raise damaged(file, f"{TOKENS} is {shown(array)}; expected an array of strings")
-    raw = file.raw(TOKENS)
-    ids: dict[bytes, int] = {}
-    tokens: list[bytes] = []
-    at = 4 + 4 + 8  # after the type of the value, the type of the elements and their number
-    for number in range(array.length):
-        end = at + 8 + int.from_bytes(raw[at : at + 8], "little")
+    tokens = file.texts(TOKENS)
+    if b"" in tokens:
         # libllama's name for an empty one
-        text = raw[at + 8 : end] or b"[EMPTY_%d]" % number
+        tokens = [text or b"[EMPTY_%d]" % number for number, text in enumerate(tokens)]
+    if len(set(tokens)) < len(tokens):
+        _refuse_first_duplicate(file, tokens)
+    _check_texts(file, tokens)
+    return tokens
+
+
+def _refuse_first_duplicate(file: GGUFFile, tokens: list[bytes]) -> NoReturn:
+    ids: dict[bytes, int] = {}
+    for number, text in enumerate(tokens):
         first = ids.setdefault(text, number)
         if first != number:
             raise damaged(
@@ -117,10 +123,7 @@ def _checked_tokens(file: GGUFFile) -> list[bytes]:
                 f"{TOKENS} has {text.decode(errors='replace')!r} twice, with ids {first} and {number}; "
                 "expected every text once",
             )
-        tokens.append(text)
-        at = end
-    _check_texts(file, tokens)
-    return tokens
+    raise AssertionError("there is one")
 
 
 def _check_texts(file: GGUFFile, tokens: list[bytes]) -> None:
@@ -130,11 +133,11 @@ def _check_texts(file: GGUFFile, tokens: list[bytes]) -> None:
             file,
             f"{TOKENS}: token {number} has {len(tokens[number])} bytes; expected at most {MAX_TOKEN_BYTES}",
         )
-    for number, text in enumerate(tokens):
-        if b"\0" in text:
-            raise damaged(
-                file, f"{TOKENS}: token {number} has a byte 0, where libllama would cut it off; expected none"
-            )
+    if b"\0" in b"".join(tokens):
+        number = next(number for number, text in enumerate(tokens) if b"\0" in text)
+        raise damaged(
+            file, f"{TOKENS}: token {number} has a byte 0, where libllama would cut it off; expected none"
+        )
 
 
 def _check_length(file: GGUFFile, key: str, expected: int) -> Array | None:
