@@ -7,13 +7,13 @@ import shutil
 from pathlib import Path
 
 import pytest
-import torch
 import transformers
 
 import bitexport
 from bitexport.convert import convert
 from bitexport.parity import parity
 from bitexport.reference import load_reference
+from bitexport.reference.model import eager, torch_threads
 from tests.support.decoding import greedy
 from tests.support.repository import EN_FR
 
@@ -74,12 +74,12 @@ def test_both_sides_translate_in_the_same_way(gguf: Path) -> None:
 
 def test_transformers_alone_translates_in_the_same_way(gguf: Path) -> None:
     """As anybody loads it, without bitexport and without code from the folder."""
-    model = transformers.AutoModelForCausalLM.from_pretrained(CHECKPOINT, trust_remote_code=False)
-    assert type(model) is transformers.BitNetForCausalLM
     tokenizer = transformers.AutoTokenizer.from_pretrained(CHECKPOINT)
     llama = bitexport.load(gguf, n_ctx=128, verbose=False)
     same = 0
-    with torch.compiler.set_stance("force_eager"):
+    with eager(), torch_threads(1):  # compiling takes a minute, and threads of so small a model wait
+        model = transformers.AutoModelForCausalLM.from_pretrained(CHECKPOINT, trust_remote_code=False)
+        assert type(model) is transformers.BitNetForCausalLM
         for prompt in map(prompt_of, SENTENCES):
             inputs = tokenizer(prompt, return_tensors="pt")
             written = model.generate(**inputs, max_new_tokens=40, do_sample=False)[0]
