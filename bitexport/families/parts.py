@@ -32,8 +32,8 @@ _INPUT_NORM = re.compile(r"model\.layers\.\d+\.(self_attn|mlp)\.\w+_proj\.rms_no
 def find_parts(config: Mapping[str, Any], names: Collection[str]) -> frozenset[Part]:
     """The optional parts that a checkpoint has, without its family's required parts.
 
-    SubLN has no key in config.json: it is recognised by its tensors, or by an architecture that always has
-    it.
+    SubLN has no key in config.json: it is recognised by its tensors, or by the name of an architecture that
+    always has it.
 
     Args:
         config: config.json.

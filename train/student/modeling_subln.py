@@ -79,9 +79,16 @@ class _Attention(nn.Module):
 
         implementation = self.config._attn_implementation
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
-        dropout = self.attention_dropout if self.training else 0.0
         heads, probabilities = attend(
-            self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs
+            self,
+            query,
+            key,
+            value,
+            attention_mask,
+            dropout=self.attention_dropout if self.training else 0.0,
+            scaling=self.scaling,
+            sliding_window=getattr(self, "sliding_window", None),  # Qwen's, if config.json has one
+            **kwargs,
         )
         output = heads.flatten(-2)  # [B, T, heads, head_dim] to [B, T, heads * head_dim]
         return self.o_proj(self.attn_sub_norm(output)), probabilities
