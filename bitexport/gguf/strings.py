@@ -67,7 +67,7 @@ def _short_strings(data: npt.NDArray[np.uint8], at: int, most: int) -> npt.NDArr
 
 def _walk(data: npt.NDArray[np.uint8], at: int, most: int) -> npt.NDArray[np.int64]:
     """The ends of the next strings, one by one; fewer if one goes beyond the end of the file."""
-    view, size = memoryview(data), len(data)
+    view, size = data.data, len(data)
     ends = []
     for _ in range(most):
         if at + _LENGTH.size > size:

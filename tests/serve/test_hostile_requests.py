@@ -45,5 +45,5 @@ def test_too_deep(client: Client, request_body: str, message: str) -> None:
 
 
 def test_brackets_in_a_text_are_no_levels(client: Client) -> None:
-    answer = client.ask("/v1/completions", {"prompt": 'a"\\' + "[" * 600, "max_tokens": 1})
+    answer = client.ask("/v1/completions", body(user='a"\\' + "[" * 600).encode())
     assert answer.status == 200, answer.body
