@@ -13,7 +13,7 @@ TEST_JOBS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$((n < 4 ? n : 4))
 export CCACHE_BASEDIR := $(CURDIR)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup native stock tools test test-native test-python check demo wheel wheels sanitize test-arm torture bench-native train-tiny en-fr clean
+.PHONY: help setup native stock tools test test-native test-python check demo wheel wheels sanitize test-arm torture bench-native train-tiny en-fr docs pictures clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | expand -t 16
@@ -65,6 +65,7 @@ check: $(VENV)/.installed ## Lint, type-check, check the layers, compare generat
 	$(BIN)/python scripts/model_catalogue.py --check
 	$(BIN)/python scripts/foreign_files.py --check
 	$(BIN)/python scripts/config_reference.py --check
+	$(BIN)/python scripts/cli_reference.py --check
 	$(BIN)/python scripts/architecture_diagram.py --check
 
 demo: setup ## From a checkpoint to a service: convert, prove, bench, run, serve the shipped ones
@@ -115,6 +116,14 @@ wheel: $(VENV)/.installed ## Build a wheel that carries the native libraries
 wheels: $(VENV)/.installed ## Build wheels for every Linux on x86-64 and 64-bit ARM, whatever the CPU
 	$(BIN)/python scripts/build_wheels.py $(ARCHITECTURES)
 	$(BIN)/python scripts/try_wheel.py dist/bitexport-*-manylinux_*.whl
+
+# Without the network. Broken links, and pages outside the navigation, are errors.
+docs: $(VENV)/.installed ## Build the documentation site into build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
+	@echo "Open build/site/index.html"
+
+pictures: setup ## Record the documentation's terminal sessions, plots and browser pictures again
+	$(BIN)/python scripts/site/record.py $(ARGS)
 
 clean: ## Remove everything that was built or installed here
 	rm -rf $(VENV) build dist
