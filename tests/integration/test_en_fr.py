@@ -11,6 +11,7 @@ import transformers
 
 import bitexport
 from bitexport.convert import convert
+from bitexport.doctor import doctor
 from bitexport.parity import parity
 from bitexport.reference import load_reference
 from bitexport.reference.model import eager, torch_threads
@@ -104,3 +105,14 @@ def test_the_student_of_earlier_versions_is_the_same(gguf: Path, tmp_path: Path)
     (old / "config.json").write_text(json.dumps(config))
     convert(old, tmp_path / "old.gguf")
     assert (tmp_path / "old.gguf").read_bytes() == gguf.read_bytes()
+
+
+def test_doctor_does_not_blame_the_tokenizer(gguf: Path) -> None:
+    """It was trained on answers only, so it predicts no prose and writes runs of spaces when it samples freely."""
+    report = doctor(CHECKPOINT, gguf)
+    assert report.verdict.name == "unfamiliar-text"
+    assert "bitexport eval --pairs" in report.verdict.advice
+    sampled = report.facts.free_sampling
+    assert sampled is not None
+    assert sampled.kept > 0.85
+    assert sampled.kept_shuffled < 0.75
