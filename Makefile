@@ -67,7 +67,7 @@ check: $(VENV)/.installed ## Lint, type-check, check the layers, compare generat
 	$(BIN)/python scripts/config_reference.py --check
 	$(BIN)/python scripts/architecture_diagram.py --check
 
-demo: setup ## Convert the shipped checkpoint, prove it, bench it, run it
+demo: setup ## From a checkpoint to a service: convert, prove, bench, run, serve the shipped ones
 	@$(BIN)/python examples/demo.py
 
 sanitize: ## Run the kernel tests under address and undefined-behaviour sanitizers
@@ -114,7 +114,7 @@ wheel: $(VENV)/.installed ## Build a wheel that carries the native libraries
 
 wheels: $(VENV)/.installed ## Build wheels for every Linux on x86-64 and 64-bit ARM, whatever the CPU
 	$(BIN)/python scripts/build_wheels.py $(ARCHITECTURES)
-	$(BIN)/python scripts/try_wheel.py dist/bitexport-*-manylinux_*_$(shell uname -m).whl
+	$(BIN)/python scripts/try_wheel.py dist/bitexport-*-manylinux_*.whl
 
 clean: ## Remove everything that was built or installed here
 	rm -rf $(VENV) build dist
