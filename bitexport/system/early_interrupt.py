@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
-import signal
 
 TYPE_CHECKING = False  # typing is slow to import, and this has to come first
 if TYPE_CHECKING:
+    import signal
     from types import FrameType
+else:
+    import _signal as signal  # so is signal, which imports enum; this is its part in C
 
 _EXIT_CODE = 130
 

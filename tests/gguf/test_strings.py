@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from bitexport.gguf import strings
-from bitexport.gguf.strings import string_starts
+from bitexport.gguf.strings import Texts, string_starts
 
 
 def array(texts: list[bytes]) -> bytes:
@@ -72,3 +72,29 @@ def test_texts_that_are_hard_to_find_take_no_longer() -> None:
     start = time.process_time()
     assert string_starts(data, 0, len(texts))[-1] == len(data)
     assert time.process_time() - start < 2
+
+
+def texts_of(texts: list[bytes]) -> Texts:
+    raw = array(texts)
+    return Texts(raw, string_starts(np.frombuffer(raw, np.uint8), 0, len(texts)))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_texts_are_a_sequence_that_knows_its_duplicates_and_zeros(seed: int) -> None:
+    chance = random.Random(seed)
+    expected = random_texts(chance, 200)
+    if seed % 2:
+        expected = [text for text in dict.fromkeys(expected) if b"\0" not in text]
+    found = texts_of(expected)
+    assert list(found) == expected
+    assert found[1:5] == expected[1:5]
+    assert found[-1] == expected[-1]
+    assert found.lengths.tolist() == [len(text) for text in expected]
+    assert found.surely_differ() == (len(set(expected)) == len(expected))
+    assert found.has_zeros() == any(b"\0" in text for text in expected)
+
+
+def test_a_vocabulary_that_is_too_large_to_compare_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(strings, "_HASHED_BYTES", 20)
+    assert texts_of([b"a", b"b"]).surely_differ()
+    assert not texts_of([b"a", b"b", b"c"]).surely_differ()

@@ -108,7 +108,7 @@ def test_the_student_of_earlier_versions_is_the_same(gguf: Path, tmp_path: Path)
 
 
 def test_doctor_does_not_blame_the_tokenizer(gguf: Path) -> None:
-    """It was trained on answers only, so it predicts no prose and writes runs of spaces when it samples freely."""
+    """Trained on answers only, it predicts no prose, and sampling freely it writes runs of spaces."""
     report = doctor(CHECKPOINT, gguf)
     assert report.verdict.name == "unfamiliar-text"
     assert "bitexport eval --pairs" in report.verdict.advice

@@ -6,6 +6,7 @@ import argparse
 import importlib
 import json
 import os
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -33,6 +34,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="torture-", dir=where, ignore_cleanup_errors=True) as scratch:
         os.environ["TMPDIR"] = scratch
         schedule = Schedule(kinds, plan, Path(scratch))
+        for number in (signal.SIGINT, signal.SIGTERM):  # also in the background of a shell
+            signal.signal(number, signal.default_int_handler)
         try:
             schedule.run()
         except KeyboardInterrupt:

@@ -152,6 +152,7 @@ def in_child(work: Callable[[], object]) -> int:
 def _work(job: Job, folder: Path, requests: IO[str], replies: int) -> NoReturn:
     os.setsid()
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     _redirect(folder / "log")
     warnings.simplefilter("ignore")
     os.environ["XDG_CACHE_HOME"] = str(folder / "cache")  # no proof of a file outlives this

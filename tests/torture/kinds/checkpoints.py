@@ -19,7 +19,8 @@ from tests.torture.checkpoint_damage import damage_for, make_seeds
 from tests.torture.workers import GIB, TortureError
 
 SHARE = 15
-SECONDS = 20
+#: llama.cpp's converter imports PyTorch and transformers, which takes some seconds on a quiet machine.
+SECONDS = 60
 MEMORY = GIB
 
 #: How often an output is written, and then loaded; otherwise convert only reads.
