@@ -13,7 +13,7 @@ TEST_JOBS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$((n < 4 ? n : 4))
 export CCACHE_BASEDIR := $(CURDIR)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup native stock tools test test-native test-python check demo wheel wheels sanitize test-arm fuzz bench-native train-tiny en-fr clean
+.PHONY: help setup native stock tools test test-native test-python check demo wheel wheels sanitize test-arm torture bench-native train-tiny en-fr docs pictures clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | expand -t 16
@@ -65,9 +65,10 @@ check: $(VENV)/.installed ## Lint, type-check, check the layers, compare generat
 	$(BIN)/python scripts/model_catalogue.py --check
 	$(BIN)/python scripts/foreign_files.py --check
 	$(BIN)/python scripts/config_reference.py --check
+	$(BIN)/python scripts/cli_reference.py --check
 	$(BIN)/python scripts/architecture_diagram.py --check
 
-demo: setup ## Convert the shipped checkpoint, prove it, bench it, run it
+demo: setup ## From a checkpoint to a service: convert, prove, bench, run, serve the shipped ones
 	@$(BIN)/python examples/demo.py
 
 sanitize: ## Run the kernel tests under address and undefined-behaviour sanitizers
@@ -87,16 +88,17 @@ test-arm: ## Run the kernel tests as 64-bit ARM, cross-compiled and emulated
 	cmake --build build/arm --parallel $(JOBS)
 	cd build/arm && ctest --output-on-failure --parallel $(JOBS)
 
-# The first build takes some minutes. .ci/run takes a few thousand executions; by hand 200,000 take about half an hour.
-# A tenth as many are opened from Python, where each may start a process.
-EXECUTIONS ?= 200000
-FUZZ       := build/fuzz
-fuzz: native ## Feed damaged GGUF files and checkpoints to libllama (under sanitizers), load and convert: EXECUTIONS=200000 of each
+# The first build takes some minutes: libllama with sanitizers. KINDS and WITHOUT choose among the modules of
+# tests/torture/kinds; CASES=1 START=N does one case again; RESUME=1 continues where the last run with a seed stopped.
+FUZZ    := build/fuzz
+SECONDS ?= 600
+SEED    ?= 1
+torture: native ## Try to kill, fill, hang and fool bitexport: SECONDS=600 JOBS=2 SEED=1 KINDS='gguf_files ...'
 	@$(call configure,$(FUZZ),-DBITEXPORT_SANITIZE=ON)
 	@cmake --build $(FUZZ) --parallel $(JOBS) --target fuzz_gguf
-	$(BIN)/python -m tests.fuzz.fuzz_gguf $(FUZZ)/fuzz_gguf --executions $(EXECUTIONS) --findings $(FUZZ)/findings
-	$(BIN)/python -m tests.fuzz.fuzz_open --executions $$(($(EXECUTIONS) / 10)) --findings $(FUZZ)/findings/open
-	$(BIN)/python -m tests.fuzz.fuzz_checkpoint --executions $(EXECUTIONS) --findings $(FUZZ)/findings
+	$(BIN)/python -m tests.torture --seconds $(SECONDS) --jobs $(JOBS) --seed $(SEED) $(if $(KINDS),--kinds $(KINDS)) \
+		$(if $(WITHOUT),--without $(WITHOUT)) $(if $(CASES),--cases $(CASES)) $(if $(START),--start $(START)) \
+		$(if $(RESUME),--resume)
 
 bench-native: native ## Time the kernels against the machine's own peaks (ARGS='--tier avx2 --model 2b4t' narrows it)
 	$(NATIVE)/kernels/ternary/bench_ternary --json $(NATIVE)/bench-native.json $(ARGS)
@@ -113,7 +115,15 @@ wheel: $(VENV)/.installed ## Build a wheel that carries the native libraries
 
 wheels: $(VENV)/.installed ## Build wheels for every Linux on x86-64 and 64-bit ARM, whatever the CPU
 	$(BIN)/python scripts/build_wheels.py $(ARCHITECTURES)
-	$(BIN)/python scripts/try_wheel.py dist/bitexport-*-manylinux_*_$(shell uname -m).whl
+	$(BIN)/python scripts/try_wheel.py dist/bitexport-*-manylinux_*.whl
+
+# Without the network. Broken links, and pages outside the navigation, are errors.
+docs: $(VENV)/.installed ## Build the documentation site into build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
+	@echo "Open build/site/index.html"
+
+pictures: setup ## Record the documentation's terminal sessions, plots and browser pictures again
+	$(BIN)/python scripts/site/record.py $(ARGS)
 
 clean: ## Remove everything that was built or installed here
 	rm -rf $(VENV) build dist

@@ -6,11 +6,12 @@ Nothing heavy is imported until it is used.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
+# typing is slow to import, and Ctrl-C ends with a traceback before bitexport.__main__ runs
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     import os
     from collections.abc import Sequence
+    from typing import Any
 
     from llama_cpp import Llama
 

@@ -36,7 +36,7 @@ for argument; do
     case $argument in
         -march=armv8-a) argument=-mcpu=generic ;;
         -march=armv8.*)
-            features=$(echo "${{argument#-march=armv8.}}" | sed 's/-a//; s/fp16/fullfp16/')
+            features=$(echo "${{argument#-march=armv8.}}" | sed 's/-a/a/; s/fp16/fullfp16/')
             argument=-mcpu=generic+v8_$features ;;
     esac
     set -- "$@" "$argument"
@@ -84,7 +84,9 @@ def compilers(python: Path, architecture: str) -> list[str]:
         f"-DCMAKE_CXX_COMPILER={folder / 'c++'}",
         f"-DCMAKE_AR={folder / 'ar'}",
         f"-DCMAKE_RANLIB={folder / 'ranlib'}",
-        "-DCMAKE_SHARED_LINKER_FLAGS=-s",
+        # Every library has its own copy of the C++ library, and must not use part of another's.
+        "-DCMAKE_SHARED_LINKER_FLAGS=-s -Wl,-Bsymbolic",
+        "-DCMAKE_EXE_LINKER_FLAGS_RELEASE=-s",
     ]
 
 

@@ -1,28 +1,37 @@
-"""Install a wheel in an empty environment and use it, on this CPU and on an emulated one.
+"""Install a wheel in an empty environment and use it, on this CPU and on emulated ones.
 
-Usage: try_wheel.py WHEEL      (run by `make wheels`)
+Usage: try_wheel.py WHEEL ...      (run by `make wheels`)
 
-Converts a shipped checkpoint. Translates with it on every level of instruction sets that this CPU can run;
-if qemu-x86_64 is installed, also on a CPU that has SSE4.2 and nothing newer. All must give the same text.
-libllama must refuse damaged files without ending the process.
+Converts a shipped checkpoint and translates with it, on every level of instruction sets and on emulated CPUs
+that have no more than a level needs: all must give the same text. libllama must refuse damaged files without
+ending the process. A wheel for the architecture of this machine also serves a request over HTTP. A wheel for
+another one runs in that architecture's Python, under QEMU.
 """
 
 from __future__ import annotations
 
+import json
 import os
+import platform
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from pathlib import Path
+
+import emulated_python
 
 ROOT = Path(__file__).resolve().parent.parent
 CHECKPOINT = ROOT / "examples" / "en-fr"
 PROMPT = "<|en|>The file could not be opened.<|fr|>"
 ANSWER = "Le fichier n'a pas pu être ouvert."
-#: A CPU of 2008: SSE4.2 and POPCNT, no AVX.
-OLDEST = "Nehalem"
+#: Emulated CPUs, from 2008 (without AVX), 2012, 2018 and today, and the level that must be chosen on each.
+EMULATED = {
+    "x86_64": {"Nehalem": "sse42"},
+    "aarch64": {"cortex-a53": "armv8", "cortex-a76": "dotprod", "max": "i8mm"},
+}
 
 #: The number of layers in the file: the key, and the type of the number, uint32.
 _LAYERS = b"bitnet-b1.58.block_count" + (4).to_bytes(4, "little")
@@ -49,16 +58,6 @@ def run(*command: str | Path, **environment: str) -> str:
     return done.stdout
 
 
-def install(wheel: Path, environment: Path) -> Path:
-    """Install the wheel and what it needs; returns the environment's Python."""
-    run(sys.executable, "-m", "venv", environment)
-    python = environment / "bin" / "python"
-    started = time.monotonic()
-    run(python, "-m", "pip", "install", "--quiet", "--only-binary", ":all:", wheel)
-    print(f"installed with all it needs in {time.monotonic() - started:.0f} s")
-    return python
-
-
 def translate(*command: str | Path, name: str, file: Path, **environment: str) -> None:
     """Run the model with a Python, and check its answer."""
     started = time.monotonic()
@@ -66,38 +65,103 @@ def translate(*command: str | Path, name: str, file: Path, **environment: str) -
     text = run(*command, "-m", "bitexport", *options, **environment).strip()
     if text != ANSWER:
         sys.exit(f"{name}: {text!r} instead of {ANSWER!r}")
-    print(f"{name}: {text} ({time.monotonic() - started:.1f} s)")
+    print(f"{name}: {text} ({time.monotonic() - started:.1f} s)", flush=True)
 
 
-def refuse_damaged(python: Path, file: Path) -> None:
+def refuse_damaged(*python: str | Path, file: Path, **environment: str) -> None:
     """Let libllama open a file that ends too early, and one on which it fails an assertion."""
     data = file.read_bytes()
     layers = data.index(_LAYERS) + len(_LAYERS)
     damaged = file.with_name("damaged.gguf")
     for content in (data[:-1000], data[:layers] + bytes(4) + data[layers + 4 :]):
         damaged.write_bytes(content)
-        if (answer := run(python, "-c", _OPEN, damaged)) != "refused\n":
+        if (answer := run(*python, "-c", _OPEN, damaged, **environment)) != "refused\n":
             sys.exit(f"libllama opened a damaged file: {answer}")
-    print("damaged files: refused")
+    print("damaged files: refused", flush=True)
 
 
-def main(wheel: Path) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        os.chdir(folder)  # where no checkout's package is found
-        python = install(wheel, Path(folder) / "environment")
-        file = Path(folder) / "en-fr.gguf"
-        run(python, "-m", "bitexport", "convert", CHECKPOINT, file)
-        for level in run(python, "-c", _USABLE).split():
-            translate(python, name=level, file=file, BITEXPORT_LEVEL=level)
-        emulator = shutil.which("qemu-x86_64")
-        if emulator is None:
-            print(f"not tried on an emulated {OLDEST}: qemu-x86_64 is not installed (package qemu-user)")
-        else:
-            # the trial's limit on memory is too small for an emulator
-            old = {"BITEXPORT_TRIAL": "0"}
-            translate(emulator, "-cpu", OLDEST, python, name=f"emulated {OLDEST}", file=file, **old)
-        refuse_damaged(python, file)
+def serve(python: Path, file: Path) -> None:
+    """Ask a server for the same translation."""
+    command = [python, "-m", "bitexport", "serve", file, "--port", "0", "--quiet"]
+    with subprocess.Popen(command, text=True, stdout=subprocess.PIPE) as server:
+        assert server.stdout is not None
+        address = server.stdout.readline().strip()
+        body = json.dumps({"prompt": PROMPT, "max_tokens": 40, "temperature": 0}).encode()
+        request = urllib.request.Request(
+            f"{address}/v1/completions", body, {"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            text = json.load(answer)["choices"][0]["text"].strip()
+        server.terminate()
+    if text != ANSWER or server.returncode != 0:
+        sys.exit(f"serve: {text!r} instead of {ANSWER!r}, exit code {server.returncode}")
+    print(f"serve: {text}", flush=True)
+
+
+def try_here(wheel: Path, folder: Path) -> None:
+    """Use a wheel for this machine's architecture."""
+    run(sys.executable, "-m", "venv", folder / "environment")
+    python = folder / "environment" / "bin" / "python"
+    started = time.monotonic()
+    run(python, "-m", "pip", "install", "--quiet", "--only-binary", ":all:", wheel)
+    print(f"installed with all it needs in {time.monotonic() - started:.0f} s", flush=True)
+    file = folder / "en-fr.gguf"
+    run(python, "-m", "bitexport", "convert", CHECKPOINT, file)
+    for level in run(python, "-c", _USABLE).split():
+        translate(python, name=level, file=file, BITEXPORT_LEVEL=level)
+    refuse_damaged(python, file=file)
+    serve(python, file)
+    emulator = shutil.which(f"qemu-{platform.machine()}")
+    if emulator is None:
+        print("not tried on emulated CPUs: QEMU is not installed (package qemu-user)")
+        return
+    try_emulated([emulator, str(python)], EMULATED[platform.machine()], file)
+
+
+def try_elsewhere(wheel: Path, folder: Path, architecture: str) -> None:
+    """Use a wheel for another architecture."""
+    if missing := emulated_python.missing_programs(architecture):
+        print(f"not tried: {', '.join(missing)} missing")
+        return
+    debian = ROOT / "build" / "wheels" / architecture / "debian"
+    python, version = emulated_python.python_command(debian, architecture)
+    target = ("--python-version", version, "--implementation", "cp")
+    target += tuple(f"--abi={abi}" for abi in (f"cp{version.replace('.', '')}", "abi3", "none"))
+    target += tuple(f"--platform=manylinux_2_{minor}_{architecture}" for minor in (28, 17))
+    packages = folder / "packages"
+    pip = (sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check")
+    run(*pip, "--only-binary", ":all:", *target, "--target", packages, wheel)
+    file = folder / "en-fr.gguf"
+    os.environ["PYTHONPATH"] = str(packages)
+    run(*python, "-m", "bitexport", "convert", CHECKPOINT, file, BITEXPORT_TRIAL="0")
+    try_emulated(python, EMULATED[architecture], file)
+    refuse_damaged(*python, file=file, BITEXPORT_TRIAL="0")
+
+
+def try_emulated(python: list[str], cpus: dict[str, str], file: Path) -> None:
+    """Use the wheel on emulated CPUs; ``python`` starts with the emulator."""
+    emulator, *rest = python
+    for cpu, level in cpus.items():
+        command = [emulator, "-cpu", cpu, *rest]
+        usable = run(*command, "-c", _USABLE).split()
+        if usable[-1] != level:
+            sys.exit(f"emulated {cpu}: level {usable[-1]} instead of {level}")
+        # The kernel cannot start the emulated Python as a child, which a trial is.
+        translate(*command, name=f"emulated {cpu}, {level}", file=file, BITEXPORT_TRIAL="0")
+
+
+def main(wheels: list[Path]) -> None:
+    for wheel in wheels:
+        architecture = next(name for name in EMULATED if wheel.stem.endswith(name))
+        print(f"{wheel.name}:", flush=True)
+        with tempfile.TemporaryDirectory() as folder:
+            os.chdir(folder)  # where no checkout's package is found
+            if architecture == platform.machine():
+                try_here(wheel, Path(folder))
+            else:
+                try_elsewhere(wheel, Path(folder), architecture)
+        os.chdir(ROOT)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]).resolve())
+    main([Path(name).resolve() for name in sys.argv[1:]])

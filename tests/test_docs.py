@@ -12,7 +12,7 @@ from tests.support.repository import REPOSITORY
 PAGES = sorted(
     [
         REPOSITORY / "README.md",
-        *(REPOSITORY / "docs").glob("*.md"),
+        *(REPOSITORY / "docs").rglob("*.md"),
         *(REPOSITORY / "benchmarks").glob("*.md"),
         *(REPOSITORY / "examples").glob("*/README.md"),
     ]

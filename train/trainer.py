@@ -26,6 +26,7 @@ from bitexport.train.optimizer import build_optimizer
 from bitexport.train.run_folder import COMPLETE, last_checkpoint, resume_advice
 from bitexport.train.stop import StopRequest
 from bitexport.train.student.bitlinear import set_blend
+from bitexport.train.student.saved_form import write_saved_form
 from bitexport.train.term_sums import TermSums
 from bitexport.train.training_arguments import training_arguments
 
@@ -189,6 +190,8 @@ class StudentTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped 
             super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
+                if (folder / "config.json").exists():  # the shards of FSDP have none
+                    write_saved_form(folder, has_sub_norms=getattr(self.model, "sub_norms_added", False))
                 save_file(self.objective.state(), folder / _OBJECTIVE_FILE)
                 self.term_sums.save(folder / _TERM_SUMS_FILE)
                 (folder / COMPLETE).touch()

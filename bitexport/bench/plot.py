@@ -49,7 +49,8 @@ def plot(report: BenchReport, path: Path) -> None:
         1, len(panels), figsize=(0.5 + 5 * len(panels), 5), layout="constrained", squeeze=False
     )
     described = f"{report.parameters / 1e6:,.4g} M parameters, {report.tier} kernels"
-    figure.suptitle(f"{report.model}\n{described}", fontsize=10, parse_math=False)
+    model = report.model.replace(" ?B", "")  # llama.cpp's words for a size that it does not know
+    figure.suptitle(f"{model}\n{described}", fontsize=10, parse_math=False)
     for axis, (title, rows) in zip(axes[0], panels.items(), strict=True):
         cached = title == "Decode" and report.fits_caches
         note = ": the weights fit the caches, memory does not limit" if cached else ""

@@ -34,6 +34,7 @@ from bitexport.cli.help import Command, Group
 from bitexport.cli.interrupt import terminable
 from bitexport.cli.output import show_warning
 from bitexport.errors import BitexportWarning
+from bitexport.system.early_interrupt import raise_interrupts
 
 app = typer.Typer(
     name="bitexport",
@@ -115,6 +116,7 @@ def main(arguments: list[str] | None = None) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # the terminal's encoding may lack a model's characters
     try:
+        raise_interrupts()
         with terminable():
             code = app(arguments, prog_name="bitexport", standalone_mode=False)
     except BrokenPipeError:

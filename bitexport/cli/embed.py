@@ -11,7 +11,7 @@ import typer
 
 from bitexport.cli import options
 from bitexport.cli.hub import Revision, local_path
-from bitexport.cli.output import Output, counted, excerpt
+from bitexport.cli.output import Output, counted, excerpt, until_reader_leaves
 from bitexport.errors import OutputError, UsageError
 from bitexport.system.reading import read_text
 
@@ -125,12 +125,13 @@ def embed(
     if npy is not None:
         _write_npy(npy, report)
         out.info(f"wrote {npy}: float32 [{len(texts)}, {report.dimension}]")
-    if jsonl:
-        for found in report.embeddings:
-            sys.stdout.write(json_module.dumps(found.to_json(), ensure_ascii=False) + "\n")
-        sys.stdout.flush()
-    elif json or npy is None:
-        out.result(report.to_json(), human=lambda: _show(out, report))
+    with until_reader_leaves():
+        if jsonl:
+            for found in report.embeddings:
+                sys.stdout.write(json_module.dumps(found.to_json(), ensure_ascii=False) + "\n")
+            sys.stdout.flush()
+        elif json or npy is None:
+            out.result(report.to_json(), human=lambda: _show(out, report))
 
 
 def _lines(path: Path) -> list[str]:

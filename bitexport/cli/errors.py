@@ -66,6 +66,7 @@ def _operating_system(error: BaseException) -> str:
         errno.EDQUOT: "; free some space, or write to another disk",
         errno.EACCES: "; check its permissions",
         errno.ENOENT: "; check the path",
+        errno.ENAMETOOLONG: "; give a shorter name",
     }.get(error.errno or 0, "")
     return f"{where}{reason[:1].lower()}{reason[1:]}{advice}"
 

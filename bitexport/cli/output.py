@@ -195,7 +195,24 @@ class Output:
     def _stdout() -> Console:
         from rich.console import Console
 
-        return Console(width=None if sys.stdout.isatty() else _UNLIMITED_WIDTH)
+        class StdoutConsole(Console):
+            def on_broken_pipe(self) -> None:
+                raise  # the BrokenPipeError, which rich would turn into SystemExit
+
+        return StdoutConsole(width=None if sys.stdout.isatty() else _UNLIMITED_WIDTH)
+
+
+@contextmanager
+def until_reader_leaves() -> Iterator[None]:
+    """End the command with success if the reader of stdout leaves, as in ``bitexport run ... | head``.
+
+    Only around the output of a command that judges nothing: a verdict must not depend on its reader.
+    """
+    try:
+        yield
+    except BrokenPipeError:
+        sys.stdout = None  # Python would try again at exit
+        sys.exit(0)
 
 
 def show_warning(message: Warning | str, category: type[Warning], *rest: Any, **named: Any) -> None:

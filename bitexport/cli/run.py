@@ -10,7 +10,7 @@ import typer
 
 from bitexport.cli import options
 from bitexport.cli.hub import Revision, local_path
-from bitexport.cli.output import Output, counted
+from bitexport.cli.output import Output, counted, until_reader_leaves
 from bitexport.errors import UsageError
 
 if TYPE_CHECKING:
@@ -92,16 +92,17 @@ def run(
     )
     if completion.max_tokens < max_tokens:
         out.warn(f"the context has room for {completion.max_tokens} tokens instead of {max_tokens}")
-    if echo:
-        out.stream(text)
     pieces = []
-    try:
-        for piece in completion:
-            pieces.append(piece)
-            out.stream(piece)
-    finally:
-        out.stream("\n")  # also after Ctrl-C
-    _report(out, gguf, text, "".join(pieces), completion, logprobs)
+    with until_reader_leaves():
+        if echo:
+            out.stream(text)
+        try:
+            for piece in completion:
+                pieces.append(piece)
+                out.stream(piece)
+        finally:
+            out.stream("\n")  # also after Ctrl-C
+        _report(out, gguf, text, "".join(pieces), completion, logprobs)
 
 
 def _prompt(prompt: str | None, file: Path | None) -> str:

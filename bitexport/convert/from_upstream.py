@@ -188,7 +188,7 @@ class UpstreamSource:
         from bitexport.runtime.loading import check_model
 
         try:
-            check_model(path)
+            check_model(path, trial=False)
         except NativeLibraryError as error:
             return [f"the file was not checked against llama.cpp: {error}"]
         except GGUFError as error:

@@ -23,7 +23,7 @@ from bitexport.doctor.stages import (
     running_as,
 )
 from bitexport.doctor.verdicts import Facts, decide
-from bitexport.errors import BitexportError, TokenizerError, UnsupportedError, UsageError
+from bitexport.errors import BitexportError, OutputError, TokenizerError, UnsupportedError, UsageError
 from bitexport.families import check_runs, is_headless
 from bitexport.gguf.reader import read_gguf
 from bitexport.health.scan import scan_checkpoint
@@ -59,6 +59,7 @@ def doctor(
 
     Raises:
         CheckpointError, TokenizerError, GGUFError, UnsupportedError: the model or the file cannot be read.
+        OutputError: the temporary file cannot be written.
         UsageError: the text or the prompt is empty, or the model has no head and so predicts no text.
     """
     source = open_checkpoint(checkpoint)
@@ -96,8 +97,9 @@ def _convert(folder: Path, target: Path, facts: Facts, step: _Steps) -> Path | N
     """Make a temporary GGUF file; if convert refuses, note the reason in ``facts`` and return None."""
     step("converting")
     try:
-        # float16 embeddings lose almost nothing, so C++ can be compared with PyTorch strictly
-        convert(folder, target / "model.gguf", embed_type="f16")
+        _convert_temporarily(folder, target / "model.gguf")
+    except OutputError:
+        raise
     except TokenizerError as error:
         facts.tokenizer_difference = f"convert refuses: {error}"
         return None
@@ -105,6 +107,16 @@ def _convert(folder: Path, target: Path, facts: Facts, step: _Steps) -> Path | N
         facts.conversion_error = f"convert refuses: {error}"
         return None
     return target / "model.gguf"
+
+
+def _convert_temporarily(folder: Path, file: Path) -> None:
+    # float16 embeddings lose almost nothing, so C++ can be compared with PyTorch strictly
+    try:
+        convert(folder, file, embed_type="f16")
+    except OutputError as error:  # says nothing about the checkpoint
+        raise OutputError(
+            f"doctor needs room for a temporary file: {error}; TMPDIR chooses another folder"
+        ) from error
 
 
 def _examine(source: Checkpoint, path: Path | None, given: bool, facts: Facts, step: _Steps) -> None:
@@ -128,7 +140,9 @@ def _compare_with_fresh(source: Checkpoint, path: Path, facts: Facts) -> None:
     with tempfile.TemporaryDirectory() as folder:
         fresh = Path(folder) / "model.gguf"
         try:
-            convert(source.path, fresh, embed_type="f16")
+            _convert_temporarily(source.path, fresh)
+        except OutputError:
+            raise
         except BitexportError as error:
             facts.conversion_error = f"convert refuses: {error}"
             return

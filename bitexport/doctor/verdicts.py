@@ -68,7 +68,8 @@ VERDICTS: Mapping[str, str] = MappingProxyType(
         "bad-tensors": "save or download the checkpoint again, or go back to one from before the damage",
         "tokenizer-mismatch": "put the tokenizer that it was trained with into its folder, and convert again",
         "not-trained-with-quantization": "train it with quantization in the forward pass, or run it in float",
-        "unfamiliar-text": "give --text a file of the kind of text that it was trained on",
+        "unfamiliar-text": "give --text a file of the kind of text that it was trained on; for a model "
+        "that was trained on answers only, use `bitexport eval --pairs`",
         "undertrained": "train it longer, or convert a later checkpoint",
         "conversion": "convert the checkpoint again with `bitexport convert`",
         "kernel": "report it, with the output of `bitexport parity` with and without BITEXPORT_TIER=scalar",

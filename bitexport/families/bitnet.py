@@ -2,7 +2,7 @@
 
 config.json does not say whether a model has SubLN; its tensors show it.
 
-With ``hidden_act`` silu it is a Llama with SubLN, and some distilled Llamas are saved as this architecture.
+With ``hidden_act`` silu it is a Llama with SubLN: distilled Llamas are saved as this architecture.
 """
 
 from __future__ import annotations

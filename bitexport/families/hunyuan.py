@@ -26,7 +26,7 @@ class HunyuanFamily(TernaryDecoder):
 HUNYUAN = HunyuanFamily(
     name="HunYuan student",
     summary="HunYuan dense, with or without SubLN; QK-norm after RoPE, RoPE alpha",
-    architectures=("HunYuanDenseV1ForCausalLM",),
+    architectures=("HunYuanDenseV1ForCausalLM", "HunYuanDenseV1SubLNForCausalLM"),
     model_class="HunYuanDenseV1ForCausalLM",
     activations=("silu", "relu2"),
     default_theta=10000.0,

@@ -1,4 +1,7 @@
-"""Llama and SmolLM2 as distilled students: with SubLN and other parts that the ``llama`` graph lacks."""
+"""Llama and SmolLM2 as distilled students: with SubLN and other parts that the ``llama`` graph lacks.
+
+``bitexport train`` saves most of them as BitNetForCausalLM with SiLU, see bitnet.py.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from bitexport.families.ternary_decoder import TernaryDecoder
 LLAMA_STUDENT = TernaryDecoder(
     name="Llama student",
     summary="Llama or SmolLM2 with SubLN; SiLU",
-    architectures=("LlamaForCausalLM",),
+    architectures=("LlamaForCausalLM", "LlamaSubLNForCausalLM"),
     model_class="LlamaForCausalLM",
     activations=("silu", "relu2"),
     default_theta=10000.0,

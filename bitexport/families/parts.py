@@ -22,6 +22,9 @@ class Part(Enum):
     """One for each quantized layer, none for those in ``modules_to_not_convert``."""
 
 
+#: How the architectures end that always have SubLN; those of :mod:`bitexport.train.student.modeling_subln`.
+SUBLN_ENDING = "SubLNForCausalLM"
+
 _SUB_NORM = re.compile(r"model\.layers\.\d+\.(self_attn\.attn_sub_norm|mlp\.ffn_sub_norm)\.weight")
 _INPUT_NORM = re.compile(r"model\.layers\.\d+\.(self_attn|mlp)\.\w+_proj\.rms_norm\.weight")
 
@@ -29,7 +32,8 @@ _INPUT_NORM = re.compile(r"model\.layers\.\d+\.(self_attn|mlp)\.\w+_proj\.rms_no
 def find_parts(config: Mapping[str, Any], names: Collection[str]) -> frozenset[Part]:
     """The optional parts that a checkpoint has, without its family's required parts.
 
-    SubLN has no key in config.json: it is recognised by its tensors.
+    SubLN has no key in config.json: it is recognised by its tensors, or by the name of an architecture that
+    always has it.
 
     Args:
         config: config.json.
@@ -37,7 +41,7 @@ def find_parts(config: Mapping[str, Any], names: Collection[str]) -> frozenset[P
     """
     quantization = config.get("quantization_config")
     found = set()
-    if any(map(_SUB_NORM.fullmatch, names)):
+    if any(map(_SUB_NORM.fullmatch, names)) or _always_has_sub_norms(config):
         found.add(Part.SUB_NORMS)
     if any(map(_INPUT_NORM.fullmatch, names)) or (
         isinstance(quantization, Mapping) and quantization.get("use_rms_norm")
@@ -48,3 +52,8 @@ def find_parts(config: Mapping[str, Any], names: Collection[str]) -> frozenset[P
     if config.get("mlp_bias"):
         found.add(Part.FFN_BIASES)
     return frozenset(found)
+
+
+def _always_has_sub_norms(config: Mapping[str, Any]) -> bool:
+    named = config.get("architectures")
+    return isinstance(named, list) and bool(named) and str(named[0]).endswith(SUBLN_ENDING)

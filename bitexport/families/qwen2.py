@@ -9,7 +9,7 @@ from bitexport.families.ternary_decoder import TernaryDecoder
 QWEN2 = TernaryDecoder(
     name="Qwen2 student",
     summary="Qwen2 or Qwen2.5, with or without SubLN; biases on q, k, v",
-    architectures=("Qwen2ForCausalLM",),
+    architectures=("Qwen2ForCausalLM", "Qwen2SubLNForCausalLM"),
     model_class="Qwen2ForCausalLM",
     activations=("silu", "relu2"),
     default_theta=10000.0,

@@ -14,7 +14,7 @@ from bitexport.families.ternary_decoder import TernaryDecoder
 QWEN3 = TernaryDecoder(
     name="Qwen3 student",
     summary="Qwen3 and its embedding models, with or without SubLN; QK-norm before RoPE, own head_dim",
-    architectures=("Qwen3ForCausalLM", "Qwen3Model"),
+    architectures=("Qwen3ForCausalLM", "Qwen3SubLNForCausalLM", "Qwen3Model"),
     model_class="Qwen3ForCausalLM",
     activations=("silu", "relu2"),
     default_theta=10000.0,

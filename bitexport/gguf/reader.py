@@ -11,10 +11,7 @@ padding; the data.
 
 from __future__ import annotations
 
-import mmap
-import os
-import shlex
-import struct
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,47 +24,23 @@ import numpy.typing as npt
 from bitexport.checkpoint.folders import PARTS
 from bitexport.errors import GGUFError
 from bitexport.gguf import foreign_layouts, foreign_types, splits
+from bitexport.gguf.cursor import Array as Array
+from bitexport.gguf.cursor import Cursor
+from bitexport.gguf.cursor import refuse_folder as refuse_folder
 from bitexport.gguf.foreign_types import Room
+from bitexport.gguf.strings import Texts
 from bitexport.gguf.types import I2_S_ID, TensorType
-from bitexport.system.reading import open_regular
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 MAX_DIMS = 4
 
+#: Longer than any key or name of a tensor; ggml's names have up to 63 bytes, some projects' up to 127.
+MAX_NAME = 1024
+
 #: The smallest size of a tensor's or a key's entry, which bounds how many of them a file can have.
 MIN_TENSOR_BYTES = 8 + 4 + 4 + 8
 MIN_KEY_BYTES = 8 + 4 + 1
-
-VALUE = gguf.GGUFValueType
-SCALARS: Mapping[int, str] = {
-    int(VALUE.UINT8): "<u1",
-    int(VALUE.INT8): "<i1",
-    int(VALUE.UINT16): "<u2",
-    int(VALUE.INT16): "<i2",
-    int(VALUE.UINT32): "<u4",
-    int(VALUE.INT32): "<i4",
-    int(VALUE.FLOAT32): "<f4",
-    int(VALUE.BOOL): "<u1",
-    int(VALUE.UINT64): "<u8",
-    int(VALUE.INT64): "<i8",
-    int(VALUE.FLOAT64): "<f8",
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Array:
-    """A metadata array, which stays in the file until :meth:`GGUFFile.elements` reads it.
-
-    Attributes:
-        type: the type of its elements, such as ``"string"``.
-        length: the number of elements.
-        offset: the position of the first one in the file.
-    """
-
-    type: str
-    length: int
-    offset: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,13 +86,20 @@ class GGUFFile:
             raise GGUFError(
                 f"{self.path.name}: {key} is missing or not an array; the file is incomplete: convert again"
             )
-        with _Cursor(self.path, array.offset) as cursor:
+        with Cursor(self.path, array.offset) as cursor:
             return cursor.elements(array, limit)
+
+    def texts(self, key: str) -> Texts:
+        """The bytes of the elements of an array of strings."""
+        array = self.metadata[key]
+        with Cursor(self.path, array.offset) as cursor:
+            starts = cursor.strings(array.length)
+            return Texts(cursor.taken(array.offset), starts - array.offset)
 
     def raw(self, key: str) -> bytes:
         """The bytes of a key's type and value in the file."""
         start, end = self.places[key]
-        with _Cursor(self.path, start) as cursor:
+        with Cursor(self.path, start) as cursor:
             return cursor.take(end - start)
 
     def data(self, tensor: GGUFTensor) -> npt.NDArray[np.uint8]:
@@ -138,11 +118,49 @@ def is_gguf_path(path: str | Path) -> bool:
 def read_gguf(path: str | Path) -> GGUFFile:
     """Read and validate the header of a file, and those of all parts of a split model.
 
+    A header that was read before is returned again if no part has changed since.
+
     Raises:
         GGUFError: the file is not GGUF, is damaged, or has a tensor whose position or size does not match its
             type and shape; or a part of a split model is missing or belongs elsewhere.
     """
-    first = _read_part(Path(path))
+    path = Path(path)
+    known = _known.get(path)
+    if known is not None and known[0] == _identity(known[1].parts):
+        return known[1]
+    begin = time.time_ns()
+    file = _read(path)
+    identity = _identity(file.parts)
+    # within the same tick of the clock, a file may change and keep its times
+    if identity and all(changed < begin - _TICK for *_, changed in identity):
+        while len(_known) >= _MOST_KNOWN:
+            _known.pop(next(iter(_known)), None)
+        _known[path] = identity, file
+    return file
+
+
+#: More than the resolution of any file system's times, in nanoseconds.
+_TICK = 3_000_000_000
+
+#: Headers that are kept, with the identities of their parts.
+_MOST_KNOWN = 4
+_known: dict[Path, tuple[list[tuple[int, ...]], GGUFFile]] = {}
+
+
+def _identity(parts: Sequence[Path]) -> list[tuple[int, ...]]:
+    """What changes whenever a file does; empty if one is missing. The last number is its newest time."""
+    try:
+        found = [part.stat() for part in parts]
+    except OSError:
+        return []
+    return [
+        (each.st_dev, each.st_ino, each.st_size, each.st_mtime_ns, max(each.st_ctime_ns, each.st_mtime_ns))
+        for each in found
+    ]
+
+
+def _read(path: Path) -> GGUFFile:
+    first = _read_part(path)
     parts = splits.part_paths(first.path, first.metadata)
     tensors = list(first.tensors)
     for number, part in enumerate(parts[1:], start=2):
@@ -156,7 +174,7 @@ def read_gguf(path: str | Path) -> GGUFFile:
 
 def _read_part(file: Path, model: Mapping[str, Any] | None = None) -> GGUFFile:
     """Read one file; ``model`` is the metadata of a split model's first part, if it is another."""
-    with _Cursor(file, 0) as cursor:
+    with Cursor(file, 0) as cursor:
         if cursor.take(4) != MAGIC:
             raise GGUFError(f"{file.name}: not a GGUF file (it does not start with 'GGUF'); check the path")
         version = cursor.number("<u4")
@@ -172,11 +190,11 @@ def _read_part(file: Path, model: Mapping[str, Any] | None = None) -> GGUFFile:
     return GGUFFile(file, version, metadata, tensors, places, (file,))
 
 
-def _metadata(cursor: _Cursor, key_count: int) -> tuple[dict[str, Any], dict[str, tuple[int, int]]]:
+def _metadata(cursor: Cursor, key_count: int) -> tuple[dict[str, Any], dict[str, tuple[int, int]]]:
     found: dict[str, Any] = {}
     places: dict[str, tuple[int, int]] = {}
     for _ in range(key_count):
-        key = cursor.string()
+        key = _name(cursor, "metadata key")
         if key in found:
             raise cursor.damaged(f"metadata key '{key}' appears twice")
         start = cursor.position
@@ -196,7 +214,7 @@ class _Entry:
 
 
 def _tensors(
-    cursor: _Cursor, tensor_count: int, alignment: int, metadata: Mapping[str, Any]
+    cursor: Cursor, tensor_count: int, alignment: int, metadata: Mapping[str, Any]
 ) -> tuple[GGUFTensor, ...]:
     entries: list[_Entry] = []
     names: set[str] = set()
@@ -233,13 +251,23 @@ def _tensors(
     return tuple(found)
 
 
-def _entry(cursor: _Cursor) -> _Entry:
-    name = cursor.string()
+def _entry(cursor: Cursor) -> _Entry:
+    name = _name(cursor, "tensor")
     dims = cursor.number("<u4")
     if dims > MAX_DIMS:
         raise cursor.damaged(f"tensor '{name}' has {dims} dimensions, expected at most {MAX_DIMS}")
     shape = tuple(cursor.number("<u8") for _ in range(dims))[::-1]
     return _Entry(name, shape, cursor.number("<u4"), cursor.number("<u8"))
+
+
+def _name(cursor: Cursor, what: str) -> str:
+    """A name, which messages will repeat."""
+    name = cursor.string()
+    if len(name) > MAX_NAME:
+        raise cursor.damaged(f"a {what} has a name of {len(name)} characters, expected at most {MAX_NAME}")
+    if not name.isprintable():
+        raise cursor.damaged(f"a {what} has the name {name[:100]!r}, expected printable text")
+    return name
 
 
 def _rooms(entries: Sequence[_Entry], data_bytes: int) -> list[Room]:
@@ -252,7 +280,7 @@ def _rooms(entries: Sequence[_Entry], data_bytes: int) -> list[Room]:
 
 
 def _types(
-    cursor: _Cursor,
+    cursor: Cursor,
     entries: Sequence[_Entry],
     rooms: Sequence[Room],
     alignment: int,
@@ -293,7 +321,7 @@ def _types(
 
 
 def _wrong_position(
-    cursor: _Cursor, found: list[GGUFTensor], room: Room, entry: _Entry, expected: int, alignment: int
+    cursor: Cursor, found: list[GGUFTensor], room: Room, entry: _Entry, expected: int, alignment: int
 ) -> GGUFError:
     if not found:
         return cursor.damaged(f"tensor '{entry.name}' starts at {entry.offset}, expected {expected}")
@@ -303,109 +331,3 @@ def _wrong_position(
         f"{list(before.shape)} has room for {room.nbytes} bytes, expected {before.nbytes} (padded)",
         foreign_layouts.other_layout(before.type.id, room, alignment),
     )
-
-
-def refuse_folder(path: Path) -> None:
-    """Raise GGUFError, with the command that converts it, if a folder is given instead of a file."""
-    if path.is_dir():
-        name = f"{path.resolve().name or 'out'}.gguf"
-        convert = f"convert it first: bitexport convert {shlex.quote(str(path))} {shlex.quote(name)}"
-        advice = convert if (path / "config.json").is_file() else "give the path of a GGUF file"
-        raise GGUFError(f"{path} is a folder, and a GGUF file is expected; {advice}")
-
-
-class _Cursor:
-    """A position in a mapped file; every read is checked against the end of the file."""
-
-    def __init__(self, path: Path, position: int) -> None:
-        self.path = path
-        self.position = position
-        refuse_folder(path)
-        try:
-            with open_regular(path) as file:
-                self.size = os.fstat(file.fileno()).st_size
-                # empty files cannot be mapped
-                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if self.size else None
-        except (OSError, ValueError) as error:
-            reason = error.strerror if isinstance(error, OSError) else str(error)
-            raise GGUFError(f"{path}: cannot be read ({reason}); check the path") from error
-
-    def __enter__(self) -> _Cursor:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._map is not None:
-            self._map.close()
-
-    def damaged(self, what: str, explanation: str = "") -> GGUFError:
-        """The error to raise; ``explanation`` is another explanation than damage."""
-        explanation = explanation or "; the file is damaged: convert or download it again"
-        return GGUFError(f"{self.path.name}: {what}{explanation}")
-
-    def skip(self, count: int) -> int:
-        """Skip ``count`` bytes, which must exist, and return the position of the first one."""
-        start = self.position
-        if count > self.size - start:
-            raise self.damaged(f"the header needs {count} bytes at {start}, but the file ends at {self.size}")
-        self.position = start + count
-        return start
-
-    def take(self, count: int) -> bytes:
-        start = self.skip(count)
-        return self._map[start : start + count] if self._map is not None else b""
-
-    def number(self, kind: str) -> int:
-        return int(np.frombuffer(self.take(np.dtype(kind).itemsize), kind)[0])
-
-    def count(self, what: str, min_bytes: int) -> int:
-        """The number of items that follow, each of at least ``min_bytes`` bytes."""
-        number = self.number("<u8")
-        if number > (self.size - self.position) // min_bytes:
-            raise self.damaged(f"it claims {number} {what}, more than a file of {self.size} bytes can hold")
-        return number
-
-    def string(self) -> str:
-        (length,) = struct.unpack("<Q", self.take(8))
-        return self.take(length).decode("utf-8", errors="replace")
-
-    def value(self, key: str) -> Any:
-        kind = self.number("<u4")
-        if kind == VALUE.STRING:
-            return self.string()
-        if kind == VALUE.ARRAY:
-            return self._array(key)
-        return self._scalar(kind, key)
-
-    def _scalar(self, kind: int, key: str) -> Any:
-        if kind not in SCALARS:
-            raise self.damaged(f"metadata key '{key}' has type {kind}, expected one of GGUF's 13")
-        number = np.frombuffer(self.take(np.dtype(SCALARS[kind]).itemsize), SCALARS[kind])[0]
-        if kind == VALUE.FLOAT32:
-            # the shortest decimal of this float32: 1e-05, not 9.999999747378752e-06
-            return float(str(number))
-        return bool(number) if kind == VALUE.BOOL else number.item()
-
-    def _array(self, key: str) -> Array:
-        kind = self.number("<u4")
-        if kind == VALUE.STRING:
-            length = self.count(f"strings in '{key}'", 8)
-            start = self.position
-            for _ in range(length):
-                (size,) = struct.unpack("<Q", self.take(8))
-                self.skip(size)
-            return Array("string", length, start)
-        if kind not in SCALARS:
-            raise self.damaged(
-                f"metadata array '{key}' has elements of type {kind}, expected numbers or text"
-            )
-        width = np.dtype(SCALARS[kind]).itemsize
-        length = self.count(f"elements in '{key}'", width)
-        return Array(VALUE(kind).name.lower(), length, self.skip(length * width))
-
-    def elements(self, array: Array, limit: int | None) -> list[Any]:
-        length = array.length if limit is None else min(array.length, limit)
-        if array.type == "string":
-            return [self.string() for _ in range(length)]
-        kind = SCALARS[int(VALUE[array.type.upper()])]
-        found = np.frombuffer(self.take(length * np.dtype(kind).itemsize), kind)
-        return [bool(value) for value in found] if array.type == "bool" else found.tolist()

@@ -28,6 +28,8 @@ ALIGNMENT = gguf.GGUF_DEFAULT_ALIGNMENT
 VERSION = gguf.GGUF_VERSION
 VALUE = gguf.GGUFValueType
 FORMATS = {VALUE.BOOL: "<?", VALUE.UINT32: "<I", VALUE.INT32: "<i", VALUE.FLOAT32: "<f"}
+#: Bytes of a name that are also in the name of its temporary file.
+_LONGEST_START = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,7 +216,9 @@ def _reserve(file: IO[bytes], count: int) -> None:
 
 @contextlib.contextmanager
 def _temporary(path: Path) -> Iterator[Path]:
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    # file systems limit names to 255 bytes, and the name itself may have as many
+    start = os.fsdecode(os.fsencode(path.name)[:_LONGEST_START])
+    temporary = path.with_name(f".{start}.{secrets.token_hex(4)}.tmp")
     try:
         yield temporary
     finally:

@@ -8,8 +8,12 @@ from typing import Any
 
 import torch
 
-from bitexport.checkpoint.shards import stored_as_safetensors
+from bitexport.checkpoint.shards import read_json, stored_as_safetensors
 from bitexport.errors import CheckpointError
+
+# Keys of config.json that belong to the saved form: transformers would replace the linear layers, and look
+# for the code of a class of the checkpoint's own.
+_NOT_LOADED = ("quantization_config", "auto_map", "model_type")
 
 
 def load_exactly(model_class: Any, folder: Path) -> Any:
@@ -19,8 +23,10 @@ def load_exactly(model_class: Any, folder: Path) -> Any:
         CheckpointError: transformers cannot load it, or its tensors are not exactly those of the model.
     """
     try:
-        config = model_class.config_class.from_pretrained(folder, local_files_only=True)
-        vars(config).pop("quantization_config", None)  # transformers would replace the linear layers
+        values = dict(read_json(folder / "config.json"))
+        for key in _NOT_LOADED:
+            values.pop(key, None)
+        config = model_class.config_class.from_dict(values)
         model, info = model_class.from_pretrained(
             folder,
             config=config,

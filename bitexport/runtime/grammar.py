@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
-import tempfile
-import threading
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
 from bitexport.errors import UsageError
 from bitexport.runtime import log
+from bitexport.runtime.levels import cpu_library_file
 from bitexport.runtime.library import bind
+from bitexport.runtime.trial import VARIABLE
+from bitexport.system.native_files import library_file
 
 #: What llama-cpp-python's translation of a schema takes into account.
 KEYWORDS = (
@@ -28,7 +33,25 @@ ANNOTATIONS = (
 )
 FORMATS = re.compile(r"date|time|date-time|uuid[1-5]?")
 
-_one_at_a_time = threading.Lock()
+_MOST_SECONDS = 10
+
+# Half of the least stack that threads have, so that what fits here fits there.
+_PROGRAM = """
+import ctypes, sys
+cpu, library = sys.argv[1:]
+try:
+    import resource
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30))
+    resource.setrlimit(resource.RLIMIT_STACK, (1 << 20, 1 << 20))
+except (ImportError, OSError, ValueError):
+    pass  # not on this system
+cpu_library = ctypes.CDLL(cpu)  # libllama finds the one that is already loaded
+parse = ctypes.CDLL(library).llama_sampler_init_grammar
+parse.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_char_p]
+parse.restype = ctypes.c_void_p
+sys.exit(0 if parse(None, sys.stdin.buffer.read(), b"root") else 1)
+"""
 
 
 def json_schema_grammar(schema: str) -> str:
@@ -80,28 +103,69 @@ def _not_enforced(schema: Any, place: str) -> Iterator[tuple[str, str]]:
 def grammar_sampler(vocab: Any, grammar: str) -> Any:
     """llama.cpp's sampler for a grammar, which the caller frees.
 
+    A grammar that is new to this process is parsed in a child process first: llama.cpp's parser recurses as
+    deeply as the grammar nests, and prints mistakes on stderr, which belongs to the whole process.
+
     Args:
         vocab: the ``llama_vocab`` pointer.
         grammar: the rules; the text is a ``root``.
 
     Raises:
-        UsageError: they have a mistake.
+        UsageError: they have a mistake, or llama.cpp cannot parse them.
     """
-    api = bind().llama_cpp
-    with _one_at_a_time, tempfile.TemporaryFile() as caught:
-        log.clear()
-        # the parser prints the reason on stderr instead of logging it
-        kept = os.dup(2)
-        os.dup2(caught.fileno(), 2)
-        try:
-            sampler = api.llama_sampler_init_grammar(vocab, grammar.encode("utf-8"), b"root")
-        finally:
-            os.dup2(kept, 2)
-            os.close(kept)
-        caught.seek(0)
-        printed = caught.read().decode("utf-8", errors="replace")
-    if sampler:
-        return sampler
-    found = re.search(r"error parsing grammar: (.*)", printed)
-    reason = found[1] if found else log.reason("libllama gave no reason")
-    raise UsageError(f"the grammar has a mistake: {reason}; correct it (GBNF, with a rule named root)")
+    if os.environ.get(VARIABLE) != "0":
+        _try_grammar(grammar)
+    log.clear()
+    sampler = bind().llama_cpp.llama_sampler_init_grammar(vocab, grammar.encode("utf-8"), b"root")
+    if not sampler:
+        raise _mistake(log.reason("libllama gave no reason"))
+    return sampler
+
+
+@functools.lru_cache(maxsize=16)
+def _try_grammar(grammar: str) -> None:
+    """Let libllama parse a grammar in a child process."""
+    if "\0" in grammar:
+        raise _mistake(f"its character {grammar.index(chr(0)) + 1} is NUL, at which llama.cpp would stop")
+    command = [
+        sys.executable,
+        "-I",
+        "-S",
+        "-c",
+        _PROGRAM,
+        str(cpu_library_file()),
+        str(library_file("llama")),
+    ]
+    try:
+        done = subprocess.run(
+            command,
+            input=grammar.encode("utf-8"),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            timeout=_MOST_SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise UsageError(
+            f"llama.cpp did not parse the grammar within {_MOST_SECONDS} s, because its rules refer to each "
+            "other in too many ways; simplify it"
+        ) from None
+    except OSError as error:
+        raise UsageError(
+            f"the grammar cannot be tried in a separate process: {sys.executable or 'Python'} does not start "
+            f"({error.strerror}); set {VARIABLE}=0 to skip that"
+        ) from error
+    printed = done.stderr.decode("utf-8", errors="replace")
+    if done.returncode < 0:
+        raise UsageError(
+            f"the grammar ends llama.cpp ({signal.Signals(-done.returncode).name}), as a trial in a separate "
+            "process shows; nest it less deeply, and let fewer rules refer to each other in a row"
+        )
+    if done.returncode > 0:
+        found = re.search(r"error parsing grammar: (.*)", printed)
+        last = (printed.strip() or "libllama gave no reason").splitlines()[-1]
+        raise _mistake(found[1] if found else last)
+
+
+def _mistake(reason: str) -> UsageError:
+    return UsageError(f"the grammar has a mistake: {reason}; correct it (GBNF, with a rule named root)")

@@ -13,7 +13,6 @@ import importlib
 import os
 import re
 import sys
-import threading
 from contextlib import nullcontext
 from pathlib import Path
 from types import ModuleType
@@ -21,6 +20,7 @@ from types import ModuleType
 from bitexport.errors import NativeLibraryError
 from bitexport.runtime import log
 from bitexport.runtime.levels import cpu_library_file
+from bitexport.runtime.processes import lock_across_forks
 from bitexport.system.native_files import find_library_dir, library_name
 
 _BINDING_VARIABLE = "LLAMA_CPP_LIB_PATH"
@@ -28,7 +28,7 @@ _MAPS = Path("/proc/self/maps")
 _OURS_OR_THEIRS = re.compile(r"^lib(llama|ggml)([-.].*)?\.(so|dylib)(\.\d+)*$")
 
 _bound: ModuleType | None = None
-_binding = threading.Lock()
+_binding = lock_across_forks()
 
 
 def bind() -> ModuleType:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from bitexport.errors import BitexportWarning, UsageError
-from bitexport.gguf.reader import read_gguf
+from bitexport.gguf.reader import GGUFFile, read_gguf
 from bitexport.runtime.ggml import processors
 from bitexport.system.machine import available_bytes, memory_limit
 
@@ -38,8 +38,12 @@ def checked_context(path: str | os.PathLike[str], tokens: int) -> int:
         UsageError: it is negative, or larger than both the model's and :data:`SHORT_CONTEXT`.
         GGUFError: the file is damaged.
     """
-    metadata = read_gguf(os.fspath(path)).metadata
-    trained = metadata.get(f"{metadata.get('general.architecture')}.context_length")
+    return check_trained_context(read_gguf(os.fspath(path)), tokens)
+
+
+def check_trained_context(file: GGUFFile, tokens: int) -> int:
+    """Like :func:`checked_context`, for a file whose header has been read."""
+    trained = file.metadata.get(f"{file.metadata.get('general.architecture')}.context_length")
     own = trained if isinstance(trained, int) and trained > 0 else SHORT_CONTEXT
     most = max(own, SHORT_CONTEXT)
     if not 0 <= tokens <= most:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import difflib
-import inspect
 import os
 import threading
 import warnings
@@ -19,10 +17,12 @@ from bitexport.errors import BitexportWarning, GGUFError, UsageError
 from bitexport.gguf.checks import check_foreign
 from bitexport.gguf.reader import MAGIC, read_gguf, refuse_folder
 from bitexport.runtime import ggml, log
+from bitexport.runtime.arguments import check_arguments
 from bitexport.runtime.assumptions import assumptions
 from bitexport.runtime.library import bind
 from bitexport.runtime.limits import check_own_context, check_threads, trained_context
-from bitexport.runtime.model import model_class
+from bitexport.runtime.model import PathText, model_class
+from bitexport.runtime.processes import lock_across_forks
 from bitexport.runtime.remote import Workers, error_of
 from bitexport.runtime.threads import ThreadPool, default_threads
 from bitexport.runtime.trial import prove, refused
@@ -40,7 +40,7 @@ _DEFAULT_CONTEXT = 512
 _TRIAL_SIZES = 2
 
 #: llama.cpp's log does not say which model a message is about.
-_one_at_a_time = threading.Lock()
+_one_at_a_time = lock_across_forks()
 
 _open_models: weakref.WeakSet[Llama] = weakref.WeakSet()
 
@@ -49,7 +49,10 @@ _open_models: weakref.WeakSet[Llama] = weakref.WeakSet()
 def _close_models() -> None:
     """Close models that are still open, while the modules that closing needs still exist."""
     for model in list(_open_models):
-        model.close()
+        if threading.active_count() > 1:  # daemon threads may still use them
+            model.leave_open()
+        else:
+            model.close()
 
 
 def load(
@@ -82,7 +85,7 @@ def load(
     for message in model.template_warnings:
         warnings.warn(message, BitexportWarning, stacklevel=3)
     pool = ThreadPool(model.ctx, max(kwargs["n_threads"], kwargs["n_threads_batch"]))
-    model._stack.callback(pool.close)  # runs before the context is freed: callbacks run last in, first out
+    model.use(pool)
     _open_models.add(model)
     return model
 
@@ -91,41 +94,30 @@ def _complete_arguments(file: Path, kwargs: dict[str, Any]) -> None:
     """Check the arguments of llama_cpp.Llama, and add our defaults."""
     bind()
     ggml.cpu_tier()
-    _check_arguments(kwargs)
+    check_arguments(read_gguf(file), kwargs)
     kwargs.setdefault("verbose", False)
     if kwargs.get("n_ctx") == 0 and not kwargs.get("vocab_only"):
         check_own_context(file)
     for threads in ("n_threads", "n_threads_batch"):
         kwargs[threads] = kwargs.get(threads) or default_threads()
         check_threads(kwargs[threads])
+    if kwargs.get("lora_path") is not None:
+        kwargs["lora_path"] = PathText(kwargs["lora_path"])
 
 
 def _open(file: Path, kwargs: Mapping[str, Any], workers: Workers | None) -> Llama:
     """The model of a checked file."""
     log.clear()
     try:
-        return model_class()(str(file), **kwargs)
+        model = model_class()(PathText(file), **kwargs)
     except ValueError as error:  # llama-cpp-python raises it when libllama returns a null pointer
         reason = str(error)
         raise error_of(workers, lambda: load_error(file, reason)) from error
-
-
-def _check_arguments(given: Mapping[str, Any]) -> None:
-    """Refuse arguments that llama_cpp.Llama would ignore, and a LoRA file that it would crash on.
-
-    Raises:
-        UsageError: names the argument.
-    """
-    parameters = inspect.signature(bind().Llama.__init__).parameters.values()
-    known = [each.name for each in parameters if each.kind is inspect.Parameter.KEYWORD_ONLY]
-    for name in given:
-        if name not in known:
-            close = difflib.get_close_matches(name, known, 1)
-            hint = f"did you mean {close[0]}?" if close else "see llama_cpp.Llama for those that exist"
-            raise UsageError(f"load has no argument {name!r}; {hint}")
-    for name in ("lora_path", "lora_base"):
-        if (path := given.get(name)) is not None and not Path(path).is_file():
-            raise UsageError(f"{name} is {path}, which is not a file; give the path of a GGUF file")
+    if kwargs.get("lora_path") and not model._lora_adapter:  # a null pointer, which llama-cpp-python misses
+        reason = log.reason("libllama gave no reason")
+        model.close()
+        raise GGUFError(f"{kwargs['lora_path']} cannot be used with {file}: {reason}; make one of this model")
+    return model
 
 
 def checked_file(
@@ -204,16 +196,20 @@ def damage(file: Path, reason: str) -> GGUFError:
     return refused(file, reason)
 
 
-def check_model(path: str | os.PathLike[str]) -> None:
+def check_model(path: str | os.PathLike[str], *, trial: bool) -> None:
     """Check that libllama's graph finds all its hyper-parameters and exactly its tensors in a GGUF file.
 
-    No tensor data is read.
+    No tensor data is read in this process.
+
+    Args:
+        path: the file.
+        trial: try a file that is not proven in a child process first; not needed for one that we wrote.
 
     Raises:
         GGUFError: it does not; the message is libllama's.
         NativeLibraryError: our library is missing.
     """
-    file, _ = checked_file(path, trial=False)
+    file, _ = checked_file(path, trial=trial)
     llama_cpp = bind()
     ggml.cpu_tier()
     params = llama_cpp.llama_model_default_params()

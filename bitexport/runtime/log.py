@@ -6,10 +6,11 @@ import ctypes
 import logging
 import re
 import sys
-import threading
 from collections import deque
 from collections.abc import Sequence
 from types import ModuleType
+
+from bitexport.runtime.processes import lock_across_forks
 
 _logger = logging.getLogger("bitexport.native")
 
@@ -22,7 +23,7 @@ _REASON_MARK = "error loading model: "
 _FOLDER_OF_SOURCE = re.compile(r"\S*/(?=[\w.-]+:\d+: )")
 
 _errors: deque[str] = deque(maxlen=_KEPT_ERRORS)
-_lock = threading.Lock()
+_lock = lock_across_forks()
 _level = logging.DEBUG
 _unfinished = ""
 _callback: object = None  # ctypes keeps no reference, and a collected callback would crash

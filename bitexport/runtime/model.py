@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import functools
-from collections.abc import Iterator
+import inspect
+import itertools
+import os
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from bitexport.errors import GGUFError, UsageError
@@ -14,6 +18,7 @@ from bitexport.runtime.library import bind
 from bitexport.runtime.placement import Placement
 from bitexport.runtime.processes import Owner
 from bitexport.runtime.remote import Workers, error_of
+from bitexport.runtime.threads import ThreadPool
 from bitexport.tokenizer.chat import template_of_key
 
 if TYPE_CHECKING:
@@ -22,15 +27,44 @@ if TYPE_CHECKING:
 #: libllama's LLAMA_POOLING_TYPE_NONE.
 _NO_POOLING = 0
 
+#: llama_cpp.Llama.create_completion's default.
+DEFAULT_MAX_TOKENS = 16
+
+
+class PathText(str):
+    """A path as text, for llama-cpp-python, which encodes it as UTF-8: file names may be other bytes."""
+
+    __slots__ = ()
+
+    def encode(self, encoding: str = "utf-8", errors: str = "strict") -> bytes:  # noqa: ARG002
+        return os.fsencode(str(self))
+
+
+class _TokenLimit:
+    """Takes the place of stopping criteria, to tell :meth:`generate` how many tokens are asked for.
+
+    Args:
+        tokens: the limit; None for the context's.
+        criteria: the caller's own stopping criteria.
+    """
+
+    def __init__(self, tokens: int | None, criteria: Callable[..., bool] | None) -> None:
+        self.tokens = tokens
+        self.criteria = criteria
+
+    def __call__(self, ids: Any, scores: Any) -> bool:
+        return self.criteria is not None and self.criteria(ids, scores)
+
 
 @functools.cache
 def model_class() -> type[Llama]:
     """A subclass of ``llama_cpp.Llama``, made once our libraries are bound.
 
-    It renders chat templates within limits, see :mod:`bitexport.runtime.chat`. It refuses to compute in a
-    forked child, which lacks ggml's threads and would wait for them forever; log-probabilities of an echoed
-    prompt, which llama-cpp-python assigns to the wrong tokens; and text from a model that was loaded for
-    embeddings.
+    It renders chat templates within limits, see :mod:`bitexport.runtime.chat`, and generates at most as many
+    tokens as are asked for, where llama-cpp-python goes on inside an unfinished character. It refuses to
+    compute in a forked child, which lacks ggml's threads and would wait for them forever; log-probabilities
+    of an echoed prompt, which llama-cpp-python assigns to the wrong tokens; and text from a model that was
+    loaded for embeddings.
     """
 
     class Model(bind().Llama):  # type: ignore[misc]
@@ -45,6 +79,7 @@ def model_class() -> type[Llama]:
             self.workers, self.placement = workers, placement
             if workers is not None and placement is not None:
                 kwargs.update(n_gpu_layers=placement.n_gpu_layers, tensor_split=placement.tensor_split)
+            self._pool: ThreadPool | None = None
             super().__init__(*args, **kwargs)
             if workers is not None:
                 self._stack.callback(workers.close)
@@ -73,17 +108,36 @@ def model_class() -> type[Llama]:
             self._complete_metadata = found
             self._metadata = {key: value for key, value in found.items() if not template_of_key(key)}
 
+        def use(self, pool: ThreadPool) -> None:
+            """Compute with these threads until the model is closed."""
+            self._pool = pool
+            self._stack.callback(pool.close)  # before the context is freed: callbacks run last in, first out
+
+        def leave_open(self) -> None:
+            """Never free the model: a thread may use it until the process ends."""
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(self))
+
         def eval(self, tokens: Any) -> None:
             self._owner.check()
-            with self._errors():
+            self._check_cache()
+            with self._computing():
                 super().eval(tokens)
 
+        def _check_cache(self) -> None:
+            if not bind().llama_cpp.llama_get_memory(self.ctx):
+                raise UsageError(
+                    f"{self.model_path} has no cache of earlier tokens, so it cannot continue a text; "
+                    "it is a model for embeddings or a diffusion model"
+                )
+
         @contextlib.contextmanager
-        def _errors(self) -> Iterator[None]:
-            """Turn llama-cpp-python's error for a failed evaluation into ours, with llama.cpp's reason."""
+        def _computing(self) -> Iterator[None]:
+            """Hold the threads; raise llama-cpp-python's error as ours, with llama.cpp's reason."""
+            assert self._pool is not None
             log.clear()
             try:
-                yield
+                with self._pool.in_use:
+                    yield
             except RuntimeError as error:
                 if not str(error).startswith("llama_"):  # a wrong use, not the name of a function that failed
                     raise
@@ -103,25 +157,33 @@ def model_class() -> type[Llama]:
                     f"{self.model_path} was loaded for embeddings; to generate text, load it without "
                     "embedding=True"
                 )
-            if not bind().llama_cpp.llama_get_memory(self.ctx):
-                raise UsageError(
-                    f"{self.model_path} has no cache of earlier tokens, so it cannot continue a text; "
-                    "it is a model for embeddings or a diffusion model"
-                )
-            return super().generate(*args, **kwargs)
+            self._check_cache()
+            limit = kwargs.get("stopping_criteria")
+            if not isinstance(limit, _TokenLimit):
+                return super().generate(*args, **kwargs)
+            prompt = args[0] if args else kwargs["tokens"]
+            room = self.n_ctx() - len(prompt)
+            kwargs["stopping_criteria"] = limit.criteria
+            tokens = super().generate(*args, **kwargs)
+            return itertools.islice(tokens, room if limit.tokens is None else min(limit.tokens, room))
 
-        def create_embedding(self, *args: Any, **kwargs: Any) -> Any:
+        def embed(self, *args: Any, **kwargs: Any) -> Any:
             self._owner.check()
-            with self._errors():
-                return super().create_embedding(*args, **kwargs)
+            with self._computing():
+                return super().embed(*args, **kwargs)
 
         def create_completion(self, prompt: Any, *args: Any, **kwargs: Any) -> Any:
-            if kwargs.get("echo") and kwargs.get("logprobs") is not None:
+            given = inspect.signature(super().create_completion).bind(prompt, *args, **kwargs).arguments
+            if given.get("echo") and given.get("logprobs") is not None:
                 raise UsageError(
                     "echo=True with logprobs: llama-cpp-python assigns the log-probabilities of an echoed "
                     "prompt to the wrong tokens; leave one of them out, or use bitexport eval for likelihoods"
                 )
-            return super().create_completion(prompt, *args, **kwargs)
+            most = given.get("max_tokens", DEFAULT_MAX_TOKENS)
+            given["stopping_criteria"] = _TokenLimit(
+                most if most is not None and most > 0 else None, given.get("stopping_criteria")
+            )
+            return super().create_completion(**given)
 
     Model.__name__ = Model.__qualname__ = "Llama"
     return Model

@@ -3,8 +3,21 @@
 from __future__ import annotations
 
 import os
+import threading
 
 from bitexport.errors import UsageError
+
+
+def lock_across_forks() -> threading.RLock:
+    """A lock that is free in a forked child: a fork waits until no other thread holds it.
+
+    So a child does not wait for threads that it lacks, nor find half-done what the lock guards. A fork takes
+    the locks that were made last first, so a lock that is taken while another is held must be made before it.
+    """
+    lock = threading.RLock()  # the thread that forks may hold it
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(before=lock.acquire, after_in_parent=lock.release, after_in_child=lock.release)
+    return lock
 
 
 class Owner:

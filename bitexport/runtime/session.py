@@ -178,7 +178,8 @@ class Session:
         self._context = None
 
     def __del__(self) -> None:
-        self.close()
+        if hasattr(self, "_pools"):  # not if the constructor of a subclass failed
+            self.close()
 
     @property
     def weight_bytes(self) -> int:
@@ -301,7 +302,6 @@ class Session:
 
     def _decode(self, ids: Sequence[int], *, every_position: bool, together: bool = False) -> None:
         """Evaluate ``ids``: as consecutive tokens, or ``together`` as the next token of one sequence each."""
-        self._owner.check()
         count = len(ids)
         batch = self._api.llama_batch_init(count, 0, 1)
         try:
@@ -318,8 +318,10 @@ class Session:
         self._used += 1 if together else count
 
     def _decode_batch(self, batch: Any) -> None:
+        self._owner.check()
         log.clear()
-        code = self._api.llama_decode(self._context, batch)
+        with self._pools[-1].in_use:
+            code = self._api.llama_decode(self._context, batch)
         if code != 0:
             raise error_of(
                 self.workers,

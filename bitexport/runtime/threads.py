@@ -7,6 +7,7 @@ import ctypes
 import functools
 import math
 import os
+import threading
 import weakref
 from pathlib import Path
 
@@ -57,6 +58,8 @@ _running: weakref.WeakSet[ThreadPool] = weakref.WeakSet()
 def _end_threads() -> None:
     """End the threads of models that are still open: the libraries' cleanup crashes if threads still run."""
     for pool in list(_running):
+        if pool.belongs_here():
+            pool.in_use.acquire()  # for good: a daemon thread that goes on computing waits here instead
         pool.close()
 
 
@@ -69,6 +72,9 @@ class ThreadPool:
         context: the ``llama_context`` pointer; it must outlive the pool, or :meth:`close` be called first.
         count: the number of threads, including the calling one; a context never uses more than its pool has.
 
+    Attributes:
+        in_use: hold it while the context computes.
+
     Raises:
         NativeLibraryError: the threads could not be started.
     """
@@ -76,11 +82,16 @@ class ThreadPool:
     def __init__(self, context: int, count: int) -> None:
         self._owner = Owner("the thread pool")
         self._context = ctypes.c_void_p(context)
+        self.in_use = threading.Lock()
         self._pool: int | None = _cpu().bitexport_new_threads(count)
         if not self._pool:
             raise NativeLibraryError(f"{count} threads could not be started; ask for fewer")
         _llama().llama_attach_threadpool(self._context, self._pool, None)
         _running.add(self)
+
+    def belongs_here(self) -> bool:
+        """Whether this process started the threads, not one that this one was forked from."""
+        return self._owner.here()
 
     def close(self) -> None:
         """Detach the pool from the context and end its threads. Closing twice does nothing."""

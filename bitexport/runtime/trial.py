@@ -13,7 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from bitexport.errors import GGUFError
+from bitexport.errors import BitexportError, GGUFError, NativeLibraryError
 from bitexport.gguf.checks import check_file
 from bitexport.gguf.reader import GGUFFile
 from bitexport.runtime import log, proofs
@@ -89,6 +89,7 @@ def try_file(file: GGUFFile, *, vocab_only: bool = False) -> None:
 
     Raises:
         GGUFError: it failed; the message has llama.cpp's last words.
+        NativeLibraryError: the child process could not load our libraries.
     """
     size = sum(part.stat().st_size for part in file.parts)
     seconds = _SHORTEST_SECONDS + size / _SLOWEST_BYTES_PER_SECOND
@@ -147,7 +148,12 @@ def refused(path: Path, reason: str) -> GGUFError:
     return GGUFError(f"{path} cannot be loaded: {reason}{advice}")
 
 
-def _error(path: Path, code: int, lines: list[str]) -> GGUFError:
+def _error(path: Path, code: int, lines: list[str]) -> BitexportError:
+    if lines and lines[0].startswith("Traceback"):  # of Python, before libllama saw the file
+        return NativeLibraryError(
+            f"{path} cannot be tried in a separate process: {lines[-1]}; build the libraries again with "
+            "`make native`"
+        )
     if code > 0:
         return refused(path, log.reason_of(lines, "libllama gave no reason"))
     name = signal.Signals(-code).name

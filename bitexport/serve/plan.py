@@ -18,6 +18,7 @@ from bitexport.runtime.threads import default_threads
 from bitexport.serve.address import check_address, check_key
 from bitexport.serve.command import Plan
 from bitexport.serve.limits import Limits
+from bitexport.serve.template import check_chat_templates
 
 _TEMPLATE_KEY = "tokenizer.chat_template"
 _MOST_SLOTS = 256
@@ -64,6 +65,7 @@ def plan(
     if ctx > trained:
         raise UsageError(f"a context of {ctx} tokens was requested; the model was trained with {trained}")
     chosen, normalize = _pooling(header, embeddings, pooling)
+    check_chat_templates(header)
     addresses, placement = _placement(file, workers, layers, context * slots)
     return Plan(
         file=file,

@@ -146,7 +146,7 @@ def check_shareable(gguf: str | Path, progress: Progress = ignore) -> list[str]:
         GGUFError, UnsupportedError, TokenizerError: libllama would not load it, or would run it wrongly.
         HubError: a tensor is damaged.
     """
-    check_model(gguf)
+    check_model(gguf, trial=True)
     findings = scan_gguf(read_gguf(gguf), progress)
     damaged = [finding for finding in findings if finding.damage]
     if damaged:

@@ -59,6 +59,8 @@ def test_a_line_for_every_test_and_batch(report: BenchReport, tmp_path: Path) ->
     # one limit for prefill, one per batch, and one in each legend
     assert dashed_lines(tmp_path / "p.svg") == 1 + 2 + 2
     assert not any("disturbed" in word for word in words)
+    assert "?B" in report.model
+    assert not any("?B" in word for word in words)
 
 
 def test_the_nearer_limit_counts(report: BenchReport) -> None:

@@ -91,6 +91,18 @@ def test_an_output_next_to_the_weights(tmp_path: Path, checkpoint_of: Checkpoint
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize("name", ["x" * 250 + ".gguf", "é" * 122 + "x.gguf"])
+def test_the_longest_name(name: str, tmp_path: Path, checkpoint_of: Checkpoints, run_cli: RunCli) -> None:
+    done = run_cli("convert", checkpoint_of(), tmp_path / name)
+    assert done.returncode == 0, done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_a_name_that_is_too_long(empty_folder: Path, checkpoint_of: Checkpoints, run_cli: RunCli) -> None:
+    done = run_cli("convert", checkpoint_of(), empty_folder / ("x" * 251 + ".gguf"))
+    assert one_line(done, 1).endswith("x.gguf: file name too long; give a shorter name")
+
+
 # -- a full disk --------------------------------------------------------------------------------------------
 
 
@@ -125,6 +137,22 @@ sys.argv = ["bitexport", *sys.argv[1:]]
 from bitexport.cli import main
 main()
 """
+
+
+def test_doctor_on_a_full_disk_blames_the_disk(empty_folder: Path, checkpoint_of: Checkpoints) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED.format(limit=20_000, before=""), "doctor", str(checkpoint_of())],
+        cwd=REPOSITORY,
+        env={**os.environ, "TMPDIR": str(empty_folder)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    line = one_line(done, 1)
+    assert f"doctor needs room for a temporary file: {empty_folder}" in line
+    assert "File too large; raise the limit" in line
+    assert "TMPDIR chooses another folder" in line
 
 
 @pytest.mark.parametrize("reserve", [True, False])

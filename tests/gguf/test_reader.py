@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from pathlib import Path
 
 import gguf
@@ -12,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bitexport.errors import GGUFError
+from bitexport.gguf import reader
 from bitexport.gguf.packers import i2_s
 from bitexport.gguf.reader import Array, read_gguf
 from bitexport.gguf.types import F32, I2_S
@@ -185,3 +187,42 @@ def test_damage_raises_only_our_own_error(
         if isinstance(value, Array):
             file.elements(key)
     assert all(tensor.offset + tensor.nbytes <= path.stat().st_size for tensor in file.tensors)
+
+
+def test_a_header_is_read_again_when_the_file_has_changed(
+    gguf_of: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "model.gguf"
+    path.write_bytes(gguf_of("packed-multiply").read_bytes())
+    # fresh: it could change again and keep its times
+    assert read_gguf(path) is not read_gguf(path)
+    monkeypatch.setattr(reader, "_TICK", 0)
+    kept = read_gguf(path)
+    assert read_gguf(path) is kept
+    path.write_bytes(path.read_bytes().replace(b"general.name", b"general.mane"))
+    assert "general.mane" in read_gguf(path).metadata
+    path.unlink()
+    with pytest.raises(GGUFError, match="cannot be read"):
+        read_gguf(path)
+    for number in range(20):
+        other = tmp_path / f"{number}.gguf"
+        other.write_bytes(gguf_of("packed-multiply").read_bytes())
+        read_gguf(other)
+    assert len(reader._known) <= reader._MOST_KNOWN
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("a\nb", r"has the name 'a\\nb', expected printable text"),
+        ("a\x1b[31m", "expected printable text"),
+        ("a" * 2000, "has a name of 2000 characters, expected at most 1024"),
+    ],
+)
+def test_names_that_would_spoil_a_message(tmp_path: Path, name: str, message: str) -> None:
+    """Messages repeat them: each is to be one line."""
+    number = struct.pack("<II", 4, 7)
+    for content in (header(i2_s_entry(name, 4, 0), 1), header(b"", 0, text(name) + number, 1)):
+        with pytest.raises(GGUFError, match=message) as caught:
+            read_gguf(write(tmp_path, content))
+        assert "\n" not in str(caught.value)

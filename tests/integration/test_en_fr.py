@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
+import transformers
 
 import bitexport
 from bitexport.convert import convert
+from bitexport.doctor import doctor
 from bitexport.parity import parity
 from bitexport.reference import load_reference
+from bitexport.reference.model import eager, torch_threads
 from tests.support.decoding import greedy
 from tests.support.repository import EN_FR
 
@@ -66,3 +71,48 @@ def test_both_sides_translate_in_the_same_way(gguf: Path) -> None:
     assert same >= len(SENTENCES) - 1, "at most one near tie"
     assert right >= len(SENTENCES) - 2
     llama.close()
+
+
+def test_transformers_alone_translates_in_the_same_way(gguf: Path) -> None:
+    """As anybody loads it, without bitexport and without code from the folder."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(CHECKPOINT)
+    llama = bitexport.load(gguf, n_ctx=128, verbose=False)
+    same = 0
+    with eager(), torch_threads(1):  # compiling takes a minute, and threads of so small a model wait
+        model = transformers.AutoModelForCausalLM.from_pretrained(CHECKPOINT, trust_remote_code=False)
+        assert type(model) is transformers.BitNetForCausalLM
+        for prompt in map(prompt_of, SENTENCES):
+            inputs = tokenizer(prompt, return_tensors="pt")
+            written = model.generate(**inputs, max_new_tokens=40, do_sample=False)[0]
+            text = tokenizer.decode(written[inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+            completion = llama.create_completion(prompt, max_tokens=40, temperature=0.0)
+            same += completion["choices"][0]["text"].strip() == text.strip()
+    assert same >= len(SENTENCES) - 1, "at most one near tie"
+    llama.close()
+
+
+def test_the_student_of_earlier_versions_is_the_same(gguf: Path, tmp_path: Path) -> None:
+    """It was saved as a Llama, with norms that transformers drops."""
+    old = tmp_path / CHECKPOINT.name
+    shutil.copytree(CHECKPOINT, old)
+    config = json.loads((old / "config.json").read_text())
+    config |= {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "head_dim": 64,
+        "mlp_bias": False,
+    }
+    (old / "config.json").write_text(json.dumps(config))
+    convert(old, tmp_path / "old.gguf")
+    assert (tmp_path / "old.gguf").read_bytes() == gguf.read_bytes()
+
+
+def test_doctor_does_not_blame_the_tokenizer(gguf: Path) -> None:
+    """Trained on answers only, it predicts no prose, and sampling freely it writes runs of spaces."""
+    report = doctor(CHECKPOINT, gguf)
+    assert report.verdict.name == "unfamiliar-text"
+    assert "bitexport eval --pairs" in report.verdict.advice
+    sampled = report.facts.free_sampling
+    assert sampled is not None
+    assert sampled.kept > 0.85
+    assert sampled.kept_shuffled < 0.75

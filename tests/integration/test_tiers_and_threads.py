@@ -1,4 +1,7 @@
-"""Through libllama, every kernel tier, weight layout and number of threads gives the same bits."""
+"""Through libllama, every kernel tier, weight layout and number of threads gives the same bits.
+
+Except attention in decode, which sums floats: there are two versions of it, and llama.cpp's for other tiers.
+"""
 
 from __future__ import annotations
 
@@ -25,10 +28,12 @@ TIERS = TIERS_OF.get(platform.machine(), ("scalar",))
 DIGEST = "tests.support.programs.digest"
 
 
-def run(gguf: Path, tier: str, threads: int, layout: str = "") -> subprocess.CompletedProcess[str]:
+def run(
+    gguf: Path, tier: str, threads: int, layout: str = "", *, as_run: bool = False, **environment: str
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", DIGEST, str(gguf), str(threads)],
-        env={**os.environ, "BITEXPORT_TIER": tier, "BITEXPORT_LAYOUT": layout},
+        [sys.executable, "-m", DIGEST, str(gguf), str(threads), *(["--as-run"] if as_run else [])],
+        env={**os.environ, "BITEXPORT_TIER": tier, "BITEXPORT_LAYOUT": layout, **environment},
         cwd=REPOSITORY,
         capture_output=True,
         text=True,
@@ -100,3 +105,35 @@ def test_every_number_of_threads_computes_the_same_bits(
     done = run(gguf, cpu_tier(), threads)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == {**expected, "tier": cpu_tier()}
+
+
+def attention_of(tier: str) -> str:
+    """Which attention decodes with a tier; see native/kernels/attention/dispatch.cpp."""
+    if tier.startswith("avx512"):
+        return "AVX-512"
+    return "AVX2" if tier.startswith("avx") else "llama.cpp"
+
+
+def digests(gguf: Path, tier: str, **environment: str) -> dict[str, str]:
+    done = run(gguf, tier, 2, as_run=True, **environment)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_tiers_with_the_same_attention_decode_the_same_bits(gguf: Path, available: list[str]) -> None:
+    """As users run a model, which is what docs/support.md promises."""
+    found = {tier: digests(gguf, tier) for tier in available}
+    assert len({each["prefill"] for each in found.values()}) == 1
+    for tier, each in found.items():
+        first = next(other for other in available if attention_of(other) == attention_of(tier))
+        assert each["decode"] == found[first]["decode"], tier
+    if {"avx2", "avx512bw"} <= found.keys():
+        assert found["avx2"]["decode"] != found["avx512bw"]["decode"], "docs/support.md says that they differ"
+
+
+def test_with_the_attention_of_llama_cpp_all_tiers_decode_the_same_bits(
+    gguf: Path, available: list[str]
+) -> None:
+    expected = digests(gguf, "scalar")
+    for tier in {available[-1], "avx2"} & set(available):
+        assert digests(gguf, tier, BITEXPORT_ATTENTION="stock") == {**expected, "tier": tier}

@@ -20,6 +20,7 @@ from bitexport.runtime.session import Session
 from tests.support.decoding import greedy
 from tests.support.repository import REPOSITORY
 from tests.support.tiny_models import Shape
+from tests.support.token_limits import check_token_limits
 
 Maker = Callable[..., Path]
 Cli = Callable[..., "CompletedProcess[str]"]
@@ -145,32 +146,9 @@ def test_interrupting(gguf_of: Maker, number: signal.Signals) -> None:
     assert error.decode().strip() == "interrupted"
 
 
-def test_a_reader_that_closes_the_pipe(model: Path) -> None:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "bitexport", "run", str(model), "--prompt", "x", "--max-tokens", "200"],
-        cwd=REPOSITORY,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-    assert process.stdout is not None
-    process.stdout.close()
-    _, errors = process.communicate(timeout=60)
-    error = errors.decode()
-    assert process.returncode == 1
-    assert "Traceback" not in error
-    assert "Exception ignored" not in error
-
-
-@pytest.mark.parametrize("seed", range(40))
-def test_at_most_as_many_tokens_as_asked_for(model: Path, seed: int) -> None:
-    """Also inside a character of several bytes: this model writes random bytes."""
-    hot = Sampling(temperature=500.0, top_k=0, top_p=1.0, seed=seed)
-    for limit in (1, 4, 7):
-        completion = Completion(model, "é", sampling=hot, max_tokens=limit, threads=1)
-        list(completion)
-        assert completion.tokens == limit or (
-            completion.finish_reason == "stop" and completion.tokens < limit
-        )
+def test_random_models_generate_as_many_tokens_as_asked_for(model: Path, tmp_path: Path) -> None:
+    """Also inside characters of several bytes, and up to the end of the context."""
+    assert check_token_limits(model, tmp_path, range(24)) == 24
 
 
 def test_lone_bytes_up_to_the_end_of_the_context(model: Path) -> None:
@@ -179,3 +157,29 @@ def test_lone_bytes_up_to_the_end_of_the_context(model: Path) -> None:
     list(completion)
     assert completion.finish_reason in ("length", "stop")
     assert completion.prompt_tokens + completion.tokens <= 256
+
+
+def test_the_command_says_that_the_context_ends(model: Path, run_cli: Cli) -> None:
+    arguments = ("run", model, "-p", "é", "-n", "9999", "-c", "256", "--temp", "500", "--top-k", "0")
+    done = run_cli(*arguments, "--seed", "11", "--json", "--quiet")
+    document = json.loads(done.stdout)
+    room = 256 - document["prompt_tokens"]
+    assert (done.returncode, document["tokens"], document["finish_reason"]) == (0, room, "length")
+    assert done.stderr == f"warning: the context has room for {room} tokens instead of 9999\n"
+
+
+def test_each_token_is_decoded_once(model: Path) -> None:
+    """Decoding all tokens again for each unfinished character would take quadratic time."""
+    hot = Sampling(temperature=500.0, top_k=0, top_p=1.0, seed=11)
+    completion = Completion(model, "é", sampling=hot, max_tokens=200, threads=1)
+    decoded: list[int] = []
+    decode = completion._llama.detokenize
+
+    def counting(tokens: list[int], **options: object) -> bytes:
+        decoded.extend(tokens)
+        return decode(tokens, **options)
+
+    completion._llama.detokenize = counting
+    list(completion)
+    assert decoded == completion._generation.ids
+    assert completion.tokens == 200

@@ -22,6 +22,7 @@ from bitexport.gguf.checks.libllama import known
 from bitexport.gguf.reader import GGUFTensor, read_gguf
 from bitexport.gguf.types import F16, F32, I2_S, TYPES, TensorType
 from bitexport.gguf.writer import RawValue
+from bitexport.runtime.completion import Completion
 from bitexport.runtime.limits import check_own_context
 from bitexport.runtime.session import Session
 from tests.support.gguf_files import TensorChange, rewritten
@@ -374,3 +375,17 @@ def test_every_architecture_on_the_tensors_of_llama(model: Path, tmp_path: Path)
     assert outcomes["llama"] == {"Session": "works", "load": "works"}
     for name in ("smallthinker", "llada-moe", "paddleocr", "mamba"):
         assert all("error" in outcome for outcome in outcomes[name].values()), (name, outcomes[name])
+
+
+def test_models_that_cannot_continue_a_text(model: Path, tmp_path: Path) -> None:
+    """A diffusion model has no cache of earlier tokens; only ``generate`` looked for it."""
+    path = rewritten(model, tmp_path / "out.gguf", architecture="llada")
+    loaded = bitexport.load(path, n_ctx=32)
+    for use in (
+        lambda: list(Completion(path, "a", max_tokens=2)),
+        lambda: loaded.eval([1]),
+        lambda: loaded("a"),
+    ):
+        with pytest.raises(UsageError, match="has no cache of earlier tokens"):
+            use()
+    loaded.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -156,6 +157,52 @@ def test_a_mistake_in_a_grammar(
     with pytest.raises(UsageError, match=message):
         Sampler(vocab, Sampling(grammar=grammar), [])
     assert capfd.readouterr() == ("", "")  # nothing but the message
+
+
+NESTED = "root ::= " + 300_000 * "(" + '"a"' + 300_000 * ")"
+
+
+def chain(rules: int) -> str:
+    """A grammar whose rules each begin with the next one."""
+    return "root ::= r0\n" + "".join(f"r{n} ::= r{n + 1}\n" for n in range(rules)) + f'r{rules} ::= "a"\n'
+
+
+# each rule can begin in twice as many ways as the next one
+DOUBLING = "root ::= r0\n" + "".join(f"r{n} ::= r{n + 1} r{n + 1} | r{n + 1}?\n" for n in range(30))
+
+
+@pytest.mark.parametrize(
+    ("grammar", "message"),
+    [
+        (NESTED, "mistake: it nests more than 1000 levels deep"),
+        (chain(30_000), "mistake: it has more than 20000 rules"),
+        (chain(19_000), r"the grammar ends llama.cpp \(SIGSEGV\)"),  # on the small stack of the trial
+        (DOUBLING + 'r30 ::= "a"?\n', "llama.cpp did not parse the grammar within 5 s"),
+        ('root ::= "a"\0', "its character 13 is NUL"),
+    ],
+    ids=["nested", "many rules", "deep chain", "doubling", "NUL"],
+)
+def test_a_grammar_that_would_end_the_process(
+    vocab: Any, grammar: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bitexport.runtime.grammar._MOST_SECONDS", 5)
+    with pytest.raises(UsageError, match=message):
+        Sampler(vocab, Sampling(grammar=grammar), [])
+
+
+def test_a_grammar_leaves_the_output_of_the_process_alone(
+    vocab: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another thread may write to stderr at the same time."""
+
+    def refuse(*_arguments: object) -> None:
+        raise AssertionError("a file descriptor was replaced")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "dup2", refuse)
+        Sampler(vocab, Sampling(grammar='root ::= "new to this process"'), []).close()
+        with pytest.raises(UsageError, match="mistake"):
+            Sampler(vocab, Sampling(grammar='root ::= "also new'), [])
 
 
 def test_a_grammar_that_the_vocabulary_cannot_follow(shipped: Path, monkeypatch: pytest.MonkeyPatch) -> None:

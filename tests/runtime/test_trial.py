@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 import bitexport
-from bitexport.errors import GGUFError
+from bitexport.errors import GGUFError, NativeLibraryError
 from bitexport.gguf.reader import read_gguf
-from bitexport.runtime import proofs
+from bitexport.runtime import proofs, trial
 from bitexport.runtime.session import Session
 from bitexport.runtime.trial import VARIABLE, run_trial, try_file
 from tests.support.cli import one_line
@@ -68,6 +68,16 @@ def test_a_change_needs_another_trial(foreign: Path, monkeypatch: pytest.MonkeyP
     without_trials(monkeypatch)
     with pytest.raises(GGUFError, match=r"cannot be tried in a separate process: /nowhere/python does not"):
         opens(foreign)
+
+
+def test_a_library_that_cannot_be_loaded(
+    foreign: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For example while it is built: nothing is wrong with the file."""
+    (tmp_path / "libllama.so").write_bytes(b"not yet")
+    monkeypatch.setattr(trial, "library_file", lambda _name: tmp_path / "libllama.so")
+    with pytest.raises(NativeLibraryError, match=r"OSError: .*libllama.so: .*; build the libraries again"):
+        try_file(read_gguf(foreign))
 
 
 def test_what_convert_wrote_is_not_tried(

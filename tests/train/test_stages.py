@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from bitexport.convert import convert
 from bitexport.errors import OutputError, UsageError
 from bitexport.parity import parity
-from bitexport.train.config import TrainConfig
+from bitexport.train.config import TrainConfig, load_config
 from bitexport.train.loss_curve import read_log
 from bitexport.train.stages import train
 from bitexport.train.student.checkpoint import load_causal_lm
@@ -100,6 +101,35 @@ def test_a_resumed_run_repeats_an_uninterrupted_one_to_the_bit(
     assert losses(Path(cut.run_dir), "stage3") == losses(Path(whole.run_dir), "stage3")
     weights = [load_causal_lm(Path(c.run_dir) / "stage3" / "model").state_dict() for c in (whole, cut)]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_every_stage_saves_a_model_that_transformers_runs(student_run: Path) -> None:
+    """What becomes of a Llama with SubLN; its checkpoints have the same form."""
+    folders = [*student_run.glob("stage*/model"), *student_run.glob("stage*/checkpoint-*")]
+    assert len(folders) >= 5
+    for folder in folders:
+        config = json.loads((folder / "config.json").read_text())
+        assert (config["architectures"], config["model_type"]) == (["BitNetForCausalLM"], "bitnet"), folder
+    ids = torch.randint(300, (2, 16), generator=torch.manual_seed(0))
+    model = AutoModelForCausalLM.from_pretrained(folders[0])
+    with torch.no_grad():
+        assert torch.equal(model(ids).logits, load_causal_lm(folders[0])(ids).logits)
+
+
+def test_a_run_of_an_earlier_version_is_resumed(teacher: Path, student_run: Path, tmp_path: Path) -> None:
+    """It saved students as instances of their teacher's class."""
+    run = Path(shutil.copytree(student_run, tmp_path / "run"))
+    shutil.rmtree(run / "stage3" / "model")
+    llama = json.loads((teacher / "pretrain" / "model" / "config.json").read_text())
+    for path in run.glob("*/*/config.json"):
+        config = json.loads(path.read_text())
+        path.write_text(json.dumps({**llama, "quantization_config": config["quantization_config"]}))
+    last = max((run / "stage3").glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    shutil.rmtree(last)
+    quiet(load_config(run / "config.toml", run_dir=str(run)), "3", resume=True)
+    models = [folder / "stage3" / "model" for folder in (student_run, run)]
+    assert (models[0] / "model.safetensors").read_bytes() == (models[1] / "model.safetensors").read_bytes()
+    assert json.loads((models[1] / "config.json").read_text())["architectures"] == ["BitNetForCausalLM"]
 
 
 def test_a_run_is_not_overwritten_and_a_resumed_one_must_be_the_same(teacher: Path, tmp_path: Path) -> None:

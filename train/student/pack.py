@@ -19,7 +19,9 @@ from transformers.integrations.bitnet import WeightQuant
 from bitexport.checkpoint.packings import ONLINE
 from bitexport.checkpoint.shards import INDEX, find_tensors, read_json, stored_as_safetensors
 from bitexport.errors import CheckpointError, OutputError
+from bitexport.families.parts import Part, find_parts
 from bitexport.ternary import TernaryTensor
+from bitexport.train.student.saved_form import write_saved_form
 
 CHAT_TEMPLATE = "chat_template.jinja"
 #: For config.json. The output head stays float, as in every BitNet model.
@@ -36,7 +38,7 @@ def export_packed(master: Path, output: Path, *, force: bool = False) -> None:
     float32 like everything that is not packed: transformers keeps the dtypes of a quantized checkpoint, and
     cannot compute with a mixture of two.
 
-    A chat template is copied.
+    A student with SubLN gets its saved form, whatever form ``master`` has. A chat template is copied.
 
     Raises:
         CheckpointError: ``master`` is incomplete, or is not a checkpoint with online quantization.
@@ -62,6 +64,11 @@ def _packed_tensors(master_tensors: dict[str, torch.Tensor]) -> dict[str, torch.
             ternary = quantize_as_forward(tensor, name)
             tensors[name] = torch.from_numpy(pack(ternary.trits))
             tensors[name + "_scale"] = torch.tensor([ternary.scale], dtype=torch.float32)
+            bias = name.removesuffix("weight") + "bias"
+            if bias in master_tensors:  # transformers multiplies it by the scale, together with the product
+                tensors[bias] = master_tensors[bias].to(torch.float32) / tensors[name + "_scale"]
+        elif name.endswith("_proj.bias"):
+            pass  # stored together with its weight
         elif name in ("model.embed_tokens.weight", "lm_head.weight"):
             tensors[name] = tensor.to(torch.float16).to(torch.float32)
         else:
@@ -85,6 +92,7 @@ def _write(master: Path, output: Path, config: dict[str, object], tensors: dict[
     }
     write_json(output / "generation_config.json", generation)
     write_json(output / "config.json", config)
+    write_saved_form(output, has_sub_norms=Part.SUB_NORMS in find_parts(config, tensors))
     temporary = output / "model.safetensors.tmp"
     temporary.write_bytes(save(tensors, metadata={"format": "pt"}))
     temporary.replace(output / "model.safetensors")

@@ -1,7 +1,7 @@
 """Turns a float model of transformers into a ternary student: SubLN added, its projections quantized.
 
-Nothing else changes: the student is an instance of the teacher's class, and it saves an ordinary checkpoint
-of that class, which ``bitexport convert`` reads.
+Nothing else changes: in training, the student is an instance of the teacher's class. ``saved_form`` says as
+which class it is saved.
 """
 
 from __future__ import annotations
@@ -15,9 +15,8 @@ from bitexport.families import family_of
 from bitexport.reference.norms import add_sub_norms, connect_norms
 from bitexport.train.student.bitlinear import BitLinear
 from bitexport.train.student.pack import FLOAT_HEAD
+from bitexport.train.student.saved_form import STUDENTS
 
-#: SmolLM2 is a LlamaForCausalLM.
-STUDENTS = ("LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "HunYuanDenseV1ForCausalLM")
 PROJECTIONS = (
     "self_attn.q_proj",
     "self_attn.k_proj",
@@ -27,7 +26,7 @@ PROJECTIONS = (
     "mlp.up_proj",
     "mlp.down_proj",
 )
-SUB_NORMS_OF_FIRST_LAYER = (
+_SUB_NORMS_OF_FIRST_LAYER = (
     "model.layers.0.self_attn.attn_sub_norm.weight",
     "model.layers.0.mlp.ffn_sub_norm.weight",
 )
@@ -79,7 +78,7 @@ def replace_projections(model: Any) -> None:
 
 def _check_convertible(model: Any, architecture: str) -> None:
     """Raise now what convert would raise after training."""
-    tensor_names = (*model.state_dict(), *SUB_NORMS_OF_FIRST_LAYER)
+    tensor_names = (*model.state_dict(), *_SUB_NORMS_OF_FIRST_LAYER)
     config = {**model.config.to_dict(), "architectures": [architecture]}
     family_of(config, tensor_names).hyperparameters(config, tensor_names)
 

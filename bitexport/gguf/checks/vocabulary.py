@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
@@ -11,6 +11,7 @@ import numpy as np
 
 from bitexport.gguf.checks.numbers import damaged, shown
 from bitexport.gguf.reader import Array, GGUFFile
+from bitexport.gguf.strings import Texts
 
 TOKENS = "tokenizer.ggml.tokens"
 TYPES = "tokenizer.ggml.token_type"
@@ -97,19 +98,24 @@ def check_vocabulary(file: GGUFFile) -> None:
         raise damaged(file, f"{TOKENS} has no token for the end of a line, which 'rwkv' needs")
 
 
-def _checked_tokens(file: GGUFFile) -> list[bytes]:
+def _checked_tokens(file: GGUFFile) -> Sequence[bytes]:
     """The texts of the tokens: each once, except empty ones, which libllama renames."""
     array = file.metadata.get(TOKENS)
     if not isinstance(array, Array) or array.type != "string" or array.length == 0:
         raise damaged(file, f"{TOKENS} is {shown(array)}; expected an array of strings")
-    raw = file.raw(TOKENS)
+    texts = file.texts(TOKENS)
+    _check_texts(file, texts)
+    if texts.lengths.all() and texts.surely_differ():
+        return texts
+    # libllama's name for an empty one
+    tokens = [text or b"[EMPTY_%d]" % number for number, text in enumerate(texts)]
+    _check_duplicates(file, tokens)
+    return tokens
+
+
+def _check_duplicates(file: GGUFFile, tokens: Sequence[bytes]) -> None:
     ids: dict[bytes, int] = {}
-    tokens: list[bytes] = []
-    at = 4 + 4 + 8  # after the type of the value, the type of the elements and their number
-    for number in range(array.length):
-        end = at + 8 + int.from_bytes(raw[at : at + 8], "little")
-        # libllama's name for an empty one
-        text = raw[at + 8 : end] or b"[EMPTY_%d]" % number
+    for number, text in enumerate(tokens):
         first = ids.setdefault(text, number)
         if first != number:
             raise damaged(
@@ -117,24 +123,20 @@ def _checked_tokens(file: GGUFFile) -> list[bytes]:
                 f"{TOKENS} has {text.decode(errors='replace')!r} twice, with ids {first} and {number}; "
                 "expected every text once",
             )
-        tokens.append(text)
-        at = end
-    _check_texts(file, tokens)
-    return tokens
 
 
-def _check_texts(file: GGUFFile, tokens: list[bytes]) -> None:
-    if len(max(tokens, key=len)) > MAX_TOKEN_BYTES:
-        number = next(number for number, text in enumerate(tokens) if len(text) > MAX_TOKEN_BYTES)
+def _check_texts(file: GGUFFile, tokens: Texts) -> None:
+    if tokens.lengths.max() > MAX_TOKEN_BYTES:
+        number = int(np.argmax(tokens.lengths > MAX_TOKEN_BYTES))
         raise damaged(
             file,
             f"{TOKENS}: token {number} has {len(tokens[number])} bytes; expected at most {MAX_TOKEN_BYTES}",
         )
-    for number, text in enumerate(tokens):
-        if b"\0" in text:
-            raise damaged(
-                file, f"{TOKENS}: token {number} has a byte 0, where libllama would cut it off; expected none"
-            )
+    if tokens.has_zeros():
+        number = next(number for number, text in enumerate(tokens) if b"\0" in text)
+        raise damaged(
+            file, f"{TOKENS}: token {number} has a byte 0, where libllama would cut it off; expected none"
+        )
 
 
 def _check_length(file: GGUFFile, key: str, expected: int) -> Array | None:
@@ -166,7 +168,7 @@ def _checked_types(file: GGUFFile, count: int) -> np.ndarray | None:
 
 
 def _check_bytes(
-    file: GGUFFile, kind: Kind, model: str, tokens: list[bytes], types: np.ndarray | None
+    file: GGUFFile, kind: Kind, model: str, tokens: Sequence[bytes], types: np.ndarray | None
 ) -> None:
     """Check tokens for single bytes: libllama reads their value from their text, and looks some up."""
     numbers = np.flatnonzero(types == _BYTE_TYPE).tolist() if types is not None else []

@@ -43,6 +43,30 @@ bool is_this_machine(const std::string & address) {
     return host == "localhost" || (ipv4 && host.compare(0, 4, "127.") == 0) || host == "[::1]";
 }
 
+// What reads a JSON schema recurses into each level, and a deep one would end the server.
+constexpr int most_levels = 500;
+
+bool nests_deeper_than(int levels, const std::string & text) {
+    int  depth     = 0;
+    bool in_string = false;
+    for (size_t i = 0; i < text.size(); ++i) {
+        const char c = text[i];
+        if (in_string) {
+            i += c == '\\' ? 1 : 0;
+            in_string = c != '"';
+        } else if (c == '"') {
+            in_string = true;
+        } else if (c == '[' || c == '{') {
+            if (++depth > levels) {
+                return true;
+            }
+        } else if (c == ']' || c == '}') {
+            --depth;
+        }
+    }
+    return false;
+}
+
 // Whether the request goes on; otherwise the response says why not.
 bool allow(entry found, httplib::Response & response) {
     switch (found) {
@@ -151,8 +175,16 @@ bool admit(const httplib::Request & request, httplib::Response & response) {
     return allow(may_enter(), response);
 }
 
-bool admit_complete(httplib::Response & response) {
-    return !service().active || allow(enter(), response);
+bool admit_complete(const httplib::Request & request, httplib::Response & response) {
+    if (!service().active) {
+        return true;
+    }
+    if (nests_deeper_than(most_levels, request.body)) {
+        refuse(response, 400, "invalid_request_error",
+               "the request nests more than " + std::to_string(most_levels) + " levels deep");
+        return false;
+    }
+    return allow(enter(), response);
 }
 
 }  // namespace bitexport

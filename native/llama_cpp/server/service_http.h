@@ -21,7 +21,7 @@ void arrive(const httplib::Request & request);
 bool admit(const httplib::Request & request, httplib::Response & response);
 
 // The same when the body has been read: from here on the request is counted.
-bool admit_complete(httplib::Response & response);
+bool admit_complete(const httplib::Request & request, httplib::Response & response);
 
 // Whether a path belongs to the web page, which a browser fetches before it has the key.
 bool is_page(const std::string & path);

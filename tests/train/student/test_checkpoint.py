@@ -86,7 +86,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_configuration(saved: Path) -> None:
     config = json.loads((saved / "config.json").read_text())
-    assert config["architectures"] == ["Qwen3ForCausalLM"]
+    assert config["architectures"] == ["Qwen3SubLNForCausalLM"]
     assert config["dtype"] == "float32"
     assert config["use_cache"] is True
     quantization = config["quantization_config"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -289,9 +289,9 @@ CHANGES: tuple[Callable[[Content, random.Random], None], ...] = (
 )  # fmt: skip
 
 
-def mutant(seed: Path, architectures: tuple[str, ...], chance: random.Random) -> bytes:
-    """A damaged copy of a file, as bytes."""
-    content = parse(seed)
+def mutant(seed: Content, architectures: tuple[str, ...], chance: random.Random) -> bytes:
+    """A damaged copy of a file, as bytes; ``seed`` stays as it is."""
+    content = replace(seed, values=dict(seed.values), tensors=[replace(tensor) for tensor in seed.tensors])
     for _ in range(chance.randint(1, 3)):
         if not content.tensors or not content.values:
             break
