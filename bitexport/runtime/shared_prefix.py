@@ -75,9 +75,9 @@ class SharedPrefixSession(Session):
         slots: int = SLOTS,
     ) -> None:
         self._exact = exact
-        self._threads = n_threads or default_threads()
+        self.threads = n_threads or default_threads()
         self._slots = slots
-        super().__init__(path, n_ctx=_SMALLEST_CONTEXT, n_threads=self._threads, exact=exact)
+        super().__init__(path, n_ctx=_SMALLEST_CONTEXT, n_threads=self.threads, exact=exact)
         # a state of a recurrent model cannot be cut back to an earlier token
         recurrent = self._api.llama_model_is_recurrent(self._model) or self._api.llama_model_is_hybrid(
             self._model
@@ -192,7 +192,7 @@ class SharedPrefixSession(Session):
     def _make_room(self, cells: int) -> None:
         if cells > self.n_ctx or self._used:
             self._close_context()
-            self._open_context(max(cells, self.n_ctx), self._threads, self._exact)
+            self._open_context(max(cells, self.n_ctx), self.threads, self._exact)
             self.n_ctx = self._api.llama_n_ctx(self._context)
         self._used = 0
 

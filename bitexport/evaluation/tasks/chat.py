@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bitexport.errors import GGUFError, UsageError
+from bitexport.errors import BitexportWarning, GGUFError, UsageError
 from bitexport.tokenizer.chat import DEFAULT_KEY, NAMED_PREFIX, TemplateError, render_template
 
 # Ends the last message, to find out where its text ends in the conversation. No template contains it, and one
@@ -78,8 +79,11 @@ class ChatTemplates:
             others = [message for message in messages if message["role"] != "system"]
             if len(others) == len(messages):
                 raise self._refused(error) from error
-            _log.warning(
-                "%s: its chat template does not take a system message, which is left out", self._path
+            warnings.warn(
+                f"{self._path}: its chat template does not take a system message, which is left out, as with "
+                "the hf backend",
+                BitexportWarning,
+                stacklevel=2,
             )
             try:
                 return self._render(template, others, answer_next)
