@@ -8,8 +8,8 @@ from typing import Any
 import datasets
 
 
-def load(file: str, **_rest: Any) -> datasets.DatasetDict:
+def load(jsonl: str, **_rest: Any) -> datasets.DatasetDict:
     """The records of a file in this folder, as the split ``test``; its first four also as ``examples``."""
-    records = datasets.Dataset.from_json(str(Path(__file__).parent / file))
+    records = datasets.Dataset.from_json(str(Path(__file__).parent / jsonl))
     few = records.select(range(min(4, len(records))))
     return datasets.DatasetDict({"test": records, "examples": few})

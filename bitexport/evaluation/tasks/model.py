@@ -50,8 +50,7 @@ class BitexportLM(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
         add_bos_token: whether texts begin with the begin-of-text token; None for what the file says.
         prefix_token_id: the token before a text without context; None for the begin-of-text token, or the
             end-of-text token of a file without one.
-        batch_size, max_batch_size: ignored; requests are batched by what they begin with.
-        device: None or ``cpu``.
+        batch_size, max_batch_size, device: ignored; requests are batched by what they begin with, on the CPU.
         progress: called as requests are answered; None shows bars on stderr as the harness does.
         share: False computes what requests have in common for each of them.
         slots: requests that are computed together; None chooses.
@@ -72,14 +71,14 @@ class BitexportLM(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
         prefix_token_id: int | None = None,
         batch_size: int | str | None = None,  # noqa: ARG002
         max_batch_size: int | None = None,  # noqa: ARG002
-        device: str | None = None,
+        device: str | None = None,  # noqa: ARG002
         progress: Progress | None = None,
         share: bool = True,
         slots: int | None = None,
         **unknown: Any,
     ) -> None:
         super().__init__()
-        _check_arguments(unknown, device)
+        _check_arguments(unknown)
         opened = read_gguf(file)
         check_generates(opened)
         self.path = str(file)
@@ -322,9 +321,7 @@ class BitexportLM(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
             )
 
 
-def _check_arguments(unknown: dict[str, Any], device: str | None) -> None:
-    if device not in (None, "cpu"):
-        raise UsageError(f"device={device}: bitexport runs on CPUs; leave out --device")
+def _check_arguments(unknown: dict[str, Any]) -> None:
     for name in unknown:
         known = ["file", "max_length", "threads", "exact", "add_bos_token", "prefix_token_id"]
         near = difflib.get_close_matches(name, known, 1)

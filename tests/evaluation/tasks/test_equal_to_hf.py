@@ -116,8 +116,7 @@ def test_generation(both_of: Callable[..., Both], tokenizer: str) -> None:
     assert found == expected
 
 
-@pytest.mark.parametrize("tokenizer", TOKENIZERS)
-@pytest.mark.parametrize("shots", [0, 3])
+@pytest.mark.parametrize(("tokenizer", "shots"), [("gpt2", 0), ("llama2", 3)])
 @pytest.mark.filterwarnings("ignore:texts without context", "ignore:.*lose their beginning")
 def test_whole_tasks(both_of: Callable[..., Both], tokenizer: str, shots: int) -> None:
     from lm_eval import simple_evaluate
@@ -141,6 +140,9 @@ def test_whole_tasks(both_of: Callable[..., Both], tokenizer: str, shots: int) -
     for task, metrics in expected["results"].items():
         for name, value in metrics.items():
             if isinstance(value, float):
-                assert found["results"][task][name] == pytest.approx(value, rel=1e-3, abs=1e-6), (task, name)
-        for sample, other in zip(expected["samples"][task], found["samples"][task], strict=True):
-            assert sample["arguments"] == other["arguments"]
+                other = found["results"][task][name]
+                if "perplexity" in name:  # its logarithm is what is compared above
+                    value, other = np.log(value), np.log(other)
+                assert other == pytest.approx(value, rel=RELATIVE, abs=ABSOLUTE), (task, name)
+        for sample, same in zip(expected["samples"][task], found["samples"][task], strict=True):
+            assert same["arguments"] == sample["arguments"]
