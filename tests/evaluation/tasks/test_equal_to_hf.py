@@ -11,9 +11,10 @@ from lm_eval.api.instance import Instance
 
 from tests.evaluation.tasks.conftest import TASKS, Both
 
-#: Float sums in another order move some activations to the next of their 8-bit steps, and a random model is
-#: far from sure of anything: a token costs it some 20 nats. A shift by one token would change everything.
-ABSOLUTE, RELATIVE = 5e-3, 2e-3
+#: Float sums in another order move a few activations to the next of their 8-bit steps, in a random model that
+#: is far from sure of anything: a token costs it some 20 nats. The hf backend differs from itself as much if
+#: its batch size changes. A shift by one token would change everything.
+TYPICAL, LARGEST = 2e-4, 1e-2
 
 TOKENIZERS = ("gpt2", "llama2", "qwen2")
 
@@ -43,6 +44,12 @@ PAIRS = [
 ]
 
 
+def check_equal(found: list[float], expected: list[float]) -> None:
+    differences = np.abs(np.subtract(found, expected)) / np.abs(expected)
+    assert np.median(differences) < TYPICAL, differences
+    assert differences.max() < LARGEST, differences
+
+
 def instances(kind: str, arguments: list[tuple[Any, ...]]) -> list[Instance]:
     return [Instance(kind, {}, each, index) for index, each in enumerate(arguments)]  # type: ignore[arg-type]
 
@@ -57,12 +64,7 @@ def test_loglikelihood(both_of: Callable[..., Both], tokenizer: str, arguments: 
     pairs = [pair for pair in pairs if len(both.hf.tok_encode(pair[1])) < both.hf.max_length]
     expected = both.hf.loglikelihood(instances("loglikelihood", pairs), disable_tqdm=True)
     found = both.ours.loglikelihood(instances("loglikelihood", pairs), disable_tqdm=True)
-    np.testing.assert_allclose(
-        [logprob for logprob, _ in found],
-        [logprob for logprob, _ in expected],
-        rtol=RELATIVE,
-        atol=ABSOLUTE,
-    )
+    check_equal([logprob for logprob, _ in found], [logprob for logprob, _ in expected])
     assert [greedy for _, greedy in found] == [greedy for _, greedy in expected]
 
 
@@ -96,7 +98,7 @@ def test_rolling(both_of: Callable[..., Both], tokenizer: str, arguments: dict[s
     ]
     expected = both.hf.loglikelihood_rolling(instances("loglikelihood_rolling", texts), disable_tqdm=True)
     found = both.ours.loglikelihood_rolling(instances("loglikelihood_rolling", texts), disable_tqdm=True)
-    np.testing.assert_allclose(found, expected, rtol=RELATIVE, atol=ABSOLUTE)
+    check_equal(found, expected)
 
 
 @pytest.mark.parametrize("tokenizer", TOKENIZERS)
@@ -143,6 +145,6 @@ def test_whole_tasks(both_of: Callable[..., Both], tokenizer: str, shots: int) -
                 other = found["results"][task][name]
                 if "perplexity" in name:  # its logarithm is what is compared above
                     value, other = np.log(value), np.log(other)
-                assert other == pytest.approx(value, rel=RELATIVE, abs=ABSOLUTE), (task, name)
+                assert other == pytest.approx(value, rel=LARGEST), (task, name)
         for sample, same in zip(expected["samples"][task], found["samples"][task], strict=True):
             assert same["arguments"] == sample["arguments"]
