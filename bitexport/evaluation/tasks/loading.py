@@ -65,8 +65,8 @@ def _known(manager: Any, name: str) -> list[str]:
     near = difflib.get_close_matches(name, manager.all_tasks, 3, cutoff=0.7)
     raise UsageError(
         f"there is no task {name}; "
-        + (f"did you mean {', '.join(near)}?" if near else "lm_eval ls tasks lists them")
-        + " Your own tasks are found with --tasks-path"
+        + (f"did you mean {', '.join(near)}? " if near else "lm_eval ls tasks lists those that exist; ")
+        + "tasks of your own need --tasks-path"
     )
 
 
