@@ -68,7 +68,7 @@ def test_other_ways_to_evaluate_agree(
     asked = queries()[:9]
     with SharedPrefixSession(file, n_threads=2, **options) as other:  # type: ignore[arg-type]
         found = other.answer(asked)
-    tolerance = 0 if options.get("exact", True) else 0.01
+    tolerance = 0 if options.get("exact", True) else 0.05
     for answer, same in zip(session.answer(asked), found, strict=True):
         np.testing.assert_allclose(answer.logprobs, same.logprobs, atol=TOLERANCE, rtol=tolerance)
 
