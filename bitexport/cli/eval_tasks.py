@@ -46,8 +46,8 @@ def _show(out: Output, report: TaskReport) -> None:
             [
                 score.task if first else "",
                 score.metric,
-                f"{score.value:,.4f}",
-                "" if score.error is None else f"{score.error:.4f}",
+                _number(score.value),
+                "" if score.error is None else _number(score.error),
                 "" if score.shots is None or not first else str(score.shots),
                 "" if score.samples is None or not first else f"{score.samples:,}",
             ]
@@ -60,3 +60,8 @@ def _show(out: Output, report: TaskReport) -> None:
     )
     if report.settings["limit"] is not None:
         out.wrapped(f"only the first {counted(report.settings['limit'], 'question')} of each task")
+
+
+def _number(value: float) -> str:
+    """Four decimals, or four digits of a perplexity that is off the scale."""
+    return f"{value:.4f}" if abs(value) < 1e5 else f"{value:.3e}"
