@@ -30,6 +30,7 @@ EXTRA_OF_MODULE = {
     "matplotlib": "plot",
     "sacrebleu": "eval",
     "datasets": "train",
+    "lm_eval": "tasks",
     "sentencepiece": "sentencepiece",
 }
 

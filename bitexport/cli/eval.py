@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 import typer
 
 from bitexport.cli import options
+from bitexport.cli.eval_tasks import run_tasks
 from bitexport.cli.hub import OR_FILE_NAME, Revision, local_path, path_or_name
 from bitexport.cli.interrupt import terminable
 from bitexport.cli.output import Output
@@ -104,9 +105,56 @@ def evaluate(
     held_out_percent: Annotated[
         int, typer.Option("--held-out-percent", help="With --data, the percentage that training held out.")
     ] = 5,
+    tasks: Annotated[
+        str | None,
+        typer.Option(
+            "--tasks",
+            metavar="NAMES",
+            help="Standard tasks of lm-evaluation-harness instead, on a GGUF file: names with commas, "
+            "arc_easy,hellaswag. Needs bitexport[tasks].",
+            show_default=False,
+        ),
+    ] = None,
+    num_fewshot: Annotated[
+        int | None,
+        typer.Option(
+            "--num-fewshot",
+            min=0,
+            help="With --tasks, examples before each question; if omitted, as the task says.",
+            show_default=False,
+        ),
+    ] = None,
+    tasks_path: Annotated[
+        Path | None,
+        typer.Option(
+            "--tasks-path",
+            metavar="DIR",
+            help="With --tasks, a folder with tasks of your own; Python code in it is executed.",
+            show_default=False,
+        ),
+    ] = None,
+    apply_chat_template: Annotated[
+        bool,
+        typer.Option("--apply-chat-template", help="With --tasks, ask in the model's chat template."),
+    ] = False,
+    context: Annotated[
+        int,
+        typer.Option(
+            "--ctx",
+            "-c",
+            min=0,
+            help="With --tasks, the longest text in tokens, longer ones lose their beginning; 0: the model's "
+            "own context.",
+        ),
+    ] = 0,
     limit: Annotated[
         int | None,
-        typer.Option("--limit", min=1, help="Use only the first N pairs, and windows of the text."),
+        typer.Option(
+            "--limit",
+            min=1,
+            help="Use only the first N pairs, and windows of the text; with --tasks, the first N questions "
+            "of each.",
+        ),
     ] = None,
     max_tokens: Annotated[
         int, typer.Option("--max-tokens", min=0, help="Most tokens of a greedy answer; 0: no answers.")
@@ -121,8 +169,38 @@ def evaluate(
     """Measure quality on held-out text and pairs, next to the teacher, in Python and in C++.
 
     Perplexity, next-token accuracy, BLEU and chrF of greedy answers, and the
-    similarity between the hidden states of teacher and student.
+    similarity between the hidden states of teacher and student. Or, with --tasks,
+    the scores of a GGUF file on standard tasks.
     """
+    if tasks is not None:
+        others = {
+            "--teacher": teacher,
+            "--student-gguf": student_gguf,
+            "--teacher-gguf": teacher_gguf,
+            "--text": text,
+            "--pairs": pairs,
+            "--data": data,
+        }
+        for option, value in others.items():
+            if value:
+                raise UsageError(f"--tasks and {option} exclude each other; run the two evaluations in turn")
+        run_tasks(
+            Output(json=json, quiet=quiet),
+            model,
+            tasks,
+            revision=revision,
+            num_fewshot=num_fewshot,
+            limit=limit,
+            tasks_path=tasks_path,
+            apply_chat_template=apply_chat_template,
+            n_ctx=context,
+            threads=threads,
+        )
+        return
+    if num_fewshot is not None or tasks_path is not None or apply_chat_template or context:
+        raise UsageError(
+            "--num-fewshot, --tasks-path, --apply-chat-template and --ctx belong to --tasks; add it"
+        )
     if data and pairs is not None:
         raise UsageError("--data and --pairs exclude each other; give one of them")
     if bool(data) != (template is not None):

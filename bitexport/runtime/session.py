@@ -219,6 +219,20 @@ class Session:
         """The bytes of one token; see :func:`piece`."""
         return piece(self._vocab, token, special)
 
+    def detokenize(self, ids: Sequence[int], special: bool = True) -> str:
+        """The text of some tokens, with or without special ones; bytes that are not UTF-8 become ``\\ufffd``.
+
+        A space that the tokenizer put in front of the text is not a part of it.
+        """
+        tokens = (self._api.llama_token * len(ids))(*ids)
+        room = 16 * len(ids) + 64
+        while True:
+            buffer = ctypes.create_string_buffer(room)
+            count = self._api.llama_detokenize(self._vocab, tokens, len(ids), buffer, room, False, special)
+            if count >= 0:
+                return buffer.raw[:count].decode("utf-8", errors="replace")
+            room = -count
+
     @property
     def end_of_text(self) -> int | None:
         """The file's end-of-text token; None if it has none."""
@@ -295,6 +309,9 @@ class Session:
         positions = self._used + (1 if together else len(ids))
         if positions > self.n_ctx:
             raise UsageError(f"{positions} tokens do not fit a context of {self.n_ctx}; shorten the text")
+        self._check_ids(ids)
+
+    def _check_ids(self, ids: Sequence[int]) -> None:
         if min(ids) < 0 or max(ids) >= self.n_vocab:
             raise UsageError(
                 f"a token id is outside 0..{self.n_vocab - 1}; expected ids of the file's own tokenizer"

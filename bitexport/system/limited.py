@@ -11,6 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+#: By the clock, a process may take so many times its limit on computing: the machine may have other work.
+_PATIENCE = 6
+
 # not with -m, which would look for modules in the current folder first
 _PROGRAM = """
 import importlib, sys
@@ -31,6 +34,10 @@ def python_process(module: str, *arguments: str) -> dict[str, Any]:
     }
 
 
+#: The signals that end a process at a deadline: of computing, and of the clock.
+_DEADLINES = frozenset({signal.SIGPROF, signal.SIGALRM})
+
+
 class LimitError(Exception):
     """A process reached a limit; the message is a clause.
 
@@ -49,7 +56,7 @@ def run_limited(module: str, *arguments: str, memory: int, seconds: float) -> An
     Args:
         module: a module of bitexport.
         memory: the address space that the process may use, in bytes.
-        seconds: its time.
+        seconds: its time, see :func:`deadline`.
 
     Raises:
         LimitError: it ended without an answer.
@@ -59,12 +66,12 @@ def run_limited(module: str, *arguments: str, memory: int, seconds: float) -> An
     if done.returncode == 0 and done.stdout:
         return json.loads(done.stdout)
     code = done.returncode
-    raise LimitError(ending(code, memory, seconds), time=code == -signal.SIGALRM)
+    raise LimitError(ending(code, memory, seconds), time=-code in _DEADLINES)
 
 
 def ending(code: int, memory: int, seconds: float) -> str:
     """Why a process under limits ended, a clause; ``code`` as in ``Popen.returncode``."""
-    if code == -signal.SIGALRM:
+    if -code in _DEADLINES:
         return f"takes more than {seconds:g} s"
     return f"needs more than {memory >> 20} MiB of memory, or ends its process (code {code})"
 
@@ -85,13 +92,18 @@ def set_limits(memory: int) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     # the parent's settings are inherited
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
+    for number in _DEADLINES:
+        signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _DEADLINES)
 
 
 def deadline(seconds: float) -> None:
-    """End this process after ``seconds``, even inside one long operation; 0 for never."""
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    """End this process after ``seconds`` of computing, even inside one long operation; 0 for never.
+
+    Whatever it does instead of computing, it ends after six times as long.
+    """
+    signal.setitimer(signal.ITIMER_PROF, seconds)
+    signal.setitimer(signal.ITIMER_REAL, _PATIENCE * seconds)
 
 
 def answer(memory: str, seconds: str, function: Callable[[], Any]) -> None:
