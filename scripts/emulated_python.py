@@ -11,6 +11,8 @@ import shutil
 import subprocess
 from pathlib import Path
 
+#: NumPy's wheels need the second one.
+PACKAGES = ("python3", "libstdc++6")
 #: Debian's name of an architecture.
 DEBIAN_NAMES = {"x86_64": "amd64", "aarch64": "arm64"}
 
@@ -23,7 +25,7 @@ def missing_programs(architecture: str) -> list[str]:
 def python_command(folder: Path, architecture: str) -> tuple[list[str], str]:
     """How to start that Python: the command without a CPU model, and the version, such as "3.11".
 
-    Downloads about 16 MB into ``folder`` the first time.
+    Downloads about 17 MB into ``folder`` the first time.
 
     Raises:
         subprocess.CalledProcessError: apt-get or dpkg-deb failed; its output has been shown.
@@ -41,7 +43,7 @@ def python_command(folder: Path, architecture: str) -> tuple[list[str], str]:
 
 
 def _download(folder: Path, debian_name: str) -> list[Path]:
-    """Debian's python3 for an architecture, and all it needs, from this machine's sources of packages."""
+    """:data:`PACKAGES` for an architecture, and all they need, from this machine's sources of packages."""
     archives = folder / "cache" / "archives"
     for needed in (folder / "lists" / "partial", archives / "partial"):
         needed.mkdir(parents=True, exist_ok=True)
@@ -56,7 +58,7 @@ def _download(folder: Path, debian_name: str) -> list[Path]:
         "Dir::Cache": folder / "cache",
     }
     apt = ["apt-get", "--quiet", "--yes", *(f"--option={key}={value}" for key, value in settings.items())]
-    for words in (["update"], ["install", "--download-only", "--no-install-recommends", "python3"]):
+    for words in (["update"], ["install", "--download-only", "--no-install-recommends", *PACKAGES]):
         done = subprocess.run([*apt, *words], text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         if done.returncode != 0:
             print(done.stdout)

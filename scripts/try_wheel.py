@@ -132,22 +132,22 @@ def try_elsewhere(wheel: Path, folder: Path, architecture: str) -> None:
     pip = (sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check")
     run(*pip, "--only-binary", ":all:", *target, "--target", packages, wheel)
     file = folder / "en-fr.gguf"
-    os.environ["PYTHONPATH"] = str(packages)
-    run(*python, "-m", "bitexport", "convert", CHECKPOINT, file, BITEXPORT_TRIAL="0")
-    try_emulated(python, EMULATED[architecture], file)
-    refuse_damaged(*python, file=file, BITEXPORT_TRIAL="0")
+    # here, because convert starts a process for the tokenizer, which an emulated Python cannot
+    run(sys.executable, "-m", "bitexport", "convert", CHECKPOINT, file)
+    try_emulated(python, EMULATED[architecture], file, PYTHONPATH=str(packages))
+    refuse_damaged(*python, file=file, PYTHONPATH=str(packages))
 
 
-def try_emulated(python: list[str], cpus: dict[str, str], file: Path) -> None:
+def try_emulated(python: list[str], cpus: dict[str, str], file: Path, **environment: str) -> None:
     """Use the wheel on emulated CPUs; ``python`` starts with the emulator."""
     emulator, *rest = python
     for cpu, level in cpus.items():
         command = [emulator, "-cpu", cpu, *rest]
-        usable = run(*command, "-c", _USABLE).split()
+        usable = run(*command, "-c", _USABLE, **environment).split()
         if usable[-1] != level:
             sys.exit(f"emulated {cpu}: level {usable[-1]} instead of {level}")
-        # The kernel cannot start the emulated Python as a child, which a trial is.
-        translate(*command, name=f"emulated {cpu}, {level}", file=file, BITEXPORT_TRIAL="0")
+        # The system cannot start the emulated Python as a child, which a trial is.
+        translate(*command, name=f"emulated {cpu}, {level}", file=file, BITEXPORT_TRIAL="0", **environment)
 
 
 def main(wheels: list[Path]) -> None:
