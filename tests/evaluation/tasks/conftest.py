@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-
-os.environ["HF_HUB_OFFLINE"] = "1"  # the harness would look for data sets and models
 
 TASKS = Path(__file__).parents[3] / "examples" / "tasks"
 
@@ -25,7 +22,18 @@ class Both:
     ours: Any
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package", autouse=True)
+def no_hub() -> Iterator[None]:
+    """The harness would look for data sets and models. Other tests have a hub of their own."""
+    import huggingface_hub.constants
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        patch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+        yield
+
+
+@pytest.fixture(scope="package")
 def both_of(
     checkpoint_of: Callable[..., Path], gguf_of: Callable[..., Path]
 ) -> Iterator[Callable[..., Both]]:
@@ -40,7 +48,7 @@ def both_of(
     made: dict[tuple[Any, ...], Both] = {}
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # tiny matrices
-    torch.set_grad_enabled(False)
+    torch.set_grad_enabled(False)  # HFLM does, too; training tests may follow in this process
 
     def make(tokenizer: str = "gpt2", **arguments: Any) -> Both:
         key = (tokenizer, *sorted(arguments.items()))
