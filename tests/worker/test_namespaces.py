@@ -32,9 +32,14 @@ def why_not() -> str:
     if os.geteuid() != 0:
         return "network namespaces need root"
     name = f"bx{os.getpid()}"
-    done = ip("netns", "add", name)
+    commands = (
+        ("netns", "add", name),
+        ("-n", name, "link", "add", "to", "type", "veth", "peer", "name", "from"),
+        ("netns", "exec", name, "true"),
+    )
+    failed = next((done for done in (ip(*words) for words in commands) if done.returncode != 0), None)
     ip("netns", "del", name)
-    return "" if done.returncode == 0 else f"no network namespaces here: {done.stderr.strip()}"
+    return "" if failed is None else f"no network namespaces here: {failed.stderr.strip()}"
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import random
 import shutil
@@ -38,6 +39,14 @@ def prepare(folder: Path) -> None:
     convert(tiny_checkpoint(folder / "source", shape=shape), folder / "model.gguf", embed_type="f16")
 
 
+@functools.cache
+def _may_mount() -> bool:
+    """Whether a process may have mounts of its own here; in many containers not even root's may."""
+    if os.geteuid() != 0 or shutil.which("unshare") is None:
+        return False
+    return subprocess.run(["unshare", "--mount", "true"], capture_output=True).returncode == 0
+
+
 def execute(chance: random.Random, prepared: Path, folder: Path) -> str:
     disk, listing = folder / "disk", folder / "left"
     disk.mkdir()
@@ -52,7 +61,7 @@ def execute(chance: random.Random, prepared: Path, folder: Path) -> str:
     )
     needed = (prepared / "model.gguf").stat().st_size // 1024
     room = chance.choice((4, 8, needed // 4, needed // 2, needed - 8, 8 * needed))
-    private = os.geteuid() == 0 and shutil.which("unshare") is not None
+    private = _may_mount()
     small = _ON_SMALL_DISK if private else _WITH_SMALL_FILES
     start = [*(["unshare", "--mount"] if private else []), "sh", "-c", small + _RUN, "sh"]
     done = subprocess.run(
