@@ -83,19 +83,26 @@ def refuse_damaged(*python: str | Path, file: Path, **environment: str) -> None:
 def serve(python: Path, file: Path) -> None:
     """Ask a server for the same translation."""
     command = [python, "-m", "bitexport", "serve", file, "--port", "0", "--quiet"]
-    with subprocess.Popen(command, text=True, stdout=subprocess.PIPE) as server:
-        assert server.stdout is not None
-        address = server.stdout.readline().strip()
-        body = json.dumps({"prompt": PROMPT, "max_tokens": 40, "temperature": 0}).encode()
-        request = urllib.request.Request(
-            f"{address}/v1/completions", body, {"Content-Type": "application/json"}
-        )
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            text = json.load(answer)["choices"][0]["text"].strip()
-        server.terminate()
+    variables = {**os.environ, "BITEXPORT_LIB_DIR": ""}
+    with subprocess.Popen(command, text=True, stdout=subprocess.PIPE, env=variables) as server:
+        try:
+            text = complete(server)
+        finally:
+            server.terminate()
     if text != ANSWER or server.returncode != 0:
         sys.exit(f"serve: {text!r} instead of {ANSWER!r}, exit code {server.returncode}")
     print(f"serve: {text}", flush=True)
+
+
+def complete(server: subprocess.Popen[str]) -> str:
+    """The server's completion of the prompt."""
+    assert server.stdout is not None
+    address = server.stdout.readline().strip()
+    body = json.dumps({"prompt": PROMPT, "max_tokens": 40, "temperature": 0}).encode()
+    request = urllib.request.Request(f"{address}/v1/completions", body, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        text: str = json.load(answer)["choices"][0]["text"]
+    return text.strip()
 
 
 def try_here(wheel: Path, folder: Path) -> None:
@@ -124,7 +131,11 @@ def try_elsewhere(wheel: Path, folder: Path, architecture: str) -> None:
         print(f"not tried: {', '.join(missing)} missing")
         return
     debian = ROOT / "build" / "wheels" / architecture / "debian"
-    python, version = emulated_python.python_command(debian, architecture)
+    try:
+        python, version = emulated_python.python_command(debian, architecture)
+    except subprocess.CalledProcessError as error:
+        print(f"not tried: apt has no Python for {architecture} here ({error})")
+        return
     target = ("--python-version", version, "--implementation", "cp")
     target += tuple(f"--abi={abi}" for abi in (f"cp{version.replace('.', '')}", "abi3", "none"))
     target += tuple(f"--platform=manylinux_2_{minor}_{architecture}" for minor in (28, 17))

@@ -180,10 +180,15 @@ def evaluate(
             "--text": text,
             "--pairs": pairs,
             "--data": data,
+            "--template": template,
+            "--source-language": source_language != "en",
+            "--target-language": target_language != "fr",
+            "--held-out-percent": held_out_percent != 5,
+            "--max-tokens": max_tokens != 128,
         }
         for option, value in others.items():
             if value:
-                raise UsageError(f"--tasks and {option} exclude each other; run the two evaluations in turn")
+                raise UsageError(f"--tasks and {option} exclude each other; leave {option} out")
         run_tasks(
             Output(json=json, quiet=quiet),
             model,

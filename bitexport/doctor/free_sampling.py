@@ -37,6 +37,7 @@ class FreeSampling:
         entropy: mean entropy of the next token, in nats.
         distinct: how many different tokens were sampled, out of :data:`SEQUENCES` x :data:`LENGTH`.
         repeated: the fraction of tokens that equal the previous one; a random network often gets stuck.
+        words: the fraction of tokens that are more than white space.
         kept: the fraction of ids, those of white space apart, that survive decoding and re-encoding.
         kept_shuffled: the same for the ids in shuffled order, as the level of chance.
     """
@@ -45,6 +46,7 @@ class FreeSampling:
     entropy: float
     distinct: int
     repeated: float
+    words: float
     kept: float
     kept_shuffled: float
 
@@ -83,6 +85,7 @@ def sample_freely(reference: Reference, starts: Sequence[int]) -> FreeSampling:
         entropy=float(np.mean(entropies)),
         distinct=len(np.unique(sampled)),
         repeated=float((sampled[:, 1:] == sampled[:, :-1]).mean()),
+        words=float(np.mean([len(_positions(reference, row)) / LENGTH for row in sampled])),
         kept=_kept_fraction(reference, sampled),
         kept_shuffled=_kept_fraction(reference, shuffled),
     )

@@ -57,6 +57,8 @@ MAX_REPEATED = 0.5
 #: same tokens shuffled, by at least this fraction of what shuffling loses. If shuffling loses less than a
 #: fifth, half of that is within the noise of the 384 sampled tokens, and the comparison decides nothing.
 MIN_KEPT = 0.5
+#: A model that writes little but white space shows no language.
+MIN_WORDS = 0.1
 MAX_KEPT_SHUFFLED = 0.8
 
 GUIDE = "docs/troubleshooting.md"
@@ -244,7 +246,9 @@ def _fault_in_python(facts: Facts, warnings: list[Finding]) -> Verdict:
 
 def is_language(sampled: FreeSampling) -> bool:
     """Whether the freely sampled text is a language."""
-    return sampled.skill >= MIN_SAMPLED_SKILL and sampled.repeated <= MAX_REPEATED
+    return (
+        sampled.skill >= MIN_SAMPLED_SKILL and sampled.repeated <= MAX_REPEATED and sampled.words >= MIN_WORDS
+    )
 
 
 def is_foreign(sampled: FreeSampling, *, user_text: bool) -> bool:

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from bitexport.doctor.free_sampling import FreeSampling
-from bitexport.doctor.verdicts import is_foreign
+from bitexport.doctor.verdicts import is_foreign, is_language
 
 
 def sampled(kept: float, kept_shuffled: float) -> FreeSampling:
     return FreeSampling(
-        information=2.9, entropy=0.9, distinct=60, repeated=0.05, kept=kept, kept_shuffled=kept_shuffled
+        information=2.9,
+        entropy=0.9,
+        distinct=60,
+        repeated=0.05,
+        words=0.9,
+        kept=kept,
+        kept_shuffled=kept_shuffled,
     )
 
 
@@ -27,3 +35,8 @@ def test_where_shuffling_loses_a_fifth_re_encoding_decides(user_text: bool) -> N
     assert not is_foreign(sampled(0.90, 0.79), user_text=user_text)
     assert is_foreign(sampled(0.30, 0.25), user_text=user_text)
     assert not is_foreign(sampled(0.98, 0.25), user_text=user_text)
+
+
+def test_white_space_is_no_language() -> None:
+    assert is_language(sampled(0.9, 0.3))
+    assert not is_language(replace(sampled(0.0, 0.0), words=0.02))

@@ -27,6 +27,8 @@ def main() -> None:
     before = _read_progress(progress, arguments.seed)
     names = [name for name in NAMES if name in arguments.kinds and name not in arguments.without]
     kinds = _usable([importlib.import_module(f"tests.torture.kinds.{name}") for name in names])
+    if not kinds:
+        sys.exit("no kind is left; name others with --kinds, or fewer with --without")
     _import_everything()
     start = before if arguments.resume else dict.fromkeys(names, arguments.start)
     plan = Plan(arguments.seed, arguments.seconds, arguments.cases, start, findings, arguments.jobs)
@@ -40,12 +42,17 @@ def main() -> None:
             schedule.run()
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
-    reached = {**before, **{name: tally.next for name, tally in schedule.tallies.items()}}
-    progress.write_text(json.dumps({"seed": arguments.seed, "next": reached}), encoding="utf-8")
+    if arguments.cases is None:  # a case that is done again is no progress
+        _write_progress(progress, arguments.seed, before, schedule)
     print(summary(schedule.tallies, arguments.seed))
     if any(tally.findings for tally in schedule.tallies.values()):
         print(f"inputs and commands are in {findings}")
         sys.exit(1)
+
+
+def _write_progress(file: Path, seed: int, before: dict[str, int], schedule: Schedule) -> None:
+    reached = {**before, **{name: tally.next for name, tally in schedule.tallies.items()}}
+    file.write_text(json.dumps({"seed": seed, "next": reached}), encoding="utf-8")
 
 
 def _arguments() -> argparse.Namespace:

@@ -39,7 +39,7 @@ class Finding:
     def keep(self, findings: Path) -> None:
         """Print it, and copy its input and log to a folder of its own in ``findings``."""
         print(f"FINDING {self.kind} {self.case}: {self.reason}"[:400], file=sys.stderr, flush=True)
-        if len(list(findings.glob(f"{self.kind}-*"))) >= KEPT:
+        if len(list(findings.glob(f"{self.kind}-{self.seed}-*"))) >= KEPT:
             return
         target = findings / f"{self.kind}-{self.seed}-{self.case}"
         shutil.rmtree(target, ignore_errors=True)

@@ -28,6 +28,10 @@ GIB = 1 << 30
 _UNUSED_ADDRESS_SPACE = GIB // 2
 
 
+#: The file with the number of the current case.
+_CASE = "case"
+
+
 class TortureError(Exception):
     """A case shows a defect; the message says which."""
 
@@ -161,12 +165,18 @@ def _work(job: Job, folder: Path, requests: IO[str], replies: int) -> NoReturn:
         case, again = map(int, request.split())
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir()
+        (folder / _CASE).write_text(str(case))
         os.ftruncate(2, 0)
         execute = job.kind.again if again else job.kind.execute
         answer = _answer(partial(execute, _chance(job, case), job.prepared, scratch), job.kind.MEMORY)
         _flush()
         os.write(replies, json.dumps(answer).encode())
     os._exit(0)
+
+
+def case_number(scratch: Path) -> int:
+    """The number of the case whose folder this is, for kinds that count."""
+    return int((scratch.parent / _CASE).read_text())
 
 
 def _chance(job: Job, case: int) -> random.Random:

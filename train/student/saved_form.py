@@ -19,6 +19,7 @@ from transformers import LlamaConfig
 
 from bitexport.checkpoint import open_checkpoint
 from bitexport.checkpoint.shards import read_json
+from bitexport.errors import CheckpointError
 from bitexport.families.parts import SUBLN_ENDING, Part, find_parts
 from bitexport.system.files import write_atomically
 
@@ -66,10 +67,16 @@ def write_saved_form(folder: Path, *, has_sub_norms: bool) -> None:
         folder: has config.json; the weights may be missing.
 
     Raises:
+        CheckpointError: config.json does not name the model's class.
         OutputError: a file cannot be written.
     """
     config = read_json(folder / "config.json")
-    if has_sub_norms and config["architectures"][0] in STUDENTS:
+    named = config.get("architectures")
+    if not isinstance(named, list) or not named:
+        raise CheckpointError(
+            f"{folder / 'config.json'} has no architectures; add the name of the model's class"
+        )
+    if has_sub_norms and named[0] in STUDENTS:
         config = saved_config(config)
         content = json.dumps(config, indent=2, sort_keys=True) + "\n"
         write_atomically(folder / "config.json", content.encode())

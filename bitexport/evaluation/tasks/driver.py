@@ -118,6 +118,12 @@ def _evaluate(model: BitexportLM, loaded: Any, limit: int | None, chat: bool) ->
         )
     except (BitexportError, ModuleNotFoundError, OSError, MemoryError):
         raise
-    except ValueError as error:  # the harness refuses a task: unsafe code, images, too few examples
+    except ValueError as error:
+        if "larger than population" in str(error):  # Python's random.sample
+            raise UsageError(
+                "a task has fewer examples than it is to show before each question; "
+                "give a smaller --num-fewshot"
+            ) from error
+        # the harness refuses a task: unsafe code, images, too few examples
         raise UsageError(f"the tasks cannot be evaluated: {' '.join(str(error).split())}") from error
     return found

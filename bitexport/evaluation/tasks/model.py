@@ -134,7 +134,8 @@ class BitexportLM(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
         if self._encoder.prefix is None:
             raise UsageError(
                 f"{self.path} has neither a begin-of-text nor an end-of-text token to put before a text "
-                "without context; give prefix_token_id"
+                "without context; with lm_eval's own command, give prefix_token_id=N in --model_args "
+                "(docs/tasks.md)"
             )
         return self._encoder.prefix
 
@@ -276,8 +277,9 @@ class BitexportLM(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
         room = self.max_length - limit
         if room < 1:
             raise UsageError(
-                f"the task generates {limit} tokens, but the model takes {self.max_length} in all; give "
-                "--gen_kwargs max_gen_toks=N"
+                f"the task generates {limit} tokens, but the model takes {self.max_length} in all; "
+                "raise --ctx if the model has more, or give --gen_kwargs max_gen_toks=N to lm_eval's own "
+                "command (docs/tasks.md)"
             )
         prompts = [self.tok_encode(request.args[0]) or [self.prefix_token_id] for request in requests]
         self._warn_of_cuts(sum(len(prompt) > room for prompt in prompts), len(prompts))
@@ -315,7 +317,8 @@ class BitexportLM(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
             warnings.warn(
                 f"texts without context are given token {prefix} ({prefix_text}) as context; if the "
                 f"checkpoint's tokenizer has no bos_token, which the file does not say, the hf backend gives "
-                f"them {end} ({end_text}): do the same with prefix_token_id={end}",
+                f"them {end} ({end_text}): to do the same, give prefix_token_id={end} in --model_args "
+                "of lm_eval's own command (docs/tasks.md)",
                 BitexportWarning,
                 stacklevel=2,
             )
@@ -341,7 +344,8 @@ def _checked_length(given: int | None, trained: int) -> int:
         return trained
     if not isinstance(given, int) or not 2 <= given <= max(trained, SHORT_CONTEXT):
         raise UsageError(
-            f"max_length is {given}; expected 2 to {max(trained, SHORT_CONTEXT)} tokens for this model"
+            f"the context, --ctx or max_length, is {given}; expected 2 to {max(trained, SHORT_CONTEXT)} "
+            "tokens for this model"
         )
     return given
 
@@ -351,7 +355,7 @@ def _check_generation(settings: dict[str, Any]) -> None:
     if settings.get("do_sample"):
         raise UsageError(
             "the task samples its answers (do_sample), but this model class gives the most likely one; give "
-            "--gen_kwargs do_sample=False,temperature=0"
+            "--gen_kwargs do_sample=False,temperature=0 to lm_eval's own command (docs/tasks.md)"
         )
     others = sorted(name for name, value in settings.items() if name not in _GENERATION and value is not None)
     if others:

@@ -40,13 +40,18 @@ def quiet(progress: Progress) -> Iterator[None]:
             progress(ProgressEvent(done, total or len(items), "examples", "writing prompts"))
             yield item
 
+    class Silent(tqdm.tqdm):  # type: ignore[misc]
+        """A class, because modules that are imported meanwhile keep it."""
+
+        def __init__(self, *arguments: Any, **named: Any) -> None:
+            super().__init__(*arguments, **{**named, "disable": True})
+
     log.setLevel(logging.ERROR)
     datasets.disable_progress_bars()
     # it would fork this process, which has threads, to compute standard errors
     os.environ["DISABLE_MULTIPROC"] = "1"
     try:
-        for place in places:
-            place.tqdm = reported
+        tqdm.tqdm, lm_eval.api.task.tqdm = Silent, reported
         with contextlib.redirect_stdout(io.StringIO()):
             yield
     finally:

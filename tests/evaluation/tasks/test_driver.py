@@ -201,3 +201,8 @@ def test_no_pytorch(file: Path) -> None:
         [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=REPOSITORY
     )
     assert done.stdout.strip() == "[]"
+
+
+def test_more_examples_than_there_are(gguf_of: Callable[..., Path]) -> None:
+    with pytest.raises(UsageError, match="give a smaller --num-fewshot"):
+        evaluate_tasks(gguf_of("packed-multiply"), ["local_facts"], tasks_path=TASKS, num_fewshot=50)

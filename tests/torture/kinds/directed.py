@@ -10,7 +10,7 @@ from pathlib import Path
 
 from bitexport.runtime.trial import VARIABLE
 from tests.support.repository import REPOSITORY
-from tests.torture.workers import GIB, TortureError
+from tests.torture.workers import GIB, TortureError, case_number
 
 SHARE = 10
 SECONDS = 900
@@ -37,10 +37,7 @@ def prepare(folder: Path) -> None:
 
 
 def execute(chance: random.Random, prepared: Path, folder: Path) -> str:  # noqa: ARG001
-    # each module once, in the order in which cases are begun
-    number = len(list(prepared.iterdir()))
-    (prepared / str(number)).touch()
-    module = f"tests/{_MODULES[number % CASES]}"
+    module = f"tests/{_MODULES[case_number(folder)]}"
     options = ["-q", "-x", "-p", "no:cacheprovider", f"--basetemp={folder / 'tests'}"]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", *options, module],
