@@ -77,6 +77,7 @@ def load(
             kwargs["kv_overrides"] = overrides
         _complete_arguments(file, kwargs)
         if remote is not None:
+            _refuse_other_placement(kwargs)
             n_ctx = kwargs.get("n_ctx", _DEFAULT_CONTEXT) or trained_context(file)
             kwargs.update(workers=remote, placement=remote.place(file, layers, n_ctx))
         with _one_at_a_time:
@@ -88,6 +89,13 @@ def load(
     model.use(pool)
     _open_models.add(model)
     return model
+
+
+def _refuse_other_placement(kwargs: Mapping[str, Any]) -> None:
+    """Refuse arguments of llama_cpp.Llama that place layers, as workers do."""
+    for name in ("n_gpu_layers", "tensor_split", "split_mode", "main_gpu"):
+        if name in kwargs:
+            raise UsageError(f"{name} and workers exclude each other; use layers to divide the model")
 
 
 def _complete_arguments(file: Path, kwargs: dict[str, Any]) -> None:

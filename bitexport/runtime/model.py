@@ -113,6 +113,12 @@ def model_class() -> type[Llama]:
             self._pool = pool
             self._stack.callback(pool.close)  # before the context is freed: callbacks run last in, first out
 
+        def close(self) -> None:
+            if self.workers is not None and not self._owner.here():
+                self.leave_open()  # the connections are the parent's
+            else:
+                super().close()
+
         def leave_open(self) -> None:
             """Never free the model: a thread may use it until the process ends."""
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(self))

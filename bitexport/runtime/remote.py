@@ -14,6 +14,7 @@ from bitexport.errors import BitexportError, UsageError, WorkerError
 from bitexport.gguf.reader import read_gguf
 from bitexport.runtime.library import bind
 from bitexport.runtime.placement import Machine, Placement, place
+from bitexport.runtime.processes import Owner
 from bitexport.system.machine import available_bytes, memory_limit
 from bitexport.system.native_files import library_file
 
@@ -51,9 +52,13 @@ def parse_workers(workers: str | Sequence[str]) -> list[str]:
     Raises:
         UsageError: an address is not ``HOST`` or ``HOST:PORT``, or there twice; or there are too many.
     """
+    if not isinstance(workers, str | Sequence):
+        raise UsageError(f"the workers are {workers!r}; give a list of HOST:PORT")
     parts = workers.split(",") if isinstance(workers, str) else list(workers)
     found = []
     for part in parts:
+        if not isinstance(part, str):
+            raise UsageError(f"the worker {part!r} is not text; give HOST:PORT")
         host, _, port = part.strip().partition(":")
         port = port or str(DEFAULT_PORT)
         if not _HOST.fullmatch(host) or not port.isdecimal() or not 1 <= int(port) <= 65535:
@@ -84,6 +89,7 @@ class Workers:
     def __init__(self, workers: str | Sequence[str]) -> None:
         self.addresses = parse_workers(workers)
         bind()
+        self._owner = Owner("these connections")
         self._connected: list[str] = []
         devices = []
         try:
@@ -152,7 +158,7 @@ class Workers:
 
     def close(self) -> None:
         """End the connections. Those of a model that is still open last until it is closed."""
-        while self._connected:
+        while self._connected and self._owner.here():  # a forked child shares the parent's
             _rpc().bitexport_disconnect(self._connected.pop().encode())
 
 

@@ -162,6 +162,9 @@ class Session:
 
     def close(self) -> None:
         """Free the model and the context. Closing twice does nothing."""
+        if self.workers is not None and not self._owner.here():
+            self._model = self._context = None  # the connections are the parent's
+            return
         self._close_context()
         if self._model:
             self._api.llama_model_free(self._model)

@@ -55,10 +55,20 @@ def memory_limit(root: Path = Path("/sys/fs/cgroup")) -> int | None:
         try:
             most = int((root / limit).read_text())
             if most < 1 << 60:  # without a limit, v1 has a number near 2^63 and v2 "max"
-                return max(0, most - int((root / used).read_text()))
+                held = int((root / used).read_text()) - _reclaimable((root / used).with_name("memory.stat"))
+                return max(0, most - held)
         except (OSError, ValueError):
             continue
     return None
+
+
+def _reclaimable(statistics: Path) -> int:
+    """Bytes of a container's memory that hold pages of files and are given up when needed."""
+    for line in statistics.read_text().splitlines() if statistics.is_file() else ():
+        name, _, value = line.partition(" ")
+        if name in ("inactive_file", "total_inactive_file"):
+            return int(value)
+    return 0
 
 
 def old_cpu_quota(root: Path = Path("/sys/fs/cgroup/cpu")) -> int | None:

@@ -84,6 +84,7 @@ class Worker:
         self.host = host
         self._on_event = on_event
         self._thread: threading.Thread | None = None
+        self._done = threading.Event()
         self._callback = _EVENT(self._take)
         error = ctypes.create_string_buffer(512)
         self._worker: int | None = _rpc().bitexport_worker_open(
@@ -106,15 +107,19 @@ class Worker:
         """Take clients, in a thread of its own."""
         if self._worker is None or self._thread is not None:
             raise UsageError("this worker was started before; make a new one")
-        self._thread = threading.Thread(
-            target=_rpc().bitexport_worker_serve, args=(self._worker, self._callback), daemon=True
-        )
+        self._thread = threading.Thread(target=self._serve, daemon=True)
         self._thread.start()
+
+    def _serve(self) -> None:
+        try:
+            _rpc().bitexport_worker_serve(self._worker, self._callback)
+        finally:
+            self._done.set()
 
     def wait(self) -> None:
         """Block until :meth:`stop` is called."""
         if self._thread is not None:
-            self._thread.join()
+            self._done.wait()  # before Python 3.13, an interrupted join() takes the thread for ended
 
     def stop(self) -> None:
         """Tell the client, if there is one, and stop. Stopping twice does nothing."""

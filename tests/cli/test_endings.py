@@ -148,7 +148,12 @@ def test_a_number_that_is_none(
     option: str,
     value: str,
 ) -> None:
-    models = {"parity": [checkpoint_of(), gguf_of()], "run": [gguf_of(), "-p", "a"], "chat": [gguf_of()]}
+    models = {
+        "parity": [checkpoint_of(), gguf_of()],
+        "run": [gguf_of(), "-p", "a"],
+        "chat": [gguf_of()],
+        "worker": [],
+    }
     with pytest.raises(SystemExit) as ended:
         main([verb, *map(str, models[verb]), f"{option}={value}"])
     errors = capsys.readouterr().err

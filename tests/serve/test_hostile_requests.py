@@ -10,7 +10,10 @@ from typing import Any
 import pytest
 
 from bitexport.serve import Server
+from tests.serve.conftest import TEMPLATE_KEY
+from tests.serve.test_api import TOOL_TEMPLATE
 from tests.support.api_client import Client
+from tests.support.gguf_files import rewritten
 
 LEVELS = 20_000
 SCHEMA = '{"properties":{"a":' * LEVELS + '{"type":"integer"}' + "}}" * LEVELS
@@ -47,3 +50,23 @@ def test_too_deep(client: Client, request_body: str, message: str) -> None:
 def test_brackets_in_a_text_are_no_levels(client: Client) -> None:
     answer = client.ask("/v1/completions", body(user='a"\\' + "[" * 600).encode())
     assert answer.status == 200, answer.body
+
+
+def test_arguments_of_a_call_that_nest_deeply(model: Path, tmp_path: Path) -> None:
+    """They are JSON in a string, which llama.cpp reads for templates that take objects."""
+    file = rewritten(model, tmp_path / "tools.gguf", metadata={TEMPLATE_KEY: TOOL_TEMPLATE})
+    function = {"name": "weather", "arguments": '{"a":' + "[" * 100_000 + "]" * 100_000 + "}"}
+    call = {"id": "1", "type": "function", "function": function}
+    messages = [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "1", "content": "b"},
+    ]
+    body = json.dumps({"messages": messages, "max_tokens": 1})
+    with Server(file, port=0, slots=1) as server:
+        client = Client(server.port)
+        for text in (body, body.replace("arguments", "\\u0061rguments")):
+            answer = client.ask("/v1/chat/completions", text.encode())
+            assert answer.status == 400
+            assert "more than 500 levels" in answer.error
+        assert client.complete("a", 1)["choices"]

@@ -266,3 +266,68 @@ def test_more_memory_than_is_free_is_refused(run_cli: RunCli) -> None:
 def test_ctrl_c_ends_a_worker() -> None:
     with worker_process() as started:
         assert started.end(signal.SIGINT) == 0
+
+
+def test_ctrl_c_ends_a_worker_that_has_a_client(model: Path) -> None:
+    for _ in range(4):
+        with worker_process() as worker:
+            completion = Completion(model, "def", sampling=GREEDY, max_tokens=2, workers=worker.address)
+            assert worker.end(signal.SIGINT) == 0
+            with pytest.raises(WorkerError):
+                list(completion)
+
+
+def test_a_worker_ends_although_a_stranger_goes_on_sending() -> None:
+    with worker_process() as worker:
+        host, port = worker.address.split(":")
+        with socket.create_connection((host, int(port))) as stranger:
+            stop = threading.Event()
+
+            def send() -> None:
+                with suppress(OSError):
+                    stranger.sendall(b"GET / HTTP/1.1\r\nHost: somebody else entirely\r\n")
+                    while not stop.wait(0.3):
+                        stranger.sendall(b"x")
+
+            sender = threading.Thread(target=send)
+            sender.start()
+            worker.wait_for("connected")
+            try:
+                assert worker.end() == 0
+            finally:
+                stop.set()
+                sender.join()
+
+
+FORK = """
+import os, sys
+import bitexport
+model = bitexport.load(sys.argv[1], n_ctx=64, workers=sys.argv[2], verbose=False)
+child = os.fork()
+if child == 0:
+    if sys.argv[3] == "close":
+        model.close()
+    sys.exit(0)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+print(model.create_completion("def", max_tokens=2, temperature=0)["usage"]["completion_tokens"])
+"""
+
+
+@pytest.mark.parametrize("how", ["close", "exit"])
+def test_a_forked_child_leaves_the_connections_alone(model: Path, how: str) -> None:
+    with worker_process() as worker:
+        done = subprocess.run(
+            [sys.executable, "-c", FORK, str(model), worker.address, how],
+            cwd=REPOSITORY,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    assert (done.returncode, done.stdout) == (0, "2\n"), done.stderr
+
+
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
+def test_arguments_that_place_layers_are_for_one_machine(model: Path) -> None:
+    with worker_process() as worker, pytest.raises(UsageError, match="n_gpu_layers and workers exclude"):
+        bitexport.load(model, workers=worker.address, n_gpu_layers=1)

@@ -144,7 +144,7 @@ def test_a_machine_that_is_cut_off_is_an_error(
     _, said = process.communicate(timeout=60)
     assert process.returncode == 1
     assert f"error: worker {workers[1].address} is lost" in said
-    assert time.monotonic() - start < 30
+    assert time.monotonic() - start < 60
     # the worker notices, too, and takes the next client
     workers[1].wait_for("left", seconds=60)
 
@@ -155,4 +155,4 @@ def test_a_machine_that_is_not_there_is_an_error(network: Network, model: Path) 
     done = network.run("run", str(model), "-p", PROMPT, "--workers", network.hosts[0])
     assert done.returncode == 1
     assert f"error: worker {network.hosts[0]}:50052 cannot be reached: " in done.stderr
-    assert time.monotonic() - start < 30
+    assert time.monotonic() - start < 60

@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <chrono>
 #include <csignal>
 #include <cstring>
 #include <stdexcept>
@@ -23,12 +24,16 @@ namespace {
 
 constexpr int greeting_seconds = 5;
 constexpr int farewell_seconds = 1;
+constexpr int longest_wait_seconds = 2;  // for a peer that goes on sending after the farewell
 constexpr int longest_farewell = 4096;
 
 // A machine that does not answer for so long is lost.
 constexpr int idle_seconds  = 5;
 constexpr int probe_seconds = 2;
 constexpr int probes        = 3;
+
+// The same while data is on its way. A worker that computes does not read, and the system counts that, too.
+constexpr int unread_seconds = 30;
 
 thread_local std::string farewell;
 thread_local int         wake_end  = -1;  // see wake_by
@@ -152,7 +157,7 @@ void prepare(int socket) {
     set(socket, IPPROTO_TCP, TCP_KEEPIDLE, idle_seconds);
     set(socket, IPPROTO_TCP, TCP_KEEPINTVL, probe_seconds);
     set(socket, IPPROTO_TCP, TCP_KEEPCNT, probes);
-    set(socket, IPPROTO_TCP, TCP_USER_TIMEOUT, (idle_seconds + probe_seconds * probes) * 1000);
+    set(socket, IPPROTO_TCP, TCP_USER_TIMEOUT, unread_seconds * 1000);
 #endif
     set_limit(socket, greeting_seconds);
 }
@@ -215,8 +220,9 @@ void say_farewell(int socket, const std::string & text) {
     }
     // closing while the client still sends would discard the message on its side
     shutdown(socket, SHUT_WR);
-    char ignored[65536];
-    while (receive_some(socket, ignored, sizeof(ignored)) > 0) {
+    char       ignored[65536];
+    const auto until = std::chrono::steady_clock::now() + std::chrono::seconds(longest_wait_seconds);
+    while (receive_some(socket, ignored, sizeof(ignored)) > 0 && std::chrono::steady_clock::now() < until) {
     }
 }
 

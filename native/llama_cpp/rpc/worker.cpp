@@ -102,7 +102,9 @@ void bitexport_worker::serve(bitexport_worker_event event) {
             continue;
         }
         const int client = accept(listener, nullptr, nullptr);
-        if (client >= 0) {
+        if (client < 0) {
+            std::this_thread::sleep_for(std::chrono::milliseconds(100));  // too many open files, perhaps
+        } else {
             fcntl(client, F_SETFD, FD_CLOEXEC);
             bitexport::prepare(client);
             take(client, event);
@@ -147,7 +149,8 @@ void bitexport_worker::refuse(int client, bitexport_worker_event event) {
     const std::string peer = bitexport::peer_of(client);
     // its greeting, which is not read, and an answer to it
     char greeting[1 + sizeof(uint64_t) + bitexport::identity_bytes];
-    for (size_t have = 0; have < sizeof(greeting);) {
+    const auto until = std::chrono::steady_clock::now() + patience;
+    for (size_t have = 0; have < sizeof(greeting) && std::chrono::steady_clock::now() < until && !stopped_;) {
         const ssize_t more = bitexport::receive_some(client, greeting + have, sizeof(greeting) - have);
         if (more <= 0) {
             break;

@@ -229,6 +229,9 @@ std::function<void(int)> stop_gracefully(std::function<void(int)> stop) {
         wait_for_stop();
         const int32_t left = finish_requests();
         write_record({{"event", "stopped"}, {"cut_off", left}});
+        if (left == 0 && worker_lost) {
+            std::this_thread::sleep_for(std::chrono::seconds(1));  // the last answers may still be on their way out
+        }
         if (left > 0 || worker_lost) {
             std::_Exit(1);  // closes the connections, which the clients notice; waiting for them could take forever
         }

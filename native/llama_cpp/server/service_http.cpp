@@ -67,6 +67,20 @@ bool nests_deeper_than(int levels, const std::string & text) {
     return false;
 }
 
+// The arguments of a call are JSON in a string, which llama.cpp reads with the same recursion.
+bool arguments_nest_deeply(const nlohmann::json & value) {
+    if (!value.is_structured()) {
+        return false;
+    }
+    for (const auto & [key, inner] : value.items()) {
+        if (inner.is_string() ? key == "arguments" && nests_deeper_than(most_levels, inner.get_ref<const std::string &>())
+                              : arguments_nest_deeply(inner)) {
+            return true;
+        }
+    }
+    return false;
+}
+
 // Whether the request goes on; otherwise the response says why not.
 bool allow(entry found, httplib::Response & response) {
     switch (found) {
@@ -179,7 +193,9 @@ bool admit_complete(const httplib::Request & request, httplib::Response & respon
     if (!service().active) {
         return true;
     }
-    if (nests_deeper_than(most_levels, request.body)) {
+    const bool may_call = request.body.find("arguments") != std::string::npos || request.body.find("\\u") != std::string::npos;
+    if (nests_deeper_than(most_levels, request.body) ||
+        (may_call && arguments_nest_deeply(nlohmann::json::parse(request.body, nullptr, false)))) {
         refuse(response, 400, "invalid_request_error",
                "the request nests more than " + std::to_string(most_levels) + " levels deep");
         return false;
