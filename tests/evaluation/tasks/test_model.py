@@ -98,7 +98,7 @@ def test_wrong_arguments_are_refused(file: Path, arguments: dict[str, Any], mess
     [
         ({"do_sample": True, "temperature": 0.7}, "do_sample=False"),
         ({"num_beams": 4}, "num_beams"),
-        ({"max_gen_toks": 300}, "in all; give"),
+        ({"max_gen_toks": 300}, "in all; raise --ctx"),
     ],
 )
 def test_generation_that_is_not_greedy_is_refused(model: Any, settings: dict[str, Any], message: str) -> None:
