@@ -10,7 +10,7 @@ from typing import Any
 from bitexport.errors import BitexportWarning, UsageError
 from bitexport.gguf.reader import GGUFFile, read_gguf
 from bitexport.runtime.ggml import processors
-from bitexport.system.machine import available_bytes, memory_limit
+from bitexport.system.machine import free_memory
 
 #: The context that any model may be run with, even if it was trained with less, for benchmarks.
 SHORT_CONTEXT = 4096
@@ -63,7 +63,7 @@ def check_own_context(path: str | os.PathLike[str]) -> None:
     metadata = read_gguf(os.fspath(path)).metadata
     context = _number(metadata, "context_length")
     needed = context * _number(metadata, "block_count") * cache_bytes(metadata)
-    room = min(filter(None, (available_bytes(), memory_limit())), default=None)
+    room = free_memory()
     if room is not None and needed > room:
         raise UsageError(
             f"n_ctx=0 is the model's own context, {context} tokens, whose cache takes about "

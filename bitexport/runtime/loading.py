@@ -26,7 +26,7 @@ from bitexport.runtime.processes import lock_across_forks
 from bitexport.runtime.remote import Workers, error_of
 from bitexport.runtime.threads import ThreadPool, default_threads
 from bitexport.runtime.trial import prove, refused
-from bitexport.system.machine import available_bytes, memory_limit
+from bitexport.system.machine import free_memory
 from bitexport.system.reading import open_regular
 from bitexport.tokenizer.missing_pre_tokenizer import PRE_KEY
 
@@ -180,7 +180,7 @@ def checked_file(
 
 def can_try(path: str | os.PathLike[str]) -> bool:
     """Whether this machine has memory to try a file alone, which workers are to run because it is large."""
-    free = min(filter(None, (available_bytes(), memory_limit())), default=None)
+    free = free_memory()
     size = sum(part.stat().st_size for part in read_gguf(os.fspath(path)).parts)
     return free is None or _TRIAL_SIZES * size < free
 

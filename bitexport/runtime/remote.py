@@ -15,7 +15,7 @@ from bitexport.gguf.reader import read_gguf
 from bitexport.runtime.library import bind
 from bitexport.runtime.placement import Machine, Placement, place
 from bitexport.runtime.processes import Owner
-from bitexport.system.machine import available_bytes, memory_limit
+from bitexport.system.machine import free_memory
 from bitexport.system.native_files import library_file
 
 DEFAULT_PORT = 50052
@@ -147,7 +147,7 @@ class Workers:
             UsageError, UnsupportedError: see :func:`bitexport.runtime.placement.place`.
             WorkerError: a worker is lost.
         """
-        own = min(filter(None, (available_bytes(), memory_limit())), default=None)
+        own = free_memory()
         machines = [Machine("this machine", own)]
         machines += [Machine(f"worker {each.address}", each.free_bytes) for each in self.states()]
         return place(read_gguf(os.fspath(path)), machines, layers, n_ctx)

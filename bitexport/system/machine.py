@@ -62,6 +62,11 @@ def memory_limit(root: Path = Path("/sys/fs/cgroup")) -> int | None:
     return None
 
 
+def free_memory() -> int | None:
+    """Bytes that this process can still use, of the machine and of its container; None if unknown."""
+    return min(filter(None, (available_bytes(), memory_limit())), default=None)
+
+
 def _reclaimable(statistics: Path) -> int:
     """Bytes of a container's memory that hold pages of files and are given up when needed."""
     for line in statistics.read_text().splitlines() if statistics.is_file() else ():

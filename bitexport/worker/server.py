@@ -17,7 +17,7 @@ from bitexport.runtime.library import bind
 from bitexport.runtime.limits import check_threads
 from bitexport.runtime.remote import DEFAULT_PORT
 from bitexport.runtime.threads import default_threads
-from bitexport.system.machine import available_bytes, memory_limit
+from bitexport.system.machine import free_memory
 from bitexport.system.native_files import library_file
 from bitexport.worker.address import check_address
 
@@ -174,7 +174,7 @@ def worker(*, on_ready: Callable[[Worker], None] | None = None, **options: Any) 
 
 
 def _memory(gib: float) -> int:
-    free = min(filter(None, (available_bytes(), memory_limit())), default=None)
+    free = free_memory()
     if gib < 0 or gib != gib:
         raise UsageError(f"the memory is {gib} GiB; expected more than 0, or 0 for most of what is free")
     if gib == 0:
