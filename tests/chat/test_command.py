@@ -128,6 +128,7 @@ def test_a_chat_on_a_terminal(chat_model: ChatModel) -> None:
         terminal.type("/stats\n/help\n")
         terminal.wait_for("Ctrl-C ends an answer.")
         assert "tokens" in terminal.shown
+        terminal.wait_for("> ", 7)  # Ctrl-D before the prompt would go to the terminal, not to the line
         terminal.type("\x04")
         assert terminal.finish() == 0
         assert "interrupted" not in terminal.shown
