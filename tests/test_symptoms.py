@@ -117,7 +117,7 @@ CASES: list[tuple[str, list[str], int, dict[str, str]]] = [
         "BITEXPORT_TIER=...: kernel tier ... is unknown to this build",
         ["run", "{gguf}", "-p", "a"],
         1,
-        {"BITEXPORT_TIER": OTHER_TIER, "BITEXPORT_TRIAL": "0"},
+        {"BITEXPORT_TIER": OTHER_TIER},
     ),
     ("does not contain libllama.so", ["run", "{gguf}", "-p", "a"], 1, {"BITEXPORT_LIB_DIR": "{folder}"}),
     ("the prompt has no tokens", ["run", "{python}", "-p", ""], 2, {}),

@@ -131,7 +131,11 @@ def _unreachable(error: BaseException, hub: str, name: HubName, want: str) -> Hu
 
 def _by_hand(name: HubName, want: str) -> str:
     """How to download the model elsewhere, as a clause."""
-    place = f"{name.folder}/{name.file}" if name.file else name.folder
+    place = name.folder
+    if name.file:
+        place = f"{name.folder}/{name.file}"
+    elif want == "gguf":
+        place = f"the file in {name.folder}"
     return f"where there is a network, run: {name.download_command(*_PATTERNS[want])} and give {place}"
 
 

@@ -52,7 +52,7 @@ def fetch(name: HubName | str, want: Want = "model", progress: Progress = ignore
 
     name = _parsed(name)
     with _explained(name, want), _log_as_warnings():
-        revision, unreachable = _resolve(name)
+        revision, unreachable = _resolve(name, want)
         try:
             path = _fetched(
                 name, want, revision, constants.HF_HUB_OFFLINE or unreachable is not None, progress
@@ -104,7 +104,7 @@ def _parsed(name: HubName | str) -> HubName:
     return found
 
 
-def _resolve(name: HubName) -> tuple[ResolvedRevision, Exception | None]:
+def _resolve(name: HubName, want: Want) -> tuple[ResolvedRevision, Exception | None]:
     """The commit of the wanted revision; if it is the cache's, also why the hub cannot be reached."""
     from huggingface_hub import HfApi, ResolvedRevision, constants
     from huggingface_hub.errors import RevisionResolutionError
@@ -116,7 +116,7 @@ def _resolve(name: HubName) -> tuple[ResolvedRevision, Exception | None]:
         cached = None
     if constants.HF_HUB_OFFLINE:
         if cached is None:
-            raise not_cached(name)
+            raise not_cached(name, want)
         return cached, None
     try:
         commit = _commit(api, name)

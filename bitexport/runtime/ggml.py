@@ -15,6 +15,7 @@ import numpy.typing as npt
 from bitexport.errors import NativeLibraryError, UnsupportedError
 from bitexport.runtime.levels import cpu_library_file
 from bitexport.runtime.library import refuse_foreign_libraries
+from bitexport.runtime.log import capture_ggml
 from bitexport.system.native_files import find_library_dir, library_file
 
 TIER_VARIABLE = "BITEXPORT_TIER"
@@ -162,6 +163,7 @@ def cpu_library() -> ctypes.CDLL:
         NativeLibraryError: it is missing or cannot be loaded.
     """
     library = _open(cpu_library_file())
+    capture_ggml(_base())  # it logs what we raise
     errors = [f"{switch}_error" for switch in _SWITCHES]
     for name in ("tier_name", "tier_error", "layout_name", "layout_error", *errors):
         getattr(library, f"bitexport_{name}").restype = ctypes.c_char_p

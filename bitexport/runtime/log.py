@@ -13,6 +13,7 @@ from types import ModuleType
 from bitexport.runtime.processes import lock_across_forks
 
 _logger = logging.getLogger("bitexport.native")
+_verbose = logging.getLogger("llama-cpp-python")  # llama_cpp.Llama(verbose=True) sets its level to DEBUG
 
 # ggml_log_level of the pinned ggml.h; 5 continues the line before it.
 _LEVELS = {1: logging.DEBUG, 2: logging.INFO, 3: logging.WARNING, 4: logging.ERROR}
@@ -32,16 +33,27 @@ _callback: object = None  # ctypes keeps no reference, and a collected callback 
 def capture(llama_cpp: ModuleType) -> None:
     """Redirect the log of llama.cpp and ggml to this module."""
     global _callback
-    verbose = logging.getLogger("llama-cpp-python")  # llama_cpp.Llama(verbose=True) sets its level to DEBUG
-
-    def receive(level: int, text: bytes, _user_data: object) -> None:
-        decoded = text.decode("utf-8", errors="replace")
-        if verbose.level == logging.DEBUG:
-            print(decoded, end="", file=sys.stderr, flush=True)
-        _collect(level, decoded)
-
-    _callback = llama_cpp.llama_log_callback(receive)
+    _callback = llama_cpp.llama_log_callback(_receive)
     llama_cpp.llama_log_set(_callback, ctypes.c_void_p(0))
+
+
+def capture_ggml(base: ctypes.CDLL) -> None:
+    """Redirect the log of ggml alone, where a process loads our libraries without libllama.
+
+    Args:
+        base: our libggml-base.
+    """
+    global _callback
+    if _callback is None:
+        _callback = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)(_receive)
+        base.ggml_log_set(_callback, None)
+
+
+def _receive(level: int, text: bytes, _user_data: object) -> None:
+    decoded = text.decode("utf-8", errors="replace")
+    if _verbose.level == logging.DEBUG:
+        print(decoded, end="", file=sys.stderr, flush=True)
+    _collect(level, decoded)
 
 
 def clear() -> None:

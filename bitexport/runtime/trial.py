@@ -16,7 +16,7 @@ from pathlib import Path
 from bitexport.errors import BitexportError, GGUFError, NativeLibraryError
 from bitexport.gguf.checks import check_file
 from bitexport.gguf.reader import GGUFFile
-from bitexport.runtime import log, proofs
+from bitexport.runtime import ggml, log, proofs
 from bitexport.runtime.levels import cpu_library_file
 from bitexport.runtime.threads import default_threads
 from bitexport.system.native_files import library_file
@@ -62,6 +62,7 @@ def prove(file: GGUFFile, *, vocab_only: bool = False, trial: bool = True) -> No
 
     Raises:
         GGUFError: it cannot; the message has llama.cpp's last words.
+        NativeLibraryError: as :func:`try_file`.
     """
     name = proofs.identity(file.parts)
     if proofs.is_proven(name):
@@ -89,7 +90,8 @@ def try_file(file: GGUFFile, *, vocab_only: bool = False) -> None:
 
     Raises:
         GGUFError: it failed; the message has llama.cpp's last words.
-        NativeLibraryError: the child process could not load our libraries.
+        NativeLibraryError: the child process could not load our libraries, or the environment forces kernels
+            that this CPU lacks.
     """
     size = sum(part.stat().st_size for part in file.parts)
     seconds = _SHORTEST_SECONDS + size / _SLOWEST_BYTES_PER_SECOND
@@ -106,6 +108,7 @@ def try_file(file: GGUFFile, *, vocab_only: bool = False) -> None:
             f"({error.strerror}); set {VARIABLE}=0 to skip the trial"
         ) from error
     if done.returncode != 0:
+        ggml.cpu_tier()  # a forced tier that this CPU lacks is not the file's fault
         lines = done.stderr.decode(errors="replace").splitlines()
         raise _error(file.path, done.returncode, [line.strip() for line in lines if line.strip()])
 

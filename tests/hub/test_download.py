@@ -217,6 +217,10 @@ def test_offline_mode(hub: Hub, cli: Cli, offline: Cli, gguf_of: Made) -> None:
         assert "HF_HUB_OFFLINE is set while" in line
         assert line.endswith("run: hf download acme/tiny b.gguf --local-dir tiny and give tiny/b.gguf")
         assert "HF_HUB_OFFLINE is set while" in one_line(run("inspect", "acme/other", env=mode), 1)
+        line = one_line(run("run", "acme/other", "-p", "x", env=mode), 1)
+        assert line.endswith(
+            "run: hf download acme/other --include '*.gguf' --local-dir other and give the file in other"
+        )
     assert hub.requests == []
 
 
@@ -226,7 +230,8 @@ def test_the_command_of_the_message_works(
 ) -> None:
     hub.add("acme/tiny", {"a.gguf": gguf_of("packed-multiply").read_bytes(), "README.md": b"x"})
     line = one_line(offline("run", name, "-p", "x"), 1)
-    command, place = re.findall(r"run: (hf download .+) and give (\S+)$", line)[0]
+    command, place = re.findall(r"run: (hf download .+) and give (?:the file in )?(\S+)$", line)[0]
+    assert ("the file in" in line) == (":" not in name)
     program, *arguments = shlex.split(command)
     subprocess.run(
         [str(Path(sys.executable).with_name(program)), *arguments],
