@@ -24,6 +24,7 @@ from bitexport.worker import Event, Worker
 from tests.support.api_client import Client
 from tests.support.cli import one_line
 from tests.support.repository import REPOSITORY
+from tests.support.tiny_models import Shape
 from tests.support.workers import WorkerProcess, worker_process
 
 RunCli = Callable[..., CompletedProcess[str]]
@@ -151,6 +152,23 @@ def test_a_worker_that_ends_is_an_error(model: Path, number: signal.Signals) -> 
     assert code == (-9 if number == signal.SIGKILL else 0)
     if number == signal.SIGTERM:
         assert "was stopped" in str(caught.value)
+
+
+def test_a_batch_that_takes_a_worker_long_is_waited_for(gguf_of: Callable[..., Path]) -> None:
+    """A worker that computes does not read; the system would end a connection on which data waits for 30 s."""
+    large = gguf_of("packed-multiply", shape=Shape(hidden=1024, ffn=2048, layers=4, context=4096))
+    with worker_process() as started:
+        model = bitexport.load(large, n_ctx=4096, n_threads=1, workers=started.address)
+        tokens = model.tokenize(b"def a(b): return b\n" * 2000)[:4000]
+        paused = threading.Timer(0.5, started.process.send_signal, [signal.SIGSTOP])
+        resumed = threading.Timer(35.5, started.process.send_signal, [signal.SIGCONT])
+        start = time.monotonic()
+        paused.start()
+        resumed.start()
+        model.eval(tokens)
+        assert time.monotonic() - start > 35
+        assert model.n_tokens == len(tokens)
+        model.close()
 
 
 def generate_for_long(model: Path, worker: WorkerProcess) -> subprocess.Popen[str]:

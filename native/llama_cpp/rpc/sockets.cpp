@@ -32,7 +32,8 @@ constexpr int idle_seconds  = 5;
 constexpr int probe_seconds = 2;
 constexpr int probes        = 3;
 
-// The same while data is on its way. A worker that computes does not read, and the system counts that, too.
+// The same while data is on its way. The system also counts the time in which the other side does not read, so nothing is sent to
+// a worker that computes: it answers when it is done.
 constexpr int unread_seconds = 30;
 
 thread_local std::string farewell;
