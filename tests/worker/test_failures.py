@@ -155,7 +155,7 @@ def test_a_worker_that_ends_is_an_error(model: Path, number: signal.Signals) -> 
 
 
 def test_a_batch_that_takes_a_worker_long_is_waited_for(gguf_of: Callable[..., Path]) -> None:
-    """A worker that computes does not read; the system would end a connection on which data waits for 30 s."""
+    """A worker that computes does not read; a connection on which data waits for 30 s would end."""
     large = gguf_of("packed-multiply", shape=Shape(hidden=1024, ffn=2048, layers=4, context=4096))
     with worker_process() as started:
         model = bitexport.load(large, n_ctx=4096, n_threads=1, workers=started.address)
