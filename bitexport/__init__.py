@@ -37,8 +37,9 @@ def load(
             layers.
         layers: how many layers this machine and each worker compute, in this order; empty for as even as
             their memory allows.
-        kwargs: arguments of ``llama_cpp.Llama`` (``n_ctx``, ``n_threads``, ...). With ``embedding=True`` it
-            embeds texts with the file's pooling, and does not generate.
+        kwargs: arguments of ``llama_cpp.Llama`` (``n_ctx``, ``n_threads``, ...). ``flash_attn`` is true by
+            default, so that our attention kernels are used. With ``embedding=True`` it embeds texts with the
+            file's pooling, and does not generate.
 
     Returns:
         An ordinary ``llama_cpp.Llama``.

@@ -194,6 +194,7 @@ class Conversation:
     def clear(self) -> None:
         """Forget everything that was said, except the system message."""
         self.messages = []
+        self._llama.reset()  # what is computed anew differs in the last bits from what was kept
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the conversation as JSON: ``model``, and ``messages`` with ``role`` and ``content``.

@@ -104,6 +104,7 @@ def _complete_arguments(file: Path, kwargs: dict[str, Any]) -> None:
     ggml.cpu_tier()
     check_arguments(read_gguf(file), kwargs)
     kwargs.setdefault("verbose", False)
+    kwargs.setdefault("flash_attn", True)  # our kernels, as for `serve` and `bench`
     if kwargs.get("n_ctx") == 0 and not kwargs.get("vocab_only"):
         check_own_context(file)
     for threads in ("n_threads", "n_threads_batch"):

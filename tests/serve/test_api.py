@@ -11,6 +11,7 @@ from subprocess import CompletedProcess
 import numpy as np
 import pytest
 
+from bitexport.convert import convert
 from bitexport.metrics.logits import log_softmax
 from bitexport.runtime.completion import Completion, Sampling
 from bitexport.runtime.session import Session
@@ -18,6 +19,7 @@ from bitexport.serve import RequestRecord, Server
 from tests.serve.conftest import TEMPLATE_KEY
 from tests.support.api_client import Client
 from tests.support.gguf_files import rewritten
+from tests.support.repository import TINY_PYTHON
 
 PROMPT = "def add(left, right):\n"
 PROMPTS = [PROMPT, "for index in range(10):\n", "The quick brown fox", "class Example:\n", "print("]
@@ -57,6 +59,17 @@ def test_greedy_text_is_that_of_run(
         assert client.complete(prompt, 24)["choices"][0]["text"] == greedy_text(model, prompt, 24)
     done = run_cli("run", model, "--prompt", PROMPT, "-n", "8", "--temperature", "0", "--json", "-t", "2")
     assert client.complete(PROMPT, 8)["choices"][0]["text"] == json.loads(done.stdout)["completion"]
+
+
+def test_greedy_text_of_a_trained_model_is_that_of_run(tmp_path: Path) -> None:
+    """Over many tokens and prompts, so that a different kernel on either side would show."""
+    file = tmp_path / "tiny-python.gguf"
+    convert(TINY_PYTHON, file)
+    lines = [line for line in Path(json.__file__).read_text().splitlines() if len(line) > 30][:20]
+    with Server(file) as server:
+        client = Client(server.port)
+        for line in lines:
+            assert client.complete(line, 40)["choices"][0]["text"] == greedy_text(file, line, 40), line
 
 
 def test_a_completion_has_openais_fields(model: Path, client: Client) -> None:
