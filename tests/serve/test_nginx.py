@@ -113,7 +113,7 @@ def ask(port: int, body: dict[str, Any]) -> tuple[int, bytes]:
 
 
 def answered(backends: list[Backend], count: int) -> list[int]:
-    """The requests that each server answered, all together this many; the last one is told after its answer."""
+    """How many requests each server answered, of this many; it reports one after its answer."""
     end = time.monotonic() + 10
     while sum(len(backend.requests) for backend in backends) < count and time.monotonic() < end:
         time.sleep(0.05)
