@@ -37,6 +37,7 @@ struct CpuFeatures {
     bool avx512vnni = false;
     bool avx512vbmi = false;
     bool gfni = false;
+    bool amxint8 = false;  // and the system lets this process use tiles
     bool neon = false;
     bool dotprod = false;
     bool i8mm = false;
