@@ -121,25 +121,40 @@ const Kernels * kernels_for(Tier tier, const CpuFeatures & cpu) {
     return nullptr;
 }
 
-Selection select_kernels(const CpuFeatures & cpu, const char * override_name) {
+Selection select_kernels(const CpuFeatures & cpu, const char * override_name, SelfTest failure_of) {
     Selection selection;
     const bool forced = override_name != nullptr && *override_name != '\0';
     bool known = false;
     std::string names;
+    const Kernels * candidates[tier_count];  // the best one last
+    int count = 0;
 #define TERNARY_TIER(name, needs)                                                \
     if (const Kernels * kernels = kernels_for(Tier::name, cpu)) {                \
         names += names.empty() ? #name : ", " #name;                             \
         if (!forced || std::strcmp(override_name, #name) == 0) {                 \
-            selection.kernels = kernels;                                         \
+            candidates[count++] = kernels;                                       \
         }                                                                        \
     }                                                                            \
     known = known || (forced && std::strcmp(override_name, #name) == 0);
 #include "tiers.inc"
 #undef TERNARY_TIER
+    std::string failure;
+    while (count > 0 && selection.kernels == nullptr) {
+        const Kernels & kernels = *candidates[--count];
+        failure = failure_of == nullptr || kernels.tier == Tier::scalar ? "" : failure_of(kernels);
+        if (failure.empty()) {
+            selection.kernels = &kernels;
+        } else if (!forced) {
+            selection.warning += (selection.warning.empty() ? "" : "; ") + std::string("kernel tier ") + kernels.name +
+                                 " is skipped: it " + failure;
+        }
+    }
     if (selection.kernels == nullptr) {
         selection.error = "kernel tier '" + std::string(override_name) + "' " +
-                          (known ? "needs instructions that this CPU lacks" : "is unknown to this build") +
+                          (!failure.empty() ? failure : known ? "needs instructions that this CPU lacks" : "is unknown to this build") +
                           "; expected one of: " + names + "; name one of them, or none to get the fastest";
+    } else if (!selection.warning.empty()) {
+        selection.warning += std::string("; using ") + selection.kernels->name;
     }
     return selection;
 }
