@@ -25,6 +25,7 @@ const Kernels * kernels_for(const char * ternary_tier) {
         {"avxvnni", &avx2_kernels},
         {"avx512vnni", &avx512vnni_kernels},
         {"avx512vbmi", &avx512vnni_kernels},
+        {"avx512amx", &avx512vnni_kernels},
 #endif
     };
     for (const auto & entry : table) {

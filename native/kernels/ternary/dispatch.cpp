@@ -6,6 +6,10 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #elif defined(__aarch64__) && defined(__linux__)
 #include <sys/auxv.h>
 #elif defined(__aarch64__) && defined(__APPLE__)
@@ -31,6 +35,17 @@ uint64_t saved_state() {
     return static_cast<uint64_t>(high) << 32 | low;
 }
 
+// Linux saves tiles only for a process that has asked, which is once for all its threads. It refuses if it is older than 5.16
+// or if a thread's alternative signal stack is too small for them.
+bool system_permits_tiles() {
+#if defined(__linux__) && defined(SYS_arch_prctl)
+    constexpr int req_xcomp_perm = 0x1023, tile_data = 18;  // <asm/prctl.h>, Intel's manual, volume 1, 13.1
+    return syscall(SYS_arch_prctl, req_xcomp_perm, tile_data) == 0;
+#else
+    return false;
+#endif
+}
+
 }  // namespace
 
 CpuFeatures cpu_features() {
@@ -42,6 +57,7 @@ CpuFeatures cpu_features() {
     const uint64_t state = saved_state();
     const bool os_avx = (state & 0x06) == 0x06;     // xmm, ymm
     const bool os_avx512 = (state & 0xe6) == 0xe6;  // and opmask, upper zmm, zmm16-31
+    const bool os_tiles = (state & 0x60000) == 0x60000;
     if (!__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx)) {
         return cpu;
     }
@@ -52,6 +68,7 @@ CpuFeatures cpu_features() {
     cpu.avx512vnni = os_avx512 && bit(ecx, 11);
     cpu.avx512vbmi = os_avx512 && bit(ecx, 1);
     cpu.gfni = bit(ecx, 8);
+    cpu.amxint8 = os_tiles && bit(edx, 24) && bit(edx, 25) && system_permits_tiles();  // AMX-TILE, AMX-INT8
     if (eax >= 1 && __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx)) {  // eax: the last subleaf there is
         cpu.avxvnni = os_avx && bit(eax, 4);
     }
@@ -104,25 +121,40 @@ const Kernels * kernels_for(Tier tier, const CpuFeatures & cpu) {
     return nullptr;
 }
 
-Selection select_kernels(const CpuFeatures & cpu, const char * override_name) {
+Selection select_kernels(const CpuFeatures & cpu, const char * override_name, SelfTest failure_of) {
     Selection selection;
     const bool forced = override_name != nullptr && *override_name != '\0';
     bool known = false;
     std::string names;
+    const Kernels * candidates[tier_count];  // the best one last
+    int count = 0;
 #define TERNARY_TIER(name, needs)                                                \
     if (const Kernels * kernels = kernels_for(Tier::name, cpu)) {                \
         names += names.empty() ? #name : ", " #name;                             \
         if (!forced || std::strcmp(override_name, #name) == 0) {                 \
-            selection.kernels = kernels;                                         \
+            candidates[count++] = kernels;                                       \
         }                                                                        \
     }                                                                            \
     known = known || (forced && std::strcmp(override_name, #name) == 0);
 #include "tiers.inc"
 #undef TERNARY_TIER
+    std::string failure;
+    while (count > 0 && selection.kernels == nullptr) {
+        const Kernels & kernels = *candidates[--count];
+        failure = failure_of == nullptr || kernels.tier == Tier::scalar ? "" : failure_of(kernels);
+        if (failure.empty()) {
+            selection.kernels = &kernels;
+        } else if (!forced) {
+            selection.warning += (selection.warning.empty() ? "" : "; ") + std::string("kernel tier ") + kernels.name +
+                                 " is skipped: it " + failure;
+        }
+    }
     if (selection.kernels == nullptr) {
         selection.error = "kernel tier '" + std::string(override_name) + "' " +
-                          (known ? "needs instructions that this CPU lacks" : "is unknown to this build") +
+                          (!failure.empty() ? failure : known ? "needs instructions that this CPU lacks" : "is unknown to this build") +
                           "; expected one of: " + names + "; name one of them, or none to get the fastest";
+    } else if (!selection.warning.empty()) {
+        selection.warning += std::string("; using ") + selection.kernels->name;
     }
     return selection;
 }

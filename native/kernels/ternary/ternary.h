@@ -27,6 +27,12 @@ enum class Tier {
 #undef TERNARY_TIER
 };
 
+constexpr int tier_count = 0
+#define TERNARY_TIER(name, needs) +1
+#include "tiers.inc"
+#undef TERNARY_TIER
+    ;
+
 // What the processor has and the operating system has switched on.
 struct CpuFeatures {
     bool avx2 = false;
@@ -37,6 +43,7 @@ struct CpuFeatures {
     bool avx512vnni = false;
     bool avx512vbmi = false;
     bool gfni = false;
+    bool amxint8 = false;  // and the system lets this process use tiles
     bool neon = false;
     bool dotprod = false;
     bool i8mm = false;
@@ -96,10 +103,15 @@ const Kernels * kernels_for(Tier tier, const CpuFeatures & features);
 struct Selection {
     const Kernels * kernels = nullptr;  // nullptr: see error
     std::string error;                  // one line: the value, what this CPU has, what to do
+    std::string warning;                // one line, if tiers were skipped: which, why, and what is used instead
 };
 
-// override_name null or empty: the best tier that the features allow. Otherwise the tier of that name or an error.
-Selection select_kernels(const CpuFeatures & features, const char * override_name);
+// What is wrong with a tier on this machine; empty: nothing. self_test (self_test.h) is one.
+using SelfTest = std::string (*)(const Kernels & kernels);
+
+// override_name null or empty: the best tier that the features allow and that passes the test, if there is one (scalar takes
+// none). Otherwise the tier of that name or an error.
+Selection select_kernels(const CpuFeatures & features, const char * override_name, SelfTest failure_of = nullptr);
 
 struct LayoutSelection {
     bool ok = false;

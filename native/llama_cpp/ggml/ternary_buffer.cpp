@@ -13,6 +13,7 @@
 #include "grouped_buffer.h"
 #include "repacked_buffer.h"
 #include "sharing.h"
+#include "ternary/self_test.h"
 #include "ternary/ternary.h"
 
 #include <algorithm>
@@ -38,8 +39,11 @@ struct Choice {
 
 Choice choose() {
     Choice     choice;
-    const auto tier   = ternary::select_kernels(ternary::cpu_features(), std::getenv("BITEXPORT_TIER"));
+    const auto tier   = ternary::select_kernels(ternary::cpu_features(), std::getenv("BITEXPORT_TIER"), ternary::self_test);
     choice.tier_error = tier.error;
+    if (!tier.warning.empty()) {
+        GGML_LOG_WARN("bitexport: %s\n", tier.warning.c_str());
+    }
     if (tier.kernels != nullptr) {
         const auto layout   = ternary::select_layout(*tier.kernels, std::getenv("BITEXPORT_LAYOUT"));
         choice.layout_error = layout.error;

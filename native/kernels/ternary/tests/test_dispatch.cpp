@@ -9,7 +9,7 @@ using namespace ternary_test;
 
 static CpuFeatures everything() {
     CpuFeatures cpu;
-    cpu.avx2 = cpu.avxvnni = cpu.avx512f = cpu.avx512bw = cpu.avx512vl = cpu.avx512vnni = cpu.avx512vbmi = cpu.gfni = true;
+    cpu.avx2 = cpu.avxvnni = cpu.avx512f = cpu.avx512bw = cpu.avx512vl = cpu.avx512vnni = cpu.avx512vbmi = cpu.gfni = cpu.amxint8 = true;
     cpu.neon = cpu.dotprod = cpu.i8mm = true;
     return cpu;
 }
@@ -84,7 +84,11 @@ static void test_missing_features() {
     check(select_kernels(cpu, "avx512vbmi").kernels == nullptr, "without VBMI avx512vbmi is refused");
     cpu.avx512vbmi = true;
     check(best() == "avx512vnni", "VBMI without GFNI: avx512vnni, not " + best());
-    check(select_kernels(everything(), nullptr).kernels->tier == Tier::avx512vbmi, "with everything the best is avx512vbmi");
+    cpu.gfni = true;
+    check(best() == "avx512vbmi", "VBMI and GFNI without AMX: avx512vbmi, not " + best());
+    const Selection amx = select_kernels(cpu, "avx512amx");
+    check(amx.kernels == nullptr && contains(amx.error, "avx512amx") && contains(amx.error, "lacks"), "avx512amx is refused: " + amx.error);
+    check(select_kernels(everything(), nullptr).kernels->tier == Tier::avx512amx, "with everything the best is avx512amx");
     cpu = {};
     cpu.avx2 = cpu.avxvnni = true;
     check(best() == "avxvnni", "AVX-VNNI without AVX-512: avxvnni, not " + best());

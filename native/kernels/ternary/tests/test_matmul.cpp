@@ -139,7 +139,7 @@ static void check_problem(const Problem & p, int threads) {
 static void test_shapes() {
     const int64_t shapes[][2] = {{1, 128},  {1, 256}, {17, 128}, {32, 4},   {64, 6},  {128, 1},  {16, 8},    {40, 16},
                                  {31, 384}, {33, 640}, {64, 576}, {96, 1088}, {6, 8640}, {34, 576}, {100, 512}, {7, 1152}};
-    const int64_t batches[] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 13, 16, 17, 24, 25, 31, 64};
+    const int64_t batches[] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 13, 16, 17, 24, 25, 31, 33, 64};
     for (const auto & shape : shapes) {
         if (shape[0] * shape[1] % 128 != 0) {
             check(false, "test shape " + str(shape[0]) + " x " + str(shape[1]) + " is not a multiple of 128");
@@ -149,7 +149,7 @@ static void test_shapes() {
             check_problem(make(shape[0], shape[1], tokens, Fill::random), 1);
         }
     }
-    for (const int64_t tokens : {100, 191, 192, 193, 385, 600}) {
+    for (const int64_t tokens : {100, 191, 192, 193, 385, 600, 1025}) {
         check_problem(make(34, 576, tokens, Fill::random), 1);
         check_problem(make(1, 128, tokens, Fill::random), 1);
     }

@@ -1,0 +1,186 @@
+// Tier avx512amx: AMX int8 beside AVX-512 VNNI and VBMI (Sapphire Rapids and later). Batches of I2_S weights only: fewer than
+// `fewest_tokens` tokens, grouped weights and five_trit are multiplied by avx512vbmi's kernels, whose layouts these are.
+//
+// Instructions: tdpbsud adds to 16 x 16 sums of int32 the products of a tile of 16 tokens x 64 columns, signed, and a tile of
+//   64 columns x 16 rows of weights, unsigned. A field of half a chunk of two_bit is one row of the latter: four columns of 16
+//   rows of weights. So a panel's codes are unpacked to bytes, in order (vgf2p8affineqb shifts and masks), a strip of columns
+//   at a time, and serve all tokens of a block.
+// Algebra: as in x86_avx512vnni.cpp. Columns behind the last meet activations that are zero.
+// Bounds, for max_cols = 65536: a sum over codes is at most 2 * 128 * 65536 = 2^24. The instruction does not saturate.
+
+#include "quantize.h"
+#include "x86_amx_tiles.h"
+#include "x86_quantize512.h"
+
+namespace ternary {
+extern const Kernels avx512vbmi_kernels;
+extern const Kernels avx512amx_kernels;
+
+namespace {
+
+constexpr int64_t fewest_tokens = 8;
+
+// A strip's codes stay in the first-level cache, a block's activations in the second-level cache.
+constexpr int64_t strip_steps = 16;
+constexpr int64_t block_bytes_amx = 1 << 20;
+constexpr int64_t block_tokens_amx = 512;
+constexpr int64_t pair_tokens = 2 * tile_rows;
+
+constexpr int64_t step_chunks = step_bytes / chunk_cols;
+constexpr int64_t half_chunk_code_bytes = fields * 64;
+
+// Where the codes of a chunk, counted from the strip's first, go; those of its other half, half_tile_bytes further on.
+TERNARY_INLINE uint8_t * chunk_codes(uint8_t * codes, int64_t chunk) {
+    return codes + chunk / step_chunks * step_code_bytes + chunk % step_chunks * half_chunk_code_bytes;
+}
+
+template <int Field>
+TERNARY_INLINE void unpack_field(__m512i half_chunk, uint8_t * codes) {
+    const __m512i to_low_bits = _mm512_set1_epi64(0x0102000000000000 << (2 * Field));
+    _mm512_store_si512(codes + 64 * Field, _mm512_gf2p8affine_epi64_epi8(half_chunk, to_low_bits, 0));
+}
+
+// `chunks` chunks, and zeros up to a whole step. The same bytes of the next panel are fetched on the way.
+TERNARY_NOINLINE void unpack_strip(const uint8_t * packed, int64_t chunks, int64_t to_next_panel, uint8_t * codes) {
+    for (int64_t chunk = 0; chunk < chunks; ++chunk, packed += chunk_bytes) {
+        uint8_t * to = chunk_codes(codes, chunk);
+        TERNARY_UNROLL
+        for (int half = 0; half < 2; ++half, to += half_tile_bytes) {
+            prefetch_to_l2(packed + 64 * half + to_next_panel);
+            const __m512i half_chunk = load512(packed + 64 * half);
+            unpack_field<0>(half_chunk, to);
+            unpack_field<1>(half_chunk, to);
+            unpack_field<2>(half_chunk, to);
+            unpack_field<3>(half_chunk, to);
+        }
+    }
+    for (int64_t chunk = chunks; chunk % step_chunks != 0; ++chunk) {
+        memset(chunk_codes(codes, chunk), 0, half_chunk_code_bytes);
+        memset(chunk_codes(codes, chunk) + half_tile_bytes, 0, half_chunk_code_bytes);
+    }
+}
+
+// Tokens [begin, end), in pairs of tiles of equal size: the last tile starts early enough to be full, and computes again what
+// others have.
+struct TokenBlock {
+    int64_t begin, end;
+
+    int64_t tokens() const { return end - begin; }
+    int64_t pairs() const { return ceil_div(tokens(), pair_tokens); }
+    int64_t tile_tokens() const { return ceil_div(tokens(), 2 * pairs()); }
+    int64_t tile_begin(int64_t tile) const { return begin + min64(tile * tile_tokens(), tokens() - tile_tokens()); }
+};
+
+// Two tiles of tokens by a strip: sums[2][tile tokens][panel_rows].
+TERNARY_NOINLINE void multiply_strip(const int8_t * q0, const int8_t * q1, int64_t stride, const uint8_t * codes, int64_t steps,
+                                     bool first, int32_t * sums0, int32_t * sums1) {
+    if (first) {
+        clear_sums();
+    } else {
+        load_sums(sums0, sums1);
+    }
+    for (int64_t step = 0; step < steps; ++step) {
+        add_step(q0 + step * step_bytes, q1 + step * step_bytes, stride, codes + step * step_code_bytes);
+    }
+    store_sums(sums0, sums1);
+}
+
+template <class Output>
+void multiply_panel(const uint8_t * panel, int64_t row, int64_t rows, int64_t cols, const QuantizedTokens & in,
+                    const TokenBlock & block, const Output & out) {
+    alignas(64) uint8_t codes[strip_steps * step_code_bytes];
+    alignas(64) int32_t sums[block_tokens_amx * panel_rows];
+    const int64_t tile_tokens = block.tile_tokens();
+    const int64_t steps = ceil_div(cols, step_bytes);
+    const int64_t strips = ceil_div(steps, strip_steps);
+    for (int64_t strip = 0; strip < strips; ++strip) {
+        const int64_t begin = strip * steps / strips;
+        const int64_t end = (strip + 1) * steps / strips;
+        const int64_t chunks = min64(end * step_chunks, chunks_of(cols)) - begin * step_chunks;
+        unpack_strip(panel + begin * step_chunks * chunk_bytes, chunks, panel_bytes(cols), codes);
+        for (int64_t pair = 0; pair < block.pairs(); ++pair) {
+            const int64_t token0 = block.tile_begin(2 * pair);
+            const int64_t token1 = block.tile_begin(2 * pair + 1);
+            int32_t * sums0 = sums + 2 * pair * tile_tokens * panel_rows;
+            int32_t * sums1 = sums0 + tile_tokens * panel_rows;
+            const int8_t * q = in.q + begin * step_bytes;
+            multiply_strip(q + token0 * in.stride, q + token1 * in.stride, in.stride, codes, end - begin, strip == 0, sums0, sums1);
+            if (strip + 1 == strips) {
+                store_panel(sums0, row, rows, in, token0, token0 + tile_tokens, out);
+                store_panel(sums1, row, rows, in, token1, token1 + tile_tokens, out);
+            }
+        }
+    }
+}
+
+template <class Output>
+void matmul_by_tiles(const void * packed, int64_t rows, int64_t cols, const QuantizedTokens & in, const Output & out,
+                     int64_t panel_begin, int64_t panel_end) {
+    const uint8_t * panels = static_cast<const uint8_t *>(packed);
+    const int64_t fitting = block_bytes_amx / in.stride / pair_tokens * pair_tokens;
+    const int64_t blocks = ceil_div(in.tokens, fitting < pair_tokens ? pair_tokens : min64(fitting, block_tokens_amx));
+    const int64_t block_tokens_here = ceil_div(in.tokens, blocks * pair_tokens) * pair_tokens;
+    for (int64_t begin = 0; begin < in.tokens; begin += block_tokens_here) {
+        const TokenBlock block{begin, min64(begin + block_tokens_here, in.tokens)};
+        const Tiles tiles(block.tile_tokens());
+        for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
+            multiply_panel(panels + panel * panel_bytes(cols), panel * panel_rows, rows, cols, in, block, out);
+        }
+    }
+}
+
+void matmul_f32_amx(const void * packed, int64_t rows, int64_t cols, float weight_scale, const QuantizedTokens & tokens, float * y,
+                    int64_t y_stride, int64_t panel_begin, int64_t panel_end) {
+    if (tokens.tokens < fewest_tokens) {
+        avx512vbmi_kernels.two_bit.matmul(packed, rows, cols, weight_scale, tokens, y, y_stride, panel_begin, panel_end);
+    } else {
+        matmul_by_tiles(packed, rows, cols, tokens, FloatOutput{y, y_stride, weight_scale}, panel_begin, panel_end);
+    }
+}
+
+void matmul_i32_amx(const void * packed, int64_t rows, int64_t cols, const QuantizedTokens & tokens, int32_t * y, int64_t y_stride,
+                    int64_t panel_begin, int64_t panel_end) {
+    if (tokens.tokens < fewest_tokens) {
+        avx512vbmi_kernels.two_bit.matmul_i32(packed, rows, cols, tokens, y, y_stride, panel_begin, panel_end);
+    } else {
+        matmul_by_tiles(packed, rows, cols, tokens, Int32Output{y, y_stride}, panel_begin, panel_end);
+    }
+}
+
+// What avx512vbmi computes. Its table cannot be copied into this one, which must be there before anything runs.
+
+void quantize_groups_vbmi(Grouped kind, const float * x, int64_t cols, int8_t * q, float * step, int32_t * minus_sum) {
+    avx512vbmi_kernels.grouped.quantize_token(kind, x, cols, q, step, minus_sum);
+}
+
+void matmul_grouped_vbmi(Grouped kind, const void * packed, int64_t rows, int64_t cols, const GroupedTokens & tokens, float * y,
+                         int64_t y_stride, int64_t panel_begin, int64_t panel_end) {
+    avx512vbmi_kernels.grouped.matmul(kind, packed, rows, cols, tokens, y, y_stride, panel_begin, panel_end);
+}
+
+void matmul_f32_five_trit(const void * packed, int64_t rows, int64_t cols, float weight_scale, const QuantizedTokens & tokens,
+                          float * y, int64_t y_stride, int64_t panel_begin, int64_t panel_end) {
+    avx512vbmi_kernels.five_trit.matmul(packed, rows, cols, weight_scale, tokens, y, y_stride, panel_begin, panel_end);
+}
+
+void matmul_i32_five_trit(const void * packed, int64_t rows, int64_t cols, const QuantizedTokens & tokens, int32_t * y,
+                          int64_t y_stride, int64_t panel_begin, int64_t panel_end) {
+    avx512vbmi_kernels.five_trit.matmul_i32(packed, rows, cols, tokens, y, y_stride, panel_begin, panel_end);
+}
+
+void pack_five_trits(const uint8_t * two_bit, int64_t chunks, uint8_t * five_trit) {
+    avx512vbmi_kernels.pack_five_trits(two_bit, chunks, five_trit);
+}
+
+}  // namespace
+
+const Kernels avx512amx_kernels = {Tier::avx512amx,
+                                   "avx512amx",
+                                   quantize_token<Quantizer512>,
+                                   {matmul_f32_amx, matmul_i32_amx},
+                                   {quantize_groups_vbmi, matmul_grouped_vbmi},
+                                   {matmul_f32_five_trit, matmul_i32_five_trit},
+                                   pack_five_trits,
+                                   Layout::two_bit};
+
+}  // namespace ternary
