@@ -1,5 +1,6 @@
 #include "layout.h"
 
+#include <algorithm>
 #include <cstring>
 
 namespace attention {
@@ -19,6 +20,27 @@ const Kernels * kernels_for(const char * tier) {
     (void) tier;
     return nullptr;
 #endif
+}
+
+Pieces::Pieces(const Kernels & kernels, const Prompt & prompt, int64_t threads)
+    : group_(prompt.heads / prompt.kv_heads), queries_(prompt.queries) {
+    constexpr int64_t most_heads = 32, pieces_per_thread = 4;
+    head_step_ = std::min(group_, most_heads);
+    groups_per_kv_ = (group_ + head_step_ - 1) / head_step_;
+    head_groups_ = groups_per_kv_ * prompt.kv_heads;
+    const int64_t wanted = threads == 1 ? 1 : (threads * pieces_per_thread + head_groups_ - 1) / head_groups_;
+    const int64_t rows = (queries_ + wanted - 1) / wanted * head_step_;
+    const int64_t whole = (rows + kernels.lanes - 1) / kernels.lanes * kernels.lanes;
+    query_step_ = std::max<int64_t>(1, std::min(whole, kernels.most_rows(prompt.head_dim)) / head_step_);
+    blocks_ = (queries_ + query_step_ - 1) / query_step_;
+}
+
+Piece Pieces::operator[](int64_t index) const {
+    const int64_t block = blocks_ - 1 - index / head_groups_;
+    const int64_t head_group = index % head_groups_;
+    const int64_t end = (head_group / groups_per_kv_ + 1) * group_;  // of the heads that share a key-value head
+    const int64_t begin = end - group_ + head_group % groups_per_kv_ * head_step_;
+    return {begin, std::min(begin + head_step_, end), block * query_step_, std::min((block + 1) * query_step_, queries_)};
 }
 
 int64_t part_positions(int64_t positions) {
