@@ -1,3 +1,4 @@
+#include "amx.h"
 #include "layout.h"
 
 #include <algorithm>
@@ -8,6 +9,9 @@ namespace attention {
 #if defined(ATTENTION_X86)
 extern const Kernels avx2_kernels;
 extern const Kernels avx512_kernels;
+extern const Kernels amx_kernels;
+#elif defined(ATTENTION_ARM)
+extern const Kernels neon_kernels;
 #endif
 
 const Kernels * kernels_for(const char * tier) {
@@ -15,7 +19,12 @@ const Kernels * kernels_for(const char * tier) {
     if (std::strcmp(tier, "scalar") == 0 || !__builtin_cpu_supports("fma") || !__builtin_cpu_supports("f16c")) {
         return nullptr;
     }
+    if (std::strncmp(tier, "amx", 3) == 0) {
+        return amx::available() ? &amx_kernels : nullptr;
+    }
     return std::strncmp(tier, "avx512", 6) == 0 ? &avx512_kernels : &avx2_kernels;
+#elif defined(ATTENTION_ARM)
+    return std::strcmp(tier, "scalar") == 0 ? nullptr : &neon_kernels;
 #else
     (void) tier;
     return nullptr;

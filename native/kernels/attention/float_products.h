@@ -119,7 +119,7 @@ struct FloatProducts {
         Isa::store(at + lanes, b);
     }
 
-    ATTENTION_NOINLINE static void gather(const char * packed, const char * weights, int64_t dim, int64_t begin,
+    ATTENTION_NOINLINE static void gather(const char * packed, char * weights, int64_t dim, int64_t begin,
                                           int64_t end, float * results) {
         const auto * const v = reinterpret_cast<const float *>(packed) + begin * dim;
         const auto * const w = reinterpret_cast<const float *>(weights) + begin * lanes;

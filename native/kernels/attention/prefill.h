@@ -10,8 +10,8 @@
 //   pack_keys(from, stride, seen, dim, to), pack_values(...)    `keys` rows of float16s; zeros where seen is false
 //   scores(queries, keys, dim, begin, end, to)     to[key][lane] for keys [begin, end), some more around them may be written
 //   put_weights(weights, key, vector, a, b)        the weights of keys `key` (even) and `key` + 1, of one vector of lanes
-//   gather(values, weights, dim, begin, end, sums) adds weights times values to sums[d][lane]; begin and end are even,
-//                                                  and weights around them must not count
+//   gather(values, weights, dim, begin, end, sums) adds weights times values to sums[d][lane]; begin and end are even;
+//                                                  weights around them have no meaning, and may be overwritten
 //   Session                                an object that lives as long as a piece: state of the processor
 //
 // Scores are kept in units of log2(e), so that a weight is a power of two.

@@ -14,6 +14,7 @@
 #include "ternary_buffer.h"
 
 #include <algorithm>
+#include <cstdlib>
 #include <cstring>
 
 namespace {
@@ -26,7 +27,17 @@ const StockSwitch & wanted() {
 const attention::Kernels * kernels() {
     static const attention::Kernels * const chosen = [] {
         const char * tier = wanted().ours() ? bitexport_tier_name() : nullptr;
-        return tier == nullptr ? nullptr : attention::kernels_for(tier);
+        if (tier == nullptr) {
+            return static_cast<const attention::Kernels *>(nullptr);
+        }
+        // A tier that is forced gives the bits of that tier on every CPU.
+        const char * forced = std::getenv("BITEXPORT_TIER");
+        if (std::strncmp(tier, "avx512", 6) == 0 && (forced == nullptr || *forced == '\0')) {
+            if (const attention::Kernels * best = attention::kernels_for("amx")) {
+                return best;
+            }
+        }
+        return attention::kernels_for(tier);
     }();
     return chosen;
 }

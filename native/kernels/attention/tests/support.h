@@ -6,6 +6,7 @@
 
 #include <cmath>
 #include <cstdio>
+#include <utility>
 #include <vector>
 
 namespace attention_test {
@@ -30,14 +31,15 @@ constexpr uint16_t hidden = 0xfc00, not_a_number = 0x7e00, minus_two = 0xc000;
 inline std::vector<const attention::Kernels *> available() {
     std::vector<const attention::Kernels *> found;
 #if defined(__x86_64__)
-    const bool can_run[] = {__builtin_cpu_supports("avx2") != 0, __builtin_cpu_supports("avx512f") != 0};
+    const std::pair<const char *, bool> tiers[] = {{"avx2", __builtin_cpu_supports("avx2") != 0},
+                                                   {"avx512vnni", __builtin_cpu_supports("avx512f") != 0},
+                                                   {"amx", true}};
 #else
-    const bool can_run[] = {false, false};
+    const std::pair<const char *, bool> tiers[] = {{"neon", true}};
 #endif
-    const char * const tiers[] = {"avx2", "avx512vnni"};
-    for (int i = 0; i < 2; ++i) {
-        const attention::Kernels * kernels = can_run[i] ? attention::kernels_for(tiers[i]) : nullptr;
-        std::printf("%s: %s\n", tiers[i], kernels == nullptr ? "not on this machine" : kernels->name);
+    for (const auto & [tier, can_run] : tiers) {
+        const attention::Kernels * kernels = can_run ? attention::kernels_for(tier) : nullptr;
+        std::printf("%s: %s\n", tier, kernels == nullptr ? "not on this machine" : kernels->name);
         if (kernels != nullptr) {
             found.push_back(kernels);
         }
