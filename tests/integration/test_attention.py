@@ -1,4 +1,4 @@
-"""Attention on our kernels, of one new token and of prompts: the same as llama.cpp's, at every context length."""
+"""Attention on our kernels, of one token and of prompts: the same as llama.cpp's, at every context length."""
 
 from __future__ import annotations
 

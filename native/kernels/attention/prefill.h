@@ -266,17 +266,24 @@ struct Prefill {
         }
         const Vector largest = Isa::load(group.largest + lane);
         const auto weight = [&](int64_t of) {
-            if (of < sight.begin || of >= sight.end) {
-                return Isa::zero();
-            }
-            const Vector w = power_of_two<Isa>(Isa::sub(score<Mixed>(block, of * lanes + lane), largest));
-            sum = Isa::add(sum, w);
-            return w;
+            return power_of_two<Isa>(Isa::sub(score<Mixed>(block, of * lanes + lane), largest));
         };
-        for (key = sight.begin & ~int64_t{1}; key < sight.end; key += 2) {
-            const Vector first = weight(key);
-            const Vector second = weight(key + 1);
+        key = sight.begin;
+        if (key % 2 != 0) {
+            const Vector second = weight(key);
+            sum = Isa::add(sum, second);
+            Products::put_weights(block.weights, key - 1, vector, Isa::zero(), second);
+            ++key;
+        }
+        for (; key + 1 < sight.end; key += 2) {
+            const Vector first = weight(key), second = weight(key + 1);
+            sum = Isa::add(Isa::add(sum, first), second);
             Products::put_weights(block.weights, key, vector, first, second);
+        }
+        if (key < sight.end) {
+            const Vector first = weight(key);
+            sum = Isa::add(sum, first);
+            Products::put_weights(block.weights, key, vector, first, Isa::zero());
         }
         Isa::store(group.sums + lane, sum);
     }

@@ -80,12 +80,12 @@ struct Case {
 
 std::vector<double> seconds(const attention::Kernels & kernels, const Case & c, int rounds) {
     const attention::Pieces pieces(kernels, c.prompt, 1);
-    std::vector<char> scratch(kernels.scratch_bytes(c.prompt.head_dim));
+    const Memory scratch(static_cast<int64_t>(kernels.scratch_bytes(c.prompt.head_dim)));
     std::vector<double> all;
     for (int round = 0; round < rounds; ++round) {
         const double start = thread_seconds();
         for (int64_t i = 0; i < pieces.count(); ++i) {
-            kernels.prefill(c.prompt, pieces[i], scratch.data());
+            kernels.prefill(c.prompt, pieces[i], scratch.data);
         }
         all.push_back(thread_seconds() - start);
     }
