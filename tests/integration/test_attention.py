@@ -1,4 +1,4 @@
-"""Attention of one new token on our kernels: the same as llama.cpp's, at every context length."""
+"""Attention on our kernels, of one token and of prompts: the same as llama.cpp's, at every context length."""
 
 from __future__ import annotations
 
@@ -23,10 +23,22 @@ with Session(sys.argv[1], n_ctx=128, n_threads=int(sys.argv[3]), exact=False) as
 """
 
 
-def decoded(gguf: Path, threads: int, **environment: str) -> np.ndarray:
-    """Float32 [60, vocab]."""
+# Ninety tokens at once, then 40 behind them.
+PREFILL = """
+import sys
+import numpy as np
+from bitexport.runtime.session import Session
+ids = [3 + i * 5 % 200 for i in range(130)]
+with Session(sys.argv[1], n_ctx=256, n_threads=int(sys.argv[3]), exact=False) as session:
+    parts = [*session.logits_in_parts(ids[:90]), *session.logits_in_parts(ids[90:])]
+np.save(sys.argv[2], np.concatenate(parts))
+"""
+
+
+def decoded(gguf: Path, threads: int, *, program: str = DECODE, **environment: str) -> np.ndarray:
+    """Float32 [tokens, vocab]."""
     target = gguf.with_suffix(".npy")
-    done = run("-c", DECODE, gguf, target, str(threads), **environment)
+    done = run("-c", program, gguf, target, str(threads), **environment)
     assert done.returncode == 0, done.stderr
     return np.load(target)
 
@@ -45,18 +57,20 @@ def float_model(
     return gguf
 
 
+@pytest.mark.parametrize("program", [DECODE, PREFILL], ids=["decode", "prefill"])
 @pytest.mark.parametrize("threads", [1, 2, 3])
-def test_the_numbers_equal_those_of_llama_cpp(float_model: Path, threads: int) -> None:
-    ours = decoded(float_model, threads)
-    stock = decoded(float_model, threads, BITEXPORT_ATTENTION="stock")
+def test_the_numbers_equal_those_of_llama_cpp(float_model: Path, threads: int, program: str) -> None:
+    ours = decoded(float_model, threads, program=program)
+    stock = decoded(float_model, threads, program=program, BITEXPORT_ATTENTION="stock")
     assert ours.tobytes() != stock.tobytes(), "both are llama.cpp's: ours did not run"
     # llama.cpp accumulates in float16
     assert np.abs(ours - stock).max() < 5e-3 * np.abs(stock).max()
 
 
-def test_the_number_of_threads_does_not_change_the_result(float_model: Path) -> None:
-    alone = decoded(float_model, 1).tobytes()
-    assert all(decoded(float_model, threads).tobytes() == alone for threads in (2, 3, 5))
+@pytest.mark.parametrize("program", [DECODE, PREFILL], ids=["decode", "prefill"])
+def test_the_number_of_threads_does_not_change_the_result(float_model: Path, program: str) -> None:
+    alone = decoded(float_model, 1, program=program).tobytes()
+    assert all(decoded(float_model, threads, program=program).tobytes() == alone for threads in (2, 3, 5))
 
 
 def test_another_value_of_the_override_is_an_error(float_model: Path) -> None:
@@ -98,3 +112,34 @@ def test_a_sequence_gets_the_same_numbers_among_others(
     assert rows["together"].shape == (40, 3, rows["alone"].shape[-1])
     assert rows["together"].tobytes() == rows["alone"].tobytes()
     assert not np.array_equal(rows["alone"][:, 0], rows["alone"][:, 1])
+
+
+# A prompt, then 24 tokens one by one, and again in groups of up to eight.
+IN_GROUPS = """
+import sys
+import numpy as np
+from bitexport.runtime.session import Session
+ids = [3 + i * 5 % 200 for i in range(64)]
+rows = []
+with Session(sys.argv[1], n_ctx=256, n_threads=int(sys.argv[3]), exact=False) as session:
+    for sizes in ([1] * 24, [8, 3, 5, 2, 6]):
+        session.clear()
+        session.advance(ids[:40])
+        begin = 40
+        for size in sizes:
+            rows.extend(session.logits_in_parts(ids[begin : begin + size]))
+            begin += size
+np.save(sys.argv[2], np.concatenate(rows))
+"""
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_a_few_tokens_at_once_get_the_numbers_that_they_get_one_by_one(
+    checkpoint_of: Callable[..., Path], tmp_path: Path, threads: int
+) -> None:
+    """So a draft that is verified is accepted exactly if decode would have produced it."""
+    gguf = tmp_path / "model.gguf"
+    convert(checkpoint_of("packed-multiply"), gguf, embed_type="q6_k")
+    rows = decoded(gguf, threads, program=IN_GROUPS)
+    assert rows.shape[0] == 48
+    assert rows[:24].tobytes() == rows[24:].tobytes()

@@ -16,7 +16,7 @@ SOURCES = sorted(path for path in KERNELS.rglob("*") if path.suffix in {".cpp", 
 #: the system's, for what C++ lacks: CPU features and large pages.
 STANDARD = re.compile("[a-z_]+")
 INTRINSICS = {"arm_neon.h", "emmintrin.h", "immintrin.h"}
-SYSTEM = {"cpuid.h", "sys/auxv.h", "sys/mman.h", "sys/sysctl.h"}
+SYSTEM = {"cpuid.h", "sys/auxv.h", "sys/mman.h", "sys/syscall.h", "sys/sysctl.h", "unistd.h"}
 
 _INCLUDE = re.compile(r'^[ \t]*#[ \t]*include\b[ \t]*(?:<([^>]+)>|"([^"]+)")?', re.MULTILINE)
 

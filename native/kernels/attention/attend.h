@@ -1,4 +1,4 @@
-// The loop over positions, once for every instruction set. `Isa` brings a vector of floats:
+// Decoding: the loop over positions, once for every instruction set. `Isa` brings a vector of floats:
 //
 //   Vector, width                          the type, and how many floats it holds
 //   load, store, zero, all(x), add, add_product(a, b, sum)
@@ -10,9 +10,6 @@
 #pragma once
 
 #include "layout.h"
-
-#define ATTENTION_NOINLINE __attribute__((noinline))
-#define ATTENTION_UNROLL _Pragma("GCC unroll 16")
 
 namespace attention {
 namespace {

@@ -1,5 +1,7 @@
+#include "amx.h"
 #include "layout.h"
 
+#include <algorithm>
 #include <cstring>
 
 namespace attention {
@@ -7,6 +9,9 @@ namespace attention {
 #if defined(ATTENTION_X86)
 extern const Kernels avx2_kernels;
 extern const Kernels avx512_kernels;
+extern const Kernels amx_kernels;
+#elif defined(ATTENTION_ARM)
+extern const Kernels neon_kernels;
 #endif
 
 const Kernels * kernels_for(const char * tier) {
@@ -14,11 +19,37 @@ const Kernels * kernels_for(const char * tier) {
     if (std::strcmp(tier, "scalar") == 0 || !__builtin_cpu_supports("fma") || !__builtin_cpu_supports("f16c")) {
         return nullptr;
     }
+    if (std::strncmp(tier, "amx", 3) == 0) {
+        return amx::available() ? &amx_kernels : nullptr;
+    }
     return std::strncmp(tier, "avx512", 6) == 0 ? &avx512_kernels : &avx2_kernels;
+#elif defined(ATTENTION_ARM)
+    return std::strcmp(tier, "scalar") == 0 ? nullptr : &neon_kernels;
 #else
     (void) tier;
     return nullptr;
 #endif
+}
+
+Pieces::Pieces(const Kernels & kernels, const Prompt & prompt, int64_t threads)
+    : group_(prompt.heads / prompt.kv_heads), queries_(prompt.queries) {
+    constexpr int64_t most_heads = 32, pieces_per_thread = 4;
+    head_step_ = std::min(group_, most_heads);
+    groups_per_kv_ = (group_ + head_step_ - 1) / head_step_;
+    head_groups_ = groups_per_kv_ * prompt.kv_heads;
+    const int64_t wanted = threads == 1 ? 1 : (threads * pieces_per_thread + head_groups_ - 1) / head_groups_;
+    const int64_t rows = (queries_ + wanted - 1) / wanted * head_step_;
+    const int64_t whole = (rows + kernels.lanes - 1) / kernels.lanes * kernels.lanes;
+    query_step_ = std::max<int64_t>(1, std::min(whole, kernels.most_rows(prompt.head_dim)) / head_step_);
+    blocks_ = (queries_ + query_step_ - 1) / query_step_;
+}
+
+Piece Pieces::operator[](int64_t index) const {
+    const int64_t block = blocks_ - 1 - index / head_groups_;
+    const int64_t head_group = index % head_groups_;
+    const int64_t end = (head_group / groups_per_kv_ + 1) * group_;  // of the heads that share a key-value head
+    const int64_t begin = end - group_ + head_group % groups_per_kv_ * head_step_;
+    return {begin, std::min(begin + head_step_, end), block * query_step_, std::min((block + 1) * query_step_, queries_)};
 }
 
 int64_t part_positions(int64_t positions) {

@@ -1,10 +1,13 @@
-// How a partial result lies in memory, and the exponential that all of this uses.
+// How a partial result lies in memory, and the exponential that decoding uses.
 #pragma once
 
 #include "attention.h"
 
 #include <cmath>
 #include <cstring>
+
+#define ATTENTION_NOINLINE __attribute__((noinline))
+#define ATTENTION_UNROLL _Pragma("GCC unroll 16")
 
 namespace attention {
 namespace {

@@ -1,7 +1,7 @@
 // Every kernel against the definition in double precision, over splits, masks, shapes and caches full of NaN.
 
 #include "attention/attention.h"
-#include "test_support.h"
+#include "support.h"
 
 #include <cmath>
 #include <cstdio>
@@ -13,20 +13,7 @@
 namespace {
 
 using namespace kernel_test;
-
-// A float16 between 2^-3 and 4 with either sign, or its value.
-uint16_t random_half(Random & random) {
-    const uint32_t bits = random.next();
-    return static_cast<uint16_t>((bits & 0x8000) | ((12 + bits % 5) << 10) | (bits >> 20 & 0x3ff));
-}
-
-double value_of(uint16_t half) {
-    const int exponent = half >> 10 & 31, mantissa = half & 1023;
-    const double value = exponent == 0 ? std::ldexp(mantissa, -24) : std::ldexp(1024 + mantissa, exponent - 25);
-    return half >> 15 ? -value : value;
-}
-
-constexpr uint16_t hidden = 0xfc00, not_a_number = 0x7e00, minus_two = 0xc000;
+using namespace attention_test;
 
 struct Case {
     int64_t head_dim, heads, kv_heads, positions;
@@ -190,19 +177,9 @@ int main() {
               std::to_string(positions) + " positions in parts of " + std::to_string(length));
     }
     check(attention::kernels_for("scalar") == nullptr, "the scalar tier has no kernels");
-    for (const char * tier : {"avx2", "avx512vnni"}) {
-        const bool can_run =
-#if defined(__x86_64__)
-            std::strcmp(tier, "avx2") == 0 ? __builtin_cpu_supports("avx2") : __builtin_cpu_supports("avx512f");
-#else
-            false;
-#endif
-        const attention::Kernels * kernels = can_run ? attention::kernels_for(tier) : nullptr;
-        std::printf("%s: %s\n", tier, kernels == nullptr ? "not on this machine" : kernels->name);
-        if (kernels != nullptr) {
-            test_kernels(*kernels);
-            test_not_a_number(*kernels);
-        }
+    for (const attention::Kernels * kernels : available()) {
+        test_kernels(*kernels);
+        test_not_a_number(*kernels);
     }
     return finish("attention");
 }
