@@ -21,7 +21,16 @@ from bitexport.runtime.ggml import cpu_tier
 from tests.support.repository import REPOSITORY
 
 TIERS_OF = {
-    "x86_64": ("scalar", "avx2", "avx512bw", "avx512vnni256", "avxvnni", "avx512vnni", "avx512vbmi", "avx512gfni"),
+    "x86_64": (
+        "scalar",
+        "avx2",
+        "avx512bw",
+        "avx512vnni256",
+        "avxvnni",
+        "avx512vnni",
+        "avx512vbmi",
+        "avx512gfni",
+    ),
     "aarch64": ("scalar", "neon", "dotprod", "i8mm"),
 }
 TIERS = TIERS_OF.get(platform.machine(), ("scalar",))
