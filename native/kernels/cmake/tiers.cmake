@@ -6,7 +6,7 @@ set(TERNARY_ARCH "")
 set(TERNARY_TIERS "")
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$" AND NOT TERNARY_SCALAR_ONLY)
     set(TERNARY_ARCH x86)
-    set(TERNARY_TIERS avx2 avx512bw avx512vnni256 avxvnni avx512vnni avx512vbmi avx512amx)
+    set(TERNARY_TIERS avx2 avx512bw avx512vnni256 avxvnni avx512vnni avx512vbmi avx512gfni avx512amx)
     set(TERNARY_avx2_OPTIONS -mavx2)
     set(TERNARY_avx512bw_OPTIONS -mavx2 -mavx512f -mavx512bw -mavx512vl)
     set(TERNARY_avx512vnni256_OPTIONS -mavx2)  # names its one other instruction itself, as does avxvnni
@@ -18,6 +18,7 @@ if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$" AND NOT TERNARY_SCALA
         list(APPEND TERNARY_avx512vnni_OPTIONS -Wno-uninitialized -Wno-maybe-uninitialized)
     endif()
     set(TERNARY_avx512vbmi_OPTIONS ${TERNARY_avx512vnni_OPTIONS} -mavx512vbmi -mgfni)
+    set(TERNARY_avx512gfni_OPTIONS ${TERNARY_avx512vbmi_OPTIONS})
     set(TERNARY_avx512amx_OPTIONS ${TERNARY_avx512vbmi_OPTIONS})  # names the instructions of AMX itself
     include(CheckCXXSourceCompiles)
     check_cxx_source_compiles("int main() { __asm__(\"{vex} vpdpbusd %ymm0, %ymm0, %ymm0\"); }" TERNARY_ASSEMBLER_HAS_VEX)

@@ -51,6 +51,8 @@ bool system_permits_tiles() {
 CpuFeatures cpu_features() {
     CpuFeatures cpu;
     unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+    cpu.intel = __get_cpuid(0, &eax, &ebx, &ecx, &edx) != 0 && ebx == signature_INTEL_ebx && edx == signature_INTEL_edx &&
+                ecx == signature_INTEL_ecx;
     if (!__get_cpuid(1, &eax, &ebx, &ecx, &edx) || !bit(ecx, 27)) {  // 27: OSXSAVE, xgetbv may be used
         return cpu;
     }
@@ -109,6 +111,12 @@ CpuFeatures cpu_features() {
 CpuFeatures cpu_features() { return {}; }
 #endif
 
+CpuFeatures all_that_runs() {
+    CpuFeatures cpu = cpu_features();
+    cpu.intel = true;
+    return cpu;
+}
+
 const Kernels * kernels_for(Tier tier, const CpuFeatures & cpu) {
     (void) cpu;  // unused where only the scalar tier is built
     switch (tier) {
@@ -151,7 +159,7 @@ Selection select_kernels(const CpuFeatures & cpu, const char * override_name, Se
     }
     if (selection.kernels == nullptr) {
         selection.error = "kernel tier '" + std::string(override_name) + "' " +
-                          (!failure.empty() ? failure : known ? "needs instructions that this CPU lacks" : "is unknown to this build") +
+                          (!failure.empty() ? failure : known ? "needs what this CPU lacks" : "is unknown to this build") +
                           "; expected one of: " + names + "; name one of them, or none to get the fastest";
     } else if (!selection.warning.empty()) {
         selection.warning += std::string("; using ") + selection.kernels->name;

@@ -43,6 +43,7 @@ struct CpuFeatures {
     bool avx512vnni = false;
     bool avx512vbmi = false;
     bool gfni = false;
+    bool intel = false;  // the maker: how a core reads memory fastest is not told by its instructions
     bool amxint8 = false;  // and the system lets this process use tiles
     bool neon = false;
     bool dotprod = false;
@@ -50,6 +51,10 @@ struct CpuFeatures {
 };
 
 CpuFeatures cpu_features();
+
+// The same with everything else that a tier may ask for: each tier that these features allow runs here, if not at its best. For
+// tests and benchmarks.
+CpuFeatures all_that_runs();
 
 // How packed weights lie in memory. All layouts give the same results, to the bit; layout.h defines them.
 enum class Layout {

@@ -1,5 +1,5 @@
 // Tier avx512amx: AMX int8 beside AVX-512 VNNI and VBMI (Sapphire Rapids and later). Batches of I2_S weights only: fewer than
-// `fewest_tokens` tokens, grouped weights and five_trit are multiplied by avx512vbmi's kernels, whose layouts these are.
+// `fewest_tokens` tokens, grouped weights and five_trit are multiplied by avx512gfni's kernels, whose layouts these are.
 //
 // Instructions: tdpbsud adds to 16 x 16 sums of int32 the products of a tile of 16 tokens x 64 columns, signed, and a tile of
 //   64 columns x 16 rows of weights, unsigned. A field of half a chunk of two_bit is one row of the latter: four columns of 16
@@ -13,7 +13,7 @@
 #include "x86_quantize512.h"
 
 namespace ternary {
-extern const Kernels avx512vbmi_kernels;
+extern const Kernels avx512gfni_kernels;
 extern const Kernels avx512amx_kernels;
 
 namespace {
@@ -132,7 +132,7 @@ void matmul_by_tiles(const void * packed, int64_t rows, int64_t cols, const Quan
 void matmul_f32_amx(const void * packed, int64_t rows, int64_t cols, float weight_scale, const QuantizedTokens & tokens, float * y,
                     int64_t y_stride, int64_t panel_begin, int64_t panel_end) {
     if (tokens.tokens < fewest_tokens) {
-        avx512vbmi_kernels.two_bit.matmul(packed, rows, cols, weight_scale, tokens, y, y_stride, panel_begin, panel_end);
+        avx512gfni_kernels.two_bit.matmul(packed, rows, cols, weight_scale, tokens, y, y_stride, panel_begin, panel_end);
     } else {
         matmul_by_tiles(packed, rows, cols, tokens, FloatOutput{y, y_stride, weight_scale}, panel_begin, panel_end);
     }
@@ -141,35 +141,35 @@ void matmul_f32_amx(const void * packed, int64_t rows, int64_t cols, float weigh
 void matmul_i32_amx(const void * packed, int64_t rows, int64_t cols, const QuantizedTokens & tokens, int32_t * y, int64_t y_stride,
                     int64_t panel_begin, int64_t panel_end) {
     if (tokens.tokens < fewest_tokens) {
-        avx512vbmi_kernels.two_bit.matmul_i32(packed, rows, cols, tokens, y, y_stride, panel_begin, panel_end);
+        avx512gfni_kernels.two_bit.matmul_i32(packed, rows, cols, tokens, y, y_stride, panel_begin, panel_end);
     } else {
         matmul_by_tiles(packed, rows, cols, tokens, Int32Output{y, y_stride}, panel_begin, panel_end);
     }
 }
 
-// What avx512vbmi computes. Its table cannot be copied into this one, which must be there before anything runs.
+// What avx512gfni computes. Its table cannot be copied into this one, which must be there before anything runs.
 
-void quantize_groups_vbmi(Grouped kind, const float * x, int64_t cols, int8_t * q, float * step, int32_t * minus_sum) {
-    avx512vbmi_kernels.grouped.quantize_token(kind, x, cols, q, step, minus_sum);
+void quantize_groups_gfni(Grouped kind, const float * x, int64_t cols, int8_t * q, float * step, int32_t * minus_sum) {
+    avx512gfni_kernels.grouped.quantize_token(kind, x, cols, q, step, minus_sum);
 }
 
-void matmul_grouped_vbmi(Grouped kind, const void * packed, int64_t rows, int64_t cols, const GroupedTokens & tokens, float * y,
+void matmul_grouped_gfni(Grouped kind, const void * packed, int64_t rows, int64_t cols, const GroupedTokens & tokens, float * y,
                          int64_t y_stride, int64_t panel_begin, int64_t panel_end) {
-    avx512vbmi_kernels.grouped.matmul(kind, packed, rows, cols, tokens, y, y_stride, panel_begin, panel_end);
+    avx512gfni_kernels.grouped.matmul(kind, packed, rows, cols, tokens, y, y_stride, panel_begin, panel_end);
 }
 
 void matmul_f32_five_trit(const void * packed, int64_t rows, int64_t cols, float weight_scale, const QuantizedTokens & tokens,
                           float * y, int64_t y_stride, int64_t panel_begin, int64_t panel_end) {
-    avx512vbmi_kernels.five_trit.matmul(packed, rows, cols, weight_scale, tokens, y, y_stride, panel_begin, panel_end);
+    avx512gfni_kernels.five_trit.matmul(packed, rows, cols, weight_scale, tokens, y, y_stride, panel_begin, panel_end);
 }
 
 void matmul_i32_five_trit(const void * packed, int64_t rows, int64_t cols, const QuantizedTokens & tokens, int32_t * y,
                           int64_t y_stride, int64_t panel_begin, int64_t panel_end) {
-    avx512vbmi_kernels.five_trit.matmul_i32(packed, rows, cols, tokens, y, y_stride, panel_begin, panel_end);
+    avx512gfni_kernels.five_trit.matmul_i32(packed, rows, cols, tokens, y, y_stride, panel_begin, panel_end);
 }
 
 void pack_five_trits(const uint8_t * two_bit, int64_t chunks, uint8_t * five_trit) {
-    avx512vbmi_kernels.pack_five_trits(two_bit, chunks, five_trit);
+    avx512gfni_kernels.pack_five_trits(two_bit, chunks, five_trit);
 }
 
 }  // namespace
@@ -178,7 +178,7 @@ const Kernels avx512amx_kernels = {Tier::avx512amx,
                                    "avx512amx",
                                    quantize_token<Quantizer512>,
                                    {matmul_f32_amx, matmul_i32_amx},
-                                   {quantize_groups_vbmi, matmul_grouped_vbmi},
+                                   {quantize_groups_gfni, matmul_grouped_gfni},
                                    {matmul_f32_five_trit, matmul_i32_five_trit},
                                    pack_five_trits,
                                    Layout::two_bit};

@@ -15,6 +15,7 @@
 #include "sharing.h"
 #include "ternary/self_test.h"
 #include "ternary/ternary.h"
+#include "ternary_product.h"
 
 #include <algorithm>
 #include <cmath>
@@ -127,6 +128,11 @@ struct ExpertProduct {
     }
 };
 
+// Whole cache lines, so that two threads' copies never share one.
+size_t batch_bytes(int64_t cols, int64_t tokens) {
+    return (ternary::quantized_bytes(cols, tokens) + 63) / 64 * 64;
+}
+
 class TernaryTraits : public ggml::cpu::tensor_traits {
   public:
     bool work_size(int n_threads, const ggml_tensor * op, size_t & size) override {
@@ -134,8 +140,8 @@ class TernaryTraits : public ggml::cpu::tensor_traits {
             size = experts_work_size(ExpertProduct{{op->src[0]}}, n_threads, op);
             return true;
         }
-        const int64_t tokens = ggml_nrows(op->src[1]);
-        size                 = batch_bytes(op->src[0]->ne[0], tokens) * quantized_copies(tokens, n_threads);
+        const int64_t tokens = ggml_nrows(op->src[1]), cols = op->src[0]->ne[0];
+        size = each_quantizes(tokens) ? TokenMemory::bytes(cols) * n_threads : batch_bytes(cols, tokens);
         return true;
     }
 
@@ -165,12 +171,6 @@ class TernaryTraits : public ggml::cpu::tensor_traits {
         products.matmul(weights.packed(), weights.rows(), weights.cols(), weights.scale(), batch,
                         static_cast<float *>(op->data), weights.rows(), panels.begin, panels.end);
         return true;
-    }
-
-  private:
-    // Whole cache lines, so that two threads' copies never share one.
-    static size_t batch_bytes(int64_t cols, int64_t tokens) {
-        return (ternary::quantized_bytes(cols, tokens) + 63) / 64 * 64;
     }
 };
 
@@ -234,9 +234,57 @@ class TernaryBufferType : public RepackedBufferType {
 
 }  // namespace
 
-ggml_backend_buffer_type_t bitexport_ternary_buffer_type(void) {
+namespace {
+
+TernaryBufferType & buffer_type() {
     static TernaryBufferType type;
-    return selection().kernels == nullptr ? nullptr : type.type();
+    return type;
+}
+
+}  // namespace
+
+ggml_backend_buffer_type_t bitexport_ternary_buffer_type(void) {
+    return selection().kernels == nullptr ? nullptr : buffer_type().type();
+}
+
+bool bitexport_multiplies(const ggml_tensor * op) {
+    return op->op == GGML_OP_MUL_MAT && selection().kernels != nullptr && buffer_type().holds(op->src[0]) &&
+           op->src[0]->view_src == nullptr && ggml_n_dims(op->src[0]) <= 2;
+}
+
+bool bitexport_multiplies_one_token(const ggml_tensor * op) {
+    return bitexport_multiplies(op) && ggml_nrows(op->src[1]) == 1;
+}
+
+size_t TokenMemory::bytes(int64_t cols) {
+    return batch_bytes(cols, 1) + (cols * sizeof(float) + 63) / 64 * 64;
+}
+
+TokenMemory::TokenMemory(void * work, int64_t cols, int thread)
+    : batch_(ternary::quantized_buffer(static_cast<uint8_t *>(work) + thread * bytes(cols), cols, 1)),
+      floats_(reinterpret_cast<float *>(static_cast<uint8_t *>(work) + thread * bytes(cols) + batch_bytes(cols, 1))) {}
+
+void bitexport_quantize_token(const float * x, int64_t cols, const ternary::QuantizedBuffer & batch) {
+    selection().kernels->quantize_token(x, cols, batch.q, batch.scale, batch.sum);
+}
+
+int64_t bitexport_panels(const ggml_tensor * op) {
+    return Weights{op->src[0]}.panels();
+}
+
+void bitexport_multiply_token(const ggml_tensor * op, const ternary::QuantizedBuffer & batch, int64_t panel_begin,
+                              int64_t panel_end) {
+    const Weights weights{op->src[0]};
+    selection().kernels->products(selection().layout)
+        .matmul(weights.packed(), weights.rows(), weights.cols(), weights.scale(), batch, static_cast<float *>(op->data),
+                weights.rows(), panel_begin, panel_end);
+}
+
+void bitexport_observe_token(const ggml_tensor * op, const ternary::QuantizedBuffer & batch) {
+    if (observer != nullptr) {
+        const int64_t cols = op->src[0]->ne[0];
+        observer(op->src[0]->name, batch.q, batch.stride, batch.scale, cols, cols, 1);
+    }
 }
 
 bool bitexport_uses_ternary(const ggml_tensor * op) {

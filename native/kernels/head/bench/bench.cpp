@@ -37,7 +37,7 @@ struct TypeBench {
 };
 constexpr TypeBench types[] = {{"q6_k", head::Type::q6_k}, {"q5_k", head::Type::q5_k}, {"q4_k", head::Type::q4_k}};
 
-constexpr const char * tiers[] = {"avx2", "avx512vnni"};
+constexpr const char * tiers[] = {"avx2", "avx512vnni", "avx512gfni"};
 
 // Random rows as a GGUF file would hold them; the halves among the bytes are made finite.
 void fill(uint8_t * rows, size_t bytes, const TypeBench & type) {
@@ -228,7 +228,7 @@ int main(int argc, char ** argv) {
         std::printf("\n| tier       | type | tokens | threads | Gmac/s  | of the peak   | GB/s   | of the memory | rounds   |\n"
                     "| ---------- | ---- | ------ | ------- | ------- | ------------- | ------ | ------------- | -------- |\n");
         for (const char * tier : tiers) {
-            const ternary::Selection here = ternary::select_kernels(ternary::cpu_features(), tier);
+            const ternary::Selection here = ternary::select_kernels(ternary::all_that_runs(), tier);
             if (here.kernels == nullptr || (!options.tier.empty() && options.tier != tier)) {
                 continue;
             }

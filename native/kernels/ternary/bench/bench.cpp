@@ -74,7 +74,7 @@ struct TierBench {
 
 std::vector<TierBench> tiers_here() {
     std::vector<TierBench> result;
-    const CpuFeatures cpu = cpu_features();
+    const CpuFeatures cpu = all_that_runs();
 #define TERNARY_TIER(name, needs)                                              \
     if (const Kernels * kernels = kernels_for(Tier::name, cpu)) {              \
         for (const Layout layout : all_layouts) {                              \
@@ -294,7 +294,7 @@ int main(int argc, char ** argv) {
                              "                     [--rounds N] [--seconds S] [--json FILE]\n");
         return 2;
     }
-    const Selection selection = select_kernels(cpu_features(), options.tier.c_str());
+    const Selection selection = select_kernels(all_that_runs(), options.tier.c_str());
     if (selection.kernels == nullptr) {
         std::fprintf(stderr, "bench_ternary: %s\n", selection.error.c_str());
         return 1;

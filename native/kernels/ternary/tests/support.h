@@ -38,10 +38,10 @@ inline std::vector<int8_t> random_trits(size_t n, uint64_t seed) {
     return trits;
 }
 
-// Every tier of this build that this CPU runs.
+// Every tier of this build that this CPU runs, also if it would not be chosen.
 inline std::vector<const ternary::Kernels *> tiers() {
     std::vector<const ternary::Kernels *> result;
-    const ternary::CpuFeatures cpu = ternary::cpu_features();
+    const ternary::CpuFeatures cpu = ternary::all_that_runs();
 #define TERNARY_TIER(name, needs)                                                              \
     if (const ternary::Kernels * kernels = ternary::kernels_for(ternary::Tier::name, cpu)) {   \
         result.push_back(kernels);                                                             \

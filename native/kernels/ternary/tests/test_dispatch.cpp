@@ -9,7 +9,8 @@ using namespace ternary_test;
 
 static CpuFeatures everything() {
     CpuFeatures cpu;
-    cpu.avx2 = cpu.avxvnni = cpu.avx512f = cpu.avx512bw = cpu.avx512vl = cpu.avx512vnni = cpu.avx512vbmi = cpu.gfni = cpu.amxint8 = true;
+    cpu.avx2 = cpu.avxvnni = cpu.avx512f = cpu.avx512bw = cpu.avx512vl = cpu.avx512vnni = cpu.avx512vbmi = cpu.gfni = true;
+    cpu.intel = cpu.amxint8 = true;
     cpu.neon = cpu.dotprod = cpu.i8mm = true;
     return cpu;
 }
@@ -24,11 +25,11 @@ static void test_scalar_is_always_there() {
 
 static void test_override() {
     for (const Kernels * kernels : tiers()) {
-        const Selection selection = select_kernels(cpu_features(), kernels->name);
+        const Selection selection = select_kernels(all_that_runs(), kernels->name);
         check(selection.kernels == kernels && selection.error.empty(), std::string("override ") + kernels->name);
     }
     const Selection best = select_kernels(cpu_features(), nullptr);
-    check(best.kernels == tiers().back(), "no override gives the last tier of the list that the CPU runs");
+    check(select_kernels(all_that_runs(), nullptr).kernels == tiers().back(), "no override gives the last tier of the list that the CPU runs");
     check(select_kernels(cpu_features(), "").kernels == best.kernels, "an empty override is none");
 }
 
@@ -85,7 +86,10 @@ static void test_missing_features() {
     cpu.avx512vbmi = true;
     check(best() == "avx512vnni", "VBMI without GFNI: avx512vnni, not " + best());
     cpu.gfni = true;
-    check(best() == "avx512vbmi", "VBMI and GFNI without AMX: avx512vbmi, not " + best());
+    check(best() == "avx512vbmi", "VBMI and GFNI of another maker: avx512vbmi, not " + best());
+    check(select_kernels(cpu, "avx512gfni").kernels == nullptr, "of another maker avx512gfni is refused");
+    cpu.intel = true;
+    check(best() == "avx512gfni", "VBMI and GFNI of Intel: avx512gfni, not " + best());
     const Selection amx = select_kernels(cpu, "avx512amx");
     check(amx.kernels == nullptr && contains(amx.error, "avx512amx") && contains(amx.error, "lacks"), "avx512amx is refused: " + amx.error);
     check(select_kernels(everything(), nullptr).kernels->tier == Tier::avx512amx, "with everything the best is avx512amx");
@@ -99,6 +103,7 @@ static void test_missing_features() {
     check(here.avxvnni == static_cast<bool>(__builtin_cpu_supports("avxvnni")), "avxvnni as the compiler's runtime sees it");
 #endif
     check(here.avx512vnni == static_cast<bool>(__builtin_cpu_supports("avx512vnni")), "avx512vnni as the compiler's runtime sees it");
+    check(here.intel == static_cast<bool>(__builtin_cpu_is("intel")), "the maker as the compiler's runtime sees it");
     check(here.gfni == static_cast<bool>(__builtin_cpu_supports("gfni")), "gfni as the compiler's runtime sees it");
     check(here.avx512vbmi == static_cast<bool>(__builtin_cpu_supports("avx512vbmi")), "avx512vbmi as the compiler's runtime sees it");
 }
