@@ -11,6 +11,7 @@
 #include "ggml-impl.h"
 #include "stock_switch.h"
 #include "ternary_buffer.h"
+#include "work_queue.h"
 
 #include <algorithm>
 #include <cstring>
@@ -126,16 +127,19 @@ class AttentionTraits : public ggml::cpu::tensor_traits {
             parts[stream]        = {token.positions, length, total};
             total += (token.positions + length - 1) / length;
         }
-        int64_t stream = 0;
-        for (int64_t part = total * params->ith / params->nth; part < total * (params->ith + 1) / params->nth; ++part) {
-            while (stream + 1 < streams && parts[stream + 1].begin <= part) {
-                ++stream;
+        WorkQueue queue(params, total);
+        int64_t   stream = 0;  // pieces come in order
+        for (int64_t begin, end; queue.next(begin, end);) {
+            for (int64_t part = begin; part < end; ++part) {
+                while (stream + 1 < streams && parts[stream + 1].begin <= part) {
+                    ++stream;
+                }
+                const Parts &    of    = parts[stream];
+                attention::Token token = token_of(op, stream);
+                token.positions        = of.positions;
+                const int64_t from     = (part - of.begin) * of.length;
+                kernels()->attend(token, from, std::min(from + of.length, of.positions), partials + part * stride);
             }
-            const Parts &    of    = parts[stream];
-            attention::Token token = token_of(op, stream);
-            token.positions        = of.positions;
-            const int64_t from     = (part - of.begin) * of.length;
-            kernels()->attend(token, from, std::min(from + of.length, of.positions), partials + part * stride);
         }
         ggml_barrier(params->threadpool);
         const int64_t heads = q->ne[2];

@@ -14,6 +14,7 @@
 #include "repacked_buffer.h"
 #include "sharing.h"
 #include "ternary/ternary.h"
+#include "work_queue.h"
 
 #include <algorithm>
 #include <cmath>
@@ -21,7 +22,6 @@
 #include <cstring>
 #include <stdexcept>
 #include <string>
-#include <thread>
 
 namespace {
 
@@ -156,10 +156,12 @@ class TernaryTraits : public ggml::cpu::tensor_traits {
             observer(weights.tensor->name, batch.q, batch.stride, batch.scale, weights.cols(), weights.cols(), tokens);
         }
 
-        const Share panels(ternary::panel_count(weights.rows()), params->ith, params->nth);
         const ternary::Products & products = kernels.products(selection().layout);
-        products.matmul(weights.packed(), weights.rows(), weights.cols(), weights.scale(), batch,
-                        static_cast<float *>(op->data), weights.rows(), panels.begin, panels.end);
+        WorkQueue                 panels(params, ternary::panel_count(weights.rows()), panels_at_once);
+        for (int64_t begin, end; panels.next(begin, end);) {
+            products.matmul(weights.packed(), weights.rows(), weights.cols(), weights.scale(), batch,
+                            static_cast<float *>(op->data), weights.rows(), begin, end);
+        }
         return true;
     }
 
@@ -258,15 +260,6 @@ void bitexport_refuse_ternary(const ggml_tensor * op) {
                        "matrix product with the complete tensor can",
                        ggml_op_name(op->op), op->name, source->name);
         }
-    }
-}
-
-void bitexport_wait(int * spins) {
-    // About 20 microseconds: longer than the skew of threads with a processor each, far shorter than a time slice.
-    constexpr int patience = 1024;
-    if (++*spins == patience) {
-        *spins = 0;
-        std::this_thread::yield();
     }
 }
 
