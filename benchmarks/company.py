@@ -1,9 +1,10 @@
 """Decode and prefill beside busy processes, for one build or several, alternating.
 
 Usage: company.py FILE.gguf [NAME=LIB_DIR[,VARIABLE=VALUE] ...] [--threads 2,4] [--loads 0,1,2]
-                  [--rounds 5] [--tokens 16] [--prompt 128] [--quota PERCENT]
+                  [--rounds 5] [--tokens 16] [--prompt 128] [--settle 8] [--quota PERCENT]
 
 Every build (BITEXPORT_LIB_DIR) is a process of its own that keeps its model; only one computes at a time.
+After every change of company each decodes --settle tokens that are not counted.
 Printed are tokens per second, medians with their range, their part of the first build's speed without
 company at min(threads, cores) threads, and how much of a fair share that is: with T threads and L busy
 processes on C cores, the threads can expect C T / (T + L) cores, and at most T.
@@ -76,6 +77,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=16)
     parser.add_argument("--prompt", type=int, default=128)
+    parser.add_argument("--settle", type=int, default=8)
     parser.add_argument("--quota", type=int, default=0)
     given = parser.parse_args()
     builds = dict(_build(text) for text in given.builds) or {"this": {}}
@@ -97,6 +99,9 @@ def main() -> None:
             for load in given.loads:
                 with busy(load):
                     for threads in given.threads:
+                        for worker in workers.values():
+                            if given.settle:
+                                worker.seconds(BenchTest("tg", given.settle), threads)
                         for test in tests:
                             for name, worker in workers.items():
                                 speed = test.tokens / worker.seconds(test, threads)
