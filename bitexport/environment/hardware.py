@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 
 from bitexport.environment.check import Check, gib
-from bitexport.system.machine import available_bytes, cpu_flags, cpu_model, memory_limit, old_cpu_quota
+from bitexport.system.machine import available_bytes, cpu_flags, cpu_model, memory_limit
 
 #: Bytes per parameter in float32 training: the parameter, its gradient, and AdamW's two moments.
 TRAINING_BYTES = 16
@@ -41,17 +41,10 @@ def check_threads() -> list[Check]:
     meaning = (
         "One thread per core is fastest: a core's hardware threads share its execution units and its memory."
     )
-    quota, old = cpu_quota(), old_cpu_quota()
+    quota = cpu_quota()
     if quota is not None and quota < usable:
         parts.append(f"{quota} allowed in this container")
         meaning += " The container's limit is respected."
-    if old is not None and old < chosen:
-        value = ", ".join([*parts, f"{old} allowed in this container (cgroup v1)"])
-        return [
-            Check(
-                "threads", value, "warning", meaning, f"give --threads {old}, and set OMP_NUM_THREADS={old}"
-            )
-        ]
     return [Check("threads", ", ".join(parts), "ok", meaning)]
 
 

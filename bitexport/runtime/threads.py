@@ -17,7 +17,8 @@ from bitexport.runtime.processes import Owner
 from bitexport.system.native_files import library_file
 
 _TOPOLOGY = Path("/sys/devices/system/cpu")
-_CGROUP_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+_CGROUPS = Path("/sys/fs/cgroup")
+_MEMBERSHIP = Path("/proc/self/cgroup")
 
 
 def default_threads() -> int:
@@ -35,11 +36,45 @@ def physical_cores(cpus: set[int], topology: Path = _TOPOLOGY) -> int:
     return len({_siblings(topology, cpu) or str(cpu) for cpu in cpus})
 
 
-def cpu_quota(file: Path = _CGROUP_QUOTA) -> int | None:
-    """The container's CPU quota in processors, rounded up; None without a limit (cgroup v2 only)."""
+def cpu_quota(cgroups: Path = _CGROUPS, membership: Path = _MEMBERSHIP) -> int | None:
+    """The smallest CPU quota of this process's cgroups (v1 or v2) in processors, rounded up, or None.
+
+    Args:
+        cgroups: where the cgroups are mounted.
+        membership: the file that says in which of them this process is.
+    """
     try:
-        quota, period = file.read_text().split()
-        return None if quota == "max" else max(1, math.ceil(int(quota) / int(period)))
+        lines = membership.read_text().splitlines()
+    except OSError:
+        lines = []
+    quotas = []
+    # without that file, as in some sandboxes, the root is the container's
+    for line in lines or ["0::/"]:
+        _, controllers, path = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        root = cgroups / "cpu" if controllers else cgroups
+        group = root / path.lstrip("/")
+        # a container may see the host's path, of which it has only the root
+        for folder in [group, *group.parents]:
+            quotas.append(_quota_v1(folder) if controllers else _quota_v2(folder))
+            if folder == root:
+                break
+    return min((max(1, math.ceil(quota)) for quota in quotas if quota is not None), default=None)
+
+
+def _quota_v2(group: Path) -> float | None:
+    try:
+        quota, period = (group / "cpu.max").read_text().split()
+        return None if quota == "max" else int(quota) / int(period)
+    except (OSError, ValueError, ZeroDivisionError):
+        return None
+
+
+def _quota_v1(group: Path) -> float | None:
+    try:
+        quota = int((group / "cpu.cfs_quota_us").read_text())
+        return None if quota < 0 else quota / int((group / "cpu.cfs_period_us").read_text())
     except (OSError, ValueError, ZeroDivisionError):
         return None
 

@@ -76,15 +76,6 @@ def _reclaimable(statistics: Path) -> int:
     return 0
 
 
-def old_cpu_quota(root: Path = Path("/sys/fs/cgroup/cpu")) -> int | None:
-    """The container's CPU quota in processors under cgroup v1, rounded up; None without a limit."""
-    try:
-        quota, period = (int((root / f"cpu.cfs_{name}_us").read_text()) for name in ("quota", "period"))
-        return max(1, -(-quota // period)) if quota > 0 else None
-    except (OSError, ValueError, ZeroDivisionError):
-        return None
-
-
 def cpu_model() -> str:
     """The vendor's name for this CPU, as far as the system knows it."""
     return _cpuinfo("model name") or platform.processor() or "unknown CPU model"

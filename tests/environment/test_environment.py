@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from bitexport.environment import PROBES, Check, build, environment, frameworks, hardware, packages
-from bitexport.system.machine import memory_limit, old_cpu_quota
+from bitexport.system.machine import memory_limit
 from tests.support.repository import REPOSITORY
 
 RunCli = Callable[..., CompletedProcess[str]]
@@ -216,9 +216,8 @@ def test_memory_is_limited_by_the_container() -> None:
     )
 
 
-def test_limits_under_cgroup_v1_and_v2(tmp_path: Path) -> None:
+def test_memory_limits_under_cgroup_v1_and_v2(tmp_path: Path) -> None:
     assert memory_limit(tmp_path) is None
-    assert old_cpu_quota(tmp_path) is None
     (tmp_path / "memory").mkdir()
     (tmp_path / "memory" / "memory.limit_in_bytes").write_text("9223372036854771712\n")
     (tmp_path / "memory" / "memory.usage_in_bytes").write_text("100\n")
@@ -228,17 +227,14 @@ def test_limits_under_cgroup_v1_and_v2(tmp_path: Path) -> None:
     (tmp_path / "memory.max").write_text("5000\n")
     (tmp_path / "memory.current").write_text("7000\n")
     assert memory_limit(tmp_path) == 0
-    for quota, processors in (("-1", None), ("150000", 2), ("50000", 1)):
-        (tmp_path / "cpu.cfs_quota_us").write_text(quota)
-        (tmp_path / "cpu.cfs_period_us").write_text("100000")
-        assert old_cpu_quota(tmp_path) == processors
 
 
-def test_a_cgroup_v1_quota_of_processors(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hardware, "old_cpu_quota", lambda: 0)
+def test_the_threads_of_a_container(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bitexport.runtime.ggml.processors", lambda: 4)
+    monkeypatch.setattr("bitexport.runtime.threads.cpu_quota", lambda: 2)
     found = only(hardware.check_threads())
-    assert found.status == "warning"
-    assert "--threads 0" in found.advice
+    assert found.status == "ok"
+    assert found.value.endswith("2 allowed in this container")
 
 
 def test_disks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,10 +13,16 @@ KERNELS = REPOSITORY / "native" / "kernels"
 SOURCES = sorted(path for path in KERNELS.rglob("*") if path.suffix in {".cpp", ".h", ".inc"})
 
 #: In angle brackets: C++'s own headers, whose names have neither dot nor slash; the compiler's intrinsics;
-#: the system's, for what C++ lacks: CPU features and large pages.
+#: the system's, for what C++ lacks: CPU features, large pages, sleeping threads.
 STANDARD = re.compile("[a-z_]+")
 INTRINSICS = {"arm_neon.h", "emmintrin.h", "immintrin.h"}
-SYSTEM = {"cpuid.h", "sys/auxv.h", "sys/mman.h", "sys/syscall.h", "sys/sysctl.h", "unistd.h"}
+SYSTEM = {"cpuid.h", "sys/auxv.h", "sys/mman.h", "sys/sysctl.h"} | {
+    "fcntl.h",
+    "linux/futex.h",
+    "sched.h",
+    "sys/syscall.h",
+    "unistd.h",
+}
 
 _INCLUDE = re.compile(r'^[ \t]*#[ \t]*include\b[ \t]*(?:<([^>]+)>|"([^"]+)")?', re.MULTILINE)
 

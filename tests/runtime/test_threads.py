@@ -73,11 +73,41 @@ def test_processors_of_unknown_topology_count_one_by_one(tmp_path: Path) -> None
 )
 def test_the_quota_of_a_container(tmp_path: Path, text: str, expected: int | None) -> None:
     (tmp_path / "cpu.max").write_text(text)
-    assert cpu_quota(tmp_path / "cpu.max") == expected
+    assert cpu_quota(tmp_path, tmp_path / "missing") == expected
+    (tmp_path / "membership").write_text("0::/\n")
+    assert cpu_quota(tmp_path, tmp_path / "membership") == expected
+
+
+def test_the_smallest_quota_on_the_way_up_counts(tmp_path: Path) -> None:
+    (tmp_path / "outer/inner").mkdir(parents=True)
+    (tmp_path / "outer/cpu.max").write_text("250000 100000")
+    (tmp_path / "outer/inner/cpu.max").write_text("max 100000")
+    (tmp_path / "membership").write_text("0::/outer/inner\n")
+    assert cpu_quota(tmp_path, tmp_path / "membership") == 3
+    (tmp_path / "outer/inner/cpu.max").write_text("50000 100000")
+    assert cpu_quota(tmp_path, tmp_path / "membership") == 1
+
+
+def test_the_quota_of_cgroups_v1(tmp_path: Path) -> None:
+    group = tmp_path / "cpu/mine"
+    group.mkdir(parents=True)
+    (tmp_path / "membership").write_text("4:memory:/other\n1:cpu,cpuacct:/mine\n0::/\n")
+    assert cpu_quota(tmp_path, tmp_path / "membership") is None
+    (group / "cpu.cfs_period_us").write_text("100000")
+    (group / "cpu.cfs_quota_us").write_text("-1")
+    assert cpu_quota(tmp_path, tmp_path / "membership") is None
+    (group / "cpu.cfs_quota_us").write_text("150000")
+    assert cpu_quota(tmp_path, tmp_path / "membership") == 2
+
+
+def test_a_path_that_only_the_host_sees(tmp_path: Path) -> None:
+    (tmp_path / "cpu.max").write_text("100000 100000")
+    (tmp_path / "membership").write_text("0::/kubepods/pod1/container\n")
+    assert cpu_quota(tmp_path, tmp_path / "membership") == 1
 
 
 def test_no_quota_without_a_container(tmp_path: Path) -> None:
-    assert cpu_quota(tmp_path / "cpu.max") is None
+    assert cpu_quota(tmp_path, tmp_path / "missing") is None
 
 
 def test_the_default_is_within_the_process_limits() -> None:

@@ -19,8 +19,8 @@ const Kernels * kernels_for(const char * tier) {
     if (std::strcmp(tier, "scalar") == 0 || !__builtin_cpu_supports("fma") || !__builtin_cpu_supports("f16c")) {
         return nullptr;
     }
-    if (std::strncmp(tier, "amx", 3) == 0) {
-        return amx::available() ? &amx_kernels : nullptr;
+    if (std::strcmp(tier, "avx512amx") == 0 && amx::available()) {
+        return &amx_kernels;
     }
     return std::strncmp(tier, "avx512", 6) == 0 ? &avx512_kernels : &avx2_kernels;
 #elif defined(ATTENTION_ARM)

@@ -1,15 +1,12 @@
 // Which tiers this CPU can run, and the choice among them.
 
+#include "amx.h"
 #include "ternary.h"
 
 #include <cstring>
 
 #if defined(__x86_64__)
 #include <cpuid.h>
-#if defined(__linux__)
-#include <sys/syscall.h>
-#include <unistd.h>
-#endif
 #elif defined(__aarch64__) && defined(__linux__)
 #include <sys/auxv.h>
 #elif defined(__aarch64__) && defined(__APPLE__)
@@ -35,17 +32,6 @@ uint64_t saved_state() {
     return static_cast<uint64_t>(high) << 32 | low;
 }
 
-// Linux saves tiles only for a process that has asked, which is once for all its threads. It refuses if it is older than 5.16
-// or if a thread's alternative signal stack is too small for them.
-bool system_permits_tiles() {
-#if defined(__linux__) && defined(SYS_arch_prctl)
-    constexpr int req_xcomp_perm = 0x1023, tile_data = 18;  // <asm/prctl.h>, Intel's manual, volume 1, 13.1
-    return syscall(SYS_arch_prctl, req_xcomp_perm, tile_data) == 0;
-#else
-    return false;
-#endif
-}
-
 }  // namespace
 
 CpuFeatures cpu_features() {
@@ -59,7 +45,6 @@ CpuFeatures cpu_features() {
     const uint64_t state = saved_state();
     const bool os_avx = (state & 0x06) == 0x06;     // xmm, ymm
     const bool os_avx512 = (state & 0xe6) == 0xe6;  // and opmask, upper zmm, zmm16-31
-    const bool os_tiles = (state & 0x60000) == 0x60000;
     if (!__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx)) {
         return cpu;
     }
@@ -70,7 +55,7 @@ CpuFeatures cpu_features() {
     cpu.avx512vnni = os_avx512 && bit(ecx, 11);
     cpu.avx512vbmi = os_avx512 && bit(ecx, 1);
     cpu.gfni = bit(ecx, 8);
-    cpu.amxint8 = os_tiles && bit(edx, 24) && bit(edx, 25) && system_permits_tiles();  // AMX-TILE, AMX-INT8
+    cpu.amxint8 = amx::available();
     if (eax >= 1 && __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx)) {  // eax: the last subleaf there is
         cpu.avxvnni = os_avx && bit(eax, 4);
     }

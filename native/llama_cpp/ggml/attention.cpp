@@ -12,9 +12,9 @@
 #include "ggml-impl.h"
 #include "stock_switch.h"
 #include "ternary_buffer.h"
+#include "work_queue.h"
 
 #include <algorithm>
-#include <cstdlib>
 #include <cstring>
 
 namespace {
@@ -27,17 +27,7 @@ const StockSwitch & wanted() {
 const attention::Kernels * kernels() {
     static const attention::Kernels * const chosen = [] {
         const char * tier = wanted().ours() ? bitexport_tier_name() : nullptr;
-        if (tier == nullptr) {
-            return static_cast<const attention::Kernels *>(nullptr);
-        }
-        // A tier that is forced gives the bits of that tier on every CPU.
-        const char * forced = std::getenv("BITEXPORT_TIER");
-        if (std::strncmp(tier, "avx512", 6) == 0 && (forced == nullptr || *forced == '\0')) {
-            if (const attention::Kernels * best = attention::kernels_for("amx")) {
-                return best;
-            }
-        }
-        return attention::kernels_for(tier);
+        return tier == nullptr ? nullptr : attention::kernels_for(tier);
     }();
     return chosen;
 }
@@ -178,16 +168,19 @@ void decode(const ggml_compute_params * params, const ggml_tensor * op) {
         parts[i]             = {token.positions, length, total};
         total += (token.positions + length - 1) / length;
     }
-    int64_t i = 0;
-    for (int64_t part = total * params->ith / params->nth; part < total * (params->ith + 1) / params->nth; ++part) {
-        while (i + 1 < tokens && parts[i + 1].begin <= part) {
-            ++i;
+    WorkQueue queue(params, total);
+    int64_t   i = 0;  // parts come in order
+    for (int64_t begin, end; queue.next(begin, end);) {
+        for (int64_t part = begin; part < end; ++part) {
+            while (i + 1 < tokens && parts[i + 1].begin <= part) {
+                ++i;
+            }
+            const Parts &    of    = parts[i];
+            attention::Token token = token_of(op, i / queries, i % queries);
+            token.positions        = of.positions;
+            const int64_t from     = (part - of.begin) * of.length;
+            kernels()->attend(token, from, std::min(from + of.length, of.positions), partials + part * stride);
         }
-        const Parts &    of    = parts[i];
-        attention::Token token = token_of(op, i / queries, i % queries);
-        token.positions        = of.positions;
-        const int64_t from     = (part - of.begin) * of.length;
-        kernels()->attend(token, from, std::min(from + of.length, of.positions), partials + part * stride);
     }
     ggml_barrier(params->threadpool);
     const int64_t heads = q->ne[2];
@@ -205,14 +198,11 @@ void prefill(const ggml_compute_params * params, const ggml_tensor * op) {
     const attention::Pieces pieces(*kernels(), prompt_of(op, 0), params->nth);  // of each stream
     char * const            scratch = static_cast<char *>(params->wdata) + params->ith * kernels()->scratch_bytes(op->src[0]->ne[0]);
 
-    // Pieces take different times: each thread takes the next one when it has finished another.
-    if (params->ith == 0) {
-        ggml_threadpool_chunk_set(params->threadpool, params->nth);
-    }
-    ggml_barrier(params->threadpool);
-    for (int64_t next = params->ith; next < pieces.count() * streams;
-         next         = ggml_threadpool_chunk_add(params->threadpool, 1)) {
-        kernels()->prefill(prompt_of(op, next % streams), pieces[next / streams], scratch);
+    WorkQueue queue(params, pieces.count() * streams);  // pieces take different times
+    for (int64_t begin, end; queue.next(begin, end);) {
+        for (int64_t next = begin; next < end; ++next) {
+            kernels()->prefill(prompt_of(op, next % streams), pieces[next / streams], scratch);
+        }
     }
 }
 

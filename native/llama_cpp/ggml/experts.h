@@ -33,6 +33,7 @@
 #include "ggml.h"
 #include "sharing.h"
 #include "ternary/ternary.h"
+#include "work_queue.h"
 
 #include <algorithm>
 #include <cstdint>
@@ -128,7 +129,7 @@ inline float * output_row(const ggml_tensor * op, const Routing & routing, int64
                                      routing.token_of(row) * op->nb[2]);
 }
 
-// The panels of one expert that a thread computes, when it has the part `share` of the cost of all.
+// The panels of one expert that belong to the part `share` of the cost of all.
 inline Share panels_of(const Share & share, int64_t cost_before, int64_t cost, int64_t panels) {
     const auto panel_at = [&](int64_t bound) {
         return std::clamp<int64_t>((bound - cost_before + cost - 1) / cost, 0, panels);
@@ -145,19 +146,27 @@ void quantize(const Product & product, const typename Product::Batch & batch, co
               const ggml_compute_params * params, const ggml_tensor * op) {
     const ggml_tensor * x      = op->src[1];
     const int64_t       slots  = op->src[2]->ne[0];
-    const bool          each   = each_quantizes(x->ne[2]);
-    const Share         own    = each ? Share(ggml_nrows(x), 0, 1) : Share(ggml_nrows(x), params->ith, params->nth);
-    for (int64_t index = own.begin; index < own.end; ++index) {
+    const auto          one    = [&](int64_t index) {
         const int64_t token = index / x->ne[1], first = index % x->ne[1];
         const int64_t row   = routing.row_of(token, first);
         product.quantize(activation_row(x, index), batch, row);
         for (int64_t slot = first + x->ne[1]; slot < slots; slot += x->ne[1]) {
             product.copy(batch, row, routing.row_of(token, slot));
         }
+    };
+    if (each_quantizes(x->ne[2])) {
+        for (int64_t index = 0; index < ggml_nrows(x); ++index) {
+            one(index);
+        }
+        return;
     }
-    if (!each) {
-        ggml_barrier(params->threadpool);
+    WorkQueue queue(params, ggml_nrows(x));
+    for (int64_t begin, end; queue.next(begin, end);) {
+        for (int64_t index = begin; index < end; ++index) {
+            one(index);
+        }
     }
+    ggml_barrier(params->threadpool);
 }
 
 // Some panels of one expert for all its rows.
@@ -244,17 +253,21 @@ void multiply_experts(const Product & product, const ggml_compute_params * param
     for (int64_t expert = 0; expert < routing.experts(); ++expert) {
         total += routing.count(expert) > 0 ? panels * (experts::panel_cost + routing.count(expert)) : 0;
     }
-    const Share share(total, params->ith, params->nth);
-    int64_t     before = 0;
-    for (int64_t expert = 0; expert < routing.experts(); ++expert) {
-        if (routing.count(expert) == 0) {
-            continue;
+    WorkQueue queue(params, total);
+    Share     share(0, 0, 1);
+    int64_t   expert = 0, before = 0;  // pieces come in order, so the search for their experts goes on where it ended
+    while (queue.next(share.begin, share.end)) {
+        for (; expert < routing.experts(); ++expert) {
+            const int64_t rows_here = routing.count(expert);
+            const int64_t cost      = rows_here > 0 ? experts::panel_cost + rows_here : 0;
+            const Share   part      = cost > 0 ? experts::panels_of(share, before, cost, panels) : Share(0, 0, 1);
+            if (part.begin < part.end) {
+                experts::multiply(product, batch, routing, expert, part, output, op);
+            }
+            if (before + panels * cost >= share.end) {
+                break;  // the next piece may begin in this expert
+            }
+            before += panels * cost;
         }
-        const int64_t cost = experts::panel_cost + routing.count(expert);
-        const Share   part = experts::panels_of(share, before, cost, panels);
-        if (part.begin < part.end) {
-            experts::multiply(product, batch, routing, expert, part, output, op);
-        }
-        before += panels * cost;
     }
 }

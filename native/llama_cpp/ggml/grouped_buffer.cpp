@@ -14,6 +14,7 @@
 #include "stock_switch.h"
 #include "ternary/ternary.h"
 #include "ternary_buffer.h"
+#include "work_queue.h"
 
 #include <algorithm>
 #include <stdexcept>
@@ -148,9 +149,11 @@ class GroupedTraits : public ggml::cpu::tensor_traits {
         if (params->ith == 0 && bitexport_current_observer() != nullptr) {
             observe(bitexport_current_observer(), weights.tensor->name, weights, batch);
         }
-        const Share panels(ternary::panel_count(weights.rows()), params->ith, params->nth);
-        kernels()->matmul(kind, weights.packed(), weights.rows(), weights.cols(), batch, static_cast<float *>(op->data),
-                          weights.rows(), panels.begin, panels.end);
+        WorkQueue panels(params, ternary::panel_count(weights.rows()), panels_at_once);
+        for (int64_t begin, end; panels.next(begin, end);) {
+            kernels()->matmul(kind, weights.packed(), weights.rows(), weights.cols(), batch, static_cast<float *>(op->data),
+                              weights.rows(), begin, end);
+        }
         return true;
     }
 

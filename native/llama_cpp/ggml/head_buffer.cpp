@@ -13,6 +13,7 @@
 #include "sharing.h"
 #include "stock_switch.h"
 #include "ternary_buffer.h"
+#include "work_queue.h"
 
 #include <cstring>
 #include <stdexcept>
@@ -80,9 +81,11 @@ class HeadTraits : public ggml::cpu::tensor_traits {
         quantize_tokens(tokens, params, [&](int64_t token) {
             head::quantize(activation_row(x, token), weights.cols(), blocks + token * stride);
         });
-        const Share panels(head::panel_count(weights.rows()), params->ith, params->nth);
-        kernels()->matmul(weights.type(), weights.packed(), weights.rows(), weights.cols(), {blocks, tokens},
-                          static_cast<float *>(op->data), weights.rows(), panels.begin, panels.end);
+        WorkQueue panels(params, head::panel_count(weights.rows()), panels_at_once);
+        for (int64_t begin, end; panels.next(begin, end);) {
+            kernels()->matmul(weights.type(), weights.packed(), weights.rows(), weights.cols(), {blocks, tokens},
+                              static_cast<float *>(op->data), weights.rows(), begin, end);
+        }
         return true;
     }
 

@@ -3,6 +3,7 @@
 
 #include "ggml-cpu-impl.h"
 #include "ggml.h"
+#include "work_queue.h"
 
 #include <algorithm>
 #include <cstdint>
@@ -16,6 +17,9 @@ struct Share {
     Share(int64_t total, int64_t index, int64_t count)
         : begin(total * index / count), end(total * (index + 1) / count) {}
 };
+
+// The fewest panels that a thread takes at once, unless fewer are left: their products take far longer than taking them.
+constexpr int64_t panels_at_once = 4;
 
 // Row `index` of the float32 matrices x, counted through all of them.
 inline const float * activation_row(const ggml_tensor * x, int64_t index) {
@@ -42,13 +46,17 @@ inline int64_t own_copy(int64_t tokens, const ggml_compute_params * params) {
 // Calls quantize(token) for this thread's share of the tokens; returns when its copy is complete.
 template <class Quantize>
 void quantize_tokens(int64_t tokens, const ggml_compute_params * params, const Quantize & quantize) {
-    const Share own = each_quantizes(tokens) ? Share(tokens, 0, 1) : Share(tokens, params->ith, params->nth);
-    for (int64_t token = own.begin; token < own.end; ++token) {
-        quantize(token);
+    if (each_quantizes(tokens)) {
+        quantize(0);
+        return;
     }
-    if (!each_quantizes(tokens)) {
-        ggml_barrier(params->threadpool);
+    WorkQueue queue(params, tokens);
+    for (int64_t begin, end; queue.next(begin, end);) {
+        for (int64_t token = begin; token < end; ++token) {
+            quantize(token);
+        }
     }
+    ggml_barrier(params->threadpool);
 }
 
 // Calls work(panel_begin, panel_end) until all panels of a matrix are done, in at most one thread per processor; a small

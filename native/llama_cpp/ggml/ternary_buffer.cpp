@@ -15,6 +15,7 @@
 #include "sharing.h"
 #include "ternary/self_test.h"
 #include "ternary/ternary.h"
+#include "work_queue.h"
 #include "ternary_product.h"
 
 #include <algorithm>
@@ -23,7 +24,6 @@
 #include <cstring>
 #include <stdexcept>
 #include <string>
-#include <thread>
 
 namespace {
 
@@ -166,10 +166,12 @@ class TernaryTraits : public ggml::cpu::tensor_traits {
             observer(weights.tensor->name, batch.q, batch.stride, batch.scale, weights.cols(), weights.cols(), tokens);
         }
 
-        const Share panels(ternary::panel_count(weights.rows()), params->ith, params->nth);
         const ternary::Products & products = kernels.products(selection().layout);
-        products.matmul(weights.packed(), weights.rows(), weights.cols(), weights.scale(), batch,
-                        static_cast<float *>(op->data), weights.rows(), panels.begin, panels.end);
+        WorkQueue                 panels(params, ternary::panel_count(weights.rows()), panels_at_once);
+        for (int64_t begin, end; panels.next(begin, end);) {
+            products.matmul(weights.packed(), weights.rows(), weights.cols(), weights.scale(), batch,
+                            static_cast<float *>(op->data), weights.rows(), begin, end);
+        }
         return true;
     }
 };
@@ -310,15 +312,6 @@ void bitexport_refuse_ternary(const ggml_tensor * op) {
                        "matrix product with the complete tensor can",
                        ggml_op_name(op->op), op->name, source->name);
         }
-    }
-}
-
-void bitexport_wait(int * spins) {
-    // About 20 microseconds: longer than the skew of threads with a processor each, far shorter than a time slice.
-    constexpr int patience = 1024;
-    if (++*spins == patience) {
-        *spins = 0;
-        std::this_thread::yield();
     }
 }
 

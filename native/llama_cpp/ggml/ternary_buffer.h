@@ -20,10 +20,6 @@ bool bitexport_uses_ternary(const struct ggml_tensor * op);
 // buffer types did not accept, whose ordinary code would misread the codes.
 void bitexport_refuse_ternary(const struct ggml_tensor * op);
 
-// Called in every iteration of the loop in which a thread waits for the others, with a count that starts at 0. From time to
-// time it yields: with fewer free processors than threads, the threads that it waits for may need its processor.
-void bitexport_wait(int * spins);
-
 // Name of the kernel tier in use ("avx2", ...) and of the layout of the weights in memory ("2bit", "1.6bit"); both NULL when
 // BITEXPORT_TIER or BITEXPORT_LAYOUT cannot be honoured, and then one of the errors says why. An error is NULL otherwise.
 GGML_BACKEND_API const char * bitexport_tier_name(void);

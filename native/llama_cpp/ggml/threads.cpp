@@ -1,6 +1,12 @@
 #include "threads.h"
 
+#include "attention.h"
+#include "ggml-impl.h"
+#include "team/team.h"
+
+#include <algorithm>
 #include <mutex>
+#include <new>
 #include <system_error>
 #include <thread>
 #include <vector>
@@ -28,7 +34,16 @@ bool can_start(int count) {
     return enough;
 }
 
+// ggml's own attention divides the positions by the number of threads, and adds their sums in that order.
+bool depends_on_threads(const ggml_cgraph * graph) {
+    return std::any_of(graph->nodes, graph->nodes + graph->n_nodes, [](const ggml_tensor * node) {
+        return node->op == GGML_OP_FLASH_ATTN_EXT && bitexport_attention_traits(node) == nullptr;
+    });
+}
+
 }  // namespace
+
+struct bitexport_team : team::Team {};
 
 ggml_threadpool * bitexport_new_threads(int count) {
     if (count < 1 || !can_start(count - 1)) {
@@ -39,4 +54,40 @@ ggml_threadpool * bitexport_new_threads(int count) {
     // needs between two tokens. ggml's own choice, ten times that, keeps a processor busy after the last token.
     params.poll = 5;
     return ggml_threadpool_new(&params);
+}
+
+bitexport_team * bitexport_new_team(void) {
+    auto * const team = new (std::nothrow) bitexport_team;
+    GGML_ASSERT(team != nullptr);
+    return team;
+}
+
+void bitexport_free_team(bitexport_team * team) {
+    delete team;
+}
+
+void bitexport_barrier(bitexport_team * team, int threads) {
+    team->barrier(threads);
+}
+
+int64_t bitexport_claim(bitexport_team * team, int64_t count) {
+    return team->claim(count);
+}
+
+int bitexport_begin_graph(bitexport_team * team, const ggml_cgraph * graph, int wanted) {
+    // One token more or less in the cache is no other kind, one more in the batch is.
+    const uint64_t kind = static_cast<uint64_t>(graph->n_nodes) << 32 | static_cast<uint64_t>(graph->nodes[0]->ne[1]);
+    return team->begin(wanted, kind, depends_on_threads(graph));
+}
+
+void bitexport_end_graph(bitexport_team * team) {
+    team->end();
+}
+
+bool bitexport_spin(uint64_t round) {
+    static thread_local team::Patience patience;
+    if (round == 0) {
+        patience = team::Patience();
+    }
+    return patience.spin();
 }

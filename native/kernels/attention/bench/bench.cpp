@@ -33,7 +33,7 @@ std::vector<Tier> tiers() {
 #if defined(__aarch64__)
     return {{"neon", cpu.neon}};
 #else
-    return {{"avx2", cpu.avx2}, {"avx512vnni", cpu.avx512f}, {"amx", cpu.avx512f}};
+    return {{"avx2", cpu.avx2}, {"avx512vnni", cpu.avx512f}, {"avx512amx", cpu.avx512f}};
 #endif
 }
 

@@ -33,7 +33,7 @@ inline std::vector<const attention::Kernels *> available() {
 #if defined(__x86_64__)
     const std::pair<const char *, bool> tiers[] = {{"avx2", __builtin_cpu_supports("avx2") != 0},
                                                    {"avx512vnni", __builtin_cpu_supports("avx512f") != 0},
-                                                   {"amx", true}};
+                                                   {"avx512amx", true}};
 #else
     const std::pair<const char *, bool> tiers[] = {{"neon", true}};
 #endif
