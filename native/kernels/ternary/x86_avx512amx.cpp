@@ -18,21 +18,17 @@ extern const Kernels avx512amx_kernels;
 
 namespace {
 
-constexpr int64_t fewest_tokens = 8;
+constexpr int64_t fewest_tokens = 5;  // where the two were equally fast: benchmarks/amx.md
 
-// A strip's codes stay in the first-level cache, a block's activations in the second-level cache.
-constexpr int64_t strip_steps = 16;
+// A strip's codes stay in the first-level cache beside the activations that pass through, a block's activations in the
+// second-level cache and its outputs' pages in the first-level TLB's reach.
+constexpr int64_t strip_steps = 8;
 constexpr int64_t block_bytes_amx = 1 << 20;
-constexpr int64_t block_tokens_amx = 512;
+constexpr int64_t block_tokens_amx = 128;
 constexpr int64_t pair_tokens = 2 * tile_rows;
 
 constexpr int64_t step_chunks = step_bytes / chunk_cols;
 constexpr int64_t half_chunk_code_bytes = fields * 64;
-
-// Where the codes of a chunk, counted from the strip's first, go; those of its other half, half_tile_bytes further on.
-TERNARY_INLINE uint8_t * chunk_codes(uint8_t * codes, int64_t chunk) {
-    return codes + chunk / step_chunks * step_code_bytes + chunk % step_chunks * half_chunk_code_bytes;
-}
 
 template <int Field>
 TERNARY_INLINE void unpack_field(__m512i half_chunk, uint8_t * codes) {
@@ -40,25 +36,33 @@ TERNARY_INLINE void unpack_field(__m512i half_chunk, uint8_t * codes) {
     _mm512_store_si512(codes + 64 * Field, _mm512_gf2p8affine_epi64_epi8(half_chunk, to_low_bits, 0));
 }
 
-// `chunks` chunks, and zeros up to a whole step. The same bytes of the next panel are fetched on the way.
-TERNARY_NOINLINE void unpack_strip(const uint8_t * packed, int64_t chunks, int64_t to_next_panel, uint8_t * codes) {
-    for (int64_t chunk = 0; chunk < chunks; ++chunk, packed += chunk_bytes) {
-        uint8_t * to = chunk_codes(codes, chunk);
+// The codes of the next panel are fetched while those of this one are unpacked.
+TERNARY_INLINE void unpack_half_chunk(const uint8_t * packed, int64_t to_next_panel, uint8_t * codes) {
+    prefetch_to_l2(packed + to_next_panel);
+    const __m512i half_chunk = load512(packed);
+    unpack_field<0>(half_chunk, codes);
+    unpack_field<1>(half_chunk, codes);
+    unpack_field<2>(half_chunk, codes);
+    unpack_field<3>(half_chunk, codes);
+}
+
+// A strip of a panel's columns: `steps` steps, of which the last may have fewer than step_chunks chunks.
+struct Strip {
+    const uint8_t * packed;
+    int64_t chunks, steps, to_next_panel;
+    uint8_t * codes;  // [steps][step_code_bytes]
+
+    // Behind the last chunk, where the activations are zero, the last chunk's codes do as well as any.
+    TERNARY_INLINE void unpack(int64_t step) const {
+        uint8_t * to = codes + step * step_code_bytes;
         TERNARY_UNROLL
-        for (int half = 0; half < 2; ++half, to += half_tile_bytes) {
-            prefetch_to_l2(packed + 64 * half + to_next_panel);
-            const __m512i half_chunk = load512(packed + 64 * half);
-            unpack_field<0>(half_chunk, to);
-            unpack_field<1>(half_chunk, to);
-            unpack_field<2>(half_chunk, to);
-            unpack_field<3>(half_chunk, to);
+        for (int64_t i = 0; i < step_chunks; ++i, to += half_chunk_code_bytes) {
+            const uint8_t * from = packed + min64(step * step_chunks + i, chunks - 1) * chunk_bytes;
+            unpack_half_chunk(from, to_next_panel, to);
+            unpack_half_chunk(from + 64, to_next_panel, to + half_tile_bytes);
         }
     }
-    for (int64_t chunk = chunks; chunk % step_chunks != 0; ++chunk) {
-        memset(chunk_codes(codes, chunk), 0, half_chunk_code_bytes);
-        memset(chunk_codes(codes, chunk) + half_tile_bytes, 0, half_chunk_code_bytes);
-    }
-}
+};
 
 // Tokens [begin, end), in pairs of tiles of equal size: the last tile starts early enough to be full, and computes again what
 // others have.
@@ -71,16 +75,44 @@ struct TokenBlock {
     int64_t tile_begin(int64_t tile) const { return begin + min64(tile * tile_tokens(), tokens() - tile_tokens()); }
 };
 
-// Two tiles of tokens by a strip: sums[2][tile tokens][panel_rows].
-TERNARY_NOINLINE void multiply_strip(const int8_t * q0, const int8_t * q1, int64_t stride, const uint8_t * codes, int64_t steps,
-                                     bool first, int32_t * sums0, int32_t * sums1) {
+// Lines of outputs that are fetched, one row of them for each token, while the products are computed: where there are many
+// outputs they come from far, and each is in a page of its own.
+struct OutputLines {
+    const char * first;
+    int64_t stride, left;
+
+    TERNARY_INLINE void fetch(int64_t rows) {
+        for (; rows > 0 && left > 0; --rows, --left, first += stride) {
+            prefetch_to_l2(first);
+            prefetch_to_l2(first + 64);
+            prefetch_to_l2(first + panel_rows * 4 - 1);
+        }
+    }
+};
+
+constexpr int64_t unpacked_ahead = 2;  // steps, so that the stores have reached the cache
+
+// Two tiles of tokens by a strip, for the first two of a block also unpacking it.
+template <bool unpack>
+TERNARY_NOINLINE void multiply_strip(const Strip & strip, const int8_t * q0, const int8_t * q1, int64_t stride, bool first,
+                                     int32_t * sums0, int32_t * sums1, OutputLines lines) {
+    if (unpack) {
+        for (int64_t step = 0; step < min64(unpacked_ahead, strip.steps); ++step) {
+            strip.unpack(step);
+        }
+    }
     if (first) {
         clear_sums();
     } else {
         load_sums(sums0, sums1);
     }
-    for (int64_t step = 0; step < steps; ++step) {
-        add_step(q0 + step * step_bytes, q1 + step * step_bytes, stride, codes + step * step_code_bytes);
+    for (int64_t step = 0; step < strip.steps; ++step) {
+        lines.fetch(4);
+        // in this order: a load that follows stores waits for those at its own distance from a page's start
+        add_step(q0 + step * step_bytes, q1 + step * step_bytes, stride, strip.codes + step * step_code_bytes);
+        if (unpack && step + unpacked_ahead < strip.steps) {
+            strip.unpack(step + unpacked_ahead);
+        }
     }
     store_sums(sums0, sums1);
 }
@@ -91,21 +123,26 @@ void multiply_panel(const uint8_t * panel, int64_t row, int64_t rows, int64_t co
     alignas(64) uint8_t codes[strip_steps * step_code_bytes];
     alignas(64) int32_t sums[block_tokens_amx * panel_rows];
     const int64_t tile_tokens = block.tile_tokens();
+    const int64_t pairs = block.pairs();
     const int64_t steps = ceil_div(cols, step_bytes);
     const int64_t strips = ceil_div(steps, strip_steps);
-    for (int64_t strip = 0; strip < strips; ++strip) {
-        const int64_t begin = strip * steps / strips;
-        const int64_t end = (strip + 1) * steps / strips;
-        const int64_t chunks = min64(end * step_chunks, chunks_of(cols)) - begin * step_chunks;
-        unpack_strip(panel + begin * step_chunks * chunk_bytes, chunks, panel_bytes(cols), codes);
-        for (int64_t pair = 0; pair < block.pairs(); ++pair) {
+    for (int64_t i = 0; i < strips; ++i) {
+        const int64_t begin = i * steps / strips;
+        const int64_t end = (i + 1) * steps / strips;
+        const int64_t first_chunk = begin * step_chunks;
+        const Strip strip{panel + first_chunk * chunk_bytes, min64(end * step_chunks, chunks_of(cols)) - first_chunk, end - begin,
+                          panel_bytes(cols), codes};
+        for (int64_t pair = 0; pair < pairs; ++pair) {
             const int64_t token0 = block.tile_begin(2 * pair);
             const int64_t token1 = block.tile_begin(2 * pair + 1);
             int32_t * sums0 = sums + 2 * pair * tile_tokens * panel_rows;
             int32_t * sums1 = sums0 + tile_tokens * panel_rows;
             const int8_t * q = in.q + begin * step_bytes;
-            multiply_strip(q + token0 * in.stride, q + token1 * in.stride, in.stride, codes, end - begin, strip == 0, sums0, sums1);
-            if (strip + 1 == strips) {
+            const OutputLines lines{reinterpret_cast<const char *>(out.y + token0 * out.stride + row), out.stride * 4,
+                                    i == 0 ? token1 + tile_tokens - token0 : 0};
+            const auto multiply = pair == 0 ? multiply_strip<true> : multiply_strip<false>;
+            multiply(strip, q + token0 * in.stride, q + token1 * in.stride, in.stride, i == 0, sums0, sums1, lines);
+            if (i + 1 == strips) {
                 store_panel(sums0, row, rows, in, token0, token0 + tile_tokens, out);
                 store_panel(sums1, row, rows, in, token1, token1 + tile_tokens, out);
             }
