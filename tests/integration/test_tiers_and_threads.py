@@ -121,7 +121,9 @@ def attention_of(tier: str) -> str:
     """Which attention a tier uses; see native/kernels/attention/dispatch.cpp."""
     if tier.startswith("avx512"):
         return "AVX-512"
-    return "AVX2" if tier.startswith("avx") else "llama.cpp"
+    if tier.startswith("avx"):
+        return "AVX2"
+    return "llama.cpp" if tier == "scalar" else "NEON"
 
 
 def digests(gguf: Path, tier: str, **environment: str) -> dict[str, str]:

@@ -195,29 +195,33 @@ struct Prefill {
 
     // block.mask for positions [sight.begin, sight.end) of the block
     static void read_mask(const Rows & rows, int64_t first_row, int64_t first, const Sight & sight, const Block & block) {
-        constexpr float log2_e = 1.44269504f;
-        for (int64_t lane = 0; lane < lanes;) {
-            const int64_t row = first_row + lane;
-            if (row >= rows.count()) {  // a lane without a row
-                for (int64_t key = sight.begin; key < sight.end; ++key) {
-                    block.mask[key * lanes + lane] = no_score;
+        const Vector log2_e = Isa::all(1.44269504f);
+        for (int64_t lane = 0; lane < lanes; lane += Isa::width) {
+            for (int64_t key = sight.begin / Isa::width * Isa::width; key < sight.end; key += Isa::width) {
+                const int64_t left = rows.prompt.positions - first - key;
+                const int64_t count = left < Isa::width ? left : Isa::width;
+                Vector square[Isa::width];
+                for (int64_t i = 0; i < Isa::width; ++i) {
+                    const int64_t row = first_row + lane + i;
+                    square[i] = row < rows.count() ? load_mask(rows.mask(rows.query(row)) + first + key, count)
+                                                   : Isa::all(no_score);
+                    square[i] = Isa::mul(square[i], log2_e);
                 }
-                ++lane;
-                continue;
-            }
-            const int64_t of_query = rows.heads() - row % rows.heads();  // rows that follow with the same query
-            const int64_t same = of_query < lanes - lane ? of_query : lanes - lane;
-            const uint16_t * mask = rows.mask(rows.query(row)) + first;
-            for (int64_t key = sight.begin; key < sight.end; ++key) {
-                const float value = mask[key] == half_hidden ? no_score
-                                    : mask[key] == 0         ? 0.0f
-                                                             : Isa::float_of_half(mask[key]) * log2_e;
-                for (int64_t i = 0; i < same; ++i) {
-                    block.mask[key * lanes + lane + i] = value;
+                Isa::transpose(square);
+                for (int64_t i = 0; i < Isa::width; ++i) {
+                    Isa::store(block.mask + (key + i) * lanes + lane, square[i]);
                 }
             }
-            lane += same;
         }
+    }
+
+    static Vector load_mask(const uint16_t * from, int64_t count) {
+        if (count == Isa::width) {
+            return Isa::load_half(from);
+        }
+        uint16_t part[Isa::width] = {};  // what lies behind the last position is not ours
+        memcpy(part, from, static_cast<size_t>(count) * sizeof(uint16_t));
+        return Isa::load_half(part);
     }
 
     // Where a lane's scores exceed the largest so far by more than this, what was gathered is scaled anew; weights are 2^slack
