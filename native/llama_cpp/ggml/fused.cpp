@@ -16,6 +16,7 @@
 
 #include "fused.h"
 
+#include "ggml-backend-impl.h"
 #include "ggml-cpu-impl.h"
 #include "ggml-impl.h"
 #include "ops.h"
@@ -25,6 +26,7 @@
 #include "vec.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstring>
 
@@ -35,6 +37,8 @@ const StockSwitch & wanted() {
     return value;
 }
 
+std::atomic<uint64_t> nodes_joined{0};
+
 // The next node that computes something, from index on; the number of nodes if there is none.
 int next_node(const ggml_cgraph * graph, int index) {
     while (index < graph->n_nodes && (ggml_op_is_empty(graph->nodes[index]->op) ||
@@ -42,6 +46,18 @@ int next_node(const ggml_cgraph * graph, int index) {
         ++index;
     }
     return index;
+}
+
+// Counts the nodes behind index up to last, which were computed in its step; returns how many nodes ggml skips.
+int joined(const ggml_cgraph * graph, int index, int last, const ggml_compute_params * params) {
+    if (params->ith == 0) {
+        int nodes = 0;
+        for (int at = next_node(graph, index + 1); at <= last; at = next_node(graph, at + 1)) {
+            ++nodes;
+        }
+        nodes_joined.fetch_add(static_cast<uint64_t>(nodes), std::memory_order_relaxed);
+    }
+    return last - index;
 }
 
 // Whether only `uses` other nodes read the node, and nobody outside the graph.
@@ -331,7 +347,37 @@ int compute_pair(const ggml_cgraph * graph, int index, const ggml_compute_params
     }
     forward(params, graph->nodes[index]);
     forward(params, graph->nodes[second]);
-    return second - index;
+    return joined(graph, index, second, params);
+}
+
+// Both must do the same for every number of tokens: ggml plans memory for the largest batch and keeps the plan for all.
+void order_products(ggml_cgraph * graph) {
+    for (int index = 0; index < graph->n_nodes; ++index) {
+        const ggml_tensor * product = graph->nodes[index];
+        if (!bitexport_multiplies(product)) {
+            continue;
+        }
+        int to = index + 1;
+        for (int other = index + 1; other < graph->n_nodes; ++other) {
+            ggml_tensor * moved = graph->nodes[other];
+            if (moved->src[1] == product->src[1] && bitexport_multiplies(moved)) {
+                std::move_backward(graph->nodes + to, graph->nodes + other, graph->nodes + other + 1);
+                graph->nodes[to++] = moved;
+            }
+        }
+        index = to - 1;
+    }
+}
+
+// A rotation whose input is a view gets new memory, which could be that of the first one's input.
+void keep_rotated_apart(const ggml_cgraph * graph, const ggml_backend_graph_optimize_params & params) {
+    for (int index = next_node(graph, 0); index < graph->n_nodes; index = next_node(graph, index + 1)) {
+        const int second = next_node(graph, index + 1);
+        if (second < graph->n_nodes && graph->nodes[index]->op == GGML_OP_ROPE && graph->nodes[second]->op == GGML_OP_ROPE) {
+            ggml_tensor * input = graph->nodes[index]->src[0];
+            params.add_alloc_dep(params.user_data, input->view_src != nullptr ? input->view_src : input, graph->nodes[second]);
+        }
+    }
 }
 
 }  // namespace
@@ -357,26 +403,18 @@ int bitexport_compute_fused(const ggml_cgraph * graph, int index, const ggml_com
         return 0;
     }
     compute(step, params);
-    return step.last - index;
+    return joined(graph, index, step.last, params);
 }
 
-void bitexport_order_graph(ggml_backend_t, ggml_cgraph * graph, ggml_backend_graph_optimize_params *) {
-    // The same order for every number of tokens: ggml plans memory for the largest batch and keeps the plan for all.
-    for (int index = 0; wanted().ours() && index < graph->n_nodes; ++index) {
-        const ggml_tensor * product = graph->nodes[index];
-        if (!bitexport_multiplies(product)) {
-            continue;
-        }
-        int to = index + 1;
-        for (int other = index + 1; other < graph->n_nodes; ++other) {
-            ggml_tensor * moved = graph->nodes[other];
-            if (moved->src[1] == product->src[1] && bitexport_multiplies(moved)) {
-                std::move_backward(graph->nodes + to, graph->nodes + other, graph->nodes + other + 1);
-                graph->nodes[to++] = moved;
-            }
-        }
-        index = to - 1;
+void bitexport_order_graph(ggml_backend_t, ggml_cgraph * graph, ggml_backend_graph_optimize_params * params) {
+    if (wanted().ours()) {
+        order_products(graph);
+        keep_rotated_apart(graph, *params);
     }
+}
+
+uint64_t bitexport_nodes_joined(void) {
+    return nodes_joined.load(std::memory_order_relaxed);
 }
 
 const char * bitexport_graph_error(void) {

@@ -19,6 +19,9 @@ int bitexport_compute_fused(const struct ggml_cgraph * graph, int index, const s
 // Moves products of the same activations next to each other, before memory is assigned to them. Not with BITEXPORT_GRAPH=stock.
 void bitexport_order_graph(ggml_backend_t backend, struct ggml_cgraph * graph, struct ggml_backend_graph_optimize_params * params);
 
+// Nodes that were computed in the step of another one, since the start of the process.
+GGML_BACKEND_API uint64_t bitexport_nodes_joined(void);
+
 // What is wrong with BITEXPORT_GRAPH; NULL if nothing is.
 GGML_BACKEND_API const char * bitexport_graph_error(void);
 
