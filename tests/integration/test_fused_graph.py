@@ -22,8 +22,8 @@ from bitexport.runtime.ggml import cpu_library
 from bitexport.runtime.session import Session
 from bitexport.runtime.trace import Tracer
 NAMES = (
-    "attn_norm", "Qcur", "Kcur", "Vcur", "attn_sub_norm", "attn_out", "ffn_inp", "ffn_norm", "ffn_gate", "ffn_up",
-    "ffn_relu", "ffn_gated", "ffn_sub_norm", "ffn_out", "l_out",
+    "attn_norm", "Qcur", "Kcur", "Vcur", "attn_sub_norm", "attn_out", "ffn_inp", "l_out",
+    "ffn_norm", "ffn_gate", "ffn_up", "ffn_relu", "ffn_gated", "ffn_sub_norm", "ffn_out",
 )
 path, target, threads, exact, observe = sys.argv[1:]
 tracer = Tracer() if observe == "observe" else None
@@ -43,8 +43,9 @@ with Session(path, n_ctx=64, n_threads=int(threads), exact=exact == "exact", tra
     np.save(target, np.stack(rows))
 """
 
-# Nodes of a decoding step of two layers that are computed in the step of another one, at least. A layer with norms in front
-# of single linear layers, or in float, has fewer; in the last layer the residual is not next to the product.
+# Nodes of a decoding step of two layers that are computed in the step of another one, at least. Layers with
+# norms in front of single products, or in float, have fewer; the last layer's first sum is not next to its
+# product.
 JOINED = {
     "2B4T": 35,
     "2B4T with a bias": 20,

@@ -4,6 +4,9 @@
 #include "ggml-backend.h"
 #include "ggml.h"
 
+#include <stdbool.h>
+#include <stdint.h>
+
 #ifdef __cplusplus
 extern "C" {
 #endif
@@ -11,6 +14,9 @@ extern "C" {
 struct ggml_backend_graph_optimize_params;
 struct ggml_cgraph;
 struct ggml_compute_params;
+
+// False with BITEXPORT_GRAPH=stock.
+bool bitexport_joins_nodes(void);
 
 // Called by every thread before a node: computes it together with nodes behind it, and returns how many of these there are; or
 // returns 0, and ggml computes the node alone. Always 0 with BITEXPORT_GRAPH=stock.
