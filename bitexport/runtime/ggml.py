@@ -22,7 +22,7 @@ TIER_VARIABLE = "BITEXPORT_TIER"
 LAYOUT_VARIABLE = "BITEXPORT_LAYOUT"
 
 #: What can be left to llama.cpp by BITEXPORT_<NAME>=stock.
-_SWITCHES = ("head", "grouped", "attention")
+_SWITCHES = ("head", "grouped", "attention", "graph")
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,8 +102,8 @@ def cpu_tier() -> str:
 
     Raises:
         NativeLibraryError: ``BITEXPORT_TIER`` or ``BITEXPORT_LAYOUT`` names one that does not exist or that
-            this CPU does not support, or ``BITEXPORT_HEAD``, ``BITEXPORT_GROUPED`` or ``BITEXPORT_ATTENTION``
-            is set to anything but ``stock``.
+            this CPU does not support, or ``BITEXPORT_HEAD``, ``BITEXPORT_GROUPED``, ``BITEXPORT_ATTENTION``
+            or ``BITEXPORT_GRAPH`` is set to anything but ``stock``.
     """
     library = cpu_library()
     for switch in _SWITCHES:
@@ -173,6 +173,7 @@ def cpu_library() -> ctypes.CDLL:
     library.bitexport_multiply_adds.restype = ctypes.c_int64
     library.bitexport_read_memory.argtypes = [ctypes.c_void_p, ctypes.c_int64]
     library.bitexport_read_memory.restype = ctypes.c_uint64
+    library.bitexport_nodes_joined.restype = ctypes.c_uint64
     return library
 
 
