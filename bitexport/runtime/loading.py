@@ -19,7 +19,7 @@ from bitexport.gguf.reader import MAGIC, read_gguf, refuse_folder
 from bitexport.runtime import ggml, log
 from bitexport.runtime.arguments import check_arguments
 from bitexport.runtime.assumptions import assumptions
-from bitexport.runtime.library import bind
+from bitexport.runtime.library import api, bind
 from bitexport.runtime.limits import check_own_context, check_threads, trained_context
 from bitexport.runtime.model import PathText, model_class
 from bitexport.runtime.processes import lock_across_forks
@@ -219,7 +219,7 @@ def check_model(path: str | os.PathLike[str], *, trial: bool) -> None:
         NativeLibraryError: our library is missing.
     """
     file, _ = checked_file(path, trial=trial)
-    llama_cpp = bind()
+    llama_cpp = api()
     ggml.cpu_tier()
     params = llama_cpp.llama_model_default_params()
     params.no_alloc = True
