@@ -102,7 +102,7 @@ class TextModel:
         params.n_ctx = n_ctx
         self._batch = params.n_batch = params.n_ubatch = min(n_ctx, _BATCH)
         params.n_threads = params.n_threads_batch = n_threads
-        params.flash_attn_type = self._api.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        params.flash_attn_type = self._api.LLAMA_FLASH_ATTN_TYPE_ENABLED  # our kernels, as in `load`
         self.ctx = self._api.llama_init_from_model(self.model, params)
         if not self.ctx:
             reason = log.reason("libllama gave no reason")
