@@ -195,13 +195,10 @@ def _show_comparison(out: Output, report: CompareReport) -> None:
         f"speed-up: {own}'s speed divided by that of the row; the median of alternating rounds, and an "
         f"interval that has the true median with {' or '.join(sorted(sure))} confidence"
     )
+    twins = {row.type for row in report.rows} - {own, *(peer.type for peer in report.peers)}
     out.wrapped(
         f"{report.tier} kernels; each file in its own process and read into memory"
-        + (
-            ", the twins' head on llama.cpp's own kernels"
-            if len(report.bytes) > 1 + len(report.peers)
-            else ""
-        )
+        + (", the twins' head on llama.cpp's own kernels" if twins else "")
     )
     for peer in report.peers:
         said = ", ".join(part for part in (peer.model, peer.build) if part)

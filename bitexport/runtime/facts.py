@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bitexport import __version__
 from bitexport.errors import BitexportWarning
 from bitexport.runtime import proofs
 
@@ -25,7 +26,7 @@ class Facts:
     Attributes:
         context_length: the context that the model was trained with; 0 if unknown.
         overrides: metadata that the header lacks.
-        warnings: what has been assumed, for the user.
+        warnings: what has been assumed, and what cannot be used, for the user.
     """
 
     context_length: int
@@ -61,9 +62,11 @@ def _remembered(path: Path) -> Facts | None:
 
 
 def _from_json(document: Any) -> Facts | None:
-    """None for a note in another form, which another version may have left."""
+    """None for a note of another version, which may find other facts."""
     with contextlib.suppress(KeyError, TypeError, AttributeError):
         length, overrides, notes = (document[key] for key in ("context_length", "overrides", "warnings"))
+        if document["version"] != __version__:
+            return None
         texts = [*overrides, *overrides.values(), *notes]
         if isinstance(length, int) and all(isinstance(text, str) for text in texts):
             return Facts(length, overrides, notes)
@@ -73,17 +76,20 @@ def _from_json(document: Any) -> Facts | None:
 def _found(path: Path, *, trial: bool) -> Facts:
     from bitexport.gguf.embedding_settings import check_generates
     from bitexport.gguf.reader import read_gguf
+    from bitexport.runtime.chat import template_warning
     from bitexport.runtime.limits import trained_context
-    from bitexport.runtime.loading import checked_file
+    from bitexport.runtime.loading import examined_file
+    from bitexport.tokenizer.chat import DEFAULT_KEY, TemplateError, check_template
 
     check_generates(read_gguf(path))
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        _, overrides = checked_file(path, trial=trial)
-    messages = [str(each.message) for each in caught if issubclass(each.category, BitexportWarning)]
+    _, overrides, messages = examined_file(path, trial=trial)
+    try:
+        check_template(read_gguf(path).metadata.get(DEFAULT_KEY, ""))
+    except TemplateError as error:
+        messages.append(template_warning(str(path), str(error)))
     facts = Facts(trained_context(path), overrides, messages)
     parts = read_gguf(path).parts
     name = proofs.identity(parts)
     if len(parts) == 1 and proofs.is_proven(name):
-        proofs.remember(name, asdict(facts))
+        proofs.remember(name, {"version": __version__, **asdict(facts)})
     return facts

@@ -1,10 +1,10 @@
 """Remembers which files our libllama has run, so that each has to be tried only once.
 
 A proof is a file in ``$XDG_CACHE_HOME/bitexport/proven`` (``~/.cache/bitexport/proven``), empty or with what
-:mod:`bitexport.runtime.facts` found out. Its name is
-a hash of what changes whenever a file does: device, inode, size, and the times of the last change of its
-content and of its attributes, for every part of a split model; and of the same for our libraries. Failures
-are not remembered. A folder that cannot be written only costs time.
+:mod:`bitexport.runtime.facts` found out. Its name is a hash of what changes whenever a file does: device,
+inode, size, and the times of the last change of its content and of its attributes, for every part of a split
+model; and of the same for our libraries. Failures are not remembered. A folder that cannot be written only
+costs time.
 """
 
 from __future__ import annotations
