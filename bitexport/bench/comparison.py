@@ -23,7 +23,9 @@ from bitexport.bench.peer import Peer
 from bitexport.bench.report import CompareReport, CompareRow, PeerReport
 from bitexport.bench.twins import (
     ALL_TWINS,
+    COMPARED_TYPES,
     SAME_FILE,
+    TWIN_TYPES,
     build_twin,
     check_twin,
     compared_type,
@@ -136,11 +138,12 @@ def compare(
 
 
 def _named(commands: Sequence[str]) -> dict[str, Peer]:
-    """The programs by names that differ."""
+    """The programs by names that differ from each other and from those of files."""
     found: dict[str, Peer] = {}
+    files = (OWN_NAME, SAME_FILE, *COMPARED_TYPES, *TWIN_TYPES)
     for command in commands:
         peer = Peer(command)
-        same = sum(each.name == peer.name for each in found.values())
+        same = sum(each.name == peer.name for each in found.values()) + (peer.name in files)
         found[f"{peer.name} {same + 1}" if same else peer.name] = peer
     return found
 
