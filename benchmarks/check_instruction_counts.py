@@ -1,12 +1,15 @@
-"""Count each kernel tier's instructions with callgrind; compare with benchmarks/instruction_counts.json.
+"""Count each kernel tier's instructions; compare with benchmarks/instruction_counts.json.
 
-Usage: check_instruction_counts.py [--update] [--binary build/native/kernels/ternary/bench_once]
+Usage: check_instruction_counts.py [--arm] [--update] [--binary build/native/kernels/ternary/bench_once]
                                    [--counts benchmarks/instruction_counts.json]
 
 Times vary by a fifth from hour to hour on a shared machine; instruction counts do not vary at all. Measures
-one decode and one prefill shape for each tier and layout that valgrind can run (it has no AVX-512). Exit code
-0: no count is more than 3% above the recorded one; 3: one is; 1: the counts cannot be compared, with the
-reason.
+one decode and one prefill shape for each tier and layout that valgrind can run (it has no AVX-512). With
+--arm it counts the ARM tiers in qemu, on any machine, of the build that `make test-arm` leaves in build/arm,
+and compares with benchmarks/instruction_counts_arm.json.
+
+Exit code 0: no count is more than 3% above the recorded one; 3: one is; 1: the counts cannot be compared,
+with the reason.
 """
 
 from __future__ import annotations
@@ -25,6 +28,9 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 #: name: rows x columns, tokens, calls. The widths are 2B4T's; few rows, because valgrind is 50 times slower.
 SHAPES = {"decode": ("256x2560", 1, 4), "prefill": ("256x2560", 24, 1)}
+#: Fewer rows and tokens: qemu writes a line for every instruction. 24 tokens are several tiles of every tier.
+ARM_SHAPES = {"decode": ("64x2560", 1, 2), "prefill": ("64x2560", 24, 2)}
+QEMU = ["qemu-aarch64", "-L", "/usr/aarch64-linux-gnu", "-cpu", "max"]
 TOLERANCE = 0.03
 
 
@@ -54,6 +60,43 @@ def count(binary: Path, tier: str, layout: str, shape: str, tokens: int, calls: 
         if found is None or int(found[1]) == 0:
             raise CannotCompare(f"callgrind counted nothing in bench_once_calls of {binary}; was it inlined?")
         return int(found[1]) // calls
+
+
+def count_in_qemu(binary: Path, tier: str, layout: str, shape: str, tokens: int, calls: int) -> int:
+    """Instructions of one call of the kernel: what ``calls`` more of them add to a run."""
+    totals = []
+    for number in (1, 1 + calls):
+        arguments = [str(binary), tier, layout, shape, str(tokens), str(number)]
+        with subprocess.Popen(
+            [*QEMU, "-singlestep", "-d", "nochain,exec", "-D", "/dev/stderr", *arguments],
+            stderr=subprocess.PIPE,
+        ) as process:
+            assert process.stderr is not None
+            totals.append(sum(piece.count(b"Trace ") for piece in process.stderr))
+        if process.returncode != 0:
+            raise CannotCompare(f"{' '.join(arguments)} ended with {process.returncode} in qemu")
+    if totals[0] == totals[1]:
+        raise CannotCompare("qemu counted nothing; this version may have other options than -d nochain,exec")
+    return (totals[1] - totals[0]) // calls
+
+
+def measure_arm(binary: Path) -> dict[str, Any]:
+    """Counts for every ARM tier, with the compiler and the machine."""
+    if shutil.which(QEMU[0]) is None:
+        raise CannotCompare(
+            "qemu-aarch64 is not installed; install it, for example with apt install qemu-user"
+        )
+    if not binary.is_file():
+        raise CannotCompare(f"{binary} is missing; build it with `make test-arm`")
+    about = json.loads(run([*QEMU, str(binary)]))
+    counts = {}
+    for tier, layouts in about["tiers"].items():
+        for layout in layouts if tier != "scalar" else ():  # a hundred times as many, and no kernel of ARM's
+            for name, (shape, tokens, calls) in ARM_SHAPES.items():
+                key = f"{tier} {layout} {name} {shape} x {tokens}"
+                counts[key] = count_in_qemu(binary, tier, layout, shape, tokens, calls)
+                print(f"{key}: {counts[key]:,}", file=sys.stderr)
+    return {"compiler": about["compiler"], "machine": "aarch64", "instructions": counts}
 
 
 def measure(binary: Path) -> dict[str, Any]:
@@ -86,11 +129,15 @@ def regressions(kept: dict[str, Any], found: dict[str, Any]) -> list[str]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--update", action="store_true", help="record the current counts")
-    parser.add_argument("--binary", type=Path, default=ROOT / "build/native/kernels/ternary/bench_once")
-    parser.add_argument("--counts", type=Path, default=ROOT / "benchmarks/instruction_counts.json")
+    parser.add_argument("--arm", action="store_true", help="count the ARM tiers in qemu")
+    parser.add_argument("--binary", type=Path, help="bench_once of a build of the kernels")
+    parser.add_argument("--counts", type=Path, help="the recorded counts")
     options = parser.parse_args()
+    build, name = ("arm/ternary", "_arm") if options.arm else ("native/kernels/ternary", "")
+    options.binary = options.binary or ROOT / "build" / build / "bench_once"
+    options.counts = options.counts or ROOT / "benchmarks" / f"instruction_counts{name}.json"
     try:
-        found = measure(options.binary)
+        found = measure_arm(options.binary) if options.arm else measure(options.binary)
         if options.update:
             options.counts.write_text(json.dumps(found, indent=2) + "\n")
             print(f"recorded {len(found['instructions'])} counts in {options.counts}")

@@ -1,7 +1,8 @@
-"""``bitexport bench --compare``: a ternary file against twins of itself in other types, in alternation.
+"""``bitexport bench --compare`` and ``--against``: a file against others, in alternation.
 
-Every file runs in its own process, read into memory; each round times all of them one after another, with the
-machine's limits measured before and after. What counts is the ratio within a round.
+They are twins of it in other types, or other programs. Every file runs in its own process, read into memory,
+and every program in a process for each round. A round times all of them one after another, with the machine's
+limits measured before and after. What counts is the ratio within a round.
 """
 
 from __future__ import annotations
@@ -14,10 +15,24 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from bitexport.bench.company import Company
+from bitexport.bench.intervals import median_interval
 from bitexport.bench.limits import MAX_CHANGE, LimitMeter
 from bitexport.bench.measure import BenchTest, check_numbers, make_tests
-from bitexport.bench.report import CompareReport, CompareRow
-from bitexport.bench.twins import SAME_FILE, build_twin, check_twin, compared_type, default_twins, twin_bytes
+from bitexport.bench.peer import Peer
+from bitexport.bench.report import CompareReport, CompareRow, PeerReport
+from bitexport.bench.twins import (
+    ALL_TWINS,
+    COMPARED_TYPES,
+    SAME_FILE,
+    TWIN_TYPES,
+    build_twin,
+    check_twin,
+    compared_type,
+    default_twins,
+    is_compared,
+    twin_bytes,
+)
 from bitexport.bench.worker import Worker
 from bitexport.errors import OutputError, UnsupportedError
 from bitexport.gguf.fingerprint import fingerprint
@@ -31,6 +46,9 @@ from bitexport.system.machine import available_bytes, cpu_model
 #: The twins' environment: output head and layers on ggml's own kernels, as llama.cpp would run them.
 _TWIN_ENVIRONMENT = {"BITEXPORT_HEAD": "stock", "BITEXPORT_GROUPED": "stock"}
 
+#: What the file is called beside other programs if our ternary kernels do not run it.
+OWN_NAME = "bitexport"
+
 #: Roughly what a process needs in addition to its weights: Python, context, work buffers.
 _PROCESS_BYTES = 400 << 20
 
@@ -39,28 +57,35 @@ def compare(
     gguf: str | os.PathLike[str],
     *,
     types: Sequence[str] = (),
+    against: Sequence[str] = (),
     threads: Sequence[int] = (),
     prompt_tokens: Sequence[int] = (512,),
     generated_tokens: Sequence[int] = (128,),
     rounds: int = 5,
     keep: str | os.PathLike[str] | None = None,
+    load: int = 0,
     progress: Progress = ignore,
 ) -> CompareReport:
-    """Build twins of a ternary file and time them all in alternating rounds.
+    """Build twins of a ternary file and time them all, and other programs, in alternating rounds.
 
     Args:
         gguf: the file.
         types: of the twins, some of :data:`~bitexport.bench.twins.TWIN_TYPES`, or
-            :data:`~bitexport.bench.twins.SAME_FILE`; empty for those of
-            :func:`~bitexport.bench.twins.default_twins`.
+            :data:`~bitexport.bench.twins.SAME_FILE`; ``"all"`` for those of
+            :func:`~bitexport.bench.twins.default_twins`, as also if there are neither types nor programs.
+        against: command lines of programs that measure as llama-bench does; see
+            :mod:`bitexport.bench.peer`.
         threads, prompt_tokens, generated_tokens: as in :func:`~bitexport.bench.measure.bench`.
         rounds: how often each test runs on each file.
         keep: folder for the twins; an existing twin is reused if it is newer than the file. If None, a
             temporary folder, removed at the end.
+        load: busy processes beside the measurement.
         progress: called with the bytes that each twin is made from, then for the tests.
 
     Raises:
-        UsageError: there is nothing to measure, a type is unknown, or our kernels run no tensor of the file.
+        UsageError: there is nothing to measure, a type or a program is unknown, or our kernels run no tensor
+            of the file.
+        BitexportError: a program failed; the message has its last line.
         UnsupportedError: a twin's type cannot store the model, or memory for all files is missing.
         OutputError: there is no disk space for the twins.
         GGUFError, NativeLibraryError: a file cannot be loaded.
@@ -72,11 +97,15 @@ def compare(
     check_numbers(tests, counts, rounds)
     for count in counts:
         check_threads(count)
-    types = list(dict.fromkeys(name.lower() for name in types or default_twins(file)))
-    own = compared_type(file)
+    peers = _named(against)
+    types = list(dict.fromkeys(name.lower() for name in types))
+    if ALL_TWINS in types or not (types or peers):
+        types = list(default_twins(file))
+    own = compared_type(file) if types or is_compared(file) else OWN_NAME
     for name in types:
         check_twin(file, name)
     sizes = {own: sum(t.nbytes for t in file.tensors), **{name: twin_bytes(file, name) for name in types}}
+    company = Company(load)
     _check_memory(sizes)
     with _twin_folder(keep) as folder, ExitStack() as stack:
         files = {own: path, **_twins(file, types, folder, progress)}
@@ -87,29 +116,49 @@ def compare(
             workers[name] = stack.enter_context(
                 Worker(twin, length, {} if name == own else _TWIN_ENVIRONMENT)
             )
-        rows = _measure(workers, own, tests, counts, rounds, progress)
+        stack.enter_context(company)
+        rows = _measure({**workers, **peers}, own, tests, counts, rounds, company, progress)
+        answers = {name: peer.answer for name, peer in peers.items() if peer.answer is not None}
         return CompareReport(
             path=str(path),
             model=workers[own].model,
             tier=workers[own].tier,
             tier_forced=bool(os.environ.get(TIER_VARIABLE)),
-            bytes=sizes,
+            bytes={**sizes, **{name: each.bytes for name, each in answers.items() if each.bytes is not None}},
             rows=rows,
             kept=[] if keep is None else [str(files[name]) for name in types if name != SAME_FILE],
             cpu=cpu_model(),
             fingerprint=fingerprint(path),
+            peers=[
+                PeerReport(name, peers[name].command, each.model, each.build)
+                for name, each in answers.items()
+            ],
+            load=load,
         )
 
 
+def _named(commands: Sequence[str]) -> dict[str, Peer]:
+    """The programs by names that differ from each other and from those of files."""
+    found: dict[str, Peer] = {}
+    files = (OWN_NAME, SAME_FILE, *COMPARED_TYPES, *TWIN_TYPES)
+    for command in commands:
+        peer = Peer(command)
+        same = sum(each.name == peer.name for each in found.values()) + (peer.name in files)
+        found[f"{peer.name} {same + 1}" if same else peer.name] = peer
+    return found
+
+
 def _measure(
-    workers: dict[str, Worker],
+    workers: dict[str, Worker | Peer],
     own: str,
     tests: Sequence[BenchTest],
     counts: Sequence[int],
     rounds: int,
+    company: Company,
     progress: Progress,
 ) -> list[CompareRow]:
-    meter = LimitMeter()
+    with company.away():
+        meter = LimitMeter()
     rows: list[CompareRow] = []
     total = len(counts) * len(tests) * (rounds + 1)
     done = 0
@@ -119,36 +168,48 @@ def _measure(
             changes: list[float] = []
             for number in range(rounds + 1):
                 progress(ProgressEvent(done, total, "rounds", f"{test.name}, {count} threads"))
-                before = meter.measure(count)
+                with company.away():
+                    before = meter.measure(count)
                 found = {name: worker.seconds(test, count) for name, worker in workers.items()}
                 if number:  # the first round is a warm-up
                     seconds.append(found)
-                    changes.append(before.change(meter.measure(count)))
+                    with company.away():
+                        changes.append(before.change(meter.measure(count)))
                 done += 1
-            rows += _rows(test, count, own, seconds, changes)
+            rows += _rows(test, count, own, seconds, changes, company.share(count))
     return rows
 
 
 def _rows(
-    test: BenchTest, threads: int, own: str, seconds: list[dict[str, float]], changes: list[float]
+    test: BenchTest,
+    threads: int,
+    own: str,
+    seconds: list[dict[str, float]],
+    changes: list[float],
+    fair_share: float = 1.0,
 ) -> list[CompareRow]:
     calm = [found for found, change in zip(seconds, changes, strict=True) if change <= MAX_CHANGE]
     counted = calm or seconds
     rows = []
     for name in counted[0]:
         ratios = [found[name] / found[own] for found in counted] if name != own else []
+        sure = median_interval(ratios) if ratios else None
         rows.append(
             CompareRow(
                 type=name,
                 test=test.name,
                 threads=threads,
                 tokens_per_second=test.tokens / statistics.median(found[name] for found in counted),
-                ratio=statistics.median(ratios) if ratios else None,
+                ratio=None if sure is None else sure.median,
                 ratio_min=min(ratios, default=None),
                 ratio_max=max(ratios, default=None),
                 rounds=len(counted),
                 disturbed_rounds=len(seconds) - len(calm),
                 disturbed=not calm,
+                ratio_low=None if sure is None else sure.low,
+                ratio_high=None if sure is None else sure.high,
+                confidence=None if sure is None else sure.confidence,
+                fair_share=fair_share,
             )
         )
     return rows

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from bitexport.bench.company import Company
 from bitexport.bench.limits import LimitMeter
 from bitexport.bench.report import BenchMachine, BenchReport, BenchRow
 from bitexport.bench.weights import TokenCost, token_cost
@@ -54,6 +55,7 @@ def bench(
     repetitions: int = 5,
     workers: str | Sequence[str] = (),
     layers: Sequence[int] = (),
+    load: int = 0,
     progress: Progress = ignore,
 ) -> BenchReport:
     """Measure prefill and decode as llama-bench does: random tokens, an empty context, one warm-up run.
@@ -67,6 +69,7 @@ def bench(
         repetitions: timed runs of each test.
         workers, layers: see :func:`bitexport.load`. A worker computes with as many threads as it was started
             with, and the limits of several machines are not measured.
+        load: busy processes on this machine beside the measurement.
         progress: called for every test.
 
     Raises:
@@ -77,17 +80,22 @@ def bench(
     counts = list(threads) or [default_threads()]
     tests = make_tests(prompt_tokens, generated_tokens, batches)
     check_numbers(tests, counts, repetitions)
+    company = Company(load)
     rss_before = resident_bytes()
     path = Path(gguf)
     cost = token_cost(path)
     warm_page_cache(path)
     length = max(test.tokens for test in tests)
     start = time.perf_counter()
-    with Session(path, n_ctx=length, exact=False, workers=workers, layers=layers) as session:
+    with (
+        Session(path, n_ctx=length, exact=False, workers=workers, layers=layers) as session,
+        company,
+    ):
         load_seconds = time.perf_counter() - start
         session.advance([0])
         rss = resident_bytes()
-        meter = LimitMeter() if session.workers is None else None
+        with company.away():
+            meter = LimitMeter() if session.workers is None else None
         rows = []
         # Single sequences first: a context for several takes more memory.
         runs = sorted(((count, test) for count in counts for test in tests), key=lambda run: run[1].batch > 1)
@@ -98,7 +106,7 @@ def bench(
                 session.reopen(length, count, test.batch)
             else:
                 session.set_threads(count)
-            rows.append(_measure(session, test, count, repetitions, meter, cost))
+            rows.append(_measure(session, test, count, repetitions, meter, cost, company))
         return BenchReport(
             path=str(path),
             model=session.description,
@@ -115,6 +123,7 @@ def bench(
             cpu=cpu_model(),
             fingerprint=fingerprint(path),
             machines=_machines(session, counts),
+            load=load,
         )
 
 
@@ -155,6 +164,7 @@ def _measure(
     repetitions: int,
     meter: LimitMeter | None,
     cost: TokenCost,
+    company: Company,
 ) -> BenchRow:
     time_test(session, test)
     if meter is None:
@@ -165,10 +175,13 @@ def _measure(
             threads=threads,
             tokens_per_second=statistics.fmean(speeds),
             stddev=statistics.stdev(speeds) if repetitions > 1 else 0.0,
+            fair_share=company.share(threads),
         )
-    before = meter.measure(threads)
+    with company.away():
+        before = meter.measure(threads)
     speeds = [test.tokens * test.batch / time_test(session, test) for _ in range(repetitions)]
-    after = meter.measure(threads)
+    with company.away():
+        after = meter.measure(threads)
     limit = before.best(after)
     mean = statistics.fmean(speeds)
     decode = test.kind == "tg"
@@ -185,6 +198,7 @@ def _measure(
         multiply_add_gps=peak,
         percent_of_multiply_adds=None if peak is None else mean * cost.multiply_adds / peak / 1e7,
         limit_change=before.change(after),
+        fair_share=company.share(threads),
     )
 
 

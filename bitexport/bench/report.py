@@ -28,6 +28,7 @@ class BenchRow:
             instruction, measured in the same run, in 1e9 per second; for prefill, and decode in batches. None
             if the kernels have no such instruction.
         percent_of_multiply_adds: the multiply-adds of the layers' matrices, in percent of that.
+        fair_share: the share of a processor that is fair for each thread beside the busy processes.
         limit_change: by how much the machine's limits before and after the test differ, as a fraction.
     """
 
@@ -41,6 +42,7 @@ class BenchRow:
     multiply_add_gps: float | None = None
     percent_of_multiply_adds: float | None = None
     limit_change: float = 0.0
+    fair_share: float = 1.0
 
     @property
     def disturbed(self) -> bool:
@@ -97,6 +99,7 @@ class BenchReport:
         cpu: the CPU's name.
         fingerprint: of the file, see :func:`bitexport.gguf.fingerprint.fingerprint`.
         machines: those that computed together; empty for this one alone. Then no limits are known.
+        load: the number of busy processes beside the measurement; they pause while limits are measured.
     """
 
     path: str
@@ -114,6 +117,7 @@ class BenchReport:
     cpu: str = ""
     fingerprint: str = ""
     machines: list[BenchMachine] = field(default_factory=list)
+    load: int = 0
 
     @property
     def fits_caches(self) -> bool:
@@ -151,11 +155,14 @@ class CompareRow:
     """One type in one test at one thread count.
 
     Attributes:
-        type: the compared file's, such as ``"i2_s"``, or the twin's.
+        type: the compared file's, such as ``"i2_s"``, the twin's, or the name of another program.
         test, threads: as in :class:`BenchRow`.
         tokens_per_second: the median of the rounds.
         ratio, ratio_min, ratio_max: how many times as fast the compared file is: median and range of the
             ratios within each round. None for that file itself.
+        ratio_low, ratio_high, confidence: an interval that has the true median with this confidence; see
+            :func:`~bitexport.bench.intervals.median_interval`.
+        fair_share: the share of a processor that is fair for each thread beside the busy processes.
         rounds: number of rounds that count.
         disturbed_rounds: number of rounds in which the machine's limits moved. They are discarded, unless
             that would discard all of them.
@@ -172,6 +179,26 @@ class CompareRow:
     rounds: int
     disturbed_rounds: int
     disturbed: bool
+    ratio_low: float | None = None
+    ratio_high: float | None = None
+    confidence: float | None = None
+    fair_share: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class PeerReport:
+    """Another program in a comparison.
+
+    Attributes:
+        type: its name in the rows.
+        command: its command line, without what was added to it.
+        model, build: what it says it ran, and its version; empty if it does not say.
+    """
+
+    type: str
+    command: str
+    model: str
+    build: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,6 +216,8 @@ class CompareReport:
         kept: the twins' files, if they were kept.
         cpu: the CPU's name.
         fingerprint: of the compared file.
+        peers: the other programs.
+        load: the number of busy processes beside the measurement.
     """
 
     path: str
@@ -200,6 +229,8 @@ class CompareReport:
     kept: list[str]
     cpu: str = ""
     fingerprint: str = ""
+    peers: list[PeerReport] = field(default_factory=list)
+    load: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """The report as one JSON object, without ``schema``."""

@@ -25,6 +25,9 @@ COMPARED_TYPES = (I2_S.name, Q2_0.name, TQ2_0.name, TQ1_0.name)
 #: The twin that is the same file, on llama.cpp's own kernels. It has none for I2_S.
 SAME_FILE = "llama.cpp"
 
+#: Stands for :func:`default_twins`.
+ALL_TWINS = "all"
+
 #: The types that a twin can have. ``convert`` does not offer Q4_0, which holds trits but is not ternary.
 TWIN_TYPES = (F16.name, TQ2_0.name, Q4_0.name)
 
@@ -45,6 +48,11 @@ def compared_type(file: GGUFFile) -> str:
             f"compare; convert it first: bitexport convert {file.path} OUT.gguf"
         )
     return max(weights, key=lambda name: weights[name])
+
+
+def is_compared(file: GGUFFile) -> bool:
+    """Whether a file has tensors of a type that our kernels run."""
+    return any(tensor.type.name in COMPARED_TYPES for tensor in file.tensors)
 
 
 def default_twins(file: GGUFFile) -> tuple[str, ...]:

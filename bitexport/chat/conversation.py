@@ -16,11 +16,11 @@ from bitexport.errors import OutputError, UsageError
 from bitexport.gguf.embedding_settings import check_generates
 from bitexport.gguf.reader import GGUFFile, read_gguf
 from bitexport.runtime.generation import Generation
-from bitexport.runtime.library import bind
+from bitexport.runtime.library import api
 from bitexport.runtime.limits import check_text, check_threads, checked_context, warn_of_long_context
 from bitexport.runtime.loading import load
+from bitexport.runtime.pieces import piece
 from bitexport.runtime.sampling import DEFAULT_SAMPLING, MAX_SEED, Sampling
-from bitexport.runtime.session import piece
 from bitexport.runtime.threads import default_threads
 from bitexport.system.files import write_atomically
 from bitexport.tokenizer.chat import DEFAULT_KEY
@@ -138,7 +138,7 @@ class Conversation:
             chat_format="chatml", workers=workers, layers=layers,
         )  # fmt: skip
         self.n_ctx = int(self._llama.n_ctx())
-        self._api = bind().llama_cpp
+        self._api = api()
         self._vocab: Any = self._api.llama_model_get_vocab(self._llama.model)
         if isinstance(found, ChatTemplate):
             found = replace(found, bos_token=self._special("bos"), eos_token=self._special("eos"))

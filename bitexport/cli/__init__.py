@@ -6,47 +6,59 @@ import io
 import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from importlib import import_module
 from inspect import cleandoc
 from typing import Annotated
 
 import typer
 
 import bitexport
-from bitexport.cli import (
-    bench,
-    card,
-    chat,
-    convert,
-    doctor,
-    embed,
-    errors,
-    eval,
-    inspect,
-    parity,
-    push,
-    run,
-    serve,
-    train,
-    worker,
-)
+from bitexport.cli import errors
 from bitexport.cli.help import Command, Group
 from bitexport.cli.interrupt import terminable
 from bitexport.cli.output import show_warning
 from bitexport.errors import BitexportWarning
 from bitexport.system.early_interrupt import raise_interrupts
 
-app = typer.Typer(
-    name="bitexport",
-    help="Ternary language models: from PyTorch checkpoints to fast, verified GGUF files.",
-    epilog=(
-        "Exit codes: 0 success; 1 failure; 2 wrong usage; 3 a check's result is below its threshold; "
-        "130 interrupted. BITEXPORT_DEBUG=1 shows tracebacks."
-    ),
-    cls=Group,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+# In the order of --help; each is a module of that name.
+COMMANDS = (
+    *("convert", "parity", "bench", "run", "chat", "serve", "worker", "embed"),
+    *("inspect", "doctor", "eval", "card", "push", "train"),
 )
+_FUNCTIONS = {"eval": "evaluate"}  # where a function is not called like its module
+
+
+def program(names: Sequence[str] = COMMANDS) -> typer.Typer:
+    """The command line with some commands: importing and describing all of them takes a tenth of a second.
+
+    Commands import their driver inside the function, so that --help is fast.
+    """
+    found = typer.Typer(
+        name="bitexport",
+        help="Ternary language models: from PyTorch checkpoints to fast, verified GGUF files.",
+        epilog=(
+            "Exit codes: 0 success; 1 failure; 2 wrong usage; 3 a check's result is below its threshold; "
+            "130 interrupted. BITEXPORT_DEBUG=1 shows tracebacks."
+        ),
+        cls=Group,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    found.callback(invoke_without_command=True)(_root)
+    for name in names:
+        module = import_module(f"bitexport.cli.{name}")
+        function = getattr(module, _FUNCTIONS.get(name, name))
+        kind = module.BenchCommand if name == "bench" else Command
+        found.command(name, help=_help(function), cls=kind)(function)
+    return found
+
+
+def __getattr__(name: str) -> typer.Typer:
+    """``app``: the command line with all commands."""
+    if name != "app":
+        raise AttributeError(name)
+    return program()
 
 
 def _help(command: Callable[..., None]) -> str:
@@ -55,30 +67,12 @@ def _help(command: Callable[..., None]) -> str:
     return "\n\n".join(paragraph.replace("\n", " ") for paragraph in paragraphs)
 
 
-# In the order of --help. Commands import their driver inside the function, so that --help is fast.
-app.command("convert", help=_help(convert.convert), cls=Command)(convert.convert)
-app.command("parity", help=_help(parity.parity), cls=Command)(parity.parity)
-app.command("bench", help=_help(bench.bench), cls=bench.BenchCommand)(bench.bench)
-app.command("run", help=_help(run.run), cls=Command)(run.run)
-app.command("chat", help=_help(chat.chat), cls=Command)(chat.chat)
-app.command("serve", help=_help(serve.serve), cls=Command)(serve.serve)
-app.command("worker", help=_help(worker.worker), cls=Command)(worker.worker)
-app.command("embed", help=_help(embed.embed), cls=Command)(embed.embed)
-app.command("inspect", help=_help(inspect.inspect), cls=Command)(inspect.inspect)
-app.command("doctor", help=_help(doctor.doctor), cls=Command)(doctor.doctor)
-app.command("eval", help=_help(eval.evaluate), cls=Command)(eval.evaluate)
-app.command("card", help=_help(card.card), cls=Command)(card.card)
-app.command("push", help=_help(push.push), cls=Command)(push.push)
-app.command("train", help=_help(train.train), cls=Command)(train.train)
-
-
 def _version(wanted: bool) -> None:
     if wanted:
         print(f"bitexport {bitexport.__version__}")
         raise typer.Exit
 
 
-@app.callback(invoke_without_command=True)
 def _root(
     context: typer.Context,
     version: Annotated[  # noqa: ARG001 (its callback does the work)
@@ -118,7 +112,9 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         raise_interrupts()
         with terminable():
-            code = app(arguments, prog_name="bitexport", standalone_mode=False)
+            given = sys.argv[1:] if arguments is None else arguments
+            app = program([given[0]] if given and given[0] in COMMANDS else COMMANDS)
+            code = app(given, prog_name="bitexport", standalone_mode=False)
     except BrokenPipeError:
         # the reader of our output is gone; setting stdout to None keeps Python's flush at exit silent
         sys.stdout = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -54,6 +54,16 @@ def bench(
             "is not i2_s also llama.cpp, the same file on llama.cpp's own kernels.",
         ),
     ] = "",
+    against: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--against",
+            metavar="COMMAND",
+            help="Alternate with another program that has llama-bench's options and JSON, for example "
+            '"path/llama-bench -m other.gguf"; may be repeated.',
+            show_default=False,
+        ),
+    ] = None,
     keep: Annotated[
         Path | None,
         typer.Option("--keep", metavar="DIR", help="Folder to keep the twins of --compare in, for reuse."),
@@ -67,6 +77,9 @@ def bench(
             show_default=False,
         ),
     ] = None,
+    load: Annotated[
+        int, typer.Option("--load", min=0, metavar="N", help="Busy processes beside the measurement.")
+    ] = 0,
     workers: options.Workers = "",
     layers: options.Layers = "",
     revision: Revision = None,
@@ -79,15 +92,30 @@ def bench(
     generated = _numbers("--gen-tokens", gen_tokens)
     batches = _numbers("--batch", batch)
     out = Output(json=json, quiet=quiet)
-    if compare:
+    if compare or against:
+        option = "--compare" if compare else "--against"
         if batches != [1]:
-            raise UsageError("--batch and --compare do not go together; leave one of them out")
+            raise UsageError(f"--batch and {option} do not go together; leave one of them out")
         if workers:
-            raise UsageError("--compare measures on this machine alone; leave out --workers or --compare")
+            raise UsageError(f"{option} measures on this machine alone; leave out --workers or {option}")
         if plot is not None:
-            raise UsageError("--plot draws limits, but --compare has none; leave one of them out")
+            raise UsageError(f"--plot draws limits, but {option} has none; leave one of them out")
+        if keep is not None and not compare:
+            raise UsageError("--keep is for the twins of --compare; add --compare, or leave out --keep")
         gguf = local_path(out, gguf, "gguf", revision)
-        _compare(out, gguf, compare, counts, prompts, generated, repetitions, keep)
+        chosen = [name.strip() for name in compare.lower().split(",")]
+        _compare(
+            out,
+            gguf,
+            types=[name for name in chosen if name],
+            against=against or [],
+            threads=counts,
+            prompt_tokens=prompts,
+            generated_tokens=generated,
+            rounds=repetitions,
+            keep=keep,
+            load=load,
+        )
         return
     if keep is not None:
         raise UsageError("--keep is for the twins of --compare; add --compare, or leave out --keep")
@@ -110,6 +138,7 @@ def bench(
             repetitions=repetitions,
             workers=workers,
             layers=options.layers(layers),
+            load=load,
             progress=progress,
         )
     if plot is not None:
@@ -136,54 +165,45 @@ def _is_type_list(argument: str) -> bool:
     return re.fullmatch(r"(\w+|llama\.cpp)(,(\w+|llama\.cpp))*", argument) is not None
 
 
-def _compare(
-    out: Output,
-    gguf: Path,
-    types: str,
-    counts: list[int],
-    prompts: list[int],
-    generated: list[int],
-    rounds: int,
-    keep: Path | None,
-) -> None:
+def _compare(out: Output, gguf: Path, **arguments: Any) -> None:
     from bitexport.bench import compare as run
 
     with out.progress("bench") as progress:
-        report = run(
-            gguf,
-            types=[name.strip() for name in types.lower().split(",") if name.strip() not in ("", ALL_TWINS)],
-            threads=counts,
-            prompt_tokens=prompts,
-            generated_tokens=generated,
-            rounds=rounds,
-            keep=keep,
-            progress=progress,
-        )
+        report = run(gguf, **arguments, progress=progress)
     out.result(report.to_json(), human=lambda: _show_comparison(out, report))
 
 
 def _show_comparison(out: Output, report: CompareReport) -> None:
     out.wrapped(_model(report.path, report.model))
-    columns = ["test", "threads", "type", "size", "t/s", "speed-up", "range"]
+    columns = ["test", "threads", "type", "size", "t/s", "speed-up", "interval"]
     rows = [
         (
             row.test,
             row.threads,
             row.type,
-            format_bytes(report.bytes[row.type]),
+            format_bytes(report.bytes[row.type]) if row.type in report.bytes else "",
             f"{row.tokens_per_second:.2f}",
             "" if row.ratio is None else f"{row.ratio:.2f}x",
-            "" if row.ratio_min is None else f"{row.ratio_min:.2f} .. {row.ratio_max:.2f}",
+            "" if row.ratio_low is None else f"{row.ratio_low:.2f} .. {row.ratio_high:.2f}",
         )
         for row in report.rows
     ]
     out.table(columns, rows, right=columns, markdown=True)
     own = next(row.type for row in report.rows if row.ratio is None)
-    out.wrapped(f"speed-up: {own}'s speed divided by that type's; median and range over alternating rounds")
+    sure = {f"{row.confidence:.0%}" for row in report.rows if row.confidence is not None}
     out.wrapped(
-        f"{report.tier} kernels; each file in its own process and read into memory, the twins' head on "
-        "llama.cpp's own kernels"
+        f"speed-up: {own}'s speed divided by that of the row; the median of alternating rounds, and an "
+        f"interval that has the true median with {' or '.join(sorted(sure))} confidence"
     )
+    twins = {row.type for row in report.rows} - {own, *(peer.type for peer in report.peers)}
+    out.wrapped(
+        f"{report.tier} kernels; each file in its own process and read into memory"
+        + (", the twins' head on llama.cpp's own kernels" if twins else "")
+    )
+    for peer in report.peers:
+        said = ", ".join(part for part in (peer.model, peer.build) if part)
+        out.wrapped(f"{peer.type}: {peer.command}{f' ({said})' if said else ''}, a process per round")
+    _show_load(out, report.load, [(row.threads, row.fair_share) for row in report.rows])
     if report.tier_forced:
         out.wrapped(
             f"BITEXPORT_TIER limits {own} to {report.tier}; its twins use everything that this CPU has."
@@ -200,6 +220,17 @@ def _show_comparison(out: Output, report: CompareReport) -> None:
             )
     for file in report.kept:
         out.line(f"kept {file}")
+
+
+def _show_load(out: Output, load: int, shares: Iterable[tuple[int, float]]) -> None:
+    """The busy processes, and what is fair for the threads beside them."""
+    if load == 0:
+        return
+    fair = ", ".join(f"{share:.0%} for {_threads(threads)}" for threads, share in sorted(set(shares)))
+    out.wrapped(
+        f"beside {counted(load, 'busy process', 'busy processes')}, which paused while limits were measured; "
+        f"a thread's fair share of a processor: {fair}"
+    )
 
 
 def _numbers(option: str, text: str) -> list[int]:
@@ -246,6 +277,7 @@ def _show(out: Output, report: BenchReport) -> None:
         )
         for row in report.rows:
             out.wrapped(f"- {row.test}{_in_batch(row)}, {_threads(row.threads)}: {_limits(row)}", indent=2)
+    _show_load(out, report.load, [(row.threads, row.fair_share) for row in report.rows])
     out.wrapped(
         f"loaded in {report.load_seconds:.2f} s; {format_bytes(report.rss_bytes)} resident, "
         f"{format_bytes(report.rss_before_bytes)} before loading"

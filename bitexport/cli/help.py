@@ -7,6 +7,8 @@ from typing import Any
 
 from typer.core import TyperCommand, TyperGroup, TyperOption
 
+from bitexport.cli.values import PlainOrTyper
+
 # typer's names for types that are not choices
 _NAMES = {"<bool>": "", "<str>": "TEXT", "<list[str]>": "TEXT", "<path>": "PATH"}
 
@@ -28,6 +30,9 @@ class _Look:
         """As typer's; simplified copies while help is shown."""
         parameters: list[Any] = super().get_params(ctx)  # type: ignore[misc]
         if not self._helping:
+            for each in parameters:
+                if getattr(each, "_runtime_param", self) is None:
+                    each._runtime_param = PlainOrTyper(each.type_descriptor)
             return parameters
         return [_simplified(each, ctx) for each in parameters]
 

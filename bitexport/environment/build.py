@@ -31,12 +31,12 @@ import json, sys
 import numpy as np
 from bitexport.errors import BitexportError
 from bitexport.runtime import ggml
-from bitexport.runtime.library import bind
+from bitexport.runtime.library import api
 from bitexport.system.native_files import find_library_dir
 found = {}
 try:
     found["folder"] = str(find_library_dir())
-    found["compiled"] = bind().llama_print_system_info().decode()
+    found["compiled"] = api().llama_print_system_info().decode()
     ggml.quantize(np.linspace(-1, 1, 4096, dtype=np.float32).reshape(4, 1024), "q6_k", 1)
     try:
         found["tier"], found["layout"] = ggml.cpu_tier(), ggml.weight_layout()

@@ -18,7 +18,8 @@ from bitexport.progress import Progress, ProgressEvent, ignore
 from bitexport.reference.model import Reference, load_tokenizer
 from bitexport.runtime.limits import check_text
 from bitexport.runtime.loading import load
-from bitexport.runtime.session import Session, piece
+from bitexport.runtime.pieces import piece
+from bitexport.runtime.session import Session
 from bitexport.tokenizer.compare import encode, first_difference
 from bitexport.tokenizer.hard_strings import strings
 from bitexport.tokenizer.sentencepiece_rule import (

@@ -121,7 +121,12 @@ def use_templates(model: Llama, metadata: Mapping[str, str], *, choose: bool) ->
     problem = problems.get(str(model.chat_format))
     if not problem:
         return []
-    return [
-        f"{model.model_path}: its chat template {problem}; text can be continued, but create_chat_completion "
+    return [template_warning(model.model_path, problem)]
+
+
+def template_warning(path: str, problem: str) -> str:
+    """The warning about a file's chat template; the problem is a clause."""
+    return (
+        f"{path}: its chat template {problem}; text can be continued, but create_chat_completion "
         f"is refused: {_ADVICE}"
-    ]
+    )

@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from bitexport.errors import UsageError
-from bitexport.gguf.embedding_settings import check_generates
-from bitexport.gguf.reader import read_gguf
+from bitexport.runtime.facts import facts_of
 from bitexport.runtime.generation import ChosenToken, Generation
-from bitexport.runtime.limits import check_text, check_threads, checked_context, warn_of_long_context
-from bitexport.runtime.loading import load
+from bitexport.runtime.limits import check_text, check_threads, context_within, warn_beyond
 from bitexport.runtime.sampling import DEFAULT_SAMPLING, Sampling
+from bitexport.runtime.text_model import TextModel
 from bitexport.runtime.threads import default_threads
 
 __all__ = ["Completion", "Sampling"]
@@ -78,12 +78,7 @@ class Completion:
             check_text("a stop text", text)
         check_text("the grammar", sampling.grammar)
         check_threads(threads)
-        check_generates(read_gguf(os.fspath(path)))
-        context = checked_context(path, n_ctx)
-        warn_of_long_context(path, n_ctx)
-        self._llama = load(
-            path, n_ctx=context, n_threads=threads, n_threads_batch=threads, workers=workers, layers=layers
-        )
+        self._llama = _open(path, n_ctx, threads, workers, layers)
         self.load_seconds = time.perf_counter() - start
         placement = self._llama.placement
         self.layers: tuple[int, ...] = () if placement is None else placement.layers
@@ -128,3 +123,48 @@ class Completion:
             yield from self._generation
         finally:
             self._llama.close()
+
+
+def _open(
+    path: str | os.PathLike[str],
+    n_ctx: int,
+    threads: int,
+    workers: str | Sequence[str],
+    layers: Sequence[int],
+) -> TextModel:
+    if layers and not workers:
+        raise UsageError("layers says how to divide a model among workers, and there are none; give workers")
+    if workers:
+        return _open_with_workers(path, n_ctx, threads, workers, layers)
+    facts = facts_of(path)
+    context = context_within(facts.context_length, n_ctx)
+    warn_beyond(facts.context_length, n_ctx)
+    return TextModel(Path(path), facts.overrides, n_ctx=context, n_threads=threads)
+
+
+def _open_with_workers(
+    path: str | os.PathLike[str],
+    n_ctx: int,
+    threads: int,
+    workers: str | Sequence[str],
+    layers: Sequence[int],
+) -> TextModel:
+    from bitexport.runtime.loading import can_try
+    from bitexport.runtime.remote import Workers
+
+    connected = Workers(workers)
+    try:
+        facts = facts_of(path, trial=can_try(path))
+        context = context_within(facts.context_length, n_ctx)
+        warn_beyond(facts.context_length, n_ctx)
+        return TextModel(
+            Path(path),
+            facts.overrides,
+            n_ctx=context,
+            n_threads=threads,
+            workers=connected,
+            placement=connected.place(Path(path), layers, context),
+        )
+    except BaseException:
+        connected.close()
+        raise

@@ -8,12 +8,10 @@ from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from bitexport.errors import UsageError
-from bitexport.runtime.library import bind
+from bitexport.runtime.library import api
+from bitexport.runtime.pieces import piece
 from bitexport.runtime.sampling import Sampler, Sampling
-from bitexport.runtime.session import piece
 
 if TYPE_CHECKING:
     from llama_cpp import Llama
@@ -122,7 +120,7 @@ class Generation:
         if alternatives is not None and not 0 <= alternatives <= MAX_ALTERNATIVES:
             raise UsageError(f"{alternatives} alternatives per token; expected 0 to {MAX_ALTERNATIVES}")
         self._llama = llama
-        self._api = bind().llama_cpp
+        self._api = api()
         self._vocab: Any = self._api.llama_model_get_vocab(llama.model)
         self.prompt = list(prompt)
         self._sampler = Sampler(self._vocab, sampling, self.prompt)
@@ -188,7 +186,7 @@ class Generation:
 
         At least one token is left, whose evaluation gives the logits.
         """
-        done = self._llama.input_ids[: self._llama.n_tokens].tolist()
+        done = list(self._llama.input_ids[: self._llama.n_tokens])
         longest = min(len(done), len(self.prompt) - 1)
         self.reused = next((at for at in range(longest) if done[at] != self.prompt[at]), longest)
         memory = self._api.llama_get_memory(self._llama.ctx)
@@ -200,6 +198,8 @@ class Generation:
 
     def _probability(self, token: int, alternatives: int) -> ChosenToken:
         """From the logits that ``token`` was chosen from, which are still the context's last."""
+        import numpy as np  # slow to import, and hardly ever needed
+
         count = self._llama.n_vocab()
         logits = np.ctypeslib.as_array(self._api.llama_get_logits_ith(self._llama.ctx, -1), shape=(count,))
         values = logits.astype(np.float64)

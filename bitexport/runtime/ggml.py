@@ -8,15 +8,17 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING
 
 from bitexport.errors import NativeLibraryError, UnsupportedError
 from bitexport.runtime.levels import cpu_library_file
 from bitexport.runtime.library import refuse_foreign_libraries
 from bitexport.runtime.log import capture_ggml
 from bitexport.system.native_files import find_library_dir, library_file
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 TIER_VARIABLE = "BITEXPORT_TIER"
 LAYOUT_VARIABLE = "BITEXPORT_LAYOUT"
@@ -75,6 +77,8 @@ def quantize(
             f"a matrix of shape {weights.shape} cannot be stored as {type_name}; expected rows of a multiple "
             f"of {kind.block} weights: use f16"
         )
+    import numpy as np  # slow to import, and not needed to run a model
+
     source = np.ascontiguousarray(weights, dtype=np.float32)
     rows, cols = source.shape
     result = np.empty((rows, cols // kind.block * kind.block_bytes), dtype=np.uint8)

@@ -15,7 +15,7 @@ from typing import Any
 from bitexport.errors import UsageError
 from bitexport.runtime import log
 from bitexport.runtime.levels import cpu_library_file
-from bitexport.runtime.library import bind
+from bitexport.runtime.library import api, bind
 from bitexport.runtime.trial import VARIABLE
 from bitexport.system.native_files import library_file
 
@@ -116,7 +116,7 @@ def grammar_sampler(vocab: Any, grammar: str) -> Any:
     if os.environ.get(VARIABLE) != "0":
         _try_grammar(grammar)
     log.clear()
-    sampler = bind().llama_cpp.llama_sampler_init_grammar(vocab, grammar.encode("utf-8"), b"root")
+    sampler = api().llama_sampler_init_grammar(vocab, grammar.encode("utf-8"), b"root")
     if not sampler:
         raise _mistake(log.reason("libllama gave no reason"))
     return sampler

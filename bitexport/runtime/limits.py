@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bitexport.errors import BitexportWarning, UsageError
-from bitexport.gguf.reader import GGUFFile, read_gguf
 from bitexport.runtime.ggml import processors
 from bitexport.system.machine import free_memory
+
+if TYPE_CHECKING:
+    from bitexport.gguf.reader import GGUFFile
 
 #: The context that any model may be run with, even if it was trained with less, for benchmarks.
 SHORT_CONTEXT = 4096
@@ -38,13 +40,17 @@ def checked_context(path: str | os.PathLike[str], tokens: int) -> int:
         UsageError: it is negative, or larger than both the model's and :data:`SHORT_CONTEXT`.
         GGUFError: the file is damaged.
     """
-    return check_trained_context(read_gguf(os.fspath(path)), tokens)
+    return context_within(trained_context(path), tokens)
 
 
 def check_trained_context(file: GGUFFile, tokens: int) -> int:
     """Like :func:`checked_context`, for a file whose header has been read."""
-    trained = file.metadata.get(f"{file.metadata.get('general.architecture')}.context_length")
-    own = trained if isinstance(trained, int) and trained > 0 else SHORT_CONTEXT
+    return context_within(_number(file.metadata, "context_length"), tokens)
+
+
+def context_within(trained: int, tokens: int) -> int:
+    """Like :func:`checked_context`, for a model that was trained with this context; 0 if it is unknown."""
+    own = trained if trained > 0 else SHORT_CONTEXT
     most = max(own, SHORT_CONTEXT)
     if not 0 <= tokens <= most:
         raise UsageError(
@@ -60,7 +66,7 @@ def check_own_context(path: str | os.PathLike[str]) -> None:
         UsageError: there is not, as far as the numbers in the file tell.
         GGUFError: the file is damaged.
     """
-    metadata = read_gguf(os.fspath(path)).metadata
+    metadata = _metadata(path)
     context = _number(metadata, "context_length")
     needed = context * _number(metadata, "block_count") * cache_bytes(metadata)
     room = free_memory()
@@ -88,19 +94,28 @@ def _number(metadata: Mapping[str, Any], key: str, default: int = 0) -> int:
 
 def trained_context(path: str | os.PathLike[str]) -> int:
     """The context that the model was trained with; 0 if the file does not say."""
-    return _number(read_gguf(os.fspath(path)).metadata, "context_length")
+    return _number(_metadata(path), "context_length")
+
+
+def _metadata(path: str | os.PathLike[str]) -> Mapping[str, Any]:
+    from bitexport.gguf.reader import read_gguf  # slow to import, and `run` needs it for new files only
+
+    return read_gguf(os.fspath(path)).metadata
 
 
 def warn_of_long_context(path: str | os.PathLike[str], tokens: int) -> None:
     """Warn if a requested context is longer than the model was trained for."""
-    metadata = read_gguf(os.fspath(path)).metadata
-    trained = metadata.get(f"{metadata.get('general.architecture')}.context_length")
-    if isinstance(trained, int) and tokens > trained:
+    warn_beyond(trained_context(path), tokens)
+
+
+def warn_beyond(trained: int, tokens: int) -> None:
+    """Like :func:`warn_of_long_context`, for a model that was trained with this context; 0 if unknown."""
+    if 0 < trained < tokens:
         warnings.warn(
             f"a context of {tokens} tokens is more than the {trained} that this model was trained for; text "
             f"beyond them is likely to be worse, so prefer --ctx {trained}",
             BitexportWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
 
 

@@ -19,7 +19,7 @@ from bitexport.gguf.reader import MAGIC, read_gguf, refuse_folder
 from bitexport.runtime import ggml, log
 from bitexport.runtime.arguments import check_arguments
 from bitexport.runtime.assumptions import assumptions
-from bitexport.runtime.library import bind
+from bitexport.runtime.library import api, bind
 from bitexport.runtime.limits import check_own_context, check_threads, trained_context
 from bitexport.runtime.model import PathText, model_class
 from bitexport.runtime.processes import lock_across_forks
@@ -154,6 +154,20 @@ def checked_file(
         UnsupportedError: it is of another project, and has to be converted first.
         TokenizerError: its pre-tokenizer is missing and unknown.
     """
+    file, overrides, messages = examined_file(path, given, vocab_only=vocab_only, trial=trial)
+    for message in messages:
+        warnings.warn(message, BitexportWarning, stacklevel=3)
+    return file, overrides
+
+
+def examined_file(
+    path: str | os.PathLike[str],
+    given: Mapping[str, Any] = MappingProxyType({}),
+    *,
+    vocab_only: bool = False,
+    trial: bool = True,
+) -> tuple[Path, dict[str, Any], list[str]]:
+    """Like :func:`checked_file`, but returns the warnings as its third value."""
     file = Path(path)
     refuse_folder(file)
     try:
@@ -172,11 +186,9 @@ def checked_file(
     check_foreign(header)
     prove(header, vocab_only=vocab_only, trial=trial)
     if PRE_KEY in given:
-        return file, dict(given)
+        return file, dict(given), []
     overrides, messages = assumptions(header)
-    for message in messages:
-        warnings.warn(message, BitexportWarning, stacklevel=3)
-    return file, {**given, **overrides}
+    return file, {**given, **overrides}, messages
 
 
 def can_try(path: str | os.PathLike[str]) -> bool:
@@ -219,7 +231,7 @@ def check_model(path: str | os.PathLike[str], *, trial: bool) -> None:
         NativeLibraryError: our library is missing.
     """
     file, _ = checked_file(path, trial=trial)
-    llama_cpp = bind()
+    llama_cpp = api()
     ggml.cpu_tier()
     params = llama_cpp.llama_model_default_params()
     params.no_alloc = True

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from bitexport.errors import GGUFError, UsageError
 from bitexport.runtime import log
 from bitexport.runtime.chat import use_templates
-from bitexport.runtime.library import bind
+from bitexport.runtime.library import api, bind
 from bitexport.runtime.placement import Placement
 from bitexport.runtime.processes import Owner
 from bitexport.runtime.remote import Workers, error_of
@@ -130,7 +130,7 @@ def model_class() -> type[Llama]:
                 super().eval(tokens)
 
         def _check_cache(self) -> None:
-            if not bind().llama_cpp.llama_get_memory(self.ctx):
+            if not api().llama_get_memory(self.ctx):
                 raise UsageError(
                     f"{self.model_path} has no cache of earlier tokens, so it cannot continue a text; "
                     "it is a model for embeddings or a diffusion model"

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from bitexport.errors import NativeLibraryError
 from bitexport.runtime.levels import cpu_library_file
-from bitexport.runtime.library import bind
+from bitexport.runtime.library import api
 
 _Observer = ctypes.CFUNCTYPE(
     None,
@@ -61,7 +61,7 @@ def record_activations() -> Iterator[Recorded]:
     Raises:
         NativeLibraryError: the library has no observer, so it is not one of ours.
     """
-    bind()
+    api()
     path = cpu_library_file()
     try:
         observe = ctypes.CDLL(str(path)).bitexport_observe

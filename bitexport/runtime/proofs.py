@@ -1,19 +1,23 @@
 """Remembers which files our libllama has run, so that each has to be tried only once.
 
-A proof is an empty file in ``$XDG_CACHE_HOME/bitexport/proven`` (``~/.cache/bitexport/proven``). Its name is
-a hash of what changes whenever a file does: device, inode, size, and the times of the last change of its
-content and of its attributes, for every part of a split model; and of the same for our libraries. Failures
-are not remembered. A folder that cannot be written only costs time.
+A proof is a file in ``$XDG_CACHE_HOME/bitexport/proven`` (``~/.cache/bitexport/proven``), empty or with what
+:mod:`bitexport.runtime.facts` found out. Its name is a hash of what changes whenever a file does: device,
+inode, size, and the times of the last change of its content and of its attributes, for every part of a split
+model; and of the same for our libraries. Failures are not remembered. A folder that cannot be written only
+costs time.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
+from bitexport.errors import OutputError
 from bitexport.runtime.levels import cpu_library_file
 from bitexport.system.native_files import library_file
 
@@ -51,16 +55,37 @@ def is_proven(name: str) -> bool:
     return folder is not None and (folder / name).is_file()
 
 
-def remember(name: str) -> None:
-    """Note that the model with an identity runs."""
+def recall(name: str) -> Any:
+    """The note that :func:`remember` was given for an identity; None without one."""
+    folder = _folder()
+    if folder is None:
+        return None
+    try:
+        return json.loads((folder / name).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def remember(name: str, note: Any = None) -> None:
+    """Note that the model with an identity runs, and what was found out about it.
+
+    Args:
+        name: its identity.
+        note: a JSON document; None to keep the one that is there, if any.
+    """
     _proven.add(name)
     folder = _folder()
     if folder is None:
         return
-    with contextlib.suppress(OSError):
+    from bitexport.system.files import write_atomically  # not needed for a file that is proven
+
+    with contextlib.suppress(OSError, OutputError):
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         _make_room(folder)
-        (folder / name).touch()
+        if note is None:
+            (folder / name).touch()
+        else:
+            write_atomically(folder / name, json.dumps(note).encode())
 
 
 def _make_room(folder: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from bitexport.errors import BitexportError, UsageError, WorkerError
 from bitexport.gguf.reader import read_gguf
-from bitexport.runtime.library import bind
+from bitexport.runtime.library import api
 from bitexport.runtime.placement import Machine, Placement, place
 from bitexport.runtime.processes import Owner
 from bitexport.system.machine import free_memory
@@ -88,7 +88,7 @@ class Workers:
 
     def __init__(self, workers: str | Sequence[str]) -> None:
         self.addresses = parse_workers(workers)
-        bind()
+        api()
         self._owner = Owner("these connections")
         self._connected: list[str] = []
         devices = []
@@ -177,16 +177,16 @@ def offload(params: Any, workers: Workers | None, placement: Placement | None) -
     if workers is None or placement is None:
         return
     # llama.cpp reads as many as it has room for, and ctypes keeps the array as long as the structure
-    shares = (ctypes.c_float * bind().llama_cpp.LLAMA_MAX_DEVICES)(*placement.tensor_split)
+    shares = (ctypes.c_float * api().LLAMA_MAX_DEVICES)(*placement.tensor_split)
     params.devices = workers.devices
     params.n_gpu_layers = placement.n_gpu_layers
-    params.split_mode = bind().llama_cpp.LLAMA_SPLIT_MODE_LAYER
+    params.split_mode = api().LLAMA_SPLIT_MODE_LAYER
     params.tensor_split = shares
 
 
 def identity() -> str:
     """This program's version as workers see it, such as ``"bitexport 0.1.0 (build 1a2b3c4d)"``."""
-    bind()
+    api()
     text: bytes = _rpc().bitexport_identity()
     return text.decode()
 

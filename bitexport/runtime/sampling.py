@@ -8,19 +8,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from bitexport.errors import BitexportError, UsageError
-from bitexport.runtime.grammar import grammar_sampler
-from bitexport.runtime.library import bind
+from bitexport.runtime.library import api
 
 #: The repeat penalty looks back this many tokens, as llama.cpp's tools do.
 PENALTY_TOKENS = 64
 
 #: llama.cpp's seeds are 32-bit numbers; the largest means "at random".
 MAX_SEED = 2**32 - 2
-
-_CANDIDATE = np.dtype([("id", np.intc), ("logit", np.single), ("p", np.single)], align=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,29 +76,31 @@ class Sampler:
     """
 
     def __init__(self, vocab: Any, sampling: Sampling, prompt: Sequence[int]) -> None:
-        self._api = api = bind().llama_cpp
+        self._api = calls = api()
         self._chain: Any = None
         self._grammar: Any = None
         if sampling.grammar:
+            from bitexport.runtime.grammar import grammar_sampler
+
             self._grammar = grammar_sampler(vocab, sampling.grammar)
-        self._chain = api.llama_sampler_chain_init(api.llama_sampler_chain_default_params())
-        self._vocabulary = int(api.llama_vocab_n_tokens(vocab))
+        self._chain = calls.llama_sampler_chain_init(calls.llama_sampler_chain_default_params())
+        self._vocabulary = int(calls.llama_vocab_n_tokens(vocab))
         if sampling.repeat_penalty != 1:
-            penalties = api.llama_sampler_init_penalties(
+            penalties = calls.llama_sampler_init_penalties(
                 self._vocabulary, PENALTY_TOKENS, sampling.repeat_penalty, 0.0, 0.0
             )
             self._add(penalties)
             for token in prompt[-PENALTY_TOKENS:]:
-                api.llama_sampler_accept(penalties, token)
+                calls.llama_sampler_accept(penalties, token)
         if sampling.temperature == 0:
-            self._add(api.llama_sampler_init_greedy())
+            self._add(calls.llama_sampler_init_greedy())
             return
-        self._add(api.llama_sampler_init_top_k(sampling.top_k))
-        self._add(api.llama_sampler_init_top_p(sampling.top_p, 1))
+        self._add(calls.llama_sampler_init_top_k(sampling.top_k))
+        self._add(calls.llama_sampler_init_top_p(sampling.top_p, 1))
         if sampling.min_p > 0:
-            self._add(api.llama_sampler_init_min_p(sampling.min_p, 1))
-        self._add(api.llama_sampler_init_temp(sampling.temperature))
-        self._add(api.llama_sampler_init_dist(sampling.seed))
+            self._add(calls.llama_sampler_init_min_p(sampling.min_p, 1))
+        self._add(calls.llama_sampler_init_temp(sampling.temperature))
+        self._add(calls.llama_sampler_init_dist(sampling.seed))
 
     def _add(self, sampler: Any) -> None:
         self._api.llama_sampler_chain_add(self._chain, sampler)
@@ -120,8 +117,11 @@ class Sampler:
 
     def _choose_by_grammar(self, context: Any) -> int:
         """As llama_sampler_sample, which would end the process if the grammar allows nothing."""
+        import numpy as np  # slow to import
+
         count = self._vocabulary
-        candidates = np.zeros(count, dtype=_CANDIDATE)
+        fields = [("id", np.intc), ("logit", np.single), ("p", np.single)]
+        candidates = np.zeros(count, dtype=np.dtype(fields, align=True))
         candidates["id"] = np.arange(count)
         candidates["logit"] = np.ctypeslib.as_array(
             self._api.llama_get_logits_ith(context, -1), shape=(count,)

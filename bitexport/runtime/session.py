@@ -13,9 +13,10 @@ import numpy.typing as npt
 
 from bitexport.errors import GGUFError, UsageError
 from bitexport.runtime import ggml, log
-from bitexport.runtime.library import bind
+from bitexport.runtime.library import api
 from bitexport.runtime.limits import check_threads, checked_context
 from bitexport.runtime.loading import can_try, checked_file, load_error
+from bitexport.runtime.pieces import piece
 from bitexport.runtime.processes import Owner
 from bitexport.runtime.remote import Workers, error_of, offload
 from bitexport.runtime.threads import ThreadPool, default_threads
@@ -45,7 +46,7 @@ class Session:
     Raises:
         GGUFError: the file is missing, damaged, or cannot be run.
         UsageError: ``n_ctx`` or ``n_threads`` is out of range.
-        NativeLibraryError: see :func:`bitexport.runtime.library.bind`.
+        NativeLibraryError: see :func:`bitexport.runtime.library.api`.
         WorkerError: a worker cannot be used, or was lost.
     """
 
@@ -71,7 +72,7 @@ class Session:
             raise UsageError("layers divides a model among workers, and there are none; give workers")
         self.workers = Workers(workers) if workers else None
         self.path, overrides = checked_file(path, trial=not workers or can_try(path))
-        self._api = bind().llama_cpp
+        self._api = api()
         self.tier = ggml.cpu_tier()
         log.clear()
         self._api.llama_backend_init()
@@ -219,7 +220,7 @@ class Session:
         return list(ids[:count])
 
     def piece(self, token: int, special: bool = True) -> bytes:
-        """The bytes of one token; see :func:`piece`."""
+        """The bytes of one token; see :func:`bitexport.runtime.pieces.piece`."""
         return piece(self._vocab, token, special)
 
     def detokenize(self, ids: Sequence[int], special: bool = True) -> str:
@@ -351,21 +352,3 @@ class Session:
             )
         while len(self._pools) > 1:
             self._pools.pop(0).end()
-
-
-def piece(vocab: Any, token: int, special: bool = True) -> bytes:
-    """The bytes of one token of a ``llama_vocab``; they may be only part of a character.
-
-    Args:
-        vocab: the ``llama_vocab`` pointer.
-        token: its id.
-        special: return the text of special tokens; otherwise they are empty.
-    """
-    api = bind().llama_cpp
-    room = 64
-    while True:
-        buffer = ctypes.create_string_buffer(room)
-        count = api.llama_token_to_piece(vocab, token, buffer, room, 0, special)
-        if count >= 0:
-            return buffer.raw[:count]
-        room = -count

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bitexport.errors import NativeLibraryError
-from bitexport.runtime.library import bind
+from bitexport.runtime.library import api
 from bitexport.system.native_files import library_file
 
 #: Operations that compute nothing: their result is a view of another tensor.
@@ -75,7 +75,7 @@ class Tracer:
         self._trace: Trace | None = None
         self._error: Exception | None = None
         #: ``llama_context_params.cb_eval``; it must outlive the context
-        self.callback = bind().llama_cpp.ggml_backend_sched_eval_callback(self._observe)
+        self.callback = api().ggml_backend_sched_eval_callback(self._observe)
 
     @contextmanager
     def record(self, names: frozenset[str]) -> Iterator[Trace]:
@@ -127,7 +127,7 @@ class Tracer:
 
 @functools.cache
 def _ggml() -> Any:
-    bind()
+    api()
     library = ctypes.CDLL(str(library_file("ggml-base")))
     for name, result, arguments in (
         ("ggml_get_name", ctypes.c_char_p, [ctypes.c_void_p]),

@@ -13,7 +13,7 @@ from typing import Any
 
 from bitexport.errors import UsageError
 from bitexport.runtime import ggml
-from bitexport.runtime.library import bind
+from bitexport.runtime.library import api
 from bitexport.runtime.limits import check_threads
 from bitexport.runtime.remote import DEFAULT_PORT
 from bitexport.runtime.threads import default_threads
@@ -79,7 +79,7 @@ class Worker:
         self.threads = threads or default_threads()
         check_threads(self.threads)
         self.memory_bytes = _memory(memory_gib)
-        bind()
+        api()
         self.tier = ggml.cpu_tier()
         self.host = host
         self._on_event = on_event

@@ -49,14 +49,14 @@ def test_measurements_with_wide_numbers(screen: io.StringIO) -> None:
 def test_comparison_with_wide_numbers(screen: io.StringIO) -> None:
     rows = [
         CompareRow("i2_s", "pp2048", 128, 12345.67, None, None, None, 4, 1, False),
-        CompareRow("tq2_0", "pp2048", 128, 12345.67, 10.12, 10.01, 10.23, 4, 1, False),
+        CompareRow("tq2_0", "pp2048", 128, 12345.67, 10.12, 10.01, 10.23, 4, 1, False, 10.01, 10.23, 0.875),
     ]
     report = CompareReport(
         "x.gguf", "bitnet-b1.58 2B I2_S", "avx2", True, {"i2_s": 1 << 30, "tq2_0": 1 << 30}, rows, []
     )
     _show_comparison(Output(), report)
     header, _, *cells = table(screen)
-    assert header == ["test", "threads", "type", "size", "t/s", "speed-up", "range"]
+    assert header == ["test", "threads", "type", "size", "t/s", "speed-up", "interval"]
     assert cells == [
         ["pp2048", "128", "i2_s", "1.00 GiB", "12345.67", "", ""],
         ["pp2048", "128", "tq2_0", "1.00 GiB", "12345.67", "10.12x", "10.01 .. 10.23"],

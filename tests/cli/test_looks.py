@@ -62,7 +62,7 @@ TABLES = [
     ),
     (
         "bench GGUF -t 1 -r 1 --prompt-tokens 8 -n 0 --compare q4_0",
-        ["| test | threads | type | size | t/s | speed-up | range |"],
+        ["| test | threads | type | size | t/s | speed-up | interval |"],
     ),
     ("run GGUF -p def -n 3 --logprobs 3", ["token log p most likely, with log p"]),
     ("embed EMBED --text def", ["text tokens vector [128]"]),
