@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from bitexport.errors import UsageError
 from bitexport.gguf.embedding_settings import check_generates
 from bitexport.gguf.reader import read_gguf
+from bitexport.runtime.drafts import DEFAULT_DRAFT_TOKENS, DraftStatistics, check_drafts, open_drafts
 from bitexport.runtime.generation import ChosenToken, Generation
 from bitexport.runtime.limits import check_text, check_threads, checked_context, warn_of_long_context
 from bitexport.runtime.loading import load
@@ -33,6 +34,7 @@ class Completion:
         load_seconds: the time to load the model.
         layers: that this machine and each worker compute; empty without workers.
         seconds: the time from the start of the iteration to its end.
+        drafts: what drafts did.
     """
 
     def __init__(
@@ -48,6 +50,8 @@ class Completion:
         logprobs: int | None = None,
         workers: str | Sequence[str] = (),
         layers: Sequence[int] = (),
+        draft: str | os.PathLike[str] | None = None,
+        draft_tokens: int = DEFAULT_DRAFT_TOKENS,
     ) -> None:
         """Load the model and check that the prompt fits.
 
@@ -62,10 +66,14 @@ class Completion:
             logprobs: keep the probability of every token, and of this many most likely ones in its place:
                 the model's own, before any sampling option.
             workers, layers: see :func:`bitexport.load`.
+            draft: ``"lookup"`` to draft from what stands in the text already, or the file of a smaller model
+                with the same tokens; the text stays as it is without drafts, and comes faster where they are
+                right.
+            draft_tokens: the most drafted tokens of a pass, 1 to 31; as many are drafted as seem worth it.
 
         Raises:
             UsageError: the prompt is empty or does not fit, a number is out of range, the grammar has a
-                mistake, or the file is for embeddings.
+                mistake, the file is for embeddings, or the draft model has other tokens.
             GGUFError, NativeLibraryError: the model cannot be loaded.
             WorkerError: a worker cannot be used. Also raised while iterating, when one is lost.
         """
@@ -79,11 +87,13 @@ class Completion:
         check_text("the grammar", sampling.grammar)
         check_threads(threads)
         check_generates(read_gguf(os.fspath(path)))
+        check_drafts(path, draft, draft_tokens, workers)
         context = checked_context(path, n_ctx)
         warn_of_long_context(path, n_ctx)
         self._llama = load(
             path, n_ctx=context, n_threads=threads, n_threads_batch=threads, workers=workers, layers=layers
         )
+        self._drafts = open_drafts(self._llama, draft, threads=threads)
         self.load_seconds = time.perf_counter() - start
         placement = self._llama.placement
         self.layers: tuple[int, ...] = () if placement is None else placement.layers
@@ -105,6 +115,8 @@ class Completion:
             max_tokens=self.max_tokens,
             stop=stop,
             alternatives=logprobs,
+            drafts=self._drafts,
+            draft_tokens=draft_tokens,
         )
 
     @property
@@ -120,6 +132,10 @@ class Completion:
         return self._generation.probabilities
 
     @property
+    def drafts(self) -> DraftStatistics:
+        return self._generation.drafts
+
+    @property
     def seconds(self) -> float:
         return self._generation.seconds
 
@@ -127,4 +143,6 @@ class Completion:
         try:
             yield from self._generation
         finally:
+            if self._drafts is not None:
+                self._drafts.close()
             self._llama.close()
