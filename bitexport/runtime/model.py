@@ -136,7 +136,7 @@ def model_class() -> type[Llama]:
             """Continue the text with a few tokens, in one pass that keeps the logits of each."""
             self._owner.check()
             self._check_cache()
-            begin = int(self.n_tokens)
+            begin = len(self._input_ids)
             end = begin + len(tokens)
             self._ctx.kv_cache_seq_rm(-1, begin, -1)
             self._batch.set_batch(batch=tokens, n_past=begin, logits_all=True)

@@ -65,7 +65,8 @@ def check_drafts(
     own, theirs = (sum(tensor.nbytes for tensor in file.tensors) for file in (model, drafting))
     if theirs > own:
         warnings.warn(
-            f"the draft model {drafting.path.name} is larger than {model.path.name} ({theirs / 2**20:.1f} and "
+            f"the draft model {drafting.path.name} is larger than {model.path.name} "
+            f"({theirs / 2**20:.1f} and "
             f"{own / 2**20:.1f} MiB), so its drafts cost more than they save; use a smaller one",
             BitexportWarning,
             stacklevel=3,
