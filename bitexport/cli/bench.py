@@ -67,6 +67,25 @@ def bench(
             show_default=False,
         ),
     ] = None,
+    draft: Annotated[
+        str | None,
+        typer.Option(
+            "--draft",
+            metavar="lookup|FILE",
+            help="Measure decoding with drafts, as in run, beside plain decoding.",
+            show_default=False,
+        ),
+    ] = None,
+    draft_tokens: options.DraftTokens = 15,
+    draft_text: Annotated[
+        Path | None,
+        typer.Option(
+            "--draft-text",
+            metavar="FILE",
+            help="With --draft: the text to continue. Default: one that repeats itself, one that does not.",
+            show_default=False,
+        ),
+    ] = None,
     workers: options.Workers = "",
     layers: options.Layers = "",
     revision: Revision = None,
@@ -80,6 +99,8 @@ def bench(
     batches = _numbers("--batch", batch)
     out = Output(json=json, quiet=quiet)
     if compare:
+        if draft is not None:
+            raise UsageError("--draft and --compare do not go together; leave one of them out")
         if batches != [1]:
             raise UsageError("--batch and --compare do not go together; leave one of them out")
         if workers:
@@ -89,6 +110,21 @@ def bench(
         gguf = local_path(out, gguf, "gguf", revision)
         _compare(out, gguf, compare, counts, prompts, generated, repetitions, keep)
         return
+    if draft is not None:
+        if workers or plot is not None or keep is not None or batches != [1] or len(generated) != 1:
+            raise UsageError(
+                "--draft measures one length of text at a time and goes with --draft-tokens, --draft-text, "
+                "--gen-tokens, --threads and --repetitions only; leave out the others"
+            )
+        options.read_text(draft_text, "--draft-text")  # a clear message if it cannot be read
+        from bitexport.cli.bench_drafts import measure
+
+        gguf = local_path(out, gguf, "gguf", revision)
+        drafts = options.draft(out, draft)
+        measure(out, gguf, drafts, draft_tokens, draft_text, generated[0], counts, repetitions)
+        return
+    if draft_text is not None:
+        raise UsageError("--draft-text is the text for --draft; add --draft lookup, or leave it out")
     if keep is not None:
         raise UsageError("--keep is for the twins of --compare; add --compare, or leave out --keep")
     if plot is not None and workers:
