@@ -46,7 +46,7 @@ float parameter(const ggml_tensor * op, int index) {
 // Sequences at the same time; llama.cpp allows no more (LLAMA_MAX_SEQ).
 constexpr int64_t most_streams = 256;
 
-// Tokens of one sequence that are attended to one by one; bitexport/runtime/drafts/__init__.py has the same number.
+// Tokens of one sequence that are attended to one by one; bitexport/runtime/drafts/pace.py drafts one less.
 constexpr int64_t most_tokens = 32;
 
 // One of the next tokens of a sequence. Each sequence has a stream of the cache of its own.
@@ -70,7 +70,7 @@ attention::Token token_of(const ggml_tensor * op, int64_t stream, int64_t row) {
     token.k_position_stride = static_cast<int64_t>(k->nb[1]) / half;
     token.v_head_stride     = static_cast<int64_t>(v->nb[2]) / half;
     token.v_position_stride = static_cast<int64_t>(v->nb[1]) / half;
-    token.mask = mask == nullptr ? nullptr : reinterpret_cast<const uint16_t *>(at_stream(mask, stream, row));
+    token.mask              = mask == nullptr ? nullptr : reinterpret_cast<const uint16_t *>(at_stream(mask, stream, row));
     token.scale             = parameter(op, 0);
     return token;
 }
