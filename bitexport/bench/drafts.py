@@ -1,9 +1,13 @@
-"""``bitexport bench --draft``: decoding with drafts beside plain decoding, in alternation, on text."""
+"""``bitexport bench --draft``: decoding with drafts beside plain decoding, in alternation, on a given text.
+
+The text's own tokens are chosen, so that the same ones are decoded by every model, with and without drafts.
+"""
 
 from __future__ import annotations
 
 import os
 import statistics
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,15 +17,20 @@ from bitexport.bench.texts import NOT_REPEATING, REPEATING
 from bitexport.errors import UsageError
 from bitexport.progress import Progress, ProgressEvent, ignore
 from bitexport.runtime import ggml
-from bitexport.runtime.drafts import DEFAULT_DRAFT_TOKENS, DraftSource, check_drafts, open_drafts
-from bitexport.runtime.generation import Generation
+from bitexport.runtime.drafts import (
+    DEFAULT_DRAFT_TOKENS,
+    DraftSource,
+    DraftStatistics,
+    Passes,
+    check_drafts,
+    open_drafts,
+)
+from bitexport.runtime.library import bind
 from bitexport.runtime.limits import check_threads, checked_context
 from bitexport.runtime.loading import load
-from bitexport.runtime.sampling import Sampling
+from bitexport.runtime.sampling import Sampler, Sampling
 from bitexport.runtime.threads import default_threads
 from bitexport.system.machine import cpu_model
-
-_GREEDY = Sampling(temperature=0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,16 +38,15 @@ class DraftRow:
     """One text at one thread count.
 
     Attributes:
-        text: what was continued: ``"repeating"``, ``"not repeating"``, or a file's name.
+        text: its name: ``"repeating"``, ``"not repeating"``, or a file's name.
         threads: the number of threads.
-        tokens: that were generated; fewer than asked for where the model ended the text.
+        tokens: that were decoded: the last ones of the text.
         tokens_per_pass: with drafts; 1 is plain decoding.
         accepted: the share of drafted tokens that the text has; None if none was drafted.
         plain, drafted: tokens per second after the prompt, medians of the rounds.
         ratio, ratio_min, ratio_max: how many times as fast with drafts: median and range over the rounds.
         rounds: number of rounds.
         exact: see :class:`bitexport.runtime.drafts.DraftStatistics`.
-        same: whether both gave the same tokens.
     """
 
     text: str
@@ -53,7 +61,6 @@ class DraftRow:
     ratio_max: float
     rounds: int
     exact: bool | None
-    same: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,14 +97,13 @@ def bench_drafts(
     rounds: int = 5,
     progress: Progress = ignore,
 ) -> DraftReport:
-    """Continue texts with and without drafts, the most likely token each time, in alternating rounds.
+    """Decode the second half of texts with and without drafts, in alternating rounds.
 
     Args:
         gguf: the file.
         draft, draft_tokens: see :class:`bitexport.runtime.completion.Completion`.
-        text: a file whose text is continued; None for a built-in one that repeats itself and one that does
-            not.
-        generated_tokens: the most tokens to generate.
+        text: a file with text; None for a built-in one that repeats itself and one that does not.
+        generated_tokens: the most tokens to decode: at most half of a text.
         threads: thread counts; one per core if empty.
         rounds: timed rounds, after one that is not counted.
         progress: called for every round.
@@ -125,9 +131,11 @@ def bench_drafts(
             for name, prompt in texts.items():
                 progress(ProgressEvent(done, len(counts), "thread counts", f"{name}, {count} threads"))
                 ids = model.tokenize(prompt.encode("utf-8"), special=True)
-                if len(ids) >= context:
-                    raise UsageError(f"{name} has {len(ids)} tokens, and the context {context}; shorten it")
-                most = min(generated_tokens, context - len(ids))
+                if not 8 <= len(ids) <= context:
+                    raise UsageError(
+                        f"{name} has {len(ids)} tokens; expected 8 to {context}, the context: give another text"
+                    )
+                most = min(generated_tokens, len(ids) // 2)
                 rows.append(compare_decoding(model, source, ids, name, count, most, rounds, draft_tokens))
         finally:
             source.close()
@@ -138,27 +146,29 @@ def bench_drafts(
 def compare_decoding(
     model: Any,
     source: DraftSource,
-    prompt: Sequence[int],
+    ids: Sequence[int],
     name: str,
     threads: int,
     tokens: int,
     rounds: int,
     draft_tokens: int = DEFAULT_DRAFT_TOKENS,
 ) -> DraftRow:
-    """Time one text with and without drafts; ``source`` learns in the first round, which is not counted."""
+    """Time the last tokens of a text with and without drafts.
+
+    ``source`` learns in the first round, which is not counted.
+    """
     speeds: list[tuple[float, float]] = []
     for _ in range(rounds + 1):
-        plain = _generated(model, prompt, tokens, None, draft_tokens)
-        drafted = _generated(model, prompt, tokens, source, draft_tokens)
-        speeds.append((_speed(plain), _speed(drafted)))
+        plain, _ = _speed(model, ids, tokens, None, draft_tokens)
+        drafted, found = _speed(model, ids, tokens, source, draft_tokens)
+        speeds.append((plain, drafted))
     speeds = speeds[1:]
     ratios = [fast / slow for slow, fast in speeds]
-    found = drafted.drafts
     return DraftRow(
         text=name,
         threads=threads,
-        tokens=len(drafted.ids),
-        tokens_per_pass=len(drafted.ids) / max(found.passes, 1),
+        tokens=tokens,
+        tokens_per_pass=tokens / (found.passes - 1),
         accepted=found.accepted / found.drafted if found.drafted else None,
         plain=statistics.median(slow for slow, _ in speeds),
         drafted=statistics.median(fast for _, fast in speeds),
@@ -167,22 +177,29 @@ def compare_decoding(
         ratio_max=max(ratios),
         rounds=rounds,
         exact=found.exact,
-        same=drafted.ids == plain.ids,
     )
 
 
-def _generated(
-    model: Any, prompt: Sequence[int], tokens: int, source: DraftSource | None, draft_tokens: int
-) -> Generation:
-    generation = Generation(
-        model, prompt, sampling=_GREEDY, max_tokens=tokens, drafts=source, draft_tokens=draft_tokens
-    )
-    for _ in generation:
-        pass
-    return generation
-
-
-def _speed(generation: Generation) -> float:
-    """Tokens per second after the first, which comes with the prompt."""
-    seconds = generation.seconds - generation.prompt_seconds
-    return max(len(generation.ids) - 1, 1) / max(seconds, 1e-9)
+def _speed(
+    model: Any, ids: Sequence[int], tokens: int, source: DraftSource | None, draft_tokens: int
+) -> tuple[float, DraftStatistics]:
+    """Tokens per second for the last tokens of a text, each of which is chosen whatever the model thinks."""
+    begin = len(ids) - tokens
+    vocab = bind().llama_cpp.llama_model_get_vocab(model.model)
+    sampler = Sampler(vocab, Sampling(temperature=0), ids[:begin])
+    passes = Passes(model, source, draft_tokens)
+    model.reset()
+    passes.begin(ids[: begin - 1], ids[: begin - 1])
+    passes.evaluate(sampler, 0)
+    passes.take(ids[begin - 1])
+    at, more = begin, False
+    start = time.perf_counter()
+    while at < len(ids):
+        if not more:
+            passes.evaluate(sampler, len(ids) - at - 1)
+        sampler.choose(model.ctx, passes.place)  # takes its time, as in a text of the model's own
+        more = passes.take(ids[at])
+        at += 1
+    seconds = time.perf_counter() - start
+    sampler.close()
+    return tokens / seconds, passes.statistics

@@ -82,7 +82,7 @@ def bench(
         typer.Option(
             "--draft-text",
             metavar="FILE",
-            help="With --draft: the text to continue. Default: one that repeats itself, one that does not.",
+            help="With --draft: the text to decode. Default: one that repeats itself, and one that does not.",
             show_default=False,
         ),
     ] = None,
