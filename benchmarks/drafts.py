@@ -1,6 +1,7 @@
 """What drafts can save on a model whose text means nothing: planted ones, right at a given rate.
 
-A planted source knows the text that is decoded (random tokens), drafts it and is wrong on purpose, each token with the same probability. So this measures what passes cost on a machine, and never how well
+A planted source knows the text that is decoded (random tokens), drafts it and is wrong on purpose, each
+token with the same probability. So this measures what passes cost on a machine, and never how well
 anything foresees a text. First, the cost of passes of 1 to 32 tokens by themselves.
 
     python benchmarks/drafts.py FILE.gguf --threads 2 --tokens 64 --rounds 2

@@ -133,7 +133,8 @@ def bench_drafts(
                 ids = model.tokenize(prompt.encode("utf-8"), special=True)
                 if not 8 <= len(ids) <= context:
                     raise UsageError(
-                        f"{name} has {len(ids)} tokens; expected 8 to {context}, the context: give another text"
+                        f"{name} has {len(ids)} tokens; expected 8 to {context} (the context): give "
+                        "another text"
                     )
                 most = min(generated_tokens, len(ids) // 2)
                 rows.append(compare_decoding(model, source, ids, name, count, most, rounds, draft_tokens))
