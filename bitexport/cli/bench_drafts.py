@@ -57,6 +57,6 @@ def _show(out: Output, report: DraftReport) -> None:
     out.table(columns, rows, right=columns[1:], markdown=True)
     rounds = counted(report.rows[0].rounds, "alternating round")
     out.wrapped(
-        f"per pass: tokens of the given text per evaluation; ratio: speed with drafts divided by plain, median "
-        f"and range over {rounds}, after one that is not counted"
+        "per pass: tokens of the given text per evaluation; ratio: speed with drafts divided by plain, "
+        f"median and range over {rounds}, after one that is not counted"
     )
