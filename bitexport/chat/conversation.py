@@ -15,6 +15,8 @@ from bitexport.chat.template import ChatTemplate, Message, NoTemplate
 from bitexport.errors import OutputError, UsageError
 from bitexport.gguf.embedding_settings import check_generates
 from bitexport.gguf.reader import GGUFFile, read_gguf
+from bitexport.runtime.drafts import DEFAULT_DRAFT_TOKENS
+from bitexport.runtime.drafts.opening import check_drafts, open_drafts
 from bitexport.runtime.generation import Generation
 from bitexport.runtime.library import api
 from bitexport.runtime.limits import check_text, check_threads, checked_context, warn_of_long_context
@@ -76,6 +78,9 @@ class Answer:
             "tokens_per_second": len(found.ids) / seconds if found.ids else 0.0,
             "finish_reason": found.finish_reason,
             "context": self._conversation.n_ctx,
+            "passes": found.drafts.passes,
+            "drafted": found.drafts.drafted,
+            "accepted": found.drafts.accepted,
         }
 
 
@@ -92,6 +97,7 @@ class Conversation:
         threads: the number of threads; 0 for one per core.
         stop: texts before which an answer ends, besides the template's.
         workers, layers: see :func:`bitexport.load`.
+        draft, draft_tokens: see :class:`bitexport.runtime.completion.Completion`.
 
     Attributes:
         messages: the conversation so far, without the system message.
@@ -118,6 +124,8 @@ class Conversation:
         stop: Sequence[str] = (),
         workers: str | Sequence[str] = (),
         layers: Sequence[int] = (),
+        draft: str | os.PathLike[str] | None = None,
+        draft_tokens: int = DEFAULT_DRAFT_TOKENS,
     ) -> None:
         if max_tokens < 0:
             raise UsageError(f"max tokens is {max_tokens}; expected 0 or more")
@@ -125,6 +133,7 @@ class Conversation:
             check_text(option, text)
         file = read_gguf(os.fspath(path))
         check_generates(file)
+        check_drafts(path, draft, draft_tokens, workers)
         found = _template(file) if template else NoTemplate()
         context = checked_context(path, n_ctx)
         warn_of_long_context(path, n_ctx)
@@ -137,6 +146,8 @@ class Conversation:
             path, n_ctx=context, n_threads=threads, n_threads_batch=threads, swa_full=True,
             chat_format="chatml", workers=workers, layers=layers,
         )  # fmt: skip
+        self._drafts = open_drafts(self._llama, draft, threads=threads)
+        self._draft_tokens = draft_tokens
         self.n_ctx = int(self._llama.n_ctx())
         self._api = api()
         self._vocab: Any = self._api.llama_model_get_vocab(self._llama.model)
@@ -164,6 +175,8 @@ class Conversation:
 
     def close(self) -> None:
         """Free the model. Closing twice does nothing."""
+        if self._drafts is not None:
+            self._drafts.close()
         self._llama.close()
 
     def say(self, text: str) -> Answer:
@@ -231,6 +244,8 @@ class Conversation:
             max_tokens=min(self._max_tokens or room, room),
             stop=self._stop,
             ends=self._end_tokens,
+            drafts=self._drafts,
+            draft_tokens=self._draft_tokens,
         )
         return Answer(self, messages, text, generation)
 

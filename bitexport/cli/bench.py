@@ -77,6 +77,25 @@ def bench(
             show_default=False,
         ),
     ] = None,
+    draft: Annotated[
+        str | None,
+        typer.Option(
+            "--draft",
+            metavar="lookup|FILE",
+            help="Measure decoding with drafts, as in run, beside plain decoding.",
+            show_default=False,
+        ),
+    ] = None,
+    draft_tokens: options.DraftTokens = 15,
+    draft_text: Annotated[
+        Path | None,
+        typer.Option(
+            "--draft-text",
+            metavar="FILE",
+            help="With --draft: the text to decode. Default: one that repeats itself, and one that does not.",
+            show_default=False,
+        ),
+    ] = None,
     load: Annotated[
         int, typer.Option("--load", min=0, metavar="N", help="Busy processes beside the measurement.")
     ] = 0,
@@ -94,6 +113,8 @@ def bench(
     out = Output(json=json, quiet=quiet)
     if compare or against:
         option = "--compare" if compare else "--against"
+        if draft is not None:
+            raise UsageError(f"--draft and {option} do not go together; leave one of them out")
         if batches != [1]:
             raise UsageError(f"--batch and {option} do not go together; leave one of them out")
         if workers:
@@ -117,6 +138,21 @@ def bench(
             load=load,
         )
         return
+    if draft is not None:
+        if workers or load or plot is not None or keep is not None or batches != [1] or len(generated) != 1:
+            raise UsageError(
+                "--draft measures one length of text at a time and goes with --draft-tokens, --draft-text, "
+                "--gen-tokens, --threads and --repetitions only; leave out the others"
+            )
+        options.read_text(draft_text, "--draft-text")  # a clear message if it cannot be read
+        from bitexport.cli.bench_drafts import measure
+
+        gguf = local_path(out, gguf, "gguf", revision)
+        drafts = options.draft(out, draft)
+        measure(out, gguf, drafts, draft_tokens, draft_text, generated[0], counts, repetitions)
+        return
+    if draft_text is not None:
+        raise UsageError("--draft-text is the text for --draft; add --draft lookup, or leave it out")
     if keep is not None:
         raise UsageError("--keep is for the twins of --compare; add --compare, or leave out --keep")
     if plot is not None and workers:

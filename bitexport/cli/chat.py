@@ -64,6 +64,8 @@ def chat(
     grammar: options.Grammar = None,
     ctx: options.Context = 0,
     threads: options.Threads = 0,
+    draft: options.Draft = None,
+    draft_tokens: options.DraftTokens = 15,
     workers: options.Workers = "",
     layers: options.Layers = "",
     stats: Annotated[bool, typer.Option("--stats", help="Show figures after each answer.")] = False,
@@ -92,6 +94,8 @@ def chat(
         stop=stop or (),
         workers=workers,
         layers=options.layers(layers),
+        draft=options.draft(out, draft),
+        draft_tokens=draft_tokens,
     )
     with conversation:
         chatting = _Chat(out, conversation, Reader(), stats, greedy=temperature == 0)

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bitexport.cli.hub import OR_FILE_NAME, OR_NAME, path_or_name
+from bitexport.cli.hub import OR_FILE_NAME, OR_NAME, local_path, path_or_name
 from bitexport.errors import UsageError
 from bitexport.system.reading import read_text as read_file_text
 
 if TYPE_CHECKING:
+    from bitexport.cli.output import Output
     from bitexport.runtime.sampling import Sampling
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
@@ -52,6 +53,24 @@ Layers = Annotated[
 ]
 
 # Of the commands that generate text: run and chat.
+Draft = Annotated[
+    str | None,
+    typer.Option(
+        "--draft",
+        metavar="lookup|FILE",
+        help="Evaluate several tokens in one pass where they can be foreseen: from the text so far (lookup), "
+        "or by a smaller model with the same tokens. The text stays the same.",
+        show_default=False,
+    ),
+]
+DraftTokens = Annotated[
+    int,
+    typer.Option(
+        "--draft-tokens",
+        metavar="N",
+        help="With --draft: the most tokens drafted for a pass, 1 to 31; as many as seem worth it.",
+    ),
+]
 Context = Annotated[
     int,
     typer.Option(
@@ -134,6 +153,11 @@ def read_text(path: Path | None, option: str = "--text") -> str | None:
     except (OSError, UnicodeDecodeError) as error:
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
         raise UsageError(f"{option} {path}: {reason}; give a UTF-8 text file") from error
+
+
+def draft(out: Output, value: str | None) -> str | Path | None:
+    """The value of --draft: ``"lookup"``, or the path of a file, which may be downloaded first."""
+    return value if value is None or value == "lookup" else local_path(out, path_or_name(value), "gguf")
 
 
 def layers(text: str) -> list[int]:

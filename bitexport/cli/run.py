@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -63,6 +64,8 @@ def run(
     ] = None,
     ctx: options.Context = 0,
     threads: options.Threads = 0,
+    draft: options.Draft = None,
+    draft_tokens: options.DraftTokens = 15,
     workers: options.Workers = "",
     layers: options.Layers = "",
     echo: Annotated[bool, typer.Option("--echo", help="Print the prompt before the continuation.")] = False,
@@ -88,6 +91,8 @@ def run(
         stop=stop or (),
         workers=workers,
         layers=options.layers(layers),
+        draft=options.draft(out, draft),
+        draft_tokens=draft_tokens,
         logprobs=logprobs,
     )
     if completion.max_tokens < max_tokens:
@@ -102,7 +107,7 @@ def run(
                 out.stream(piece)
         finally:
             out.stream("\n")  # also after Ctrl-C
-        _report(out, gguf, text, "".join(pieces), completion, logprobs)
+        _report(out, gguf, text, "".join(pieces), completion, logprobs, draft)
 
 
 def _prompt(prompt: str | None, file: Path | None) -> str:
@@ -120,7 +125,13 @@ def _prompt(prompt: str | None, file: Path | None) -> str:
 
 
 def _report(
-    out: Output, gguf: Path, prompt: str, text: str, completion: Completion, logprobs: int | None
+    out: Output,
+    gguf: Path,
+    prompt: str,
+    text: str,
+    completion: Completion,
+    logprobs: int | None,
+    draft: str | None,
 ) -> None:
     rate = completion.tokens / completion.seconds
     document: dict[str, Any] = {
@@ -135,14 +146,23 @@ def _report(
         "seconds": completion.seconds,
         "tokens_per_second": rate,
     }
+    if draft is not None:
+        document["draft"] = {"source": draft, **asdict(completion.drafts)}
     if logprobs is not None:
         document["logprobs"] = [_token_json(each) for each in completion.probabilities]
     out.result(document, human=lambda: _show_logprobs(out, completion.probabilities, logprobs))
     out.info(
         f"{counted(completion.prompt_tokens, 'prompt token')}, {completion.tokens} generated in "
         f"{completion.seconds:.2f} s ({rate:.1f} t/s); loaded in {completion.load_seconds:.2f} s"
+        + (f"; {_drafted(completion)}" if draft is not None else "")
         + (f", over {len(completion.layers)} machines" if completion.layers else "")
     )
+
+
+def _drafted(completion: Completion) -> str:
+    found = completion.drafts
+    per_pass = completion.tokens / max(found.passes, 1)
+    return f"{per_pass:.2f} tokens per pass, {found.accepted} of {found.drafted} drafted ones accepted"
 
 
 def _token_json(found: ChosenToken) -> dict[str, Any]:

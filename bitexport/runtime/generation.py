@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from bitexport.errors import UsageError
+from bitexport.runtime.drafts import DEFAULT_DRAFT_TOKENS, DraftSource, DraftStatistics, Passes
 from bitexport.runtime.library import api
 from bitexport.runtime.pieces import piece
 from bitexport.runtime.sampling import Sampler, Sampling
@@ -90,6 +91,9 @@ class Generation:
         ends: tokens at which it ends, besides those that the file calls an end of generation.
         alternatives: keep the probability of each token in ``probabilities``, and of this many most likely
             ones in its place; None to keep nothing.
+        drafts: a source of drafts, which make a text that they foresee faster and leave it as it is; None to
+            evaluate token by token.
+        draft_tokens: the most drafted tokens of a pass.
 
     Attributes:
         prompt: the tokens before the text.
@@ -114,6 +118,8 @@ class Generation:
         stop: Sequence[str] = (),
         ends: Sequence[int] = (),
         alternatives: int | None = None,
+        drafts: DraftSource | None = None,
+        draft_tokens: int = DEFAULT_DRAFT_TOKENS,
     ) -> None:
         if any(not text for text in stop):
             raise UsageError("a stop text is empty; give at least one character")
@@ -125,6 +131,7 @@ class Generation:
         self.prompt = list(prompt)
         self._sampler = Sampler(self._vocab, sampling, self.prompt)
         self._max_tokens = max_tokens
+        self._passes = Passes(llama, drafts, draft_tokens)
         self._stop = StopTexts(stop)
         self._ends = frozenset(ends)
         self._alternatives = alternatives
@@ -135,6 +142,11 @@ class Generation:
         self.finish_reason: str | None = None
         self.seconds = 0.0
         self.prompt_seconds = 0.0
+
+    @property
+    def drafts(self) -> DraftStatistics:
+        """What drafts did for the text."""
+        return self._passes.statistics
 
     def __iter__(self) -> Generator[str, None, None]:
         start = time.perf_counter()
@@ -162,12 +174,15 @@ class Generation:
     def _tokens(self) -> Iterator[int]:
         """The tokens up to an end of text, or up to the limit."""
         start = time.perf_counter()
-        following = self._keep_common_beginning()
+        passes = self._passes
+        passes.begin(self.prompt, self._keep_common_beginning())
+        more = False  # whether the last pass has logits for the next token
         while True:
-            self._llama.eval(following)
-            if not self.ids:
-                self.prompt_seconds = time.perf_counter() - start
-            token = self._sampler.choose(self._llama.ctx)
+            if not more:
+                passes.evaluate(self._sampler, self._max_tokens - len(self.ids) - 1)
+                if not self.ids:
+                    self.prompt_seconds = time.perf_counter() - start
+            token = self._sampler.choose(self._llama.ctx, passes.place)
             if token in self._ends or self._api.llama_vocab_is_eog(self._vocab, token):
                 self.finish_reason = "stop"
                 return
@@ -176,10 +191,10 @@ class Generation:
             self.ids.append(token)
             if len(self.ids) == self._max_tokens:
                 self.finish_reason = "length"
+            more = passes.take(token)
             yield token
             if self.finish_reason:
                 return
-            following = [token]
 
     def _keep_common_beginning(self) -> list[int]:
         """Forget what the model evaluated beyond the beginning of the prompt; returns the rest of the prompt.
@@ -197,11 +212,12 @@ class Generation:
         return self.prompt[self.reused :]
 
     def _probability(self, token: int, alternatives: int) -> ChosenToken:
-        """From the logits that ``token`` was chosen from, which are still the context's last."""
+        """From the logits that ``token`` was chosen from."""
         import numpy as np  # slow to import, and hardly ever needed
 
         count = self._llama.n_vocab()
-        logits = np.ctypeslib.as_array(self._api.llama_get_logits_ith(self._llama.ctx, -1), shape=(count,))
+        pointer = self._api.llama_get_logits_ith(self._llama.ctx, self._passes.place)
+        logits = np.ctypeslib.as_array(pointer, shape=(count,))
         values = logits.astype(np.float64)
         values -= values.max()
         values -= np.log(np.exp(values).sum())

@@ -104,7 +104,9 @@ def _complete_arguments(file: Path, kwargs: dict[str, Any]) -> None:
     ggml.cpu_tier()
     check_arguments(read_gguf(file), kwargs)
     kwargs.setdefault("verbose", False)
-    kwargs.setdefault("flash_attn", True)  # our kernels, as for `serve` and `bench`
+    if not any(kwargs.get(name) for name in ("embedding", "type_k", "type_v")):
+        # llama.cpp's own default, which llama-cpp-python turns off: the operation that our attention computes
+        kwargs.setdefault("flash_attn", True)
     if kwargs.get("n_ctx") == 0 and not kwargs.get("vocab_only"):
         check_own_context(file)
     for threads in ("n_threads", "n_threads_batch"):

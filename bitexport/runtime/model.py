@@ -68,6 +68,9 @@ def model_class() -> type[Llama]:
     """
 
     class Model(bind().Llama):  # type: ignore[misc]
+        # whether a pass of a few tokens computes what single tokens do; see bitexport.runtime.drafts
+        drafts_are_exact: bool | None = None
+
         def __init__(
             self,
             *args: Any,
@@ -128,6 +131,20 @@ def model_class() -> type[Llama]:
             self._check_cache()
             with self._computing():
                 super().eval(tokens)
+
+        def eval_every_position(self, tokens: list[int]) -> None:
+            """Continue the text with a few tokens, in one pass that keeps the logits of each."""
+            self._owner.check()
+            self._check_cache()
+            begin = len(self._input_ids)
+            end = begin + len(tokens)
+            self._ctx.kv_cache_seq_rm(-1, begin, -1)
+            self._batch.set_batch(batch=tokens, n_past=begin, logits_all=True)
+            with self._computing():
+                self._ctx.decode(self._batch)
+            self.input_ids[begin:end] = tokens
+            self.n_tokens = end
+            self._requires_eval = False
 
         def _check_cache(self) -> None:
             if not api().llama_get_memory(self.ctx):

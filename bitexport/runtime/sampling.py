@@ -105,17 +105,29 @@ class Sampler:
     def _add(self, sampler: Any) -> None:
         self._api.llama_sampler_chain_add(self._chain, sampler)
 
-    def choose(self, context: Any) -> int:
-        """The next token of a ``llama_context`` of which the last position has logits.
+    def copy(self) -> Sampler:
+        """A sampler that would choose the same tokens from the same logits, and has its own state."""
+        other = object.__new__(Sampler)
+        other._api, other._vocabulary = self._api, self._vocabulary
+        other._chain = self._api.llama_sampler_clone(self._chain)
+        other._grammar = self._api.llama_sampler_clone(self._grammar) if self._grammar else None
+        return other
+
+    def choose(self, context: Any, place: int = -1) -> int:
+        """The next token after a position of a ``llama_context`` that has logits.
+
+        Args:
+            context: the ``llama_context`` pointer.
+            place: which one: -1 for the last position with logits, -2 for the one before it.
 
         Raises:
             BitexportError: the grammar allows none of the model's tokens here.
         """
         if self._grammar is None:
-            return int(self._api.llama_sampler_sample(self._chain, context, -1))
-        return self._choose_by_grammar(context)
+            return int(self._api.llama_sampler_sample(self._chain, context, place))
+        return self._choose_by_grammar(context, place)
 
-    def _choose_by_grammar(self, context: Any) -> int:
+    def _choose_by_grammar(self, context: Any, place: int) -> int:
         """As llama_sampler_sample, which would end the process if the grammar allows nothing."""
         import numpy as np  # slow to import
 
@@ -124,7 +136,7 @@ class Sampler:
         candidates = np.zeros(count, dtype=np.dtype(fields, align=True))
         candidates["id"] = np.arange(count)
         candidates["logit"] = np.ctypeslib.as_array(
-            self._api.llama_get_logits_ith(context, -1), shape=(count,)
+            self._api.llama_get_logits_ith(context, place), shape=(count,)
         )
         data = candidates.ctypes.data_as(self._api.llama_token_data_p)
         array = self._api.llama_token_data_array(data=data, size=count, selected=-1, sorted=False)

@@ -114,32 +114,44 @@ def test_a_sequence_gets_the_same_numbers_among_others(
     assert not np.array_equal(rows["alone"][:, 0], rows["alone"][:, 1])
 
 
-# A prompt, then 24 tokens one by one, and again in groups of up to eight.
-IN_GROUPS = """
+# Tokens of one sequence: one by one, and in passes of several, some of which are removed again.
+IN_PASSES = """
 import sys
 import numpy as np
 from bitexport.runtime.session import Session
-ids = [3 + i * 5 % 200 for i in range(64)]
-rows = []
-with Session(sys.argv[1], n_ctx=256, n_threads=int(sys.argv[3]), exact=False) as session:
-    for sizes in ([1] * 24, [8, 3, 5, 2, 6]):
+draw = np.random.default_rng(0)
+text = draw.integers(3, 200, 640).tolist()
+with Session(sys.argv[1], n_ctx=768, n_threads=int(sys.argv[3]), exact=False) as session:
+    memory = session._api.llama_get_memory(session._context)
+    rows = {}
+    for begin in (3, 40, 490):  # parts of the context get longer at 512
         session.clear()
-        session.advance(ids[:40])
-        begin = 40
-        for size in sizes:
-            rows.extend(session.logits_in_parts(ids[begin : begin + size]))
-            begin += size
-np.save(sys.argv[2], np.concatenate(rows))
+        session.advance(text[:begin])
+        alone = np.stack([session.feed([token]) for token in text[begin : begin + 64]])
+        for size in (2, 3, 7, 8, 16, 31, 32):
+            session.clear()
+            session.advance(text[:begin])
+            found = []
+            for at in range(begin, begin + 64, size):
+                part = text[at : min(at + size, begin + 64)]
+                wrong = draw.integers(3, 200, 32 - len(part)).tolist()
+                logits = np.concatenate(list(session.logits_in_parts([*part, *wrong])))
+                found.append(logits[: len(part)])
+                session._api.llama_memory_seq_rm(memory, 0, at + len(part), -1)
+                session._used = at + len(part)
+            rows[f"{begin} {size}"] = np.stack([alone, np.concatenate(found)])
+np.savez(sys.argv[2], **rows)
 """
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-def test_a_few_tokens_at_once_get_the_numbers_that_they_get_one_by_one(
+def test_a_token_gets_the_same_numbers_in_a_pass_of_several(
     checkpoint_of: Callable[..., Path], tmp_path: Path, threads: int
 ) -> None:
-    """So a draft that is verified is accepted exactly if decode would have produced it."""
+    """What drafts need: to the last bit, whatever else is in the pass, and after wrong tokens are removed."""
     gguf = tmp_path / "model.gguf"
-    convert(checkpoint_of("packed-multiply"), gguf, embed_type="q6_k")
-    rows = decoded(gguf, threads, program=IN_GROUPS)
-    assert rows.shape[0] == 48
-    assert rows[:24].tobytes() == rows[24:].tobytes()
+    convert(checkpoint_of("packed-multiply", shape=Shape(context=1024)), gguf, embed_type="q6_k")
+    done = run("-c", IN_PASSES, gguf, tmp_path / "rows.npz", str(threads))
+    assert done.returncode == 0, done.stderr
+    for name, (alone, together) in np.load(tmp_path / "rows.npz").items():
+        assert together.tobytes() == alone.tobytes(), name

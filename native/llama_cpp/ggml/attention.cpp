@@ -32,8 +32,8 @@ const attention::Kernels * kernels() {
     return chosen;
 }
 
-const char * at_stream(const ggml_tensor * t, int64_t stream) {
-    return static_cast<const char *>(t->data) + stream * t->nb[3];
+const char * at_stream(const ggml_tensor * t, int64_t stream, int64_t row = 0) {
+    return static_cast<const char *>(t->data) + stream * t->nb[3] + row * t->nb[1];
 }
 
 float parameter(const ggml_tensor * op, int index) {
@@ -45,9 +45,9 @@ float parameter(const ggml_tensor * op, int index) {
 // Sequences at the same time; llama.cpp allows no more (LLAMA_MAX_SEQ).
 constexpr int64_t most_streams = 256;
 
-// So few tokens of one sequence at a time are computed one by one, as if each were decoded alone: a draft that is verified
-// gets the bits that it would get without drafts. Prefill is faster from here on.
-constexpr int64_t most_decoded = 8;
+// So few tokens of one sequence at a time are computed one by one, as if each were decoded alone: a pass over drafted tokens
+// (docs/drafts.md) computes what single tokens do, to the bit. bitexport/runtime/drafts drafts one less.
+constexpr int64_t most_decoded = 32;
 
 // Where a tensor of float16s has its rows.
 struct Halves {
@@ -125,6 +125,11 @@ bool are_halves(const ggml_tensor * t, const ggml_tensor * q) {
     return t->type == GGML_TYPE_F16 && t->ne[0] == q->ne[0] && t->ne[3] == q->ne[3] && t->nb[0] == sizeof(ggml_fp16_t);
 }
 
+// Without a mask, every token would see those after it.
+bool is_few(const ggml_tensor * q, const ggml_tensor * mask) {
+    return q->ne[1] == 1 || (q->ne[1] <= most_tokens && q->ne[3] == 1 && mask != nullptr && mask->ne[1] >= q->ne[1]);
+}
+
 bool is_ours(const ggml_tensor * op) {
     const ggml_tensor * q    = op->src[0];
     const ggml_tensor * k    = op->src[1];
@@ -148,6 +153,7 @@ bool is_decoded(const ggml_tensor * op) {
 struct Parts {
     int64_t positions;
     int64_t length;  // of a part, in positions
+    int64_t count;
     int64_t begin;   // the number of parts of the tokens before
 };
 
@@ -165,28 +171,32 @@ void decode(const ggml_compute_params * params, const ggml_tensor * op) {
         attention::Token token = token_of(op, i / queries, i % queries);
         leave_out_hidden_end(token);
         const int64_t length = attention::part_positions(token.positions);
-        parts[i]             = {token.positions, length, total};
-        total += (token.positions + length - 1) / length;
+        const int64_t count  = (token.positions + length - 1) / length;
+        parts[i]             = {token.positions, length, count, total};
+        total += count;
     }
+    // A part of all tokens after the other: tokens of one sequence find its keys and values in the caches.
     WorkQueue queue(params, total);
-    int64_t   i = 0;  // parts come in order
+    int64_t   part = 0, i = 0, number = 0;
     for (int64_t begin, end; queue.next(begin, end);) {
-        for (int64_t part = begin; part < end; ++part) {
-            while (i + 1 < tokens && parts[i + 1].begin <= part) {
-                ++i;
+        while (number < end) {
+            const Parts & of = parts[i];
+            if (part < of.count && number++ >= begin) {
+                attention::Token token = token_of(op, i / queries, i % queries);
+                token.positions        = of.positions;
+                const int64_t from     = part * of.length;
+                kernels()->attend(token, from, std::min(from + of.length, of.positions), partials + (of.begin + part) * stride);
             }
-            const Parts &    of    = parts[i];
-            attention::Token token = token_of(op, i / queries, i % queries);
-            token.positions        = of.positions;
-            const int64_t from     = (part - of.begin) * of.length;
-            kernels()->attend(token, from, std::min(from + of.length, of.positions), partials + part * stride);
+            if (++i == tokens) {
+                i = 0;
+                ++part;
+            }
         }
     }
     ggml_barrier(params->threadpool);
     const int64_t heads = q->ne[2];
     for (i = 0; i < tokens; ++i) {
-        const int64_t end = i + 1 < tokens ? parts[i + 1].begin : total;
-        attention::combine(partials + parts[i].begin * stride, end - parts[i].begin, heads, q->ne[0],
+        attention::combine(partials + parts[i].begin * stride, parts[i].count, heads, q->ne[0],
                            heads * params->ith / params->nth, heads * (params->ith + 1) / params->nth,
                            reinterpret_cast<float *>(static_cast<char *>(op->data) + i / queries * op->nb[3] +
                                                      i % queries * op->nb[2]));

@@ -1,0 +1,62 @@
+"""``bitexport bench --draft``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bitexport.cli.output import Output, counted
+
+if TYPE_CHECKING:
+    from bitexport.bench import DraftReport
+
+
+def measure(
+    out: Output,
+    gguf: Path,
+    draft: str | Path | None,
+    draft_tokens: int,
+    text: Path | None,
+    tokens: int,
+    threads: list[int],
+    rounds: int,
+) -> None:
+    """Measure and print."""
+    from bitexport.bench import bench_drafts
+
+    with out.progress("bench") as progress:
+        report = bench_drafts(
+            gguf,
+            draft or "lookup",
+            draft_tokens=draft_tokens,
+            text=text,
+            generated_tokens=tokens,
+            threads=threads,
+            rounds=rounds,
+            progress=progress,
+        )
+    out.result(report.to_json(), human=lambda: _show(out, report))
+
+
+def _show(out: Output, report: DraftReport) -> None:
+    out.wrapped(f"{Path(report.path).name}, drafts: {Path(report.draft).name}, {report.tier} kernels")
+    columns = ["text", "threads", "tokens", "per pass", "plain t/s", "drafts t/s", "ratio", "range"]
+    rows = [
+        (
+            row.text[:20],
+            row.threads,
+            row.tokens,
+            f"{row.tokens_per_pass:.2f}",
+            f"{row.plain:.1f}",
+            f"{row.drafted:.1f}",
+            f"{row.ratio:.2f}x",
+            f"{row.ratio_min:.2f} .. {row.ratio_max:.2f}",
+        )
+        for row in report.rows
+    ]
+    out.table(columns, rows, right=columns[1:], markdown=True)
+    rounds = counted(report.rows[0].rounds, "alternating round")
+    out.wrapped(
+        "per pass: tokens of the given text per evaluation; ratio: speed with drafts divided by plain, "
+        f"median and range over {rounds}, after one that is not counted"
+    )
