@@ -125,11 +125,6 @@ bool are_halves(const ggml_tensor * t, const ggml_tensor * q) {
     return t->type == GGML_TYPE_F16 && t->ne[0] == q->ne[0] && t->ne[3] == q->ne[3] && t->nb[0] == sizeof(ggml_fp16_t);
 }
 
-// Without a mask, every token would see those after it.
-bool is_few(const ggml_tensor * q, const ggml_tensor * mask) {
-    return q->ne[1] == 1 || (q->ne[1] <= most_tokens && q->ne[3] == 1 && mask != nullptr && mask->ne[1] >= q->ne[1]);
-}
-
 bool is_ours(const ggml_tensor * op) {
     const ggml_tensor * q    = op->src[0];
     const ggml_tensor * k    = op->src[1];
