@@ -226,10 +226,10 @@ def _show_comparison(out: Output, report: CompareReport) -> None:
     ]
     out.table(columns, rows, right=columns, markdown=True)
     own = next(row.type for row in report.rows if row.ratio is None)
-    sure = {f"{row.confidence:.0%}" for row in report.rows if row.confidence is not None}
+    sure = sorted({f"{row.confidence:.0%}" for row in report.rows if row.confidence})
     out.wrapped(
-        f"speed-up: {own}'s speed divided by that of the row; the median of alternating rounds, and an "
-        f"interval that has the true median with {' or '.join(sorted(sure))} confidence"
+        f"speed-up: {own}'s speed divided by that of the row; the median of alternating rounds"
+        + (f", and an interval that has the true median with {' or '.join(sure)} confidence" if sure else "")
     )
     twins = {row.type for row in report.rows} - {own, *(peer.type for peer in report.peers)}
     out.wrapped(
