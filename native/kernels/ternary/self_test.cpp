@@ -41,7 +41,7 @@ bool run_guarded(void (*work)(void *), void * context) {
 }
 
 // Large enough for every instruction of every tier: a whole panel, a strip with a last chunk, a batch and a single token. The
-// tests of the kernels are for everything else.
+// tests of the kernels are for everything else. (avx512amx uses tiles from 9 tokens on.)
 constexpr int64_t rows = panel_rows, cols = 208, grouped_cols = 256, tokens = 9;
 
 struct Numbers {

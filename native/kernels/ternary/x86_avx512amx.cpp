@@ -18,7 +18,7 @@ extern const Kernels avx512amx_kernels;
 
 namespace {
 
-constexpr int64_t fewest_tokens = 5;  // where the two were equally fast: benchmarks/amx.md
+constexpr int64_t fewest_tokens = 9;  // see benchmarks/amx.md
 
 // A strip's codes stay in the first-level cache beside the activations that pass through, a block's activations in the
 // second-level cache and its outputs' pages in the first-level TLB's reach.
@@ -90,7 +90,7 @@ struct OutputLines {
     }
 };
 
-constexpr int64_t unpacked_ahead = 2;  // steps, so that the stores have reached the cache
+constexpr int64_t unpacked_ahead = 2;  // steps: the stores have reached the cache when a tile is loaded
 
 // Two tiles of tokens by a strip, for the first two of a block also unpacking it.
 template <bool unpack>
@@ -108,7 +108,7 @@ TERNARY_NOINLINE void multiply_strip(const Strip & strip, const int8_t * q0, con
     }
     for (int64_t step = 0; step < strip.steps; ++step) {
         lines.fetch(4);
-        // in this order: a load that follows stores waits for those at its own distance from a page's start
+        // In this order: a load waits for earlier stores with the same low 12 bits of the address, and there are many.
         add_step(q0 + step * step_bytes, q1 + step * step_bytes, stride, strip.codes + step * step_code_bytes);
         if (unpack && step + unpacked_ahead < strip.steps) {
             strip.unpack(step + unpacked_ahead);
