@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from bitexport.runtime.drafts.pace import Pace
+from bitexport.runtime.drafts.pace import MAX_DRAFT_TOKENS, Pace
 from bitexport.runtime.sampling import Sampler
 
 #: A place is a match if it ends with the same two tokens.
@@ -23,7 +23,7 @@ def _trust_of(length: int) -> int:
     return sum(length >= begin for begin, _ in _LEVELS) - 1
 
 
-_TRUSTS = [max(_trust_of(length), 0) for length in range(_LONGEST + 1)]
+_TRUSTS = [max(_trust_of(length), 0) for length in range(_LONGEST + MAX_DRAFT_TOKENS + 1)]
 
 
 class LookupDrafts:
@@ -68,10 +68,9 @@ class LookupDrafts:
             return [], []
         period = len(self._ids) - place
         # a text that repeats what it has just begun to repeat goes on in the draft
-        tokens = [self._ids[place + index % period] for index in range(most)]
-        trusts = [_TRUSTS[min(length + index, _LONGEST)] for index in range(most)]
+        trusts = _TRUSTS[length : length + most]
         worth = self.pace.worth(trusts)
-        return tokens[:worth], trusts[:worth]
+        return [self._ids[place + index % period] for index in range(worth)], trusts[:worth]
 
     def _longest_match(self) -> tuple[int, int]:
         """The place after the longest match, and its length in tokens; 0 if there is none."""

@@ -11,12 +11,16 @@ from bitexport.runtime.drafts.limits import MAX_DRAFT_TOKENS
 #: A pass over drafts has to promise this much more speed than a plain one.
 _GAIN = 1.03
 
+# A token that is right less often than this is not worth looking at.
+_UNLIKELY = 0.02
+
 # Before anything is measured, each token more in a pass adds this share of a plain pass's time.
 _SLOPE, _SLOPE_WEIGHT = 0.1, 0.5
 
 # How much of what was measured counts after another pass: the machine and the text change.
 _COSTS_KEPT = 0.97
 _RATES_KEPT = 0.997
+_WEIGHED_EVERY = 16
 # The same after another measurement of the same kind.
 _RATE_KEPT = 0.95
 _RATE_WEIGHT = 1.5
@@ -33,6 +37,8 @@ class PassCosts:
         self._weights = np.zeros(len(sizes))
         self._plain = 0.0  # seconds
         self._plain_count = 0
+        self._passes = 0  # since what was measured was last weighed
+        self._multiples: list[float] = []
 
     @property
     def known(self) -> bool:
@@ -41,14 +47,23 @@ class PassCosts:
 
     def add(self, tokens: int, seconds: float) -> None:
         """A pass of so many tokens took so long."""
-        self._slopes *= _COSTS_KEPT
-        self._weights *= _COSTS_KEPT
+        self._passes += 1
         if tokens == 1:
-            self._add_plain(seconds)
+            self._add_plain(seconds)  # after every token of a text that does not repeat: nothing slow here
         elif self._plain_count:
+            self._weigh()
             slope = (seconds / self._plain - 1) / (tokens - 1)
             self._slopes[tokens - 2] += min(max(slope, 0.0), 2.0)
             self._weights[tokens - 2] += 1
+            self._multiples = []
+
+    def _weigh(self) -> None:
+        """Let what was measured count less, for the passes since."""
+        kept = _COSTS_KEPT**self._passes
+        self._slopes *= kept
+        self._weights *= kept
+        self._passes = 0
+        self._multiples = []
 
     def _add_plain(self, seconds: float) -> None:
         self._plain_count += 1
@@ -64,9 +79,14 @@ class PassCosts:
 
     def multiples(self) -> list[float]:
         """The cost of passes of 1, 2, ... tokens; 1.0 is that of one token."""
+        if self._passes >= _WEIGHED_EVERY:
+            self._weigh()
+        if self._multiples:
+            return self._multiples
         weights = self._likeness @ self._weights + _SLOPE_WEIGHT
         slopes = (self._likeness @ self._slopes + _SLOPE * _SLOPE_WEIGHT) / weights
-        return [1.0, *(1 + slopes * np.arange(1, len(slopes) + 1)).tolist()]
+        self._multiples = [1.0, *(1 + slopes * np.arange(1, len(slopes) + 1)).tolist()]
+        return self._multiples
 
 
 class Acceptance:
@@ -138,6 +158,8 @@ class Pace:
         expected = likely = 1.0
         for count, trust in enumerate(trusts, start=1):
             likely *= self._acceptance.rate(trust)
+            if likely < _UNLIKELY:
+                break
             expected += likely
             if expected / costs[count] > best_rate:
                 best, best_rate = count, expected / costs[count]
