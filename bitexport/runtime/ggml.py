@@ -21,7 +21,7 @@ TIER_VARIABLE = "BITEXPORT_TIER"
 LAYOUT_VARIABLE = "BITEXPORT_LAYOUT"
 
 #: What can be left to llama.cpp by BITEXPORT_<NAME>=stock.
-_SWITCHES = ("head", "grouped", "attention")
+_SWITCHES = ("head", "grouped", "attention", "threads")
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +101,8 @@ def cpu_tier() -> str:
 
     Raises:
         NativeLibraryError: ``BITEXPORT_TIER`` or ``BITEXPORT_LAYOUT`` names one that does not exist or that
-            this CPU does not support, or ``BITEXPORT_HEAD``, ``BITEXPORT_GROUPED`` or ``BITEXPORT_ATTENTION``
-            is set to anything but ``stock``.
+            this CPU does not support, or ``BITEXPORT_HEAD``, ``BITEXPORT_GROUPED``, ``BITEXPORT_ATTENTION``
+            or ``BITEXPORT_THREADS`` is set to anything but ``stock``.
     """
     library = cpu_library()
     for switch in _SWITCHES:
