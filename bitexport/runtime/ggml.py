@@ -24,7 +24,7 @@ TIER_VARIABLE = "BITEXPORT_TIER"
 LAYOUT_VARIABLE = "BITEXPORT_LAYOUT"
 
 #: What can be left to llama.cpp by BITEXPORT_<NAME>=stock.
-_SWITCHES = ("head", "grouped", "attention", "graph")
+_SWITCHES = ("head", "grouped", "attention", "graph", "threads")
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,8 +106,8 @@ def cpu_tier() -> str:
 
     Raises:
         NativeLibraryError: ``BITEXPORT_TIER`` or ``BITEXPORT_LAYOUT`` names one that does not exist or that
-            this CPU does not support, or ``BITEXPORT_HEAD``, ``BITEXPORT_GROUPED``, ``BITEXPORT_ATTENTION``
-            or ``BITEXPORT_GRAPH`` is set to anything but ``stock``.
+            this CPU does not support, or ``BITEXPORT_HEAD``, ``BITEXPORT_GROUPED``, ``BITEXPORT_ATTENTION``,
+            ``BITEXPORT_GRAPH`` or ``BITEXPORT_THREADS`` is set to anything but ``stock``.
     """
     library = cpu_library()
     for switch in _SWITCHES:

@@ -24,11 +24,20 @@ from bitexport.runtime.session import Session
 from tests.support.repository import REPOSITORY
 from tests.support.tiny_experts import VOCAB, qwen3_moe
 
+#: Not at most one per processor.
+ALL_THREADS = {"BITEXPORT_THREADS": "stock"}
+
 
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "tests.support.programs.experts", *arguments],
-        env={**os.environ, "OPENBLAS_NUM_THREADS": "1", "GGML_NO_BACKTRACE": "1", **environment},
+        env={
+            **os.environ,
+            "OPENBLAS_NUM_THREADS": "1",
+            "GGML_NO_BACKTRACE": "1",
+            **ALL_THREADS,
+            **environment,
+        },
         cwd=REPOSITORY,
         capture_output=True,
         text=True,

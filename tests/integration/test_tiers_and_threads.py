@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.busy import busy
 from bitexport.convert import convert
 from bitexport.runtime.ggml import cpu_tier
 from tests.support.repository import REPOSITORY
@@ -112,9 +113,28 @@ def test_every_layout_computes_the_same_bits(
 def test_every_number_of_threads_computes_the_same_bits(
     threads: int, gguf: Path, expected: dict[str, str]
 ) -> None:
-    done = run(gguf, cpu_tier(), threads)
+    done = run(gguf, cpu_tier(), threads, BITEXPORT_THREADS="stock")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == {**expected, "tier": cpu_tier()}
+
+
+def test_company_changes_no_bit(gguf: Path) -> None:
+    """Busy processes decide which thread computes what, and how many threads there are."""
+    alone = run(gguf, cpu_tier(), 1, as_run=True)
+    assert alone.returncode == 0, alone.stderr
+    with busy(len(os.sched_getaffinity(0))):
+        for threads in (2, 4):
+            for number in ("", "stock"):
+                done = run(gguf, cpu_tier(), threads, as_run=True, BITEXPORT_THREADS=number)
+                assert (done.returncode, done.stdout) == (0, alone.stdout), (
+                    f"{threads} {number} {done.stderr}"
+                )
+
+
+def test_an_unknown_number_of_threads_is_an_error(gguf: Path) -> None:
+    done = run(gguf, cpu_tier(), 2, BITEXPORT_THREADS="4")
+    assert done.returncode != 0
+    assert "BITEXPORT_THREADS is '4'; expected 'stock'" in done.stderr
 
 
 def attention_of(tier: str) -> str:

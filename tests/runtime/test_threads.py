@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -172,6 +173,23 @@ def test_load_rejects_impossible_thread_counts(gguf_of: Callable[..., Path]) -> 
     for count in (-1, 100_000):
         with pytest.raises(UsageError, match=f"{count} threads were requested"):
             bitexport.load(gguf_of(), n_threads=count, n_ctx=64)
+
+
+def test_contexts_that_compute_at_the_same_time(gguf_of: Callable[..., Path]) -> None:
+    """Together they have more threads than there are processors."""
+    gguf = gguf_of()
+    prompts = [[1, 2, 3, index] for index in range(4)]
+
+    def last_logits(prompt: list[int]) -> bytes:
+        with Session(gguf, n_ctx=64, n_threads=2) as session:
+            session.advance(prompt)
+            for token in range(20):
+                session.advance([token])
+            return session.feed([5]).tobytes()
+
+    alone = [last_logits(prompt) for prompt in prompts]
+    with ThreadPoolExecutor(len(prompts)) as pool:
+        assert list(pool.map(last_logits, prompts)) == alone
 
 
 def test_a_program_may_end_without_closing_its_model(gguf_of: Callable[..., Path]) -> None:

@@ -2,6 +2,7 @@
 
 #include "attention.h"
 #include "ggml-impl.h"
+#include "stock_switch.h"
 #include "team/team.h"
 
 #include <algorithm>
@@ -12,6 +13,11 @@
 #include <vector>
 
 namespace {
+
+const StockSwitch & wanted_number() {
+    static const StockSwitch value("BITEXPORT_THREADS", "number of threads");
+    return value;
+}
 
 // If ggml cannot start a thread, it ends the process. So the same number is started first, all alive at once.
 bool can_start(int count) {
@@ -77,7 +83,7 @@ int64_t bitexport_claim(bitexport_team * team, int64_t count) {
 int bitexport_begin_graph(bitexport_team * team, const ggml_cgraph * graph, int wanted) {
     // One token more or less in the cache is no other kind, one more in the batch is.
     const uint64_t kind = static_cast<uint64_t>(graph->n_nodes) << 32 | static_cast<uint64_t>(graph->nodes[0]->ne[1]);
-    return team->begin(wanted, kind, depends_on_threads(graph));
+    return team->begin(wanted, kind, wanted_number().stock() || depends_on_threads(graph));
 }
 
 void bitexport_end_graph(bitexport_team * team) {
@@ -90,4 +96,8 @@ bool bitexport_spin(uint64_t round) {
         patience = team::Patience();
     }
     return patience.spin();
+}
+
+const char * bitexport_threads_error(void) {
+    return wanted_number().error();
 }

@@ -28,9 +28,12 @@ void bitexport_barrier(struct bitexport_team * team, int threads);
 int64_t bitexport_claim(struct bitexport_team * team, int64_t count);
 
 // The number of threads, of those that are wanted, that compute this graph: fewer beside busy processes, if that is faster, and
-// at most one per processor. All that are wanted if the results depended on it.
+// at most one per processor. All that are wanted if the results depended on it, or with BITEXPORT_THREADS=stock.
 int  bitexport_begin_graph(struct bitexport_team * team, const struct ggml_cgraph * graph, int wanted);
 void bitexport_end_graph(struct bitexport_team * team);
+
+// Not NULL: what is wrong with BITEXPORT_THREADS.
+GGML_BACKEND_API const char * bitexport_threads_error(void);
 
 // Called in every round in which a thread waits for a graph, with the number of the round: false when it should sleep instead.
 bool bitexport_spin(uint64_t round);

@@ -18,8 +18,10 @@ using kernel_test::str;
 constexpr int64_t ms = 1'000'000;  // nanoseconds
 
 // Nobody passes a barrier before everybody has reached it, and between two barriers each unit of work is done once.
-void test_barriers(int threads, int rounds, int64_t units, bool some_sleep) {
-    team::Team           team;
+// `busy_us`: microseconds of work for a unit, so that the system takes the processor from some threads before they are done.
+void test_barriers(int threads, int rounds, int64_t units, bool some_sleep, int busy_us = 0) {
+    team::Team team;
+    team.begin(threads, 0, true);
     std::vector<int>     done(units * rounds);  // no atomics: the barriers must order them
     std::vector<int64_t> rounds_of(threads);
     std::atomic<int>     early{0};
@@ -28,6 +30,9 @@ void test_barriers(int threads, int rounds, int64_t units, bool some_sleep) {
         for (int round = 0; round < rounds; ++round) {
             for (int64_t unit; (unit = team.claim(1)) < units;) {
                 ++done[round * units + unit];
+                const auto until = std::chrono::steady_clock::now() + std::chrono::microseconds(busy_us);
+                while (busy_us > 0 && std::chrono::steady_clock::now() < until) {
+                }
             }
             if (some_sleep && random.next() % 64 == 0) {
                 std::this_thread::sleep_for(std::chrono::microseconds(random.next() % 300));
@@ -47,6 +52,7 @@ void test_barriers(int threads, int rounds, int64_t units, bool some_sleep) {
     for (auto & thread : members) {
         thread.join();
     }
+    team.end();
     const std::string name = str(threads) + " threads: ";
     check(early == 0, name + "nobody passes a barrier early");
     check(std::all_of(done.begin(), done.end(), [](int times) { return times == 1; }), name + "each unit is done once");
@@ -147,6 +153,7 @@ int main() {
         test_barriers(threads, rounds, 7, false);
         test_barriers(threads, rounds / 10, 20, true);
     }
+    test_barriers(8, rounds / 30, 64, false, 50);
     test_a_long_wait_takes_no_processor();
     test_all_threads_on_a_quiet_machine();
     test_fewer_threads_in_company();
