@@ -14,13 +14,13 @@ from transformers import PrinterCallback, Trainer, TrainerCallback
 
 from bitexport.errors import BitexportError
 from bitexport.system.files import whole_folder
-from bitexport.train.batch import NOT_COUNTED, Batch
+from bitexport.train.batch import NOT_COUNTED, UNITS, Batch
 from bitexport.train.config import TrainConfig
 from bitexport.train.data.batches import BatchPlan
 from bitexport.train.early_stopping import WarmedEarlyStopping
 from bitexport.train.fsdp import check_fsdp
 from bitexport.train.models import StageModels
-from bitexport.train.objective.objective import Objective
+from bitexport.train.objective.objective import UNIT_OF_TERM, Objective
 from bitexport.train.objective.schedules import ramp
 from bitexport.train.optimizer import build_optimizer
 from bitexport.train.run_folder import COMPLETE, last_checkpoint, resume_advice
@@ -33,6 +33,8 @@ from bitexport.train.training_arguments import training_arguments
 # Files of a checkpoint in addition to the Trainer's.
 _OBJECTIVE_FILE = "objective.safetensors"
 _TERM_SUMS_FILE = "terms.json"
+# Of each term, the place of its unit in a batch's shares.
+_UNIT_NUMBER = {name: UNITS.index(unit) for name, unit in UNIT_OF_TERM.items()}
 
 
 class DivergedError(BitexportError):
@@ -83,7 +85,7 @@ class StudentTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped 
         if config.early_stopping:
             warmup_steps = max(1000, self.lambda_warmup_steps)
             self.add_callback(WarmedEarlyStopping(warmup_steps=warmup_steps))
-        self.model_accepts_loss_kwargs = False  # our losses are means: the Trainer averages micro-batches
+        self.model_accepts_loss_kwargs = False  # the Trainer averages micro-batches; see compute_loss
         self.objective.to(self.args.device)
         if models.teacher is not None:
             models.teacher.to(self.args.device)
@@ -96,13 +98,19 @@ class StudentTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped 
     # The loss
 
     def compute_loss(self, model: Any, inputs: Batch, *_: Any, **__: Any) -> Tensor:
-        """The weighted sum of the terms, each a mean over the counted tokens of the micro-batch."""
+        """The weighted sum of the terms, each a mean over what it counts in the micro-batch.
+
+        In training it is scaled by the micro-batch's share of its step (see :data:`Batch`): the Trainer's
+        mean over micro-batches, and DDP's over processes, are then means over the step's tokens.
+        """
         self.objective.train(model.training)
         self.objective.progress = self.state.global_step / max(1, self.state.max_steps)
         # The Trainer's own autocast covers only the wrapped student; evaluation stays in float32.
         autocast = self.accelerator.autocast() if model.training else contextlib.nullcontext()
         with autocast:
             raw = self.objective(model, inputs, self.model)
+        if model.training:
+            raw = {name: value * inputs["shares"][_UNIT_NUMBER[name]] for name, value in raw.items()}
         weighted = {name: weight * raw[name] for name, weight in self.objective.weights().items()}
         if model.training:
             self._check_terms(raw)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch.utils.data import Dataset
 
@@ -42,28 +43,33 @@ class BatchPlan(Dataset[Batch]):
         if len(lengths) == 0:
             raise UsageError("data: no example is left for training; give more, or shorten sequence_length")
         self.batches: list[tuple[int, Ids]] = []  # number of the pass, indices of the examples
-        tokens: list[int] = []  # of each micro-batch
+        sizes: list[tuple[int, int, int]] = []  # of each micro-batch, in UNITS
         seen = 0
         pass_number = 0
         while seen < budget or len(self.batches) % per_step != 0:
             random = np.random.default_rng([seed, pass_number])
             for indices in _batches_of_pass(lengths, micro_tokens, random):
                 self.batches.append((pass_number, indices))
-                tokens.append(int(lengths[indices].sum()))
-                seen += tokens[-1]
+                tokens = int(lengths[indices].sum())
+                sizes.append((int(examples.targets[indices].sum()), tokens, len(indices)))
+                seen += tokens
                 if seen >= budget and len(self.batches) % per_step == 0:
                     break
             pass_number += 1
         self.steps = len(self.batches) // per_step
+        self._shares = _shares(np.array(sizes, dtype=np.int64), per_step)
         #: Tokens seen after each number of steps, ``[steps + 1]``.
-        self.tokens_after = np.concatenate([[0], np.cumsum(tokens)[per_step - 1 :: per_step]])
+        self.tokens_after = np.concatenate(
+            [[0], np.cumsum([size[1] for size in sizes])[per_step - 1 :: per_step]]
+        )
 
     def __len__(self) -> int:
         return len(self.batches)
 
     def __getitem__(self, index: int) -> Batch:
         pass_number, indices = self.batches[index]
-        return collate([self.examples.get(pass_number, int(i)) for i in indices], self.pad_id)
+        batch = collate([self.examples.get(pass_number, int(i)) for i in indices], self.pad_id)
+        return {**batch, "shares": torch.from_numpy(self._shares[index])}
 
 
 def sample_batches(examples: Examples, micro_tokens: int, limit: int, pad_id: int) -> list[Batch]:
@@ -94,6 +100,13 @@ def collate(examples: Sequence[tuple[Ids, Ids]], pad_id: int) -> Batch:
         "attention_mask": torch.from_numpy(attention_mask),
         "labels": torch.from_numpy(labels),
     }
+
+
+def _shares(sizes: Ids, per_step: int) -> npt.NDArray[np.float32]:
+    """``shares`` of every micro-batch (see :data:`Batch`) from sizes; both ``[micro_batches, units]``."""
+    steps = sizes.reshape(-1, per_step, sizes.shape[1])
+    means = np.maximum(steps.sum(axis=1, keepdims=True), 1) / per_step
+    return (steps / means).astype(np.float32).reshape(sizes.shape)
 
 
 def _batches_of_pass(lengths: Ids, micro_tokens: int, random: np.random.Generator) -> list[Ids]:

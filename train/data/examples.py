@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from bitexport.train.batch import NOT_COUNTED
+
 Ids = npt.NDArray[np.int64]
 
 
@@ -20,6 +22,10 @@ class ListedExamples:
     def __init__(self, examples: Sequence[tuple[Sequence[int], Sequence[int]]]) -> None:
         self.examples = examples
         self.lengths: Ids = np.array([len(ids) for ids, _ in examples], dtype=np.int64)
+        #: Of each example, the tokens that are targets; the first token never is.
+        self.targets: Ids = np.array(
+            [sum(label != NOT_COUNTED for label in labels[1:]) for _, labels in examples], dtype=np.int64
+        )
 
     def get(self, _pass_number: int, index: int) -> tuple[Ids, Ids]:
         """Token ids and labels, both ``[T]``; a label is its token id, or NOT_COUNTED."""
@@ -41,6 +47,7 @@ class WindowedExamples:
         if seed is not None:
             count = max(0, count - 1)  # one less, so that there are as many windows wherever the cuts are
         self.lengths: Ids = np.full(count, length, dtype=np.int64)
+        self.targets: Ids = self.lengths - 1
 
     def get(self, pass_number: int, index: int) -> tuple[Ids, Ids]:
         """Token ids and labels, both ``[length]``."""

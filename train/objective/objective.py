@@ -21,6 +21,16 @@ from bitexport.train.objective.schedules import curriculum_factor
 #: The terms that need a teacher; next_token does not.
 TEACHER_TERMS = ("logits", "relation", "feature", "attention", "contrastive")
 
+#: Per term, what it is a mean over: one of :data:`bitexport.train.batch.UNITS`.
+UNIT_OF_TERM = {
+    "next_token": "targets",
+    "logits": "targets",
+    "relation": "tokens",
+    "feature": "tokens",
+    "attention": "tokens",
+    "contrastive": "examples",
+}
+
 
 def needs_teacher(config: TrainConfig) -> bool:
     """Whether any term with a weight compares the student with a teacher."""
