@@ -17,6 +17,8 @@ CHOICES = {
     "lambda_shape": ("linear", "cosine"),
     "relation_form": ("cosine", "scaled"),
     "precision": ("float32", "bfloat16"),
+    "compile": ("auto", "layers", "off"),
+    "packing": ("auto", "on", "off"),
     "report_to": ("tensorboard", "wandb", "none"),
 }
 _POSITIVE = (
@@ -58,9 +60,10 @@ class TrainConfig(Settings):
     student: str = ""  # starts stage 2 or 3 from this model instead of the result of the stage before
 
     # Data. A source is `stdlib` or `kind:place`, where kind is text, jsonl, parquet, parallel, gettext or
-    # hub; see [training.md](training.md#text).
+    # hub; `kind:place @ 0.7` gives it a weight; see [training.md](training.md#text).
     data: list[str] = field(default_factory=lambda: ["stdlib"])  # sources of pretraining and stage 3
     corpus: list[str] = field(default_factory=list)  # sources of stage 2; pairs are read as documents
+    data_cache: str = ""  # the folder of the tokens, for several runs with the same data; "": run_dir/data
     held_out_percent: int = 5  # percentage of the records, chosen by a hash of their text
     template: str = "plain"  # turns a pair into prompt and answer
     source_language: str = "en"  # for the templates tags and hy-mt1.5
@@ -133,13 +136,22 @@ class TrainConfig(Settings):
 
     # Machine.
     precision: str = "float32"  # "bfloat16" is mixed precision; master weights stay float32
-    compile: bool = False  # torch.compile: slow first steps, fast others; needs a C++ compiler
+    compile: str = "auto"  # "layers" compiles the layers with torch.compile, "off" does not; "auto": on GPUs
+    packing: str = "auto"  # "on" packs prompts with answers into rows of sequence_length; "auto": if compiled
+    activation_checkpointing: bool = False  # computes the layers twice, to keep less for the backward pass
     threads: int = 0  # CPU threads; 0: torch decides
     log_every: int = 100  # steps
     eval_every: int = 200  # steps
     eval_examples: int = 256  # held-out examples evaluated during training
     save_every: int = 200  # steps
     report_to: str = "tensorboard"
+
+    def __post_init__(self) -> None:
+        # Runs of earlier versions have a bool, which compiled the whole model.
+        compiled: object = self.compile
+        if isinstance(compiled, bool):
+            object.__setattr__(self, "compile", "layers" if compiled else "auto")
+        super().__post_init__()
 
     def check(self) -> None:
         """Raise UsageError for the first value that is out of range or does not fit another."""

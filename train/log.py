@@ -17,6 +17,7 @@ from bitexport.system.files import write_atomically
 from bitexport.train.loss_curve import read_log
 from bitexport.train.objective.objective import Objective
 from bitexport.train.objective.router import describe_usage
+from bitexport.train.run_health import RunHealth
 
 #: Shows one line of text to the user.
 Say = Callable[[str], None]
@@ -27,7 +28,8 @@ _PROGRESS_EVERY = 0.5
 class RunLog(TrainerCallback):  # type: ignore[misc]  # transformers is untyped here
     """Writes one JSON object per line: ``step``, ``tokens``, ``seconds``, and what was measured.
 
-    That is either ``held_out_loss``; or ``loss`` (the total), every term raw and weighted, ``grad_norm``,
+    That is either ``held_out_loss`` with :data:`~bitexport.train.run_health.HEALTH_KEYS`; or ``loss`` (the
+    total), every term raw and weighted, ``grad_norm``,
     ``learning_rate``, ``lambda``, and with a router ``router``, the use of its experts. Losses are in nats
     per token.
 
@@ -35,6 +37,7 @@ class RunLog(TrainerCallback):  # type: ignore[misc]  # transformers is untyped 
         path: the file; lines of an interrupted run are kept.
         tokens_after: tokens seen after each number of steps, ``[steps + 1]``.
         say: called with a line of text for each line of the log.
+        health: measured before each evaluation is logged.
     """
 
     def __init__(
@@ -44,7 +47,9 @@ class RunLog(TrainerCallback):  # type: ignore[misc]  # transformers is untyped 
         tokens_after: npt.NDArray[np.int64],
         say: Say,
         progress: Progress,
+        health: RunHealth | None = None,
     ) -> None:
+        self.health = health
         self.path = path
         self.objective = objective
         self.tokens_after = tokens_after
@@ -88,7 +93,11 @@ class RunLog(TrainerCallback):  # type: ignore[misc]  # transformers is untyped 
         }
         if "eval_loss" in logs:
             line["held_out_loss"] = logs["eval_loss"]
-            self.say(f"step {state.global_step}: held-out loss {logs['eval_loss']:.4f}")
+            text = f"step {state.global_step}: held-out loss {logs['eval_loss']:.4f}"
+            if self.health is not None and self.health.last:
+                line |= self.health.last
+                text += f"; {self.health.describe()}"
+            self.say(text)
         else:
             line |= {key: value for key, value in logs.items() if key != "epoch"}
             if self.objective.usage is not None:

@@ -11,9 +11,11 @@ from torch import nn
 
 from bitexport.reference.model import load_tokenizer
 from bitexport.text import read_sources, special_tokens_of, split
+from bitexport.train.attention import CAUSAL
 from bitexport.train.config import TrainConfig
 from bitexport.train.data.bpe import save_tokenizer
 from bitexport.train.data.loading import template_of
+from bitexport.train.data.mixture import parse_mixture
 from bitexport.train.objective.objective import needs_teacher
 from bitexport.train.run_folder import last_checkpoint, stage_folder
 from bitexport.train.stage_settings import starting_model
@@ -40,15 +42,19 @@ def load_models(config: TrainConfig, stage: str) -> StageModels:
     """
     if stage == "pretrain":
         tokenizer = _pretraining_tokenizer(config)
-        return StageModels(build_model(config, tokenizer.eos_token_id), None, tokenizer)
+        model: Any = build_model(config, tokenizer.eos_token_id)
+        model.set_attn_implementation(CAUSAL)
+        return StageModels(model, None, tokenizer)
     start = starting_model(config, stage)
     student = load_causal_lm(start)
     teacher = None
     if stage == "3" and needs_teacher(config):
         teacher = load_causal_lm(config.teacher)
-        if config.attention_weight:
-            for model in (student, teacher):
-                model.set_attn_implementation("eager")  # the only one that returns its probabilities
+    # Only transformers' eager attention returns its probabilities.
+    implementation = "eager" if teacher is not None and config.attention_weight else CAUSAL
+    for model in (student, teacher):
+        if model is not None:
+            model.set_attn_implementation(implementation)
     return StageModels(student, teacher, load_tokenizer(start))
 
 
@@ -73,7 +79,8 @@ def _pretraining_tokenizer(config: TrainConfig) -> Any:
     with state.main_process_first():
         is_new = last_checkpoint(stage_folder(config.run_dir, "pretrain")) is None
         if state.is_main_process and is_new:
-            records = split(read_sources(config.data), config.held_out_percent).train
+            specs = parse_mixture(config.data).specs
+            records = split(read_sources(specs), config.held_out_percent).train
             special_tokens = special_tokens_of(template_of(config))
             max_length = config.max_position_embeddings
             save_tokenizer(folder, records, config.vocab_size, max_length, special_tokens)

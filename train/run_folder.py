@@ -21,7 +21,7 @@ MODEL = "model"
 #: The file that is written last into a checkpoint: without it, the writer was interrupted.
 COMPLETE = "complete"
 # Keys that may change when a run is resumed.
-_FREE_KEYS = ("run_dir", "threads", "save_every", "log_every", "report_to")
+_FREE_KEYS = ("run_dir", "threads", "save_every", "log_every", "report_to", "data_cache", "compile")
 
 
 def stage_folder(run_dir: Path | str, stage: str) -> Path:

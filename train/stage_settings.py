@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bitexport.checkpoint import open_checkpoint
+from bitexport.checkpoint.packings import quantization_config
 from bitexport.errors import UsageError
 from bitexport.train.config import TrainConfig
 from bitexport.train.objective.objective import needs_teacher
@@ -113,4 +114,9 @@ def check_before_training(config: TrainConfig, stages: list[str]) -> None:
 def _check_teacher(config: TrainConfig) -> None:
     if not config.teacher:
         raise UsageError("config: teacher is not set; give the folder of a full-precision checkpoint")
-    open_checkpoint(config.teacher)
+    quantization = quantization_config(open_checkpoint(config.teacher).config)
+    if quantization is not None:
+        raise UsageError(
+            f"config: teacher {config.teacher} is already ternary; expected "
+            "a full-precision checkpoint; to continue training this one, set student to it"
+        )

@@ -11,13 +11,15 @@ from accelerate import PartialState
 from transformers.utils import logging as transformers_logging
 
 from bitexport.errors import OutputError, UsageError
-from bitexport.evaluation import render_pairs, write_pairs
+from bitexport.evaluation import PromptAnswer, write_pairs
 from bitexport.progress import Progress, ignore
 from bitexport.reference.model import load_tokenizer
 from bitexport.system.files import write_atomically
+from bitexport.train.compiling import compile_layers, compiles, packs
 from bitexport.train.config import TrainConfig
 from bitexport.train.data.batches import BatchPlan, sample_batches
-from bitexport.train.data.loading import StageData, load_data, template_of
+from bitexport.train.data.examples import WindowedExamples
+from bitexport.train.data.loading import StageData, calibration_examples, load_data, template_of
 from bitexport.train.fsdp import gather_state_dict
 from bitexport.train.log import RunLog, Say
 from bitexport.train.loss_curve import plot, read_log
@@ -29,10 +31,6 @@ from bitexport.train.student.calibration import calibrate
 from bitexport.train.student.checkpoint import load_causal_lm
 from bitexport.train.student.surgery import make_student, replace_projections
 from bitexport.train.trainer import StudentTrainer
-
-# Tokens read from a stream for calibration, as a multiple of those used: the held-out side, perhaps 1% of the
-# stream, must not be empty.
-_CALIBRATION_STREAM = 100
 
 
 def train(
@@ -94,21 +92,20 @@ def _surgery(config: TrainConfig, folder: Path, say: Say, *, will_distil: bool) 
         Objective(config, student, student)  # rejects settings now instead of after stage 2
     if config.sub_norms:
         make_student(student)
-        _calibrate(config, student, tokenizer, folder)
+        _calibrate(config, student, tokenizer)
     else:
         replace_projections(student)
     save_model(student, tokenizer, folder)
     say(f"stage 1: {describe_parameters(student)}; wrote {folder / MODEL}")
 
 
-def _calibrate(config: TrainConfig, student: Any, tokenizer: Any, folder: Path) -> None:
+def _calibrate(config: TrainConfig, student: Any, tokenizer: Any) -> None:
     if not config.calibration_batches:
         return
     tokens = config.calibration_batches * config.micro_batch_tokens
-    stream_tokens = _CALIBRATION_STREAM * tokens
-    data = load_data(config.data, config, template_of(config), tokenizer, folder, stream_tokens)
+    data = calibration_examples(config, template_of(config), tokenizer, tokens)
     examples = tokens // config.sequence_length
-    batches = sample_batches(data.train, config.micro_batch_tokens, examples, pad_id=0)
+    batches = sample_batches(data, config.micro_batch_tokens, examples, pad_id=0)
     calibrate(student, batches)
 
 
@@ -116,17 +113,22 @@ def _fit(config: TrainConfig, stage: str, folder: Path, say: Say, progress: Prog
     """Every stage but the first: models, data, training, result."""
     settings = stage_settings(config, stage)
     models = load_models(config, stage)
-    data = _load_stage_data(config, stage, models.tokenizer, folder)
+    data = _load_stage_data(config, stage, models.tokenizer, progress)
     say(f"{data.summary}\n{describe_parameters(models.student)}")
     pad_id = models.tokenizer.eos_token_id
-    plan = _plan(config, data, settings.tokens, pad_id)
-    held_out = sample_batches(data.held_out, config.micro_batch_tokens, config.eval_examples, pad_id)
-
-    if config.compile:
-        models.student.compile()
+    # Windows have one width anyway; fixed shapes matter to what is compiled.
+    is_fixed = packs(config) or (compiles(config) and isinstance(data.held_out, WindowedExamples))
+    width = config.sequence_length if is_fixed else 0
+    plan = _plan(config, data, settings.tokens, pad_id, width)
+    held_out = sample_batches(data.held_out, config.micro_batch_tokens, config.eval_examples, pad_id, width)
+    if compiles(config):
+        for model in (models.student, models.teacher):
+            if model is not None:
+                compile_layers(model)
     trainer = StudentTrainer(config, folder, models, plan, held_out, settings.learning_rate)
-    trainer.add_callback(RunLog(folder / "log.jsonl", trainer.objective, plan.tokens_after, say, progress))
-    _run(trainer, folder, config.compile, say)
+    log = folder / "log.jsonl"
+    trainer.add_callback(RunLog(log, trainer.objective, plan.tokens_after, say, progress, trainer.health))
+    _run(trainer, folder, compiles(config), say)
 
     model = models.student
     if trainer.is_fsdp_enabled:
@@ -143,19 +145,19 @@ def _fit(config: TrainConfig, stage: str, folder: Path, say: Say, progress: Prog
     say(f"stage {stage}: held-out loss {loss:.4f} nats per token; wrote {folder / MODEL}")
 
 
-def _load_stage_data(config: TrainConfig, stage: str, tokenizer: Any, folder: Path) -> StageData:
-    """The data of a stage; the main process is first, and writes held-out pairs for ``bitexport eval``."""
+def _load_stage_data(config: TrainConfig, stage: str, tokenizer: Any, progress: Progress) -> StageData:
+    """The data of a stage; the main process writes held-out pairs for ``bitexport eval``."""
     settings = stage_settings(config, stage)
     template = template_of(config, "plain" if stage == "2" else "")
-    with PartialState().main_process_first():
-        data = load_data(settings.sources, config, template, tokenizer, folder, settings.tokens)
-        if template.name != "plain" and PartialState().is_main_process:
-            pairs = render_pairs(data.held_out_records, template, tokenizer)
-            write_pairs(pairs, Path(config.run_dir) / "held_out.jsonl")
+    # One process tokenizes while the others wait for its lock, which has no time limit.
+    data = load_data(settings.sources, config, template, tokenizer, settings.tokens, progress)
+    if template.name != "plain" and PartialState().is_main_process:
+        pairs = [PromptAnswer(*pair) for pair in data.held_out_pairs()]
+        write_pairs(pairs, Path(config.run_dir) / "held_out.jsonl")
     return data
 
 
-def _plan(config: TrainConfig, data: StageData, tokens: int, pad_id: int) -> BatchPlan:
+def _plan(config: TrainConfig, data: StageData, tokens: int, pad_id: int, width: int) -> BatchPlan:
     processes = PartialState().num_processes
     micro_batches = config.batch_tokens // config.micro_batch_tokens
     if micro_batches % processes:
@@ -170,6 +172,7 @@ def _plan(config: TrainConfig, data: StageData, tokens: int, pad_id: int) -> Bat
         budget=tokens,
         seed=config.seed,
         pad_id=pad_id,
+        width=width,
     )
 
 

@@ -42,6 +42,8 @@ def training_arguments(
         save_total_limit=2,
         restore_callback_states_from_checkpoint=True,  # the patience of early stopping
         report_to=config.report_to,
+        gradient_checkpointing=config.activation_checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False},
         ddp_find_unused_parameters=False,  # the next-token loss uses all
         disable_tqdm=True,
     )

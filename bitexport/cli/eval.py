@@ -248,6 +248,9 @@ def _show(out: Output, report: EvaluationReport) -> None:
     if any(column.translation for column in report.columns):
         found = next(column.translation for column in report.columns if column.translation)
         out.wrapped(f"BLEU: {found.bleu_signature}; chrF: {found.chrf_signature}")
+        uncertainty = next(column.uncertainty for column in report.columns if column.uncertainty)
+        resamples = f"{uncertainty.resamples:,} resamples of the pairs"
+        out.wrapped(f"intervals: 95%, by paired bootstrap with {resamples}")
     if report.teacher is not None:
         out.wrapped(
             f"compared with {report.teacher.name}: kept in percent of its score, perplexity as a ratio"
@@ -270,14 +273,38 @@ def _rows(report: EvaluationReport) -> list[list[str]]:
         *_predictions(answers, [column.pairs for column in report.columns]),
         _row(f"{answers}: perplexity over the teacher's", kept, lambda k: k.pairs_perplexity, "{:.3f}"),
         _row("BLEU", done, lambda t: t.bleu, "{:.2f}"),
+        _intervals("BLEU", "bleu", report),
+        _differences("BLEU", "bleu", report),
         _row("BLEU kept", kept, lambda k: k.bleu, "{:.1f}%"),
         _row("chrF", done, lambda t: t.chrf, "{:.2f}"),
+        _intervals("chrF", "chrf", report),
+        _differences("chrF", "chrf", report),
         _row("chrF kept", kept, lambda k: k.chrf, "{:.1f}%"),
         _row("exact answers", done, lambda t: 100 * t.exact, "{:.1f}%"),
+        _intervals("exact answers", "exact", report),
+        _differences("exact answers", "exact", report),
         _row("answers that end", done, lambda t: 100 * t.ended, "{:.1f}%"),
         _row("hidden states: cosine", report.columns, lambda c: c.similarity, "{:.4f}"),
         _row("seconds", report.columns, lambda c: c.seconds, "{:.1f}"),
     ]
+
+
+def _intervals(label: str, score: str, report: EvaluationReport) -> list[str]:
+    cells = []
+    for column in report.columns:
+        found = column.uncertainty and column.uncertainty.scores[score]
+        cells.append(f"{found.low:.2f} to {found.high:.2f}" if found else "")
+    return [f"{label}: 95% interval", *cells]
+
+
+def _differences(label: str, score: str, report: EvaluationReport) -> list[str]:
+    """The interval of the difference from the teacher, in points."""
+    cells = []
+    for column in report.columns:
+        differences = column.uncertainty and column.uncertainty.differences
+        found = differences and differences[score]
+        cells.append(f"{found.low:+.2f} to {found.high:+.2f}" if found else "")
+    return [f"{label} minus the teacher's", *cells]
 
 
 def _predictions(what: str, scores: list[PredictionScore | None]) -> list[list[str]]:

@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 
 from bitexport.checkpoint import Checkpoint, open_checkpoint
+from bitexport.checkpoint.float_model import refuse_full_precision
 from bitexport.convert import convert
 from bitexport.convert.plan import make_plan
 from bitexport.doctor.agreement import logit_difference, tokenizer_difference
@@ -60,7 +61,8 @@ def doctor(
     Raises:
         CheckpointError, TokenizerError, GGUFError, UnsupportedError: the model or the file cannot be read.
         OutputError: the temporary file cannot be written.
-        UsageError: the text or the prompt is empty, or the model has no head and so predicts no text.
+        UsageError: the text or the prompt is empty, the model has no head and so predicts no text, or the
+            checkpoint is a float one.
     """
     source = open_checkpoint(checkpoint)
     if is_headless(source.config):
@@ -68,6 +70,7 @@ def doctor(
             f"{checkpoint} is an embedding model ({source.config['architectures'][0]}), which predicts no "
             "text to judge; compare its vectors with `bitexport parity`, and see `bitexport inspect --health`"
         )
+    refuse_full_precision(source)
     step = _Steps(progress)
     step("reading the tensors")
     facts = Facts(findings=scan_checkpoint(source))

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bitexport.errors import UsageError
+from bitexport.evaluation.bootstrap import bootstrap
 from bitexport.evaluation.items import Item, PromptAnswer, pair_items, text_items
 from bitexport.evaluation.models import Models, open_sides, require_modules
 from bitexport.evaluation.report import Column, EvaluationReport
@@ -75,6 +76,7 @@ def evaluate(
         evaluation = _Evaluation(sides, n_ctx, text, (pairs or [])[:limit], limit, max_tokens)
         columns = [evaluation.measure(side, progress) for side in sides]
     evaluation.compare_hidden_states(columns, skipped)
+    evaluation.bootstrap(columns)
     return EvaluationReport(
         columns=columns,
         pairs=len(evaluation.pairs),
@@ -179,6 +181,18 @@ class _Evaluation:
             )
             return
         student.similarity = mean_cosine(teacher_states, student_states)
+
+    def bootstrap(self, columns: Sequence[Column]) -> None:
+        """Set the intervals of every column that has answers."""
+        answers = {column.name: column.answers for column in columns if column.answers}
+        if not answers:
+            return
+        teacher = next((column.name for column in columns if column.role == "teacher"), None)
+        found = bootstrap(
+            answers, [pair.answer for pair in self.pairs], teacher if teacher in answers else None
+        )
+        for column in columns:
+            column.uncertainty = found.get(column.name)
 
 
 def mean_cosine(first: npt.NDArray[np.float32], second: npt.NDArray[np.float32]) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from bitexport.evaluation.bootstrap import Uncertainty
 from bitexport.evaluation.side import ModelRole
 from bitexport.evaluation.translation import Translation
 from bitexport.metrics.likelihood import PredictionScore
@@ -19,6 +20,7 @@ class Column:
         text: how well the text is predicted.
         pairs: how well the answers are predicted, including their end tokens.
         translation: greedy answers compared with the true ones.
+        uncertainty: 95% intervals of the scores of the answers.
         answers: the greedy answers, one per pair, stripped.
         similarity: mean cosine of its hidden states with the teacher's, see :func:`.driver.evaluate`.
         seconds: time of measuring, without loading.
@@ -32,6 +34,7 @@ class Column:
     text: PredictionScore | None = None
     pairs: PredictionScore | None = None
     translation: Translation | None = None
+    uncertainty: Uncertainty | None = None
     answers: list[str] = field(default_factory=list)
     similarity: float | None = None
     seconds: float = 0.0
@@ -47,6 +50,7 @@ class Column:
             "text": self.text.to_json() if self.text else None,
             "pairs": self.pairs.to_json() if self.pairs else None,
             "translation": self.translation.to_json() if self.translation else None,
+            "uncertainty": self.uncertainty.to_json() if self.uncertainty else None,
             "similarity": self.similarity,
             "seconds": self.seconds,
             "fingerprint": self.fingerprint,

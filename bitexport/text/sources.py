@@ -28,6 +28,7 @@ from typing import Any
 
 from bitexport.errors import BitexportError, BitexportWarning, UsageError
 from bitexport.text import stdlib
+from bitexport.text.rows import stream_rows
 
 CATALOG_ROOTS = ("/usr/share", "/usr/lib", "/usr/local")
 DOCUMENT_SUFFIXES = (".txt", ".md", ".py")
@@ -172,14 +173,29 @@ def _parallel(spec: str, where: str) -> Iterator[Record]:
     paths = [Path(name) for name in where.split(",")]
     if len(paths) != 2:
         raise _bad_source(spec, f"{len(paths)} files", "two: parallel:file.en,file.fr")
-    # Only \n ends a line, as in other programs: U+2028 occurs inside sentences.
-    sides = [path.read_bytes().decode().removesuffix("\n").split("\n") for path in paths]
-    if len(sides[0]) != len(sides[1]):
-        counts = (f"{len(side):,} lines in {path}" for side, path in zip(sides, paths, strict=True))
+    counts = [_count_lines(path) for path in paths]
+    if counts[0] != counts[1]:
+        found = (f"{count:,} lines in {path}" for count, path in zip(counts, paths, strict=True))
         raise _bad_source(
-            spec, " and ".join(counts), "the same number: line n of one translates line n of the other"
+            spec, " and ".join(found), "the same number: line n of one translates line n of the other"
         )
-    yield from (Pair(source.strip(), target.strip()) for source, target in zip(*sides, strict=True))
+    # Only \n ends a line, as in other programs: U+2028 occurs inside sentences.
+    first, second = (path.open(encoding="utf-8", newline="\n") for path in paths)
+    with first, second:
+        yield from (
+            Pair(source.strip(), target.strip()) for source, target in zip(first, second, strict=True)
+        )
+
+
+def _count_lines(path: Path) -> int:
+    """Lines of a file, read in parts; the last one may lack its end."""
+    count = 0
+    last = b"\n"
+    with path.open("rb") as file:
+        while part := file.read(1 << 20):
+            count += part.count(b"\n")
+            last = part[-1:]
+    return count + (last != b"\n")
 
 
 def _jsonl(spec: str, where: str) -> Iterator[Record]:
@@ -209,10 +225,8 @@ def _parquet(spec: str, where: str) -> Iterator[Record]:
 
 
 def _rows(spec: str, sets: tuple[tuple[str, ...], ...], **dataset: Any) -> Iterator[Record]:
-    import datasets
-
     try:
-        for number, row in enumerate(datasets.load_dataset(**dataset, streaming=True), 1):
+        for number, row in enumerate(stream_rows(**dataset), 1):
             yield _record(row, spec, f"row {number}: ", sets)
     except BitexportError:
         raise

@@ -8,7 +8,7 @@ import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Literal
+from typing import Any, Literal
 
 from bitexport.errors import UsageError
 from bitexport.text import stdlib
@@ -37,7 +37,7 @@ def split(records: Iterable[Record], held_out_percent: int) -> Split:
     every = list(records)
     keys = {record: keys_of(record) for record in every}
     ordered = sorted(keys, key=lambda record: hashlib.sha256(repr(record).encode()).digest())
-    chosen = {record for record in ordered if _key_sides(record, held_out_percent)[0]}
+    chosen = {record for record in ordered if key_sides(record, held_out_percent)[0]}
     train = [record for record in ordered if record not in chosen]
     seen = {key for record in train for key in keys[record]}
     held_out = [record for record in ordered if record in chosen and seen.isdisjoint(keys[record])]
@@ -55,19 +55,29 @@ def side_of(record: Record, held_out_percent: int) -> Literal["train", "held_out
     All keys of a record must agree. No document is dropped; of pairs, only percent^2 / 100 percent are held
     out, and about twice the percentage is dropped.
     """
-    sides = set(_key_sides(record, held_out_percent))
+    sides = set(key_sides(record, held_out_percent))
     return None if len(sides) == 2 else "held_out" if True in sides else "train"
 
 
-def _key_sides(record: Record, percent: int) -> tuple[bool, ...]:
-    """For each key of a record, whether it would be held out; a named document is decided by its name."""
+def key_sides(record: Record, percent: int) -> tuple[bool, ...]:
+    """For each key of a record, whether it would be held out; a named document is decided by its name.
+
+    The first one decides in :func:`split`; a named document has only one.
+    """
     if isinstance(record, Document) and record.name:
         return (stdlib.is_held_out(PurePosixPath(record.name), percent),)
+    return tuple(would_hold_out(hash_of(key), percent) for key in keys_of(record))
+
+
+def hash_of(key: str) -> int:
+    """64 bits of a key's SHA-256."""
+    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big")
+
+
+def would_hold_out(key_hash: Any, percent: int) -> Any:
+    """Whether a text whose key has this hash would be held out; for an integer or a NumPy array of them."""
     # Any other formula would be another split, and the models in examples/ were trained on this one.
-    return tuple(
-        int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") % 10_000 < percent * 100
-        for key in keys_of(record)
-    )
+    return key_hash % 10_000 < percent * 100
 
 
 def keys_of(record: Record) -> tuple[str, ...]:

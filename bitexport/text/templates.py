@@ -88,6 +88,16 @@ def render(record: Record, template: Template, tokenizer: Any = None) -> tuple[s
     return function(record, template, tokenizer)
 
 
+def check_tokenizer(tokenizer: Any, template: Template) -> None:
+    """Raise UsageError if the tokenizer lacks a special token of the template, or the end token."""
+    for token in special_tokens_of(template):
+        if tokenizer.convert_tokens_to_ids(token) in (None, tokenizer.unk_token_id):
+            expected = f"template {template.name} expects it; add it as a special token"
+            raise UsageError(f"tokenizer: no token {token}; {expected}")
+    if tokenizer.eos_token_id is None:
+        raise UsageError("tokenizer: no end token; expected eos_token, which ends every answer; set it")
+
+
 def encode_record(record: Record, tokenizer: Any, template: Template, max_length: int) -> Encoded | None:
     """Token ids of prompt, answer and end token; None if there are more than ``max_length``.
 
@@ -96,12 +106,7 @@ def encode_record(record: Record, tokenizer: Any, template: Template, max_length
     Raises:
         UsageError: as in :func:`render`; or the tokenizer lacks a special token or the end token.
     """
-    for token in special_tokens_of(template):
-        if tokenizer.convert_tokens_to_ids(token) in (None, tokenizer.unk_token_id):
-            expected = f"template {template.name} expects it; add it as a special token"
-            raise UsageError(f"tokenizer: no token {token}; {expected}")
-    if tokenizer.eos_token_id is None:
-        raise UsageError("tokenizer: no end token; expected eos_token, which ends every answer; set it")
+    check_tokenizer(tokenizer, template)
     texts = render(record, template, tokenizer)
     prompt, answer = (tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] for text in texts)
     target = [*answer, tokenizer.eos_token_id]

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch.utils.data import Dataset
 
 from bitexport.errors import UsageError
 from bitexport.train.batch import NOT_COUNTED, Batch
-from bitexport.train.data.examples import Examples, Ids
+from bitexport.train.data.examples import Examples, Ids, MixedExamples
+from bitexport.train.data.packing import pack
 
 # The number of micro-batches whose examples are sorted by length together: little padding, and still a new
 # mixture in every pass.
@@ -26,6 +28,8 @@ class BatchPlan(Dataset[Batch]):
 
     Args:
         micro_tokens: the most tokens of a micro-batch, including padding.
+        width: packs examples into rows of this many tokens, and makes every micro-batch equally large, if
+            need be with rows of padding; 0: one example per row, and as many rows as fit.
         per_step: micro-batches per optimizer step, over all processes.
         budget: tokens to train on, padding not counted.
 
@@ -34,78 +38,161 @@ class BatchPlan(Dataset[Batch]):
     """
 
     def __init__(
-        self, examples: Examples, *, micro_tokens: int, per_step: int, budget: int, seed: int, pad_id: int
+        self,
+        examples: Examples,
+        *,
+        micro_tokens: int,
+        per_step: int,
+        budget: int,
+        seed: int,
+        pad_id: int,
+        width: int = 0,
     ) -> None:
         self.examples = examples
         self.pad_id = pad_id
+        self.width = width
+        self.rows = micro_tokens // width if width else 0
         lengths = examples.lengths
         if len(lengths) == 0:
             raise UsageError("data: no example is left for training; give more, or shorten sequence_length")
-        self.batches: list[tuple[int, Ids]] = []  # number of the pass, indices of the examples
-        tokens: list[int] = []  # of each micro-batch
+        #: Of each micro-batch, the number of the pass, the indices of the examples, and, if they are packed,
+        #: how many are in each row.
+        self.batches: list[tuple[int, Ids, Ids | None]] = []
+        sizes: list[tuple[int, int, int]] = []  # of each micro-batch, in UNITS
         seen = 0
         pass_number = 0
         while seen < budget or len(self.batches) % per_step != 0:
             random = np.random.default_rng([seed, pass_number])
-            for indices in _batches_of_pass(lengths, micro_tokens, random):
-                self.batches.append((pass_number, indices))
-                tokens.append(int(lengths[indices].sum()))
-                seen += tokens[-1]
+            order = random.permutation(len(lengths))
+            if isinstance(examples, MixedExamples):
+                order = random.permutation(examples.order(seed, pass_number))
+            for indices, counts in _batches_of_pass(order, lengths, micro_tokens, width, random):
+                self.batches.append((pass_number, indices, counts))
+                tokens = int(lengths[indices].sum())
+                sizes.append((int(examples.targets[indices].sum()), tokens, len(indices)))
+                seen += tokens
                 if seen >= budget and len(self.batches) % per_step == 0:
                     break
             pass_number += 1
         self.steps = len(self.batches) // per_step
+        self._shares = _shares(np.array(sizes, dtype=np.int64), per_step)
         #: Tokens seen after each number of steps, ``[steps + 1]``.
-        self.tokens_after = np.concatenate([[0], np.cumsum(tokens)[per_step - 1 :: per_step]])
+        self.tokens_after = np.concatenate(
+            [[0], np.cumsum([size[1] for size in sizes])[per_step - 1 :: per_step]]
+        )
 
     def __len__(self) -> int:
         return len(self.batches)
 
     def __getitem__(self, index: int) -> Batch:
-        pass_number, indices = self.batches[index]
-        return collate([self.examples.get(pass_number, int(i)) for i in indices], self.pad_id)
+        pass_number, indices, counts = self.batches[index]
+        examples = [self.examples.get(pass_number, int(i)) for i in indices]
+        if counts is None:
+            batch = collate(examples, self.pad_id)
+        else:
+            ends = np.cumsum(counts)
+            rows = [examples[end - count : end] for count, end in zip(counts, ends, strict=True)]
+            batch = collate_rows([*rows, *[[]] * (self.rows - len(rows))], self.width, self.pad_id)
+        return {**batch, "shares": torch.from_numpy(self._shares[index])}
 
 
-def sample_batches(examples: Examples, micro_tokens: int, limit: int, pad_id: int) -> list[Batch]:
-    """Micro-batches of at most ``limit`` examples, evenly spread over all of them and sorted by length."""
+def sample_batches(
+    examples: Examples, micro_tokens: int, limit: int, pad_id: int, width: int = 0
+) -> list[Batch]:
+    """Micro-batches of at most ``limit`` examples, evenly spread over all of them and sorted by length.
+
+    With a ``width`` they are packed, and all have the same shape, as in :class:`BatchPlan`.
+    """
     lengths = examples.lengths
     if len(lengths) == 0:
         return []
     spread = np.linspace(0, len(lengths) - 1, min(limit, len(lengths)))
     chosen = np.unique(spread.astype(int))
+    if width:
+        rows = [[examples.get(0, i) for i in row] for row in pack(chosen, lengths, width)]
+        rows += [[]] * (-len(rows) % (micro_tokens // width))
+        per_batch = micro_tokens // width
+        begins = range(0, len(rows), per_batch)
+        return [collate_rows(rows[begin : begin + per_batch], width, pad_id) for begin in begins]
     batches = _cut(_by_length(chosen, lengths), lengths, micro_tokens)
     return [collate([examples.get(0, int(i)) for i in batch], pad_id) for batch in batches]
 
 
 def collate(examples: Sequence[tuple[Ids, Ids]], pad_id: int) -> Batch:
     """One batch from token ids and labels of each example, both ``[T]``, padded on the right."""
-    B = len(examples)
-    T = max(len(ids) for ids, _ in examples)
-    input_ids = np.full((B, T), pad_id, dtype=np.int64)
-    attention_mask = np.zeros((B, T), dtype=np.int64)
-    labels = np.full((B, T), NOT_COUNTED, dtype=np.int64)
-    for row, (example_ids, example_labels) in enumerate(examples):
-        length = len(example_ids)
-        input_ids[row, :length] = example_ids
-        attention_mask[row, :length] = 1
-        labels[row, :length] = example_labels
-    return {
-        "input_ids": torch.from_numpy(input_ids),
-        "attention_mask": torch.from_numpy(attention_mask),
-        "labels": torch.from_numpy(labels),
+    return collate_rows([[example] for example in examples], max(len(ids) for ids, _ in examples), pad_id)
+
+
+def collate_rows(rows: Sequence[Sequence[tuple[Ids, Ids]]], width: int, pad_id: int) -> Batch:
+    """One batch of ``width`` from the examples of each row, padded on the right."""
+    shape = (len(rows), width)
+    input_ids = np.full(shape, pad_id, dtype=np.int64)
+    attention_mask = np.zeros(shape, dtype=np.int64)
+    position_ids = np.zeros(shape, dtype=np.int64)
+    labels = np.full(shape, NOT_COUNTED, dtype=np.int64)
+    for row, examples in enumerate(rows):
+        begin = 0
+        for number, (ids, example_labels) in enumerate(examples, 1):
+            end = begin + len(ids)
+            input_ids[row, begin:end] = ids
+            attention_mask[row, begin:end] = number
+            position_ids[row, begin:end] = np.arange(len(ids))
+            labels[row, begin:end] = example_labels
+            if number > 1:
+                labels[row, begin] = NOT_COUNTED  # the example before it does not predict its first token
+            begin = end
+    arrays: dict[str, npt.NDArray[np.int64]] = {
+        "input_ids": input_ids,
+        "attention_mask": attention_mask,
+        "labels": labels,
     }
+    if any(len(examples) > 1 for examples in rows):
+        arrays["position_ids"] = position_ids
+    targets = labels[:, 1:] != NOT_COUNTED
+    arrays["positions"] = np.flatnonzero(np.pad(targets, ((0, 0), (0, 1))))
+    arrays["targets"] = labels[:, 1:][targets]
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
-def _batches_of_pass(lengths: Ids, micro_tokens: int, random: np.random.Generator) -> list[Ids]:
-    """A new order of all examples: shuffled, sorted by length within pools, cut, and the batches shuffled."""
-    order = random.permutation(len(lengths))
+def _shares(sizes: Ids, per_step: int) -> npt.NDArray[np.float32]:
+    """``shares`` of every micro-batch (see :data:`Batch`) from sizes; both ``[micro_batches, units]``."""
+    steps = sizes.reshape(-1, per_step, sizes.shape[1])
+    means = np.maximum(steps.sum(axis=1, keepdims=True), 1) / per_step
+    shares: npt.NDArray[np.float32] = (steps / means).astype(np.float32).reshape(sizes.shape)
+    return shares
+
+
+def _batches_of_pass(
+    order: Ids, lengths: Ids, micro_tokens: int, width: int, random: np.random.Generator
+) -> list[tuple[Ids, Ids | None]]:
+    """The shuffled examples of a pass as micro-batches, in random order; see :attr:`BatchPlan.batches`.
+
+    In pools they are sorted by length and cut, or packed into rows.
+    """
     mean_length = max(1, int(lengths.mean()))
     pool_size = max(1, _POOL * micro_tokens // mean_length)
-    batches: list[Ids] = []
+    batches: list[tuple[Ids, Ids | None]] = []
     for begin in range(0, len(order), pool_size):
         pool = order[begin : begin + pool_size]
-        batches += _cut(_by_length(pool, lengths), lengths, micro_tokens)
+        if width:
+            batches += _packed(pool, lengths, micro_tokens, width, random)
+        else:
+            batches += [(batch, None) for batch in _cut(_by_length(pool, lengths), lengths, micro_tokens)]
     return [batches[i] for i in random.permutation(len(batches))]
+
+
+def _packed(
+    pool: Ids, lengths: Ids, micro_tokens: int, width: int, random: np.random.Generator
+) -> list[tuple[Ids, Ids | None]]:
+    rows = pack(pool, lengths, width)
+    shuffled = [rows[i] for i in random.permutation(len(rows))]  # else long and short ones stay apart
+    per_batch = micro_tokens // width
+    batches: list[tuple[Ids, Ids | None]] = []
+    for begin in range(0, len(shuffled), per_batch):
+        chosen = shuffled[begin : begin + per_batch]
+        counts = np.array([len(row) for row in chosen], dtype=np.int64)
+        batches.append((np.concatenate([np.array(row, dtype=np.int64) for row in chosen]), counts))
+    return batches
 
 
 def _by_length(indices: Ids, lengths: Ids) -> Ids:
@@ -118,9 +205,10 @@ def _cut(order: Ids, lengths: Ids, micro_tokens: int) -> list[Ids]:
     ``order`` must be sorted by length: then the last example of a batch decides its width.
     """
     batches = []
+    widths = lengths[order].tolist()
     begin = 0
     for end in range(1, len(order) + 1):
-        is_full = end == len(order) or (end + 1 - begin) * lengths[order[end]] > micro_tokens
+        is_full = end == len(order) or (end + 1 - begin) * widths[end] > micro_tokens
         if is_full:
             batches.append(order[begin:end])
             begin = end

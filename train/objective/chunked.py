@@ -18,21 +18,23 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bitexport.errors import UsageError
-from bitexport.train.objective.losses import at_least_float32, counted, targets, tempered_kl
+from bitexport.train.objective.losses import Targets, as_targets, at_least_float32, at_positions, tempered_kl
 
 #: The sum (not the mean) of a loss over the tokens of a chunk, from their logits and their place in the
 #: batch.
 ChunkLoss = Callable[[Tensor, slice], Tensor]
 
 
-def chunked_next_token(hidden: Tensor, head_weight: Tensor, labels: Tensor, chunk_tokens: int) -> Tensor:
+def chunked_next_token(
+    hidden: Tensor, head_weight: Tensor, labels: Tensor | Targets, chunk_tokens: int
+) -> Tensor:
     """``losses.next_token``; needs about 4 * chunk_tokens * V floats in addition to the gradients."""
-    target_ids = targets(labels)  # [N]
+    positions, target_ids = as_targets(labels)
 
     def loss(logits: Tensor, chunk: slice) -> Tensor:
         return F.cross_entropy(at_least_float32(logits), target_ids[chunk], reduction="sum")
 
-    return _mean_over_chunks(hidden[counted(labels)], head_weight, None, loss, chunk_tokens)
+    return _mean_over_chunks(at_positions(hidden, positions), head_weight, None, loss, chunk_tokens)
 
 
 @torch.no_grad()
@@ -60,7 +62,7 @@ def chunked_top_k_distillation(
     head_weight: Tensor,
     values: Tensor,
     indices: Tensor,
-    labels: Tensor,
+    labels: Tensor | Targets,
     chunk_tokens: int,
     tau: float = 5.0,
     tau_squared: bool = False,
@@ -69,13 +71,14 @@ def chunked_top_k_distillation(
 
     Needs 3 * chunk_tokens * K * D floats in addition to the gradients.
     """
-    keep = counted(labels)
-    teacher_logits = values[keep].detach()  # [N, K]
+    positions = as_targets(labels).positions
+    teacher_logits = at_positions(values, positions).detach()  # [N, K]
 
     def loss(logits: Tensor, chunk: slice) -> Tensor:
         return tempered_kl(logits, teacher_logits[chunk], tau, tau_squared) * len(logits)
 
-    return _mean_over_chunks(hidden[keep], head_weight, indices[keep], loss, chunk_tokens)
+    chosen = at_positions(indices, positions)
+    return _mean_over_chunks(at_positions(hidden, positions), head_weight, chosen, loss, chunk_tokens)
 
 
 @dataclass(frozen=True)

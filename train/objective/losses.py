@@ -7,13 +7,14 @@ nothing is counted gives 0, with a gradient of 0. No function detaches the teach
 ``torch.no_grad``.
 
 ``labels`` is int64 [B, T], aligned with the input ids, ``NOT_COUNTED`` where a token is not a target. The
-shift by one happens here: logits of position t are compared with labels[t + 1]. A ``mask`` is [B, T], 1 at
-real tokens.
+shift by one happens here: logits of position t are compared with labels[t + 1]. A ``mask`` is [B, T], above
+0 at real tokens: in a row with several examples, 1, 2, ... at the tokens of each.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -38,19 +39,42 @@ def targets(labels: Tensor) -> Tensor:
     return labels.roll(-1, dims=1)[counted(labels)]
 
 
+class Targets(NamedTuple):
+    """What :func:`counted` and :func:`targets` say, as indices: functions that take labels take this, too.
+
+    Finding them in labels on an accelerator waits for everything it has still to do; a batch brings them.
+    """
+
+    positions: Tensor  # int64 [N], places in [B * T]
+    ids: Tensor  # int64 [N]
+
+
+def as_targets(labels: Tensor | Targets) -> Targets:
+    """``labels`` [B, T] as indices."""
+    if isinstance(labels, Targets):
+        return labels
+    return Targets(counted(labels).flatten().nonzero()[:, 0], targets(labels))
+
+
+def at_positions(values: Tensor, positions: Tensor) -> Tensor:
+    """``values`` [B, T, ...] at places in [B * T]: [N, ...]."""
+    return values.flatten(0, 1).index_select(0, positions)
+
+
 def at_least_float32(values: Tensor) -> Tensor:
     """``values`` in float32, or unchanged if they are float64."""
     return values if values.dtype == torch.float64 else values.float()
 
 
-def next_token(logits: Tensor, labels: Tensor) -> Tensor:
+def next_token(logits: Tensor, labels: Tensor | Targets) -> Tensor:
     """Mean cross-entropy in nats over counted tokens; ``logits`` [B, T, V], ``labels`` [B, T]."""
-    kept = at_least_float32(logits[counted(labels)])  # [N, V]
-    return F.cross_entropy(kept, targets(labels), reduction="sum") / max(len(kept), 1)
+    positions, ids = as_targets(labels)
+    kept = at_least_float32(at_positions(logits, positions))  # [N, V]
+    return F.cross_entropy(kept, ids, reduction="sum") / max(len(kept), 1)
 
 
 def logits_distillation(
-    student: Tensor, teacher: Tensor, labels: Tensor, *, tau: float = 5.0, tau_squared: bool = False
+    student: Tensor, teacher: Tensor, labels: Tensor | Targets, *, tau: float = 5.0, tau_squared: bool = False
 ) -> Tensor:
     """KL(teacher || student) of softmax(z / tau) in nats, mean over counted positions.
 
@@ -66,12 +90,18 @@ def logits_distillation(
         UsageError: the vocabularies differ in size.
     """
     _check_same_width(student, teacher, "vocabulary", "configure a logit projector")
-    keep = counted(labels)
-    return tempered_kl(student[keep], teacher[keep], tau, tau_squared)
+    positions = as_targets(labels).positions
+    kept = at_positions(student, positions)
+    return tempered_kl(kept, at_positions(teacher, positions), tau, tau_squared)
 
 
 def top_k_logits_distillation(
-    logits: Tensor, values: Tensor, indices: Tensor, labels: Tensor, tau: float = 5, tau_squared: bool = False
+    logits: Tensor,
+    values: Tensor,
+    indices: Tensor,
+    labels: Tensor | Targets,
+    tau: float = 5,
+    tau_squared: bool = False,
 ) -> Tensor:
     """:func:`logits_distillation` over the teacher's K largest logits, both sides renormalised over these K.
 
@@ -84,10 +114,10 @@ def top_k_logits_distillation(
         values, indices: the teacher's top-k and its int64 token ids, [B, T, K].
         labels: [B, T].
     """
-    keep = counted(labels)
+    positions = as_targets(labels).positions
     # Gather first, then select: the other order would need a second [N, V].
-    kept = logits.gather(-1, indices.masked_fill(~keep[..., None], 0))  # [B, T, K]
-    return tempered_kl(kept[keep], values[keep], tau, tau_squared)
+    kept = at_positions(logits.gather(-1, indices), positions)
+    return tempered_kl(kept, at_positions(values, positions), tau, tau_squared)
 
 
 def tempered_kl(student: Tensor, teacher: Tensor, tau: float, tau_squared: bool) -> Tensor:
@@ -109,8 +139,9 @@ def relation_distillation(
     """KL(teacher || student) in nats of the relations of queries, keys and values, summed over the three.
 
     Each tensor is cut along its width into ``relation_heads`` slices of size d_r, independent of the models'
-    attention heads. Position i relates to the real positions j by softmax_j(a_i . a_j / temperature), without
-    a causal mask; the result is the mean over relation heads and all real i of the batch. ``form`` "cosine"
+    attention heads. Position i relates to the real positions j of its example by
+    softmax_j(a_i . a_j / temperature), without a causal mask; the result is the mean over relation heads and
+    all real i of the batch. ``form`` "cosine"
     scales each a_i to length 1 (arXiv 2510.13998, algorithm 1), "scaled" divides a_i . a_j by sqrt(d_r) (its
     equation 12).
 
@@ -130,8 +161,8 @@ def relation_distillation(
     real = mask.bool()
 
     def divergence(student: Tensor, teacher: Tensor) -> Tensor:
-        student_log = _relations(student, real, relation_heads, temperature, form)
-        teacher_log = _relations(teacher, real, relation_heads, temperature, form)
+        student_log = _relations(student, mask, relation_heads, temperature, form)
+        teacher_log = _relations(teacher, mask, relation_heads, temperature, form)
         kl = F.kl_div(student_log, teacher_log, reduction="none", log_target=True).sum(-1)  # [B, heads, T]
         return kl.masked_fill(~real[:, None], 0.0).sum() / (real.sum().clamp(min=1) * relation_heads)
 
@@ -152,10 +183,11 @@ def feature_loss(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
     """
     _check_same_width(student, teacher, "hidden size", "set this term's weight to 0")
     real = mask.bool()
-    student = student[real]  # [N, D]
-    teacher = teacher[real]
-    # The mean over D at unit RMS is the sum over D at unit length.
-    return (_unit(student) - _unit(teacher)).square().sum() / max(len(student), 1)
+    padding = ~real[..., None]
+    student = student.masked_fill(padding, 0.0)
+    teacher = teacher.masked_fill(padding, 0.0)
+    # The mean over D at unit RMS is the sum over D at unit length; a position of zeros adds nothing.
+    return (_unit(student) - _unit(teacher)).square().sum() / real.sum().clamp(min=1)
 
 
 def attention_loss(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
@@ -227,13 +259,18 @@ def _products(left: Tensor, right: Tensor) -> Tensor:
         return left @ right.transpose(-1, -2)
 
 
-def _relations(states: Tensor, real: Tensor, heads: int, temperature: float, form: str) -> Tensor:
-    """Log probabilities [B, heads, T, T] from [B, T, width]; rows are queries, padding is never a key."""
+def _relations(states: Tensor, mask: Tensor, heads: int, temperature: float, form: str) -> Tensor:
+    """Log probabilities [B, heads, T, T] from [B, T, width]; rows are queries.
+
+    Padding and the tokens of other examples are never keys.
+    """
     B, T, _ = states.shape
+    real = mask.bool()
+    keys = real[:, None] & (mask[:, :, None] == mask[:, None])  # [B, T, T]
     states = at_least_float32(states).masked_fill(~real[..., None], 0.0)
     slices = states.reshape(B, T, heads, -1).transpose(1, 2)  # [B, heads, T, d_r]
     slices = _unit(slices) if form == "cosine" else slices / slices.shape[-1] ** 0.25
     scores = _products(slices, slices) / temperature
     # The lowest finite value instead of -inf: a batch row without any real key stays free of NaN.
     lowest = torch.finfo(scores.dtype).min
-    return F.log_softmax(scores.masked_fill(~real[:, None, None], lowest), dim=-1)
+    return F.log_softmax(scores.masked_fill(~keys[:, None], lowest), dim=-1)

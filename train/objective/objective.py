@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bitexport.train.attention import attention_options
 from bitexport.train.batch import Batch
 from bitexport.train.config import TrainConfig
 from bitexport.train.objective import losses
@@ -20,6 +21,16 @@ from bitexport.train.objective.schedules import curriculum_factor
 
 #: The terms that need a teacher; next_token does not.
 TEACHER_TERMS = ("logits", "relation", "feature", "attention", "contrastive")
+
+#: Per term, what it is a mean over: one of :data:`bitexport.train.batch.UNITS`.
+UNIT_OF_TERM = {
+    "next_token": "targets",
+    "logits": "targets",
+    "relation": "tokens",
+    "feature": "tokens",
+    "attention": "tokens",
+    "contrastive": "examples",
+}
 
 
 def needs_teacher(config: TrainConfig) -> bool:
@@ -103,8 +114,11 @@ class Objective(nn.Module):
         """
         weights = self.weights()
         mask = inputs["attention_mask"]
-        labels = inputs["labels"]
+        labels: Tensor | losses.Targets = inputs["labels"]
+        if "positions" in inputs:
+            labels = losses.Targets(inputs["positions"], inputs["targets"])
         options = self._forward_options(inputs, weights)
+        options |= attention_options(inputs, student.config._attn_implementation, student.dtype)
 
         with _capture_qkv(student, self.student_layer if "relation" in weights else None) as student_qkv:
             student_output = model(**options)
@@ -135,7 +149,6 @@ class Objective(nn.Module):
         )
         options: dict[str, Any] = {
             "input_ids": inputs["input_ids"],
-            "attention_mask": inputs["attention_mask"],
             "output_hidden_states": needs_hidden_states,
             "output_attentions": "attention" in weights,
             "use_cache": False,
@@ -144,13 +157,15 @@ class Objective(nn.Module):
             options["logits_to_keep"] = 1  # the losses compute logits from hidden states, chunk by chunk
         return options
 
-    def _next_token(self, output: Any, labels: Tensor, student: Any) -> Tensor:
+    def _next_token(self, output: Any, labels: Tensor | losses.Targets, student: Any) -> Tensor:
         if not self.config.chunk_tokens:
             return losses.next_token(output.logits, labels)
         head = student.get_output_embeddings().weight  # [V, D]
         return chunked_next_token(output.hidden_states[-1], head, labels, self.config.chunk_tokens)
 
-    def _logits(self, student_output: Any, teacher_output: Any, labels: Tensor, student: Any) -> Tensor:
+    def _logits(
+        self, student_output: Any, teacher_output: Any, labels: Tensor | losses.Targets, student: Any
+    ) -> Tensor:
         config = self.config
         if config.chunk_tokens:
             return self._chunked_logits(student_output, teacher_output, labels, student)
@@ -172,7 +187,7 @@ class Objective(nn.Module):
         )
 
     def _chunked_logits(
-        self, student_output: Any, teacher_output: Any, labels: Tensor, student: Any
+        self, student_output: Any, teacher_output: Any, labels: Tensor | losses.Targets, student: Any
     ) -> Tensor:
         config = self.config
         teacher_head = self._teacher[0].get_output_embeddings().weight  # [V, D_t]
@@ -238,16 +253,19 @@ def _qkv_projections(model: Any, layer: int) -> list[Any]:
 
 @contextmanager
 def _capture_qkv(model: Any, layer: int | None) -> Iterator[list[Tensor]]:
-    """Collect the outputs of q_proj, k_proj and v_proj of ``layer``, each [B, T, width]; None: nothing."""
+    """After the block, the outputs of q_proj, k_proj, v_proj of ``layer``, each [B, T, width]; None: none."""
     captured: list[Tensor] = []
-
-    def append_output(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
-        captured.append(output)
-
     projections = [] if layer is None else _qkv_projections(model, layer)
-    handles = [projection.register_forward_hook(append_output) for projection in projections]
-    try:
-        yield captured
-    finally:
-        for handle in handles:
-            handle.remove()
+    for projection in projections:
+        # The hook stays: a hook that comes and goes would compile its layer again in every step.
+        if not hasattr(projection, "shown_output"):
+            projection.shown_output = None
+            projection.register_forward_hook(_show_output)
+    yield captured
+    for projection in projections:
+        captured.append(projection.shown_output)
+        projection.shown_output = None
+
+
+def _show_output(module: Any, _inputs: Any, output: Tensor) -> None:
+    module.shown_output = output

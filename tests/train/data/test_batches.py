@@ -36,7 +36,7 @@ def test_collate_pads_on_the_right() -> None:
 def test_every_pass_sees_every_example_once() -> None:
     found = plan(budget=10_000)
     by_pass: dict[int, list[int]] = {}
-    for pass_number, indices in found.batches:
+    for pass_number, indices, _ in found.batches:
         by_pass.setdefault(pass_number, []).extend(indices.tolist())
     assert len(by_pass) > 2
     complete = [by_pass[number] for number in sorted(by_pass)[:-1]]  # the last may be cut off

@@ -9,7 +9,7 @@ import pytest
 
 from bitexport.errors import UsageError
 from bitexport.train.data.bpe import train_tokenizer
-from bitexport.train.data.examples import ListedExamples, WindowedExamples
+from bitexport.train.data.examples import CachedExamples, WindowedExamples
 from bitexport.train.data.loading import StageData, load_data, template_of
 from tests.train.conftest import WORDS, tiny_config
 
@@ -18,7 +18,7 @@ def load(folder: Path, name: str, **changes: Any) -> StageData:
     config = tiny_config(folder, **changes)
     texts = [*WORDS, *WORDS.values(), "number numéro"]
     tokenizer = train_tokenizer(texts, 260, 64, ["<|en|>", "<|fr|>"])
-    return load_data(config.data, config, template_of(config, name), tokenizer, folder, 1000)
+    return load_data(config.data, config, template_of(config, name), tokenizer, 1000)
 
 
 def test_plain_packs_both_sides_into_windows(tmp_path: Path) -> None:
@@ -27,15 +27,15 @@ def test_plain_packs_both_sides_into_windows(tmp_path: Path) -> None:
     assert isinstance(data.held_out, WindowedExamples)
     assert data.train.seed == 0
     assert data.held_out.seed is None  # the same windows in every evaluation
-    assert data.held_out_records == ()
+    assert data.held_out_pairs() == []
     assert data.summary.startswith("data: 200 records, ")
     assert "; left out: 0 equal to another, 0 too close to training" in data.summary
 
 
 def test_with_a_prompt_only_the_answer_is_counted(tmp_path: Path) -> None:
     data = load(tmp_path, "tags", sequence_length=128)
-    assert isinstance(data.train, ListedExamples)
-    assert len(data.held_out.lengths) == len(data.held_out_records) == 40
+    assert isinstance(data.train, CachedExamples)
+    assert len(data.held_out.lengths) == len(data.held_out_pairs()) == 40
     ids, labels = data.train.get(0, 0)
     prompt = int((labels == -100).sum())
     assert 0 < prompt < len(ids)

@@ -10,8 +10,10 @@ from transformers.integrations.bitnet import ActQuant, AutoBitLinear, WeightQuan
 from bitexport.train.student.bitlinear import (
     BitLinear,
     get_blend,
+    hold_quantized,
     quantize_activation,
     quantize_weight,
+    release_quantized,
     set_blend,
 )
 
@@ -153,3 +155,47 @@ def test_it_compiles_without_a_graph_break(blend: float) -> None:
         y.backward(torch.randn(y.shape, generator=torch.manual_seed(9)))
     assert torch.equal(y.detach(), expected["output"])
     assert torch.equal(layer.weight.grad, expected["weight"])
+
+
+@pytest.mark.parametrize("blend", [0.3, 1.0])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_held_weights_give_the_same_bits(blend: float, autocast: bool) -> None:
+    """Quantized once for two forward passes, or in each of them: outputs and gradients."""
+    torch.manual_seed(1)
+    layer = BitLinear(48, 24)
+    x = torch.randn(2, 5, 48)
+    found = []
+    for held in (False, True):
+        layer.zero_grad()
+        set_blend(layer, blend)
+        if held:
+            hold_quantized(layer, torch.bfloat16 if autocast else None)
+        outputs = []
+        for part in x:
+            with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+                outputs.append(layer(part))
+            outputs[-1].float().square().sum().backward()
+        release_quantized(layer)
+        assert layer.held is None
+        assert layer.weight.grad is not None
+        found.append((torch.stack(outputs), layer.weight.grad.clone()))
+    assert torch.equal(found[0][0], found[1][0])
+    assert torch.equal(found[0][1], found[1][1])
+
+
+def test_nothing_is_held_without_quantization() -> None:
+    layer = BitLinear(8, 8)
+    set_blend(layer, 0)
+    hold_quantized(layer)
+    assert layer.held is None
+
+
+def test_a_blend_between_is_a_tensor_with_the_same_result() -> None:
+    layer = BitLinear(16, 8)
+    x = torch.randn(3, 16)
+    set_blend(layer, 0.37)
+    assert isinstance(layer.blend, torch.Tensor)
+    assert get_blend(layer) == pytest.approx(0.37)
+    weight = quantize_weight(layer.weight, 0.37)
+    expected = torch.nn.functional.linear(quantize_activation(x, 0.37), weight, layer.bias)
+    assert torch.equal(layer(x), expected)
