@@ -135,7 +135,7 @@ def test_nan_names_the_term_and_keeps_the_checkpoint(
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"relation_weight": 3e38}, "step 1: the norm of the gradient is inf"),
+        ({"relation_weight": 3e38}, "step 1: the norm of the gradient is "),
         ({"learning_rate": 1e30}, "step 2: the "),
         (
             {"learning_rate": 1e39, "save_every": 1},
