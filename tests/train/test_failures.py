@@ -19,7 +19,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from bitexport.cli import main
+from bitexport.reference.model import load_tokenizer
 from bitexport.train.config import TrainConfig
+from bitexport.train.data.loading import load_data, template_of
 from bitexport.train.loss_curve import read_log
 from bitexport.train.run_folder import last_checkpoint
 from tests.train.conftest import student_config
@@ -168,6 +170,7 @@ def test_a_full_disk_leaves_no_incomplete_model(
     assert "stage1/model.part: cannot be saved" in line
     assert [path.name for path in (Path(config.run_dir) / "stage1").iterdir()] == []
     config = student_config(tmp_path, teacher, student=stage1, save_every=100, stage3_tokens=8000)
+    load_data(config.data, config, template_of(config), load_tokenizer(Path(stage1)), 8000)  # larger files
     with largest_file((teacher / "held_out.jsonl").stat().st_size + 200):
         code, line = run(capsys, config, "--stage", "3")  # ends in log.jsonl
     assert code == 1
