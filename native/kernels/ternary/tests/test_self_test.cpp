@@ -12,6 +12,10 @@
 using namespace ternary;
 using namespace ternary_test;
 
+// Work that crashes is left without unwinding, so what it had allocated stays: the sanitizer need not say so.
+extern "C" const char * __lsan_default_suppressions();
+extern "C" const char * __lsan_default_suppressions() { return "leak:runs_without_sigill\n"; }
+
 static bool contains(const std::string & text, const std::string & part) { return text.find(part) != std::string::npos; }
 
 static void illegal_instruction() {
