@@ -81,7 +81,7 @@ def parity(
     texts = _texts(prompts)
     file = read_gguf(Path(gguf))  # a missing or damaged file fails before PyTorch loads gigabytes
     if any(tensor.type is I2_S for tensor in file.tensors):
-        refuse_full_precision(open_checkpoint(checkpoint))
+        refuse_full_precision(open_checkpoint(Path(checkpoint)))
     progress(ProgressEvent(0, len(texts), "prompts", "loading"))
     reference = load_reference(checkpoint, str(file.metadata.get("general.architecture")))
     ids_of = [_prompt_ids(reference, number, prompt, tokens) for number, prompt in enumerate(texts, start=1)]
