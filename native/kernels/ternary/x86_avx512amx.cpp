@@ -108,7 +108,7 @@ TERNARY_NOINLINE void multiply_strip(const Strip & strip, const int8_t * q0, con
     }
     for (int64_t step = 0; step < strip.steps; ++step) {
         lines.fetch(4);
-        // In this order: a load waits for earlier stores with the same low 12 bits of the address, and there are many.
+        // Loads of tiles before the stores: faster together with these strips (benchmarks/amx.md).
         add_step(q0 + step * step_bytes, q1 + step * step_bytes, stride, strip.codes + step * step_code_bytes);
         if (unpack && step + unpacked_ahead < strip.steps) {
             strip.unpack(step + unpacked_ahead);
