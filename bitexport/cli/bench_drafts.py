@@ -40,12 +40,11 @@ def measure(
 
 def _show(out: Output, report: DraftReport) -> None:
     out.wrapped(f"{Path(report.path).name}, drafts: {Path(report.draft).name}, {report.tier} kernels")
-    columns = ["text", "threads", "tokens", "per pass", "plain t/s", "drafts t/s", "ratio", "range"]
+    columns = ["text", "threads", "per pass", "plain", "drafted", "ratio", "range"]
     rows = [
         (
-            row.text[:20],
+            row.text[:16],
             row.threads,
-            row.tokens,
             f"{row.tokens_per_pass:.2f}",
             f"{row.plain:.1f}",
             f"{row.drafted:.1f}",
@@ -57,6 +56,6 @@ def _show(out: Output, report: DraftReport) -> None:
     out.table(columns, rows, right=columns[1:], markdown=True)
     rounds = counted(report.rows[0].rounds, "alternating round")
     out.wrapped(
-        "per pass: tokens of the given text per evaluation; ratio: speed with drafts divided by plain, "
-        f"median and range over {rounds}, after one that is not counted"
+        "per pass: tokens of the given text per evaluation; plain, drafted: tokens per second; ratio: "
+        f"drafted divided by plain, median and range over {rounds}, after one that is not counted"
     )

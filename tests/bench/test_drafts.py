@@ -8,13 +8,14 @@ from pathlib import Path
 from subprocess import CompletedProcess
 
 from tests.support.cli import one_line
+from tests.support.tiny_models import Shape
 
 Maker = Callable[..., Path]
 Cli = Callable[..., "CompletedProcess[str]"]
 
 
 def test_the_report(gguf_of: Maker, run_cli: Cli, tmp_path: Path) -> None:
-    model = gguf_of("packed-multiply", embed_type="q6_k")
+    model = gguf_of("packed-multiply", embed_type="q6_k", shape=Shape(context=4096))
     options = ("bench", model, "--draft", "lookup", "-t", "1", "-r", "2", "-n", "64")
     document = json.loads(run_cli(*options, "--json", "-q").stdout)
     assert document["drafts"] is True
