@@ -10,10 +10,10 @@ extern const Kernels scalar_kernels;
 #if defined(__x86_64__) && !defined(TERNARY_SCALAR_ONLY)
 extern const Kernels avx2_kernels;
 extern const Kernels avx512vnni_kernels;
+extern const Kernels avx512gfni_kernels;
 #elif defined(__aarch64__) && !defined(TERNARY_SCALAR_ONLY)
 extern const Kernels neon_kernels;
 extern const Kernels dotprod_kernels;
-extern const Kernels avx512gfni_kernels;
 #endif
 
 const Kernels * kernels_for(const char * ternary_tier) {
@@ -29,12 +29,12 @@ const Kernels * kernels_for(const char * ternary_tier) {
         {"avxvnni", &avx2_kernels},
         {"avx512vnni", &avx512vnni_kernels},
         {"avx512vbmi", &avx512vnni_kernels},
+        {"avx512gfni", &avx512gfni_kernels},
+        {"avx512amx", &avx512gfni_kernels},
 #elif defined(__aarch64__) && !defined(TERNARY_SCALAR_ONLY)
         {"neon", &neon_kernels},
         {"dotprod", &dotprod_kernels},
         {"i8mm", &dotprod_kernels},  // it has none of its own
-        {"avx512gfni", &avx512gfni_kernels},
-        {"avx512amx", &avx512gfni_kernels},
 #endif
     };
     for (const auto & entry : table) {
