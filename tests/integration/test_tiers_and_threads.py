@@ -139,6 +139,8 @@ def test_an_unknown_number_of_threads_is_an_error(gguf: Path) -> None:
 
 def attention_of(tier: str) -> str:
     """Which attention a tier uses; see native/kernels/attention/dispatch.cpp."""
+    if tier == "avx512amx":
+        return "AMX"
     if tier.startswith("avx512"):
         return "AVX-512"
     if tier.startswith("avx"):
@@ -161,6 +163,8 @@ def test_tiers_with_the_same_attention_compute_the_same_bits(gguf: Path, availab
     if {"avx2", "avx512bw"} <= found.keys():
         assert found["avx2"]["prefill"] == found["avx512bw"]["prefill"]
         assert found["avx2"]["decode"] != found["avx512bw"]["decode"], "docs/support.md says that they differ"
+    if "avx512amx" in found:
+        assert found["avx512amx"]["decode"] == found["avx512bw"]["decode"]
 
 
 def test_with_the_attention_of_llama_cpp_all_tiers_compute_the_same_bits(

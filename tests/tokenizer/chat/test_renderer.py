@@ -91,7 +91,7 @@ def test_time_is_limited(template: str) -> None:
     started = time.perf_counter()
     with pytest.raises(TemplateError, match="takes more than 5 s"):
         render_template(template, {})
-    assert time.perf_counter() - started < 20
+    assert time.perf_counter() - started < 60
     assert render_template("{{ a }}", {"a": "still works"}) == "still works"
 
 
