@@ -13,12 +13,13 @@ KERNELS = REPOSITORY / "native" / "kernels"
 SOURCES = sorted(path for path in KERNELS.rglob("*") if path.suffix in {".cpp", ".h", ".inc"})
 
 #: In angle brackets: C++'s own headers, whose names have neither dot nor slash; the compiler's intrinsics;
-#: the system's, for what C++ lacks: CPU features, large pages, sleeping threads.
+#: the system's, for what C++ lacks: CPU features, large pages, sleeping threads, signal masks.
 STANDARD = re.compile("[a-z_]+")
 INTRINSICS = {"arm_neon.h", "emmintrin.h", "immintrin.h"}
 SYSTEM = {"cpuid.h", "sys/auxv.h", "sys/mman.h", "sys/sysctl.h"} | {
     "fcntl.h",
     "linux/futex.h",
+    "pthread.h",
     "sched.h",
     "sys/syscall.h",
     "unistd.h",
