@@ -16,6 +16,7 @@ from bitexport.runtime import ggml, log
 from bitexport.runtime.library import api
 from bitexport.runtime.limits import check_threads, checked_context
 from bitexport.runtime.loading import can_try, checked_file, load_error
+from bitexport.runtime.overrides import override_entries
 from bitexport.runtime.pieces import piece
 from bitexport.runtime.processes import Owner
 from bitexport.runtime.remote import Workers, error_of, offload
@@ -89,12 +90,7 @@ class Session:
 
     def _load_model(self, memory_map: bool, overrides: Mapping[str, str]) -> None:
         params = self._api.llama_model_default_params()
-        # an empty entry ends the list
-        entries = (self._api.llama_model_kv_override * (len(overrides) + 1))()
-        for entry, (key, value) in zip(entries, overrides.items(), strict=False):
-            entry.tag, entry.key = self._api.LLAMA_KV_OVERRIDE_TYPE_STR, key.encode("utf-8")
-            entry.value.val_str = value.encode("utf-8")
-        params.kv_overrides = entries
+        params.kv_overrides = override_entries(self._api, overrides)
         offload(params, self.workers, self.placement)
         params.load_mode = self._api.LLAMA_LOAD_MODE_MMAP if memory_map else self._api.LLAMA_LOAD_MODE_NONE
         self._model = self._api.llama_model_load_from_file(os.fsencode(self.path), params)

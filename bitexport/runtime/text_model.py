@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from bitexport.errors import BitexportError, GGUFError, UsageError
 from bitexport.runtime import ggml, log
 from bitexport.runtime.library import api
+from bitexport.runtime.overrides import override_entries
 from bitexport.runtime.pieces import piece
 from bitexport.runtime.processes import Owner
 from bitexport.runtime.threads import ThreadPool
@@ -80,12 +81,7 @@ class TextModel:
 
     def _load(self, overrides: Mapping[str, str]) -> None:
         params = self._api.llama_model_default_params()
-        # an empty entry ends the list
-        entries = (self._api.llama_model_kv_override * (len(overrides) + 1))()
-        for entry, (key, value) in zip(entries, overrides.items(), strict=False):
-            entry.tag, entry.key = self._api.LLAMA_KV_OVERRIDE_TYPE_STR, key.encode("utf-8")
-            entry.value.val_str = value.encode("utf-8")
-        params.kv_overrides = entries
+        params.kv_overrides = override_entries(self._api, overrides)
         params.load_mode = self._api.LLAMA_LOAD_MODE_MMAP
         if self.workers is not None:
             from bitexport.runtime.remote import offload
