@@ -36,12 +36,7 @@ SLOW = {
 }
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache, and no memory of proofs in this process."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(proofs, "_proven", set())
-    return tmp_path / "cache" / "bitexport" / "proven"
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 @pytest.fixture
