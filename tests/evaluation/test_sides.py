@@ -127,18 +127,42 @@ def test_cpp_against_python(student: Path, student_gguf: Path) -> None:
 def test_cpp_answers_equal_python_answers(
     checkpoint_of: Callable[..., Path], gguf_of: Callable[..., Path]
 ) -> None:
-    """With an untied head the logits are large: the answers vary, and no two tokens are close."""
+    """With an untied head the logits are large, and the answers vary."""
     options = {"architecture": "llama-student", "tied": False}
-    python = PythonSide("student", checkpoint_of("master", **options))
+    checkpoint = checkpoint_of("master", **options)
+    python = PythonSide("student", checkpoint)
     cpp = CppSide("student", gguf_of("master", **options))
     prompts = [item.ids[: item.first] for item in items_of(python)]
     with python.open(SHAPE.context) as runner:
-        in_python = runner.greedy(prompts, python.ends, 6, ignore)
+        answers = runner.greedy(prompts, python.ends, 12, ignore)
+    beginnings = [
+        prompt + answer[:count]
+        for prompt, answer in zip(prompts, answers, strict=True)
+        for count in range(len(answer))
+    ]
+    tokens = [token for answer in answers for token in answer]
     with cpp.open(SHAPE.context) as other:
-        in_cpp = other.greedy(prompts, python.ends, 6, ignore)
-    assert in_python == in_cpp
-    assert len({token for answer in in_python for token in answer}) > len(prompts)
+        in_cpp = other.greedy(prompts, python.ends, 12, ignore)
+        single = [found[0] for found in other.greedy(beginnings, frozenset(), 1, ignore)]
+    clear = [is_clear(row) for row in map(load_reference(checkpoint).logits, beginnings)]
+    for wide, ours, theirs in zip(clear, tokens, single, strict=True):
+        assert not wide or ours == theirs
+    assert sum(clear) > len(tokens) / 3
+    assert len(set(tokens)) > len(prompts)
+    # One long answer follows from its single steps, unless two tokens were nearly equal somewhere.
+    for begin, answer, found in zip(np.cumsum([0, *map(len, answers[:-1])]), answers, in_cpp, strict=True):
+        same = next((n for n in range(len(answer)) if single[begin + n] != answer[n]), len(answer))
+        assert found[:same] == answer[:same]
     cpp.close()
+
+
+def is_clear(logits: np.ndarray) -> bool:
+    """Whether the best token leads by more than float16 attention and a head in 8 bits may move two logits.
+
+    They move single logits of a model of this size by up to 0.8.
+    """
+    second, first = np.sort(logits[-1])[-2:]
+    return bool(first - second > 1.6)
 
 
 def test_special_tokens_are_parsed_and_not_decoded(student: Path, student_gguf: Path) -> None:

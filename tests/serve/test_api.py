@@ -69,7 +69,9 @@ def test_greedy_text_of_a_trained_model_is_that_of_run(tmp_path: Path) -> None:
     with Server(file) as server:
         client = Client(server.port)
         for line in lines:
-            assert client.complete(line, 40)["choices"][0]["text"] == greedy_text(file, line, 40), line
+            # Only the rest of a prompt that begins like the last one would be computed: rounded differently.
+            found = client.complete(line, 40, cache_prompt=False)["choices"][0]["text"]
+            assert found == greedy_text(file, line, 40), line
 
 
 def test_a_completion_has_openais_fields(model: Path, client: Client) -> None:
