@@ -27,9 +27,9 @@ _PROGRESS_EVERY = 0.5
 class RunLog(TrainerCallback):  # type: ignore[misc]  # transformers is untyped here
     """Writes one JSON object per line: ``step``, ``tokens``, ``seconds``, and what was measured.
 
-    That is either ``held_out_loss``; or ``loss`` (the total), every term raw and weighted, ``grad_norm``,
-    ``learning_rate``, ``lambda``, and with a router ``router``, the use of its experts. Losses are in nats
-    per token.
+    That is either ``held_out_loss``, with block diffusion also ``held_out_diffusion_loss``; or ``loss`` (the
+    total), every term raw and weighted, ``grad_norm``, ``learning_rate``, ``lambda``, and with a router
+    ``router``, the use of its experts. Losses are in nats per token.
 
     Args:
         path: the file; lines of an interrupted run are kept.
@@ -88,7 +88,11 @@ class RunLog(TrainerCallback):  # type: ignore[misc]  # transformers is untyped 
         }
         if "eval_loss" in logs:
             line["held_out_loss"] = logs["eval_loss"]
-            self.say(f"step {state.global_step}: held-out loss {logs['eval_loss']:.4f}")
+            text = f"step {state.global_step}: held-out loss {logs['eval_loss']:.4f}"
+            if "eval_diffusion_loss" in logs:
+                line["held_out_diffusion_loss"] = logs["eval_diffusion_loss"]
+                text += f", of block diffusion {logs['eval_diffusion_loss']:.4f}"
+            self.say(text)
         else:
             line |= {key: value for key, value in logs.items() if key != "epoch"}
             if self.objective.usage is not None:

@@ -122,11 +122,24 @@ class StudentTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped 
                 tokens += counted
         self.model.train()
         metrics = {"eval_loss": total / max(tokens, 1)}
+        if self.objective.diffusion is not None:
+            metrics["eval_diffusion_loss"] = self._evaluate_diffusion()
         if not math.isfinite(total):
             raise self._diverged(f"the held-out loss is {metrics['eval_loss']}", self.state.global_step)
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def _evaluate_diffusion(self) -> float:
+        """The loss of block diffusion, the mean over the held-out batches, with the same noise every time."""
+        losses = []
+        self.model.eval()
+        with torch.no_grad():
+            for number, batch in enumerate(self.held_out):
+                inputs = self._prepare_inputs({**batch, "number": torch.tensor([number])})
+                losses.append(float(self.objective.diffusion_loss(self.model, inputs, self.model)))
+        self.model.train()
+        return sum(losses) / max(len(losses), 1)
 
     def _check_terms(self, raw: dict[str, Tensor]) -> None:
         for name, value in raw.items():

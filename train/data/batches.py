@@ -63,7 +63,8 @@ class BatchPlan(Dataset[Batch]):
 
     def __getitem__(self, index: int) -> Batch:
         pass_number, indices = self.batches[index]
-        return collate([self.examples.get(pass_number, int(i)) for i in indices], self.pad_id)
+        batch = collate([self.examples.get(pass_number, int(i)) for i in indices], self.pad_id)
+        return {**batch, "number": torch.tensor([index])}
 
 
 def sample_batches(examples: Examples, micro_tokens: int, limit: int, pad_id: int) -> list[Batch]:

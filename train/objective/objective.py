@@ -1,4 +1,4 @@
-"""The loss of a stage: next tokens, and agreement with a teacher at the same positions."""
+"""The loss of a stage: next tokens, masked tokens of blocks, and agreement with a teacher."""
 
 from __future__ import annotations
 
@@ -9,17 +9,27 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bitexport.checkpoint.block_diffusion import diffusion_settings
 from bitexport.train.batch import Batch
 from bitexport.train.config import TrainConfig
 from bitexport.train.objective import losses
-from bitexport.train.objective.checks import check_relation_heads, check_relation_layer, check_settings
+from bitexport.train.objective.checks import (
+    check_relation_heads,
+    check_relation_layer,
+    check_settings,
+    shared_vocabulary,
+)
 from bitexport.train.objective.chunked import chunked_next_token, chunked_top_k, chunked_top_k_distillation
+from bitexport.train.objective.diffusion import noisy_sequences
 from bitexport.train.objective.projector import LogitProjector
 from bitexport.train.objective.router import StudentAwareRouter
 from bitexport.train.objective.schedules import curriculum_factor
 
 #: The terms that need a teacher; next_token does not.
 TEACHER_TERMS = ("logits", "relation", "feature", "attention", "contrastive")
+
+# Distinguishes the noise from other random numbers of the same seed.
+_NOISE = 2
 
 
 def needs_teacher(config: TrainConfig) -> bool:
@@ -30,7 +40,7 @@ def needs_teacher(config: TrainConfig) -> bool:
 class Objective(nn.Module):
     """The loss of a stage, with the parameters trained in addition to the student's: projector, router.
 
-    Without a ``teacher`` it is the next-token loss only.
+    Without a ``teacher`` it is the next-token loss, and the one of block diffusion.
 
     Raises:
         UsageError: settings do not fit the two models.
@@ -44,11 +54,17 @@ class Objective(nn.Module):
         self.projector: LogitProjector | None = None
         self.router: StudentAwareRouter | None = None
         self.usage: Tensor | None = None  # the router's, at the last line of the log
+        self.diffusion = diffusion_settings(student.config.to_dict()) if config.diffusion_weight else None
+        self.ends = _end_tokens(student.config)
+        self.shared_vocabulary: int | None = None  # of student and teacher, if the student's is larger
         if teacher is not None:
             teacher.eval().requires_grad_(False)
             check_settings(config, student, teacher)
             self._add_trained_parts(student.config, teacher.config, teacher.dtype)
             self._choose_layers(student, teacher)
+            shared = shared_vocabulary(student.config, teacher.config)
+            if shared < student.config.vocab_size:
+                self.shared_vocabulary = shared
 
     def _add_trained_parts(self, student: Any, teacher: Any, teacher_dtype: torch.dtype) -> None:
         """Make projector and router from the ``config`` of both models."""
@@ -84,14 +100,26 @@ class Objective(nn.Module):
             return {"next_token": 1.0}
         has_teacher = self._teacher[0] is not None
         weights = {}
-        for term in ("next_token", *(TEACHER_TERMS if has_teacher else ())):
+        terms = ["next_token"]
+        if self.diffusion is not None:
+            terms.append("diffusion")
+        if has_teacher:
+            terms += TEACHER_TERMS
+        for term in terms:
             weight = _configured_weight(self.config, term)
-            if self.config.curriculum:
+            if term == "diffusion":
+                weight *= self._diffusion_factor()
+            elif self.config.curriculum:
                 weight *= curriculum_factor(term, self.progress)
             # The next-token loss is always computed, so that every log shows it.
             if weight or term == "next_token":
                 weights[term] = weight
         return weights
+
+    def _diffusion_factor(self) -> float:
+        """The factor, 0 to 1, on the weight of block diffusion, which has a warm-up of its own."""
+        ratio = self.config.diffusion_warmup_ratio
+        return min(1.0, self.progress / ratio) if ratio else 1.0
 
     def forward(self, model: Any, inputs: Batch, student: Any) -> dict[str, Tensor]:
         """The terms of one micro-batch, by the names of :meth:`weights`: scalars, not yet weighted.
@@ -109,7 +137,9 @@ class Objective(nn.Module):
         with _capture_qkv(student, self.student_layer if "relation" in weights else None) as student_qkv:
             student_output = model(**options)
         terms = {"next_token": self._next_token(student_output, labels, student)}
-        if len(weights) == 1:
+        if "diffusion" in weights:
+            terms["diffusion"] = self.diffusion_loss(model, inputs, student)
+        if not any(term in weights for term in TEACHER_TERMS):
             return terms
 
         teacher = self._teacher[0]
@@ -126,6 +156,21 @@ class Objective(nn.Module):
         if "contrastive" in weights:
             terms["contrastive"] = self._contrastive(student_output, teacher_output, mask)
         return terms
+
+    def diffusion_loss(self, model: Any, inputs: Batch, student: Any) -> Tensor:
+        """Mean cross-entropy in nats of the masked tokens, see :mod:`bitexport.train.objective.diffusion`.
+
+        ``inputs`` is a micro-batch of training, or another with a ``number``.
+        """
+        assert self.diffusion is not None
+        number = int(inputs["number"])
+        seed = [self.config.seed, number, _NOISE]
+        noisy = noisy_sequences(inputs, self.diffusion, self.config, self.ends, seed)
+        labels = noisy.pop("labels")
+        chunked = self.config.chunk_tokens > 0
+        rest = {"logits_to_keep": 1} if chunked else {}
+        output = model(**noisy, output_hidden_states=chunked, use_cache=False, **rest)
+        return self._next_token(output, labels, student)
 
     def _forward_options(self, inputs: Batch, weights: dict[str, float]) -> dict[str, Any]:
         """Arguments of both models' forward pass: the inputs, and the outputs that the terms need."""
@@ -155,7 +200,7 @@ class Objective(nn.Module):
         if config.chunk_tokens:
             return self._chunked_logits(student_output, teacher_output, labels, student)
         if self.projector is None:
-            logits = student_output.logits  # [B, T, V]
+            logits = student_output.logits[..., : self.shared_vocabulary]  # [B, T, V]
         else:
             logits = self.projector(student_output.hidden_states[-1])
         if not config.logits_top_k:
@@ -177,7 +222,7 @@ class Objective(nn.Module):
         config = self.config
         teacher_head = self._teacher[0].get_output_embeddings().weight  # [V, D_t]
         if self.projector is None:
-            student_head = student.get_output_embeddings().weight  # [V, D_s]
+            student_head = student.get_output_embeddings().weight[: self.shared_vocabulary]  # [V, D_s]
         else:
             student_head = self.projector.master
         values, indices = chunked_top_k(
@@ -229,6 +274,14 @@ class Objective(nn.Module):
 
 def _configured_weight(config: TrainConfig, term: str) -> float:
     return float(getattr(config, f"{term}_weight"))
+
+
+def _end_tokens(config: Any) -> frozenset[int]:
+    """The ids that end a text, by a model's ``config``, which has none, one or several."""
+    ends = getattr(config, "eos_token_id", None)
+    if ends is None:
+        return frozenset()
+    return frozenset(ends if isinstance(ends, list) else [ends])
 
 
 def _qkv_projections(model: Any, layer: int) -> list[Any]:
