@@ -65,18 +65,54 @@ def run(
     threads: options.Threads = 0,
     workers: options.Workers = "",
     layers: options.Layers = "",
+    decode: Annotated[
+        str,
+        typer.Option(
+            "--decode",
+            metavar="HOW",
+            help="plain: token by token; block: with a model of block diffusion; "
+            "auto: what the file is made for.",
+        ),
+    ] = "auto",
+    rule: Annotated[
+        str | None,
+        typer.Option(
+            "--rule",
+            metavar="RULE",
+            help="Tokens of a block to settle in one pass: greedy (one), confidence (all above the "
+            "threshold; the default), adaptive (the same, with a threshold that falls).",
+            show_default=False,
+        ),
+    ] = None,
+    threshold: Annotated[
+        float | None,
+        typer.Option(
+            "--threshold",
+            min=0,
+            max=1,
+            help="Probability above which a token of a block is settled; 0.9 by default.",
+            show_default=False,
+        ),
+    ] = None,
     echo: Annotated[bool, typer.Option("--echo", help="Print the prompt before the continuation.")] = False,
     revision: Revision = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Generate text: continue a prompt, token by token."""
+    """Generate text: continue a prompt, token by token or in blocks."""
     text = _prompt(prompt, file)
+    from bitexport.blocks.rules import DEFAULT_RULE, BlockRule
     from bitexport.runtime.completion import Completion
 
     out = Output(json=json, quiet=quiet)
     # before a download, so that a mistake in an option is found first
     sampling = options.sampling(temperature, top_k, top_p, min_p, repeat_penalty, seed, json_schema, grammar)
+    block_rule = None
+    if rule is not None or threshold is not None:
+        block_rule = BlockRule(
+            DEFAULT_RULE.name if rule is None else rule,
+            DEFAULT_RULE.threshold if threshold is None else threshold,
+        )
     gguf = local_path(out, gguf, "gguf", revision)
     completion = Completion(
         gguf,
@@ -89,6 +125,8 @@ def run(
         workers=workers,
         layers=options.layers(layers),
         logprobs=logprobs,
+        decode=decode,
+        rule=block_rule,
     )
     if completion.max_tokens < max_tokens:
         out.warn(f"the context has room for {completion.max_tokens} tokens instead of {max_tokens}")
@@ -134,6 +172,7 @@ def _report(
         "load_seconds": completion.load_seconds,
         "seconds": completion.seconds,
         "tokens_per_second": rate,
+        "passes": completion.passes,
     }
     if logprobs is not None:
         document["logprobs"] = [_token_json(each) for each in completion.probabilities]
@@ -142,7 +181,14 @@ def _report(
         f"{counted(completion.prompt_tokens, 'prompt token')}, {completion.tokens} generated in "
         f"{completion.seconds:.2f} s ({rate:.1f} t/s); loaded in {completion.load_seconds:.2f} s"
         + (f", over {len(completion.layers)} machines" if completion.layers else "")
+        + _passes(completion)
     )
+
+
+def _passes(completion: Completion) -> str:
+    if not completion.passes:
+        return ""
+    return f"; {completion.tokens / completion.passes:.2f} tokens per pass in {completion.passes} passes"
 
 
 def _token_json(found: ChosenToken) -> dict[str, Any]:

@@ -6,9 +6,11 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 
+from bitexport.blocks.rules import DEFAULT_RULE, BlockRule
 from bitexport.errors import UsageError
 from bitexport.gguf.embedding_settings import check_generates
 from bitexport.gguf.reader import read_gguf
+from bitexport.runtime.block_generation import BlockGeneration, decodes_blocks
 from bitexport.runtime.generation import ChosenToken, Generation
 from bitexport.runtime.limits import check_text, check_threads, checked_context, warn_of_long_context
 from bitexport.runtime.loading import load
@@ -32,6 +34,7 @@ class Completion:
         max_tokens: the limit: as requested, or fewer if the context ends before.
         load_seconds: the time to load the model.
         layers: that this machine and each worker compute; empty without workers.
+        passes: the evaluations of a block, if the text is decoded in blocks; otherwise None.
         seconds: the time from the start of the iteration to its end.
     """
 
@@ -48,6 +51,8 @@ class Completion:
         logprobs: int | None = None,
         workers: str | Sequence[str] = (),
         layers: Sequence[int] = (),
+        decode: str = "auto",
+        rule: BlockRule | None = None,
     ) -> None:
         """Load the model and check that the prompt fits.
 
@@ -62,10 +67,12 @@ class Completion:
             logprobs: keep the probability of every token, and of this many most likely ones in its place:
                 the model's own, before any sampling option.
             workers, layers: see :func:`bitexport.load`.
+            decode: ``plain`` or ``block``; ``auto`` for what the file is made for.
+            rule: which tokens of a block are settled in a pass; None for the default.
 
         Raises:
             UsageError: the prompt is empty or does not fit, a number is out of range, the grammar has a
-                mistake, or the file is for embeddings.
+                mistake, the file is for embeddings, or it or an option does not suit ``decode``.
             GGUFError, NativeLibraryError: the model cannot be loaded.
             WorkerError: a worker cannot be used. Also raised while iterating, when one is lost.
         """
@@ -81,12 +88,39 @@ class Completion:
         check_generates(read_gguf(os.fspath(path)))
         context = checked_context(path, n_ctx)
         warn_of_long_context(path, n_ctx)
+        self._blocks: BlockGeneration | None = None
+        self.layers: tuple[int, ...]
+        if decodes_blocks(path, decode):
+            if logprobs is not None:
+                raise UsageError("log-probabilities are of text in order; use --decode plain with --logprobs")
+            self._blocks = BlockGeneration(
+                path,
+                prompt,
+                sampling=sampling,
+                rule=rule or DEFAULT_RULE,
+                max_tokens=max_tokens,
+                stop=stop,
+                n_ctx=context,
+                n_threads=threads,
+                workers=workers,
+                layers=layers,
+            )
+            self.load_seconds = time.perf_counter() - start
+            self.layers = self._blocks.layers
+            self.prompt_tokens = len(self._blocks.prompt)
+            self.max_tokens = self._blocks.max_tokens
+            return
+        if rule is not None:
+            raise UsageError(
+                f"the rule {rule.name} settles tokens of blocks, and {path} is decoded token by token; leave "
+                "--rule and --threshold out"
+            )
         self._llama = load(
             path, n_ctx=context, n_threads=threads, n_threads_batch=threads, workers=workers, layers=layers
         )
         self.load_seconds = time.perf_counter() - start
         placement = self._llama.placement
-        self.layers: tuple[int, ...] = () if placement is None else placement.layers
+        self.layers = () if placement is None else placement.layers
         tokens = self._llama.tokenize(prompt.encode("utf-8"), special=True)
         self.prompt_tokens = len(tokens)
         room = self._llama.n_ctx() - self.prompt_tokens
@@ -98,7 +132,7 @@ class Completion:
                 "shorten the prompt or set a larger --ctx"
             )
         self.max_tokens = min(max_tokens, room)
-        self._generation = Generation(
+        self._plain = Generation(
             self._llama,
             tokens,
             sampling=sampling,
@@ -106,6 +140,14 @@ class Completion:
             stop=stop,
             alternatives=logprobs,
         )
+
+    @property
+    def _generation(self) -> Generation | BlockGeneration:
+        return self._plain if self._blocks is None else self._blocks
+
+    @property
+    def passes(self) -> int | None:
+        return None if self._blocks is None else self._blocks.passes
 
     @property
     def tokens(self) -> int:
@@ -127,4 +169,7 @@ class Completion:
         try:
             yield from self._generation
         finally:
-            self._llama.close()
+            if self._blocks is None:
+                self._llama.close()
+            else:
+                self._blocks.close()

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from bitexport.errors import BitexportWarning, GGUFError, UsageError
 from bitexport.gguf.checks import check_foreign
+from bitexport.gguf.diffusion_settings import diffusion_of
 from bitexport.gguf.reader import MAGIC, read_gguf, refuse_folder
 from bitexport.runtime import ggml, log
 from bitexport.runtime.arguments import check_arguments
@@ -83,6 +84,13 @@ def load(
         with _one_at_a_time:
             model = _open(file, kwargs, remote)
         on_failure.pop_all()
+    if diffusion_of(read_gguf(file)) is not None:
+        warnings.warn(
+            f"{path} is a model of block diffusion, decoded here as a plain one, token by token; "
+            "`bitexport run` decodes it in blocks",
+            BitexportWarning,
+            stacklevel=3,
+        )
     for message in model.template_warnings:
         warnings.warn(message, BitexportWarning, stacklevel=3)
     pool = ThreadPool(model.ctx, max(kwargs["n_threads"], kwargs["n_threads_batch"]))
