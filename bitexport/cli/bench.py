@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bitexport.cli import options
+from bitexport.cli.bench_blocks import run_blocks
 from bitexport.cli.help import Command
 from bitexport.cli.hub import Revision, local_path
 from bitexport.cli.output import Output, counted, format_bytes
@@ -67,6 +68,30 @@ def bench(
             show_default=False,
         ),
     ] = None,
+    decode: Annotated[
+        str,
+        typer.Option(
+            "--decode",
+            metavar="block",
+            help="Alternate decoding in blocks with decoding token by token, on --prompts.",
+            show_default=False,
+        ),
+    ] = "",
+    rules: Annotated[
+        str,
+        typer.Option(
+            "--rules", metavar="RULE[:THRESHOLD],...", help="Rules of --decode block, as for `bitexport run`."
+        ),
+    ] = "greedy,confidence,adaptive",
+    prompts: Annotated[
+        Path | None,
+        typer.Option(
+            "--prompts",
+            metavar="FILE",
+            help="Prompts of --decode block, one per line; built-in ones without it.",
+            show_default=False,
+        ),
+    ] = None,
     workers: options.Workers = "",
     layers: options.Layers = "",
     revision: Revision = None,
@@ -75,7 +100,7 @@ def bench(
 ) -> None:
     """Measure tokens per second, and how close they come to the limits of memory and multiply-add units."""
     counts = _numbers("--threads", threads)
-    prompts = _numbers("--prompt-tokens", prompt_tokens)
+    prefills = _numbers("--prompt-tokens", prompt_tokens)
     generated = _numbers("--gen-tokens", gen_tokens)
     batches = _numbers("--batch", batch)
     out = Output(json=json, quiet=quiet)
@@ -87,7 +112,14 @@ def bench(
         if plot is not None:
             raise UsageError("--plot draws limits, but --compare has none; leave one of them out")
         gguf = local_path(out, gguf, "gguf", revision)
-        _compare(out, gguf, compare, counts, prompts, generated, repetitions, keep)
+        _compare(out, gguf, compare, counts, prefills, generated, repetitions, keep)
+        return
+    if decode:
+        if decode != "block":
+            raise UsageError(f"--decode is {decode!r}; expected block")
+        gguf = local_path(out, gguf, "gguf", revision)
+        tokens = max(generated, default=0)
+        run_blocks(out, gguf, prompts=prompts, rules=rules, threads=counts, tokens=tokens, rounds=repetitions)
         return
     if keep is not None:
         raise UsageError("--keep is for the twins of --compare; add --compare, or leave out --keep")
@@ -104,7 +136,7 @@ def bench(
         report = run(
             gguf,
             threads=counts,
-            prompt_tokens=prompts,
+            prompt_tokens=prefills,
             generated_tokens=generated,
             batches=batches,
             repetitions=repetitions,
