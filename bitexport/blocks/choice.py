@@ -50,8 +50,10 @@ class TokenChoice:
 
 def confidence(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
     """The probability of the most likely token of each row of ``logits`` ``[N, V]``, float64 ``[N]``."""
-    largest = logits.max(axis=-1, keepdims=True)
-    return 1 / np.exp(logits - largest).sum(axis=-1, dtype=np.float64)  # type: ignore[no-any-return]
+    found = np.empty(len(logits))
+    for index, row in enumerate(logits):  # a row fits the caches, all rows of a large vocabulary do not
+        found[index] = 1 / np.exp(row - row.max()).sum()
+    return found
 
 
 def _softmax(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

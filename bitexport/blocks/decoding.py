@@ -35,7 +35,7 @@ class Evaluator(Protocol):
             keep: whether ``ids`` become a part of the cache.
 
         Returns:
-            float32, shape ``[len(rows), V]``.
+            float32, shape ``[len(rows), V]``; the caller may change it.
         """
         ...
 
@@ -136,8 +136,7 @@ class BlockDecoding:
             block.settle(positions[index], self._choose(logits[index]))
 
     def _without_mask(self, logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """A copy in which the mask token is impossible: it is not a part of any text."""
-        logits = logits.copy()
+        """``logits``, in which the mask token becomes impossible: it is not a part of any text."""
         logits[..., self._settings.mask_token_id] = -np.inf
         return logits
 
