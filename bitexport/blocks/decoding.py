@@ -7,7 +7,8 @@ context. It is evaluated and forgotten again, pass by pass; each pass settles so
 are known. Then the block is evaluated once more, to stay in the cache. This pass also predicts the first
 token of the next block, since the logits of a position predict the token after it (``token_shift``).
 
-After a settled end of text no more tokens are settled; those in front of it are.
+An end of text is settled only where all tokens in front of it are settled. So no pass is spent on ends that
+repeat until the end of the block.
 """
 
 from __future__ import annotations
@@ -118,7 +119,7 @@ class BlockDecoding:
                 if len(self._prompt) + len(self.ids) == self._limit:
                     self.finish_reason = "length"
                     return
-            open_positions = block.open_positions(self._ends)
+            open_positions = block.open_positions()
             if not open_positions:
                 return
             self._settle_some(block, open_positions, step)
@@ -131,9 +132,29 @@ class BlockDecoding:
         logits = self._without_mask(self._model.evaluate(masked, rows, keep=False))
         self.passes += 1
         after_settled = np.array([block.is_settled(position - 1) for position in positions])
-        settled = self._rule.settle(confidence(logits), after_settled, step)
-        for index in np.flatnonzero(settled).tolist():
-            block.settle(positions[index], self._choose(logits[index]))
+        settled = 0
+        for index in self._chosen(logits, after_settled, step):
+            token = self._choose(logits[index])
+            is_end = token in self._ends
+            if is_end and positions[index] != block.first_open():
+                continue
+            block.settle(positions[index], token)
+            settled += 1
+            if is_end:
+                return
+        if not settled:  # only ends were drawn, at a high temperature
+            block.settle(positions[0], self._choose(logits[0]))
+
+    def _chosen(
+        self, logits: npt.NDArray[np.float32], after_settled: npt.NDArray[np.bool_], step: int
+    ) -> list[int]:
+        """The rows whose positions the rule settles, in order."""
+        sure = confidence(logits)
+        chosen = self._rule.above(sure, after_settled, step)
+        too_early = [token in self._ends for token in logits.argmax(axis=-1).tolist()]
+        too_early[0] = False  # nothing in front of the first is unknown
+        chosen[int(np.where(too_early, -1.0, sure).argmax())] = True
+        return np.flatnonzero(chosen).tolist()
 
     def _without_mask(self, logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """``logits``, in which the mask token becomes impossible: it is not a part of any text."""
@@ -173,13 +194,10 @@ class _Block:
             self._yielded += 1
             yield token
 
-    def open_positions(self, ends: Collection[int]) -> list[int]:
-        """The unknown positions in front of the first settled end of text."""
-        found = []
-        for position in range(self._yielded, len(self._tokens)):
-            token = self._tokens[position]
-            if token in ends:
-                break
-            if token is None:
-                found.append(position)
-        return found
+    def open_positions(self) -> list[int]:
+        """The unknown positions, in order."""
+        return [position for position, token in enumerate(self._tokens) if token is None]
+
+    def first_open(self) -> int:
+        """The first unknown position; the size of the block if all are known."""
+        return next((at for at, token in enumerate(self._tokens) if token is None), len(self._tokens))

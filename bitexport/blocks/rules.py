@@ -23,7 +23,8 @@ class BlockRule:
     """Decides which tokens are settled.
 
     The confidence of a position is the probability of its most likely token, before any sampling option. In
-    every pass the most confident position is settled, whatever the rule.
+    every pass the most confident position is settled, whatever the rule; one at which the text would end
+    counts only if all tokens in front of it are settled.
 
     Attributes:
         name: ``greedy`` settles no other: one token a pass, the exact reference. ``confidence`` settles all
@@ -44,10 +45,10 @@ class BlockRule:
         if not 0 <= self.threshold <= 1:
             raise UsageError(f"a threshold of {self.threshold}; expected 0 to 1")
 
-    def settle(
+    def above(
         self, confidence: npt.NDArray[np.float64], after_settled: npt.NDArray[np.bool_], step: int
     ) -> npt.NDArray[np.bool_]:
-        """Which of N unknown positions to settle, at least one; all arrays have shape ``[N]``.
+        """Which of N unknown positions are above the threshold; all arrays have shape ``[N]``.
 
         Args:
             confidence: of each position.
@@ -55,14 +56,11 @@ class BlockRule:
             step: the passes over this block before this one.
         """
         if self.name == "greedy" or self.threshold == 1:
-            chosen = np.zeros(len(confidence), dtype=np.bool_)
-        elif self.name == "confidence":
-            chosen = confidence > self.threshold
-        else:
-            factor = np.where(after_settled, 1 - _KNOWN_LEFT, 1.0) - _STEP * step
-            chosen = confidence > self.threshold * np.maximum(factor, _LOWEST)
-        chosen[np.argmax(confidence)] = True
-        return chosen
+            return np.zeros(len(confidence), dtype=np.bool_)
+        if self.name == "confidence":
+            return confidence > self.threshold
+        factor = np.where(after_settled, 1 - _KNOWN_LEFT, 1.0) - _STEP * step
+        return confidence > self.threshold * np.maximum(factor, _LOWEST)
 
 
 DEFAULT_RULE = BlockRule()

@@ -84,10 +84,10 @@ def load(
         with _one_at_a_time:
             model = _open(file, kwargs, remote)
         on_failure.pop_all()
-    if diffusion_of(read_gguf(file)) is not None:
+    if not kwargs.get("vocab_only") and diffusion_of(read_gguf(file)) is not None:
         warnings.warn(
             f"{path} is a model of block diffusion, decoded here as a plain one, token by token; "
-            "`bitexport run` decodes it in blocks",
+            "`bitexport run` and bitexport.runtime.block_llama.decode_blocks decode it in blocks",
             BitexportWarning,
             stacklevel=3,
         )

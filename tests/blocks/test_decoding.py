@@ -70,7 +70,6 @@ def slowly(
         begin = len(text) // BLOCK * BLOCK
         before = [token for token in text[:begin] if token is not None]
         block: list[int | None] = [*text[begin:], *[None] * BLOCK][: min(BLOCK, context - begin)]
-        given = len(text) - begin
         if block[0] is None and shift:
             last = table(before[:-BLOCK], before[-BLOCK:], BLOCK - 1)
             block[0] = int(np.argmax(distribution(last)))
@@ -80,16 +79,17 @@ def slowly(
             found = result()
             if found is not None:
                 return *found, passes
-            ends = [i for i, token in enumerate(block) if token == END and i >= given]
-            unknown = [
-                i for i, token in enumerate(block) if token is None and i < min(ends, default=len(block))
-            ]
+            unknown = [i for i, token in enumerate(block) if token is None]
             if not unknown:
                 break
             shown = [MASK if token is None else token for token in block]
             passes += 1
             options = {i: distribution(table(before, shown, i - 1 if shift else i)) for i in unknown}
-            best = max(unknown, key=lambda i: (max(options[i]), -i))
+            likely = {i: int(np.argmax(options[i])) for i in unknown}
+            best = max(
+                (i for i in unknown if likely[i] != END or i == unknown[0]),
+                key=lambda i: (max(options[i]), -i),
+            )
             chosen = [best]
             for i in unknown:
                 needed = threshold
@@ -98,8 +98,12 @@ def slowly(
                     needed *= max(0.5, (0.85 if known_left else 1.0) - 0.05 * step)
                 if rule != "greedy" and threshold < 1 and max(options[i]) > needed and i != best:
                     chosen.append(i)
-            for i in chosen:
-                block[i] = int(np.argmax(options[i]))
+            for i in sorted(chosen):
+                if likely[i] != END:
+                    block[i] = likely[i]
+                elif all(token is not None for token in block[:i]):
+                    block[i] = END
+                    break
             step += 1
         passes += 1  # the block stays
 
@@ -183,3 +187,22 @@ def test_sampling_follows_the_distribution_and_the_seed() -> None:
 def test_rules_out_of_range_are_refused(rule: str, threshold: float) -> None:
     with pytest.raises(UsageError, match=r"expected"):
         BlockRule(rule, threshold)
+
+
+def test_ends_drawn_too_early_do_not_stop_a_pass() -> None:
+    """At a high temperature ends are drawn everywhere, also where tokens in front are unknown."""
+    endings = set()
+    for seed in range(60):
+        decoding = BlockDecoding(
+            Table(),
+            [1, 2, 3],
+            BlockDiffusion(BLOCK, MASK),
+            rule=BlockRule("confidence", 0.3),
+            choose=TokenChoice(temperature=50.0, seed=seed),
+            ends=[END, 0, 1, 2, 3, 4, 5, 6],
+            max_tokens=12,
+            n_ctx=64,
+        )
+        assert not {END, MASK, 0, 1} & set(decoding)
+        endings.add(decoding.finish_reason)
+    assert "stop" in endings

@@ -13,6 +13,7 @@ import bitexport
 from bitexport.blocks import BlockDecoding, BlockRule
 from bitexport.convert import convert
 from bitexport.errors import BitexportWarning, UsageError
+from bitexport.runtime.block_llama import decode_blocks
 from bitexport.runtime.block_session import BlockSession
 from bitexport.runtime.completion import Completion, Sampling
 from tests.support.diffusion import as_block_diffusion
@@ -152,3 +153,30 @@ def test_the_command(model: Path, run_cli: Cli) -> None:
     refused = run_cli("run", model, *options, "--rule", "best")
     assert refused.returncode == 2
     assert "the rule 'best' is unknown; expected one of greedy, confidence, adaptive" in refused.stderr
+
+
+@pytest.mark.filterwarnings("ignore:.*decoded here as a plain one")
+def test_a_loaded_model_decodes_blocks_and_then_plain_text_again(model: Path) -> None:
+    completion = Completion(model, PROMPT, sampling=GREEDY, max_tokens=11)
+    expected = "".join(completion)
+    llama = bitexport.load(model, n_ctx=64)
+    ids = llama.tokenize(PROMPT.encode(), special=True)
+    plain = llama.create_completion(ids, max_tokens=8, temperature=0)["choices"][0]["text"]
+    tokens = list(decode_blocks(llama, ids, sampling=GREEDY, max_tokens=11))
+    assert llama.detokenize(tokens, prev_tokens=ids).decode("utf-8", errors="ignore") == expected
+    next(decode_blocks(llama, ids, max_tokens=11))  # left early
+    assert llama.create_completion(ids, max_tokens=8, temperature=0)["choices"][0]["text"] == plain
+    with pytest.raises(UsageError, match="a prompt of 0 tokens"):
+        decode_blocks(llama, [])
+    llama.close()
+    small = bitexport.load(model, n_ctx=64, n_batch=2, n_ubatch=2)
+    with pytest.raises(UsageError, match="has blocks of 4 tokens, and this context evaluates 2 at once"):
+        decode_blocks(small, ids)
+    small.close()
+
+
+def test_a_loaded_plain_model_is_refused(gguf_of: Maker) -> None:
+    llama = bitexport.load(gguf_of(), n_ctx=64)
+    with pytest.raises(UsageError, match="is a plain model"):
+        decode_blocks(llama, [5])
+    llama.close()
