@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
 
+import numpy as np
 import pytest
 
 import bitexport
@@ -48,6 +49,16 @@ def test_a_file_for_blocks_is_decoded_in_blocks_by_itself(model: Path) -> None:
     assert completion.prompt_tokens == len(ids)
     assert "".join(pieces) == text.decode("utf-8", errors="ignore")
     assert len(pieces) > 1  # it is streamed
+
+
+def test_some_rows_are_those_of_all(model: Path) -> None:
+    with BlockSession(model, n_ctx=64) as session:
+        ids = session.tokenize(PROMPT)[:4]
+        all_rows = session.evaluate(ids, range(4), keep=False)
+        for rows in ([0, 2], [3], [1, 2, 3]):
+            np.testing.assert_allclose(session.evaluate(ids, rows, keep=False), all_rows[rows], atol=1e-4)
+        with pytest.raises(UsageError, match="tokens do not fit a context"):
+            session.evaluate([5] * 300, [0], keep=False)
 
 
 def test_plain_decoding_of_such_a_file_is_said(model: Path) -> None:
