@@ -104,6 +104,17 @@ def bench(
     generated = _numbers("--gen-tokens", gen_tokens)
     batches = _numbers("--batch", batch)
     out = Output(json=json, quiet=quiet)
+    if decode:
+        if decode != "block":
+            raise UsageError(f"--decode is {decode!r}; expected block")
+        if compare or workers or plot is not None or batches != [1]:
+            raise UsageError("--decode block is alone; leave out --compare, --batch, --plot and --workers")
+        gguf = local_path(out, gguf, "gguf", revision)
+        tokens = max(generated, default=0)
+        run_blocks(out, gguf, prompts=prompts, rules=rules, threads=counts, tokens=tokens, rounds=repetitions)
+        return
+    if prompts is not None:
+        raise UsageError("--prompts is for --decode block; add it, or leave out --prompts")
     if compare:
         if batches != [1]:
             raise UsageError("--batch and --compare do not go together; leave one of them out")
@@ -113,13 +124,6 @@ def bench(
             raise UsageError("--plot draws limits, but --compare has none; leave one of them out")
         gguf = local_path(out, gguf, "gguf", revision)
         _compare(out, gguf, compare, counts, prefills, generated, repetitions, keep)
-        return
-    if decode:
-        if decode != "block":
-            raise UsageError(f"--decode is {decode!r}; expected block")
-        gguf = local_path(out, gguf, "gguf", revision)
-        tokens = max(generated, default=0)
-        run_blocks(out, gguf, prompts=prompts, rules=rules, threads=counts, tokens=tokens, rounds=repetitions)
         return
     if keep is not None:
         raise UsageError("--keep is for the twins of --compare; add --compare, or leave out --keep")

@@ -11,6 +11,7 @@ import pytest
 
 from bitexport.bench.blocks import bench_blocks
 from bitexport.blocks import BlockRule
+from bitexport.cli import app
 from bitexport.convert import convert
 from bitexport.errors import UsageError
 from tests.support.diffusion import as_block_diffusion
@@ -50,3 +51,13 @@ def test_what_cannot_be_measured_is_refused(model: Path, gguf_of: Maker) -> None
         bench_blocks(model, [])
     with pytest.raises(UsageError, match="exceed the context"):
         bench_blocks(model, ["a"], rules=[BlockRule()], max_tokens=100_000)
+
+
+def test_options_that_do_not_go_together(model: Path) -> None:
+    for options in (("--batch", "2"), ("--workers", "127.0.0.1:9")):
+        with pytest.raises(UsageError, match="--decode block is alone"):
+            app(["bench", str(model), "--decode", "block", *options], standalone_mode=False)
+    with pytest.raises(UsageError, match="--decode is 'plain'; expected block"):
+        app(["bench", str(model), "--decode", "plain"], standalone_mode=False)
+    with pytest.raises(UsageError, match="--prompts is for --decode block"):
+        app(["bench", str(model), "--prompts", "x.txt"], standalone_mode=False)
