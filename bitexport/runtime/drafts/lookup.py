@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from bitexport.runtime.drafts.pace import MAX_DRAFT_TOKENS, Pace
+from bitexport.runtime.drafts.limits import MAX_DRAFT_TOKENS
+from bitexport.runtime.drafts.pace import Pace
 from bitexport.runtime.sampling import Sampler
 
 #: A place is a match if it ends with the same two tokens.
