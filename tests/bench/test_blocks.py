@@ -54,10 +54,35 @@ def test_what_cannot_be_measured_is_refused(model: Path, gguf_of: Maker) -> None
 
 
 def test_options_that_do_not_go_together(model: Path) -> None:
-    for options in (("--batch", "2"), ("--workers", "127.0.0.1:9")):
+    extras = (
+        ("--batch", "2"),
+        ("--workers", "127.0.0.1:9"),
+        ("--layers", "1"),
+        ("--load", "1"),
+        ("--keep", "."),
+        ("--plot", "x.png"),
+        ("-n", "8,16"),
+    )
+    for options in extras:
         with pytest.raises(UsageError, match="--decode block is alone"):
             app(["bench", str(model), "--decode", "block", *options], standalone_mode=False)
     with pytest.raises(UsageError, match="--decode is 'plain'; expected block"):
         app(["bench", str(model), "--decode", "plain"], standalone_mode=False)
     with pytest.raises(UsageError, match="--prompts is for --decode block"):
         app(["bench", str(model), "--prompts", "x.txt"], standalone_mode=False)
+    with pytest.raises(UsageError, match="--rules is for --decode block"):
+        app(["bench", str(model), "--rules", "greedy"], standalone_mode=False)
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (("--decode", "block", "--draft", "lookup"), "--draft and --decode"),
+        (("--decode", "block", "--compare", "f16"), "--decode and --compare"),
+        (("--decode", "block", "--against", "true"), "--decode and --against"),
+        (("--draft", "lookup", "--against", "true"), "--draft and --against"),
+    ],
+)
+def test_one_thing_is_measured_at_a_time(model: Path, options: tuple[str, ...], named: str) -> None:
+    with pytest.raises(UsageError, match=f"{named} do not go together"):
+        app(["bench", str(model), *options], standalone_mode=False)

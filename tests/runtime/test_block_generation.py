@@ -14,6 +14,7 @@ import bitexport
 from bitexport.blocks import BlockDecoding, BlockRule
 from bitexport.convert import convert
 from bitexport.errors import BitexportWarning, UsageError
+from bitexport.runtime import facts
 from bitexport.runtime.block_llama import decode_blocks
 from bitexport.runtime.block_session import BlockSession
 from bitexport.runtime.completion import Completion, Sampling
@@ -93,6 +94,23 @@ def test_options_that_need_the_text_in_order_are_refused(model: Path) -> None:
         Completion(model, PROMPT, sampling=Sampling(grammar='root ::= "a"'))
     with pytest.raises(UsageError, match="use --decode plain with --logprobs"):
         Completion(model, PROMPT, logprobs=1)
+    for decode in ("auto", "block"):
+        with pytest.raises(UsageError, match="leave --draft out, or use --decode plain"):
+            Completion(model, PROMPT, draft="lookup", decode=decode)
+
+
+@pytest.mark.filterwarnings("ignore:.*decoded here as a plain one")
+def test_plain_decoding_may_have_drafts(model: Path) -> None:
+    plain = {"sampling": GREEDY, "decode": "plain", "max_tokens": 12}
+    drafted = Completion(model, PROMPT, draft="lookup", **plain)
+    assert "".join(drafted) == "".join(Completion(model, PROMPT, **plain))
+    assert drafted.drafts.passes > 0
+
+
+def test_the_size_of_a_block_is_remembered(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert facts.facts_of(model).block_size == 4
+    monkeypatch.setattr(facts, "_found", None)  # from here on it must be remembered
+    assert facts.facts_of(model).block_size == 4
 
 
 def test_temperature_and_seed_are_obeyed(model: Path) -> None:
