@@ -36,7 +36,8 @@ class FiniteWatch:
                 torch.full_like(stacked, _NEVER, dtype=torch.int64),
                 torch.zeros_like(stacked),
             )
-        steps, first = self._first[names]
+        # In the order of the last look: a term before the gradient that it spoils.
+        steps, first = self._first[names] = self._first.pop(names)
         is_new = ~torch.isfinite(stacked) & (steps == _NEVER)
         first.copy_(torch.where(is_new, stacked, first))
         steps.masked_fill_(is_new, step)

@@ -10,14 +10,11 @@ from functools import cached_property
 from pathlib import Path
 
 from bitexport.blocks import BlockRule
-from bitexport.checkpoint import open_checkpoint
-from bitexport.checkpoint.float_model import refuse_full_precision
 from bitexport.errors import GGUFError, UsageError
 from bitexport.gguf.diffusion_settings import diffusion_of
 from bitexport.gguf.embeddings import Embeddings, read_embeddings
 from bitexport.gguf.fingerprint import fingerprint
 from bitexport.gguf.reader import read_gguf
-from bitexport.gguf.types import I2_S
 from bitexport.metrics.likelihood import WINDOW, Perplexities, perplexities
 from bitexport.metrics.logits import LogitComparison, compare_logits, join, summarize
 from bitexport.parity.activations import activation_grids
@@ -77,15 +74,13 @@ def parity(
     Raises:
         TokenizerError: the two sides tokenize a prompt differently.
         UsageError: a prompt is empty, or with ``tokens`` exceeds the model's context; or
-            ``min_cosine`` is not a number from -1 to 1; or the checkpoint is a float one, the file ternary.
+            ``min_cosine`` is not a number from -1 to 1.
         CheckpointError, GGUFError, NativeLibraryError: a side cannot be loaded.
     """
     if not -1 <= min_cosine <= 1:  # NaN is not
         raise UsageError(f"min_cosine is {min_cosine}; expected a number from -1 to 1")
     texts = _texts(prompts)
     file = read_gguf(Path(gguf))  # a missing or damaged file fails before PyTorch loads gigabytes
-    if any(tensor.type is I2_S for tensor in file.tensors):
-        refuse_full_precision(open_checkpoint(Path(checkpoint)))
     progress(ProgressEvent(0, len(texts), "prompts", "loading"))
     reference = load_reference(checkpoint, str(file.metadata.get("general.architecture")))
     ids_of = [_prompt_ids(reference, number, prompt, tokens) for number, prompt in enumerate(texts, start=1)]

@@ -106,8 +106,9 @@ def cpu_tier() -> str:
 
     Raises:
         NativeLibraryError: ``BITEXPORT_TIER`` or ``BITEXPORT_LAYOUT`` names one that does not exist or that
-            this CPU does not support, or ``BITEXPORT_HEAD``, ``BITEXPORT_GROUPED``, ``BITEXPORT_ATTENTION``,
-            ``BITEXPORT_GRAPH`` or ``BITEXPORT_THREADS`` is set to anything but ``stock``.
+            this CPU does not support, or ``BITEXPORT_HEAD``, ``BITEXPORT_GROUPED``, ``BITEXPORT_ATTENTION``
+            or ``BITEXPORT_GRAPH`` is set to anything but ``stock``, or ``BITEXPORT_THREADS`` to anything but
+            ``stock`` or ``fastest``.
     """
     library = cpu_library()
     for switch in _SWITCHES:

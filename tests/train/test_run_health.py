@@ -139,6 +139,6 @@ def test_a_teacher_that_is_already_ternary_is_refused(student_run: Path, tmp_pat
         changed = {**vars(config), "teacher": str(model)}
         if stage == "3":
             changed["student"] = str(student_run / "stage1" / "model")
-        with pytest.raises(UsageError, match=r"teacher .* is already ternary .*expected a full-precision"):
+        with pytest.raises(UsageError, match=r"teacher .* is already ternary; expected a full-precision"):
             train(student_config(tmp_path, student_run, **changed), stage, say=lambda _: None)
     assert not (tmp_path / "run").exists()

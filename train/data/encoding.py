@@ -8,6 +8,7 @@ import json
 import multiprocessing
 import os
 import signal
+import sys
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -145,6 +146,8 @@ def encode_chunks(
             process was ended from outside.
     """
     check_tokenizer(encoder.tokenizer, encoder.template)
+    if sys.platform != "linux":  # elsewhere forks are not safe, or there are none
+        workers = 1
     workers = workers or len(os.sched_getaffinity(0))
     remaining = iter(chunks)
     for _ in range(_CHUNKS_ALONE if workers > 1 else 0):

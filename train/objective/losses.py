@@ -115,8 +115,10 @@ def top_k_logits_distillation(
         labels: [B, T].
     """
     positions = as_targets(labels).positions
-    # Gather first, then select: the other order would need a second [N, V].
-    kept = at_positions(logits.gather(-1, indices), positions)
+    # Gather first, then select: the other order would need a second [N, V]. 0 where nothing is counted.
+    chosen = torch.zeros_like(indices).flatten(0, 1)
+    chosen = chosen.index_copy(0, positions, at_positions(indices, positions)).view_as(indices)
+    kept = at_positions(logits.gather(-1, chosen), positions)
     return tempered_kl(kept, at_positions(values, positions), tau, tau_squared)
 
 

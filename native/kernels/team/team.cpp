@@ -135,10 +135,12 @@ void Team::wait(uint32_t seen) {
     }
 }
 
-int Team::begin(int wanted, uint64_t kind, bool fixed) {
+int Team::begin(int wanted, uint64_t kind, Choice choice) {
     const int available = count_processors();
     processors.store(available, std::memory_order_relaxed);
-    threads_ = fixed ? wanted : strength_.threads(wanted, available, kind);
+    threads_ = choice == Choice::all       ? wanted
+               : choice == Choice::fitting ? std::min(wanted, available)
+                                           : strength_.threads(wanted, available, kind);
     if (strength_.reduced()) {
         strength_.seems_idle(a_processor_is_idle());
     }

@@ -22,11 +22,14 @@ class Patience {
     int64_t begin_  = 0;  // nanoseconds
 };
 
+// How many of the threads that are wanted compute: all of them; at most one per processor; as many of those as are fastest.
+enum class Choice { all, fitting, fastest };
+
 class Team {
   public:
     // The number of threads, of those that are wanted, that should compute the next graph; `kind` tells different graphs apart.
-    // All of them if `fixed`. They count as computing until end(). Called by one thread, while no other computes.
-    int  begin(int wanted, uint64_t kind, bool fixed);
+    // They count as computing until end(). Called by one thread, while no other computes.
+    int  begin(int wanted, uint64_t kind, Choice choice);
     void end();
 
     // Returns when so many threads have called it: all that compute, the same number until the graph ends.

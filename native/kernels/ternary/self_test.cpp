@@ -4,6 +4,7 @@
 #include <csetjmp>
 #include <csignal>
 #include <cstring>
+#include <deque>
 #include <mutex>
 #include <vector>
 
@@ -44,6 +45,17 @@ bool run_guarded(void (*work)(void *), void * context) {
 // tests of the kernels are for everything else. (avx512amx uses tiles from 9 tokens on.)
 constexpr int64_t rows = panel_rows, cols = 208, grouped_cols = 256, tokens = 9;
 
+// What a test allocates. It belongs to the caller of the guarded call, because siglongjmp runs no destructors.
+class Memory {
+  public:
+    std::vector<float> & floats(int64_t count) { return floats_.emplace_back(count); }
+    std::vector<uint8_t> & bytes(int64_t count) { return bytes_.emplace_back(count); }
+
+  private:
+    std::deque<std::vector<float>> floats_;  // a deque, as references into it stay valid
+    std::deque<std::vector<uint8_t>> bytes_;
+};
+
 struct Numbers {
     uint32_t state = 2463534242u;
     uint32_t next() {
@@ -54,18 +66,18 @@ struct Numbers {
     }
 };
 
-std::vector<float> random_activations() {
+std::vector<float> & random_activations(Memory & memory) {
     Numbers numbers;
-    std::vector<float> x(tokens * grouped_cols);
+    std::vector<float> & x = memory.floats(tokens * grouped_cols);
     for (float & value : x) {
         value = static_cast<float>(static_cast<int32_t>(numbers.next() >> 8) - (1 << 23)) * 0x1p-20f;
     }
     return x;
 }
 
-std::vector<uint8_t> random_i2_s() {
+std::vector<uint8_t> & random_i2_s(Memory & memory) {
     Numbers numbers;
-    std::vector<uint8_t> codes(rows * cols / 4);
+    std::vector<uint8_t> & codes = memory.bytes(rows * cols / 4);
     for (uint8_t & byte : codes) {
         const uint32_t bits = numbers.next() >> 24;
         byte = static_cast<uint8_t>(bits & ~(bits & bits >> 1 & 0x55));  // a code 3 becomes a 2
@@ -74,10 +86,10 @@ std::vector<uint8_t> random_i2_s() {
 }
 
 // Q2_0 has its scale in front of 16 bytes of codes, TQ2_0 behind 64.
-std::vector<uint8_t> random_grouped(Grouped kind) {
+std::vector<uint8_t> & random_grouped(Grouped kind, Memory & memory) {
     const int64_t block = kind == Grouped::q2_0 ? 18 : 66, scale_at = kind == Grouped::q2_0 ? 0 : 64;
     Numbers numbers;
-    std::vector<uint8_t> bytes(rows * (grouped_cols / weight_group(kind)) * block);
+    std::vector<uint8_t> & bytes = memory.bytes(rows * (grouped_cols / weight_group(kind)) * block);
     for (size_t i = 0; i < bytes.size(); ++i) {
         const int64_t in_block = static_cast<int64_t>(i) % block - scale_at;
         bytes[i] = in_block == 1 ? 0x2c : static_cast<uint8_t>(numbers.next() >> 24);  // scales from 1/16 to 5/64
@@ -96,55 +108,53 @@ struct Results {
     }
 };
 
-void compute_layout(const Kernels & kernels, Layout layout, const QuantizedTokens & batch, Results & results) {
-    const std::vector<uint8_t> codes = random_i2_s();
-    std::vector<uint8_t> packed(packed_bytes(layout, rows, cols));
+void compute_layout(const Kernels & kernels, Layout layout, const QuantizedTokens & batch, Memory & memory, Results & results) {
+    const std::vector<uint8_t> & codes = random_i2_s(memory);
+    std::vector<uint8_t> & packed = memory.bytes(packed_bytes(layout, rows, cols));
     repack_i2_s(kernels, layout, codes.data(), rows, cols, packed.data(), 0, panel_count(rows));
     for (const int64_t count : {tokens, int64_t{1}}) {
         QuantizedTokens some = batch;
         some.tokens = count;
-        std::vector<float> y(tokens * rows);
+        std::vector<float> & y = memory.floats(tokens * rows);
         kernels.products(layout).matmul(packed.data(), rows, cols, 0.37f, some, y.data(), rows, 0, panel_count(rows));
         Results::add(results.products, y);
     }
 }
 
-void compute_grouped(const Kernels & kernels, Grouped kind, const std::vector<float> & x, Results & results) {
-    const std::vector<uint8_t> source = random_grouped(kind);
-    std::vector<uint8_t> packed(grouped_packed_bytes(kind, rows, grouped_cols));
+void compute_grouped(const Kernels & kernels, Grouped kind, const std::vector<float> & x, Memory & memory, Results & results) {
+    const std::vector<uint8_t> & source = random_grouped(kind, memory);
+    std::vector<uint8_t> & packed = memory.bytes(grouped_packed_bytes(kind, rows, grouped_cols));
     repack_grouped(kind, source.data(), rows, grouped_cols, packed.data(), 0, panel_count(rows));
-    std::vector<uint8_t> memory(grouped_quantized_bytes(kind, grouped_cols, tokens));
-    const GroupedBuffer batch = grouped_buffer(kind, memory.data(), grouped_cols, tokens);
+    std::vector<uint8_t> & quantized = memory.bytes(grouped_quantized_bytes(kind, grouped_cols, tokens));
+    const GroupedBuffer batch = grouped_buffer(kind, quantized.data(), grouped_cols, tokens);
     for (int64_t token = 0; token < tokens; ++token) {
         kernels.grouped.quantize_token(kind, x.data() + token * grouped_cols, grouped_cols, batch.q + token * batch.stride,
                                        batch.step + token * batch.groups, batch.minus_sum + token * batch.groups);
     }
-    Results::add(results.quantized, memory);
+    Results::add(results.quantized, quantized);
     for (const int64_t count : {tokens, int64_t{1}}) {
         GroupedTokens some = batch;
         some.tokens = count;
-        std::vector<float> y(tokens * rows);
+        std::vector<float> & y = memory.floats(tokens * rows);
         kernels.grouped.matmul(kind, packed.data(), rows, grouped_cols, some, y.data(), rows, 0, panel_count(rows));
         Results::add(results.grouped, y);
     }
 }
 
-Results compute(const Kernels & kernels, const Kernels & layouts_of) {
-    Results results;
-    const std::vector<float> x = random_activations();
-    std::vector<uint8_t> memory(quantized_bytes(cols, tokens));
-    const QuantizedBuffer batch = quantized_buffer(memory.data(), cols, tokens);
+void compute(const Kernels & kernels, const Kernels & layouts_of, Memory & memory, Results & results) {
+    const std::vector<float> & x = random_activations(memory);
+    std::vector<uint8_t> & quantized = memory.bytes(quantized_bytes(cols, tokens));
+    const QuantizedBuffer batch = quantized_buffer(quantized.data(), cols, tokens);
     quantize(kernels, x.data(), grouped_cols, cols, batch, 0, tokens);
-    Results::add(results.quantized, memory);
+    Results::add(results.quantized, quantized);
     for (const Layout layout : all_layouts) {
         if (layouts_of.offers(layout)) {
-            compute_layout(kernels, layout, batch, results);
+            compute_layout(kernels, layout, batch, memory, results);
         }
     }
     for (const Grouped kind : {Grouped::q2_0, Grouped::tq2_0}) {  // tq1_0 is tq2_0 in memory
-        compute_grouped(kernels, kind, x, results);
+        compute_grouped(kernels, kind, x, memory, results);
     }
-    return results;
 }
 
 }  // namespace
@@ -173,16 +183,19 @@ bool runs_without_sigill(void (*work)(void *), void * context) {
 std::string self_test(const Kernels & kernels) {
     struct Test {
         const Kernels & kernels;
+        Memory memory;
         Results results;
-    } test{kernels, {}};
+    } test{kernels, {}, {}};
     const auto work = [](void * context) {
         auto & own = *static_cast<Test *>(context);
-        own.results = compute(own.kernels, own.kernels);
+        compute(own.kernels, own.kernels, own.memory, own.results);
     };
     if (!runs_without_sigill(work, &test)) {
         return "executes an instruction that this machine refuses (SIGILL), although its CPU claims to have it";
     }
-    const Results expected = compute(*kernels_for(Tier::scalar, CpuFeatures{}), kernels);
+    Memory memory;
+    Results expected;
+    compute(*kernels_for(Tier::scalar, CpuFeatures{}), kernels, memory, expected);
     const char * wrong = test.results.quantized != expected.quantized  ? "the quantized activations"
                          : test.results.products != expected.products ? "the products of I2_S weights"
                          : test.results.grouped != expected.grouped   ? "the products of grouped weights"

@@ -2,20 +2,39 @@
 
 #include "attention.h"
 #include "ggml-impl.h"
-#include "stock_switch.h"
 #include "team/team.h"
 
 #include <algorithm>
+#include <cstdlib>
 #include <mutex>
 #include <new>
+#include <string>
 #include <system_error>
 #include <thread>
 #include <vector>
 
 namespace {
 
-const StockSwitch & wanted_number() {
-    static const StockSwitch value("BITEXPORT_THREADS", "number of threads");
+struct ThreadsVariable {
+    team::Choice choice = team::Choice::fitting;
+    std::string  error;
+
+    ThreadsVariable() {
+        const char *      text = std::getenv("BITEXPORT_THREADS");
+        const std::string value(text == nullptr ? "" : text);
+        if (value == "stock") {
+            choice = team::Choice::all;
+        } else if (value == "fastest") {
+            choice = team::Choice::fastest;
+        } else if (!value.empty()) {
+            error = "BITEXPORT_THREADS is '" + value + "'; expected 'stock' for all threads that were asked for, 'fastest' for " +
+                    "fewer where busy processes make that faster, or nothing for at most one per processor";
+        }
+    }
+};
+
+const ThreadsVariable & wanted_number() {
+    static const ThreadsVariable value;
     return value;
 }
 
@@ -83,7 +102,7 @@ int64_t bitexport_claim(bitexport_team * team, int64_t count) {
 int bitexport_begin_graph(bitexport_team * team, const ggml_cgraph * graph, int wanted) {
     // One token more or less in the cache is no other kind, one more in the batch is.
     const uint64_t kind = static_cast<uint64_t>(graph->n_nodes) << 32 | static_cast<uint64_t>(graph->nodes[0]->ne[1]);
-    return team->begin(wanted, kind, wanted_number().stock() || depends_on_threads(graph));
+    return team->begin(wanted, kind, depends_on_threads(graph) ? team::Choice::all : wanted_number().choice);
 }
 
 void bitexport_end_graph(bitexport_team * team) {
@@ -99,5 +118,5 @@ bool bitexport_spin(uint64_t round) {
 }
 
 const char * bitexport_threads_error(void) {
-    return wanted_number().error();
+    return wanted_number().error.empty() ? nullptr : wanted_number().error.c_str();
 }

@@ -27,8 +27,9 @@ void bitexport_barrier(struct bitexport_team * team, int threads);
 // The first of the next `count` units of work; every thread gets others. Starts at 0 again after each barrier.
 int64_t bitexport_claim(struct bitexport_team * team, int64_t count);
 
-// The number of threads, of those that are wanted, that compute this graph: fewer beside busy processes, if that is faster, and
-// at most one per processor. All that are wanted if the results depended on it, or with BITEXPORT_THREADS=stock.
+// The number of threads, of those that are wanted, that compute this graph: at most one per processor. All of
+// them if the results depended on it, or with BITEXPORT_THREADS=stock; with BITEXPORT_THREADS=fastest fewer beside busy
+// processes, where that is faster.
 int  bitexport_begin_graph(struct bitexport_team * team, const struct ggml_cgraph * graph, int wanted);
 void bitexport_end_graph(struct bitexport_team * team);
 

@@ -218,7 +218,8 @@ def test_probabilities_are_the_same(python_model: Any) -> None:
 
 def test_what_was_wrong_leaves_nothing_in_the_cache(python_model: Any) -> None:
     """Logits after drafts, right and wrong ones, against those of a fresh evaluation, bit for bit."""
-    ids = python_model.tokenize("\n".join(python_prompts(9)).encode())[:300]
+    ids = python_model.tokenize("\n".join(python_prompts(40)).encode())[:300]
+    assert len(ids) == 300
     api = bind().llama_cpp
 
     def logits() -> bytes:

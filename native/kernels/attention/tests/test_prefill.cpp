@@ -211,6 +211,9 @@ void test_shapes(const attention::Kernels & kernels) {
     }
     for (const Mask mask : {Mask::none, Mask::causal, Mask::window}) {
         for (const auto & [queries, positions] : {std::pair<int64_t, int64_t>{600, 600}, {129, 700}, {64, 256}}) {
+            if (quick() && queries > 64) {
+                continue;
+            }
             test_shape(kernels, {quick() ? 32 : 128, 5, 1, queries, positions, mask}, ++seed);
         }
     }

@@ -21,7 +21,7 @@ constexpr int64_t ms = 1'000'000;  // nanoseconds
 // `busy_us`: microseconds of work for a unit, so that the system takes the processor from some threads before they are done.
 void test_barriers(int threads, int rounds, int64_t units, bool some_sleep, int busy_us = 0) {
     team::Team team;
-    team.begin(threads, 0, true);
+    team.begin(threads, 0, Choice::all);
     std::vector<int>     done(units * rounds);  // no atomics: the barriers must order them
     std::vector<int64_t> rounds_of(threads);
     std::atomic<int>     early{0};
