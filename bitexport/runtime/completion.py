@@ -96,23 +96,17 @@ class Completion:
             GGUFError, NativeLibraryError: the model cannot be loaded.
             WorkerError: a worker cannot be used. Also raised while iterating, when one is lost.
         """
-        if max_tokens < 1:
-            raise UsageError(f"max tokens is {max_tokens}; expected 1 or more")
         start = time.perf_counter()
         threads = threads or default_threads()
-        check_text("the prompt", prompt)
-        for text in stop:
-            check_text("a stop text", text)
-        check_text("the grammar", sampling.grammar)
         check_threads(threads)
         check_draft_tokens(draft_tokens)
-        if decode not in DECODINGS:
-            raise UsageError(f"decode is {decode!r}; expected one of {', '.join(DECODINGS)}")
+        _check_options(max_tokens, decode)
+        _check_texts(prompt, stop, sampling)
         self.layers: tuple[int, ...] = ()
         self._drafts: DraftSource | None = None
         self._blocks: BlockGeneration | None = None
-        if draft is not None:
-            _check_drafts(path, draft, draft_tokens, workers, decode)
+        if draft is not None and decode != "block":
+            _check_drafts(path, draft, draft_tokens, workers)
         facts = _facts(path, workers, layers)
         context = context_within(facts.context_length, n_ctx)
         warn_beyond(facts.context_length, n_ctx)
@@ -190,6 +184,20 @@ class Completion:
             (self._llama if self._blocks is None else self._blocks).close()
 
 
+def _check_options(max_tokens: int, decode: str) -> None:
+    if max_tokens < 1:
+        raise UsageError(f"max tokens is {max_tokens}; expected 1 or more")
+    if decode not in DECODINGS:
+        raise UsageError(f"decode is {decode!r}; expected one of {', '.join(DECODINGS)}")
+
+
+def _check_texts(prompt: str, stop: Sequence[str], sampling: Sampling) -> None:
+    check_text("the prompt", prompt)
+    for text in stop:
+        check_text("a stop text", text)
+    check_text("the grammar", sampling.grammar)
+
+
 def _facts(path: str | os.PathLike[str], workers: str | Sequence[str], layers: Sequence[int]) -> Facts:
     if layers and not workers:
         raise UsageError("layers says how to divide a model among workers, and there are none; give workers")
@@ -205,12 +213,10 @@ def _check_drafts(
     draft: str | os.PathLike[str],
     draft_tokens: int,
     workers: str | Sequence[str],
-    decode: str,
 ) -> None:
     from bitexport.runtime.drafts.opening import check_drafts
 
-    if decode != "block":
-        check_drafts(path, draft, draft_tokens, workers)
+    check_drafts(path, draft, draft_tokens, workers)
 
 
 def _check_suits_blocks(draft: str | os.PathLike[str] | None, logprobs: int | None) -> None:
