@@ -13,7 +13,7 @@ TEST_JOBS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$((n < 4 ? n : 4))
 export CCACHE_BASEDIR := $(CURDIR)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup native stock tools test test-native test-python check demo wheel wheels sanitize test-arm torture bench-native train-tiny en-fr docs pictures clean
+.PHONY: help setup native stock tools test test-native test-python check demo wheel wheels sanitize test-arm torture bench-native train-tiny en-fr en-fr-blocks docs pictures clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | expand -t 16
@@ -109,6 +109,9 @@ train-tiny: $(VENV)/.installed ## Train the shipped checkpoint again (an hour or
 # Continues where it stopped. Without French catalogs on the machine it fails with a message.
 en-fr: setup ## Distil English to French, three ways and two seeds, and measure it (two hours on 2 cores)
 	$(BIN)/python examples/en-fr/reproduce.py $(ARGS)
+
+en-fr-blocks: setup ## After `make en-fr`: train block diffusion from one of its students, and measure every rule
+	$(BIN)/python examples/en-fr/blocks.py $(ARGS)
 
 wheel: $(VENV)/.installed ## Build a wheel that carries the native libraries
 	$(BIN)/pip wheel --no-deps --wheel-dir dist .

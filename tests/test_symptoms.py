@@ -74,6 +74,12 @@ def files(
         "untrained": untrained,
         "python": python,
         "plain": rewritten(gguf, folder / "plain.gguf", drop=["tokenizer.chat_template"]),
+        "blocks": rewritten(
+            gguf,
+            folder / "blocks.gguf",
+            metadata={"bitexport.diffusion.block_size": 4, "tokenizer.ggml.mask_token_id": 2},
+            drop=["tokenizer.ggml.mask_token_id"],
+        ),
         "cut": folder / "cut.gguf",
         "doubled": changed(gguf, folder / "doubled.gguf", "blk.0.attn_k.weight", double_scale),
         "misspelt": folder / "misspelt.toml",
@@ -121,6 +127,13 @@ CASES: list[tuple[str, list[str], int, dict[str, str]]] = [
     ),
     ("does not contain libllama.so", ["run", "{gguf}", "-p", "a"], 1, {"BITEXPORT_LIB_DIR": "{folder}"}),
     ("the prompt has no tokens", ["run", "{python}", "-p", ""], 2, {}),
+    ("decoded here as a plain one", ["run", "{blocks}", "-p", "a", "-n", "1", "--decode", "plain"], 0, {}),
+    (
+        "is a plain model: it has no bitexport.diffusion.block_size",
+        ["run", "{gguf}", "-p", "a", "--decode", "block"],
+        2,
+        {},
+    ),
     ("is tokenized differently", ["parity", str(EN_FR), "{python}", "--prompt", "a word"], 1, {}),
     (
         "differ by more than rounding explains",

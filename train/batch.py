@@ -15,10 +15,13 @@ import torch
 #: tokens it holds, in each of :data:`UNITS`, relative to a micro-batch of average size. The mean of a step's
 #: shares is 1, over all processes, so that the mean over micro-batches of share * (mean of a term) is the
 #: term's mean over the step's tokens.
+#: With block diffusion a batch also has what :meth:`bitexport.train.objective.diffusion.Noise.add` adds;
+#: without it, ``shares`` has no ``masked``.
 Batch = dict[str, torch.Tensor]
 
-#: What terms of a loss are means over: tokens that are targets, tokens that are not padding, examples.
-UNITS = ("targets", "tokens", "examples")
+#: What terms of a loss are means over: tokens that are targets, tokens that are not padding, examples, and
+#: the tokens that block diffusion predicts.
+UNITS = ("targets", "tokens", "examples", "masked")
 
 #: The label of a token that no loss counts, as in PyTorch and transformers.
 NOT_COUNTED = -100

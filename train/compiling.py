@@ -20,9 +20,9 @@ def compiles(config: TrainConfig) -> bool:
 def packs(config: TrainConfig) -> bool:
     """Whether prompts with answers are packed into rows: by itself where layers are compiled.
 
-    The contrastive term and the router need each text in a row of its own.
+    The contrastive term, the router and block diffusion need each text in a row of its own.
     """
-    if config.contrastive_weight or config.router:
+    if config.contrastive_weight or config.router or config.diffusion_weight:
         return False
     return config.packing == "on" or (config.packing == "auto" and compiles(config))
 

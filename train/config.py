@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bitexport.checkpoint.block_diffusion import MAX_BLOCK
 from bitexport.train.settings import Settings, load_settings
 
 CHOICES = {
@@ -115,6 +116,16 @@ class TrainConfig(Settings):
     router: bool = False  # learns a mixture of teacher layers for each student layer in the feature term
     chunk_tokens: int = 0  # computes logits of this many tokens at a time, in next_token and top-k; 0: all
 
+    # Block diffusion, in every stage that trains: a term in addition to those above, with which the student
+    # learns to fill in a block of tokens at once; see [block-diffusion.md](block-diffusion.md).
+    diffusion_weight: float = 0.0  # weight of the term; 0 trains an ordinary model
+    diffusion_block_size: int = 8  # tokens
+    diffusion_mask_token: str = ""  # text of the mask token; "": the tokenizer's own, or a new <|mask|>
+    diffusion_complementary: bool = True  # two noisy copies of a text, so that every token is masked in one
+    diffusion_min_masked: float = 0.001  # smallest fraction of a block's tokens that are masked
+    diffusion_max_masked: float = 1.0  # largest
+    diffusion_warmup_ratio: float = 0.0  # fraction of a stage's steps over which the weight rises from 0
+
     # Optimization. The learning rate rises, stays, and falls to 0; ratios are fractions of a stage's steps.
     optimizer: str = "adamw"  # "muon" uses Muon for the matrices of the layers and AdamW for the rest
     learning_rate: float = 5e-5  # the highest value; used by every stage that has no rate of its own
@@ -162,6 +173,7 @@ class TrainConfig(Settings):
         self._check_choices()
         self._check_ratios()
         self._check_batches()
+        self._check_diffusion()
 
     def check_shape(self) -> None:
         """Check the sizes of a model from scratch.
@@ -203,10 +215,18 @@ class TrainConfig(Settings):
     def _check_ratios(self) -> None:
         for name in ("adam_beta1", "adam_beta2"):
             self.require(getattr(self, name) < 1, name, "at least 0 and below 1")
-        for name in ("warmup_ratio", "decay_ratio", "lambda_warmup_ratio"):
+        for name in ("warmup_ratio", "decay_ratio", "lambda_warmup_ratio", "diffusion_warmup_ratio"):
             self.require(getattr(self, name) <= 1, name, "0 to 1")
         fits = self.warmup_ratio + self.decay_ratio <= 1
         self.require(fits, "decay_ratio", "at most 1 together with warmup_ratio")
+
+    def _check_diffusion(self) -> None:
+        size = self.diffusion_block_size
+        self.require(2 <= size <= MAX_BLOCK, "diffusion_block_size", f"2 to {MAX_BLOCK}")
+        in_order = 0 <= self.diffusion_min_masked <= self.diffusion_max_masked <= 1
+        self.require(in_order, "diffusion_max_masked", "at least diffusion_min_masked and at most 1")
+        fits = not self.diffusion_weight or size < self.sequence_length
+        self.require(fits, "diffusion_block_size", "less than sequence_length")
 
     def _check_batches(self) -> None:
         fits = self.micro_batch_tokens >= self.sequence_length

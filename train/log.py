@@ -28,10 +28,10 @@ _PROGRESS_EVERY = 0.5
 class RunLog(TrainerCallback):  # type: ignore[misc]  # transformers is untyped here
     """Writes one JSON object per line: ``step``, ``tokens``, ``seconds``, and what was measured.
 
-    That is either ``held_out_loss`` with :data:`~bitexport.train.run_health.HEALTH_KEYS`; or ``loss`` (the
-    total), every term raw and weighted, ``grad_norm``,
-    ``learning_rate``, ``lambda``, and with a router ``router``, the use of its experts. Losses are in nats
-    per token.
+    That is either ``held_out_loss`` with :data:`~bitexport.train.run_health.HEALTH_KEYS`, with block
+    diffusion also ``held_out_diffusion_loss``; or ``loss`` (the total), every term raw and weighted,
+    ``grad_norm``, ``learning_rate``, ``lambda``, and with a router ``router``, the use of its experts. Losses
+    are in nats per token.
 
     Args:
         path: the file; lines of an interrupted run are kept.
@@ -94,6 +94,9 @@ class RunLog(TrainerCallback):  # type: ignore[misc]  # transformers is untyped 
         if "eval_loss" in logs:
             line["held_out_loss"] = logs["eval_loss"]
             text = f"step {state.global_step}: held-out loss {logs['eval_loss']:.4f}"
+            if "eval_diffusion_loss" in logs:
+                line["held_out_diffusion_loss"] = logs["eval_diffusion_loss"]
+                text += f", of block diffusion {logs['eval_diffusion_loss']:.4f}"
             if self.health is not None and self.health.last:
                 line |= self.health.last
                 text += f"; {self.health.describe()}"

@@ -21,6 +21,7 @@ from bitexport.train.run_folder import last_checkpoint, stage_folder
 from bitexport.train.stage_settings import starting_model
 from bitexport.train.student.bitlinear import BitLinear
 from bitexport.train.student.checkpoint import load_causal_lm
+from bitexport.train.student.diffusion import prepare_diffusion
 from bitexport.train.student.fresh import build_model
 
 
@@ -43,10 +44,13 @@ def load_models(config: TrainConfig, stage: str) -> StageModels:
     if stage == "pretrain":
         tokenizer = _pretraining_tokenizer(config)
         model: Any = build_model(config, tokenizer.eos_token_id)
+        prepare_diffusion(model, tokenizer, config)
         model.set_attn_implementation(CAUSAL)
         return StageModels(model, None, tokenizer)
     start = starting_model(config, stage)
     student = load_causal_lm(start)
+    tokenizer = load_tokenizer(start)
+    prepare_diffusion(student, tokenizer, config)
     teacher = None
     if stage == "3" and needs_teacher(config):
         teacher = load_causal_lm(config.teacher)
@@ -55,14 +59,17 @@ def load_models(config: TrainConfig, stage: str) -> StageModels:
     for model in (student, teacher):
         if model is not None:
             model.set_attn_implementation(implementation)
-    return StageModels(student, teacher, load_tokenizer(start))
+    return StageModels(student, teacher, tokenizer)
 
 
 def rebuild_model(config: TrainConfig, stage: str, tokenizer: Any) -> Any:
     """A model of the same class and shape as the one that the stage trains; its weights do not matter."""
     if stage == "pretrain":
-        return build_model(config, tokenizer.eos_token_id)
-    return load_causal_lm(starting_model(config, stage))
+        model = build_model(config, tokenizer.eos_token_id)
+    else:
+        model = load_causal_lm(starting_model(config, stage))
+    prepare_diffusion(model, tokenizer, config)
+    return model
 
 
 def describe_parameters(model: nn.Module) -> str:

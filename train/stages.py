@@ -24,6 +24,7 @@ from bitexport.train.fsdp import gather_state_dict
 from bitexport.train.log import RunLog, Say
 from bitexport.train.loss_curve import plot, read_log
 from bitexport.train.models import describe_parameters, load_models, rebuild_model
+from bitexport.train.objective.diffusion import Noise, noise_of
 from bitexport.train.objective.objective import Objective, needs_teacher
 from bitexport.train.run_folder import MODEL, last_checkpoint, prepare_run, save_model, stage_folder
 from bitexport.train.stage_settings import check_before_training, stage_settings, stages_of
@@ -119,7 +120,7 @@ def _fit(config: TrainConfig, stage: str, folder: Path, say: Say, progress: Prog
     # Windows have one width anyway; fixed shapes matter to what is compiled.
     is_fixed = packs(config) or (compiles(config) and isinstance(data.held_out, WindowedExamples))
     width = config.sequence_length if is_fixed else 0
-    plan = _plan(config, data, settings.tokens, pad_id, width)
+    plan = _plan(config, data, settings.tokens, pad_id, width, noise_of(config, models.student))
     held_out = sample_batches(data.held_out, config.micro_batch_tokens, config.eval_examples, pad_id, width)
     if compiles(config):
         for model in (models.student, models.teacher):
@@ -157,7 +158,9 @@ def _load_stage_data(config: TrainConfig, stage: str, tokenizer: Any, progress: 
     return data
 
 
-def _plan(config: TrainConfig, data: StageData, tokens: int, pad_id: int, width: int) -> BatchPlan:
+def _plan(
+    config: TrainConfig, data: StageData, tokens: int, pad_id: int, width: int, noise: Noise | None
+) -> BatchPlan:
     processes = PartialState().num_processes
     micro_batches = config.batch_tokens // config.micro_batch_tokens
     if micro_batches % processes:
@@ -173,6 +176,7 @@ def _plan(config: TrainConfig, data: StageData, tokens: int, pad_id: int, width:
         seed=config.seed,
         pad_id=pad_id,
         width=width,
+        noise=noise,
     )
 
 

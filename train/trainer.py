@@ -147,11 +147,29 @@ class StudentTrainer(Trainer):  # type: ignore[misc]  # transformers is untyped 
         self.model.train()
         total = float(torch.stack(losses).sum()) if losses else 0.0
         metrics = {"eval_loss": total / max(tokens, 1)}
+        if self.objective.noise is not None:
+            metrics["eval_diffusion_loss"] = self._evaluate_diffusion()
         if not math.isfinite(total):
             raise self._diverged(f"the held-out loss is {metrics['eval_loss']}", self.state.global_step)
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def _evaluate_diffusion(self) -> float:
+        """The loss of block diffusion on the held-out batches, a mean over tokens; always the same noise."""
+        assert self.objective.noise is not None
+        losses = []
+        tokens = 0
+        self.model.eval()
+        with torch.no_grad():
+            for number, batch in enumerate(self.held_out):
+                noisy = self.objective.noise.add(batch, number)
+                counted = self.objective.noise.predicted(noisy)
+                loss = self.objective.diffusion_loss(self.model, self._prepare_inputs(noisy), self.model)
+                losses.append(loss.double() * counted)
+                tokens += counted
+        self.model.train()
+        return float(torch.stack(losses).sum()) / max(tokens, 1) if losses else 0.0
 
     def check_finite(self) -> None:
         """Raise DivergedError if a term or a gradient was not finite; waits for the device."""

@@ -25,7 +25,7 @@ from bitexport.runtime.drafts import (
 )
 from bitexport.runtime.drafts.opening import check_drafts, open_drafts
 from bitexport.runtime.library import bind
-from bitexport.runtime.limits import check_threads, checked_context
+from bitexport.runtime.limits import SHORT_CONTEXT, check_threads, checked_context
 from bitexport.runtime.loading import load
 from bitexport.runtime.sampling import Sampler, Sampling
 from bitexport.runtime.threads import default_threads
@@ -120,7 +120,7 @@ def bench_drafts(
     texts = {"repeating": REPEATING, "not repeating": NOT_REPEATING}
     if text is not None:
         texts = {Path(text).name: Path(text).read_text(encoding="utf-8")}
-    context = checked_context(gguf, 0)
+    context = checked_context(gguf, SHORT_CONTEXT)
     rows = []
     for done, count in enumerate(counts):
         model: Any = load(gguf, n_ctx=context, n_threads=count, n_threads_batch=count, swa_full=True)

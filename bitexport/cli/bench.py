@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from bitexport.cli import options
+from bitexport.cli.bench_modes import RULES, ModeOptions
+from bitexport.cli.bench_text import model_name, show_load, threads_text
 from bitexport.cli.help import Command
 from bitexport.cli.hub import Revision, local_path
 from bitexport.cli.output import Output, counted, format_bytes
 from bitexport.errors import UsageError
 
 if TYPE_CHECKING:
-    from bitexport.bench import BenchReport, BenchRow, CompareReport
+    from bitexport.bench import BenchReport, BenchRow
 
 ALL_TWINS = "all"
 
@@ -99,6 +101,30 @@ def bench(
     load: Annotated[
         int, typer.Option("--load", min=0, metavar="N", help="Busy processes beside the measurement.")
     ] = 0,
+    decode: Annotated[
+        str,
+        typer.Option(
+            "--decode",
+            metavar="block",
+            help="Alternate decoding in blocks with decoding token by token, on --prompts.",
+            show_default=False,
+        ),
+    ] = "",
+    rules: Annotated[
+        str,
+        typer.Option(
+            "--rules", metavar="RULE[:THRESHOLD],...", help="Rules of --decode block, as for `bitexport run`."
+        ),
+    ] = RULES,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(
+            "--prompts",
+            metavar="FILE",
+            help="Prompts of --decode block, one per line; built-in ones without it.",
+            show_default=False,
+        ),
+    ] = None,
     workers: options.Workers = "",
     layers: options.Layers = "",
     revision: Revision = None,
@@ -107,76 +133,54 @@ def bench(
 ) -> None:
     """Measure tokens per second, and how close they come to the limits of memory and multiply-add units."""
     counts = _numbers("--threads", threads)
-    prompts = _numbers("--prompt-tokens", prompt_tokens)
+    prefills = _numbers("--prompt-tokens", prompt_tokens)
     generated = _numbers("--gen-tokens", gen_tokens)
     batches = _numbers("--batch", batch)
     out = Output(json=json, quiet=quiet)
-    if compare or against:
-        option = "--compare" if compare else "--against"
-        if draft is not None:
-            raise UsageError(f"--draft and {option} do not go together; leave one of them out")
-        if batches != [1]:
-            raise UsageError(f"--batch and {option} do not go together; leave one of them out")
-        if workers:
-            raise UsageError(f"{option} measures on this machine alone; leave out --workers or {option}")
-        if plot is not None:
-            raise UsageError(f"--plot draws limits, but {option} has none; leave one of them out")
-        if keep is not None and not compare:
-            raise UsageError("--keep is for the twins of --compare; add --compare, or leave out --keep")
-        gguf = local_path(out, gguf, "gguf", revision)
-        chosen = [name.strip() for name in compare.lower().split(",")]
-        _compare(
-            out,
-            gguf,
-            types=[name for name in chosen if name],
-            against=against or [],
-            threads=counts,
-            prompt_tokens=prompts,
-            generated_tokens=generated,
-            rounds=repetitions,
-            keep=keep,
-            load=load,
-        )
-        return
-    if draft is not None:
-        if workers or load or plot is not None or keep is not None or batches != [1] or len(generated) != 1:
-            raise UsageError(
-                "--draft measures one length of text at a time and goes with --draft-tokens, --draft-text, "
-                "--gen-tokens, --threads and --repetitions only; leave out the others"
-            )
-        options.read_text(draft_text, "--draft-text")  # a clear message if it cannot be read
+    given = ModeOptions(
+        compare=compare,
+        against=against or (),
+        draft=draft,
+        draft_text=draft_text,
+        decode=decode,
+        rules=rules,
+        prompts=prompts,
+        keep=keep,
+        plot=plot,
+        load=load,
+        workers=workers,
+        layers=layers,
+        batches=batches,
+        generated=generated,
+    )
+    given.check()
+    gguf = local_path(out, gguf, "gguf", revision)
+    tests = {"threads": counts, "prompt_tokens": prefills, "generated_tokens": generated, "load": load}
+    if given.mode == "compare":
+        from bitexport.cli.bench_compare import compare_files
+
+        types = [name for name in map(str.strip, compare.lower().split(",")) if name]
+        compare_files(out, gguf, types=types, against=given.against, rounds=repetitions, keep=keep, **tests)
+    elif given.mode == "draft":
         from bitexport.cli.bench_drafts import measure
 
-        gguf = local_path(out, gguf, "gguf", revision)
         drafts = options.draft(out, draft)
         measure(out, gguf, drafts, draft_tokens, draft_text, generated[0], counts, repetitions)
-        return
-    if draft_text is not None:
-        raise UsageError("--draft-text is the text for --draft; add --draft lookup, or leave it out")
-    if keep is not None:
-        raise UsageError("--keep is for the twins of --compare; add --compare, or leave out --keep")
-    if plot is not None and workers:
-        raise UsageError("--plot draws this machine's limits; leave out --workers or --plot")
-    if plot is not None:
-        from bitexport.system.picture import check_picture
+    elif given.mode == "block":
+        from bitexport.cli.bench_blocks import run_blocks
 
-        check_picture(plot)  # fail now rather than after minutes of measuring
-    gguf = local_path(out, gguf, "gguf", revision)
+        length = generated[0]
+        run_blocks(out, gguf, prompts=prompts, rules=rules, threads=counts, tokens=length, rounds=repetitions)
+    else:
+        others = {"workers": workers, "layers": options.layers(layers)}
+        _measure(out, gguf, plot, batches=batches, repetitions=repetitions, **others, **tests)
+
+
+def _measure(out: Output, gguf: Path, plot: Path | None, **arguments: Any) -> None:
     from bitexport.bench import bench as run
 
     with out.progress("bench") as progress:
-        report = run(
-            gguf,
-            threads=counts,
-            prompt_tokens=prompts,
-            generated_tokens=generated,
-            batches=batches,
-            repetitions=repetitions,
-            workers=workers,
-            layers=options.layers(layers),
-            load=load,
-            progress=progress,
-        )
+        report = run(gguf, **arguments, progress=progress)
     if plot is not None:
         from bitexport.bench.plot import plot as draw
 
@@ -201,74 +205,6 @@ def _is_type_list(argument: str) -> bool:
     return re.fullmatch(r"(\w+|llama\.cpp)(,(\w+|llama\.cpp))*", argument) is not None
 
 
-def _compare(out: Output, gguf: Path, **arguments: Any) -> None:
-    from bitexport.bench import compare as run
-
-    with out.progress("bench") as progress:
-        report = run(gguf, **arguments, progress=progress)
-    out.result(report.to_json(), human=lambda: _show_comparison(out, report))
-
-
-def _show_comparison(out: Output, report: CompareReport) -> None:
-    out.wrapped(_model(report.path, report.model))
-    columns = ["test", "threads", "type", "size", "t/s", "speed-up", "interval"]
-    rows = [
-        (
-            row.test,
-            row.threads,
-            row.type,
-            format_bytes(report.bytes[row.type]) if row.type in report.bytes else "",
-            f"{row.tokens_per_second:.2f}",
-            "" if row.ratio is None else f"{row.ratio:.2f}x",
-            "" if row.ratio_low is None else f"{row.ratio_low:.2f} .. {row.ratio_high:.2f}",
-        )
-        for row in report.rows
-    ]
-    out.table(columns, rows, right=columns, markdown=True)
-    own = next(row.type for row in report.rows if row.ratio is None)
-    sure = sorted({f"{row.confidence:.0%}" for row in report.rows if row.confidence})
-    out.wrapped(
-        f"speed-up: {own}'s speed divided by that of the row; the median of alternating rounds"
-        + (f", and an interval that has the true median with {' or '.join(sure)} confidence" if sure else "")
-    )
-    twins = {row.type for row in report.rows} - {own, *(peer.type for peer in report.peers)}
-    out.wrapped(
-        f"{report.tier} kernels; each file in its own process and read into memory"
-        + (", the twins' head on llama.cpp's own kernels" if twins else "")
-    )
-    for peer in report.peers:
-        said = ", ".join(part for part in (peer.model, peer.build) if part)
-        out.wrapped(f"{peer.type}: {peer.command}{f' ({said})' if said else ''}, a process per round")
-    _show_load(out, report.load, [(row.threads, row.fair_share) for row in report.rows])
-    if report.tier_forced:
-        out.wrapped(
-            f"BITEXPORT_TIER limits {own} to {report.tier}; its twins use everything that this CPU has."
-        )
-    disturbed = {(row.test, row.threads): row for row in report.rows if row.disturbed_rounds}
-    for row in disturbed.values():
-        test = f"{row.test}, {_threads(row.threads)}"
-        if row.disturbed:
-            out.wrapped(f"{test}: the machine's limits moved in every round; measure again")
-        else:
-            out.wrapped(
-                f"{test}: {counted(row.disturbed_rounds, 'round')} discarded, because the machine's limits "
-                f"moved; {row.rounds} left"
-            )
-    for file in report.kept:
-        out.line(f"kept {file}")
-
-
-def _show_load(out: Output, load: int, shares: Iterable[tuple[int, float]]) -> None:
-    """The busy processes, and what is fair for the threads beside them."""
-    if load == 0:
-        return
-    fair = ", ".join(f"{share:.0%} for {_threads(threads)}" for threads, share in sorted(set(shares)))
-    out.wrapped(
-        f"beside {counted(load, 'busy process', 'busy processes')}, which paused while limits were measured; "
-        f"a thread's fair share of a processor: {fair}"
-    )
-
-
 def _numbers(option: str, text: str) -> list[int]:
     """``"1,2"`` -> ``[1, 2]``; zeros, which mean "none", are dropped."""
     try:
@@ -280,14 +216,9 @@ def _numbers(option: str, text: str) -> list[int]:
     return [number for number in numbers if number]
 
 
-def _model(path: str, description: str) -> str:
-    """The file's name and llama.cpp's description, which writes ?B for sizes that it does not know."""
-    return f"{Path(path).name}, {description.replace(' ?B', '')}"
-
-
 def _show(out: Output, report: BenchReport) -> None:
     out.wrapped(
-        f"{_model(report.path, report.model)}: {_short_count(report.parameters)} parameters, "
+        f"{model_name(report.path, report.model)}: {_short_count(report.parameters)} parameters, "
         f"{format_bytes(report.weight_bytes)}, {report.tier} kernels"
     )
     columns: dict[str, Callable[[BenchRow], object]] = {
@@ -312,8 +243,9 @@ def _show(out: Output, report: BenchReport) -> None:
             "100% is the machine's speed of reading memory and of multiply-adds, measured with each test:"
         )
         for row in report.rows:
-            out.wrapped(f"- {row.test}{_in_batch(row)}, {_threads(row.threads)}: {_limits(row)}", indent=2)
-    _show_load(out, report.load, [(row.threads, row.fair_share) for row in report.rows])
+            test = f"{row.test}{_in_batch(row)}, {threads_text(row.threads)}"
+            out.wrapped(f"- {test}: {_limits(row)}", indent=2)
+    show_load(out, report.load, [(row.threads, row.fair_share) for row in report.rows])
     out.wrapped(
         f"loaded in {report.load_seconds:.2f} s; {format_bytes(report.rss_bytes)} resident, "
         f"{format_bytes(report.rss_before_bytes)} before loading"
@@ -331,7 +263,7 @@ def _show_machines(out: Output, report: BenchReport) -> None:
     """The threads in the table are this machine's; a worker keeps those that it was started with."""
     out.wrapped(f"over {len(report.machines)} machines, one after the other for each token:")
     for machine in report.machines:
-        threads = "" if machine is report.machines[0] else f", {_threads(machine.threads)}"
+        threads = "" if machine is report.machines[0] else f", {threads_text(machine.threads)}"
         out.wrapped(
             f"- {machine.name}: {counted(machine.layers, 'layer')}{threads}, {machine.tier} kernels", indent=2
         )
@@ -339,10 +271,6 @@ def _show_machines(out: Output, report: BenchReport) -> None:
 
 def _percent(value: float | None) -> str:
     return "" if value is None else f"{value:.0f}%"
-
-
-def _threads(count: int) -> str:
-    return counted(count, "thread")
 
 
 def _in_batch(row: BenchRow) -> str:

@@ -52,6 +52,14 @@ def inspect(
 
 def _show(out: Output, report: InspectReport) -> None:
     out.wrapped(f"{report.path}: {report.kind}, {report.architecture}, {report.file_type}")
+    if report.diffusion is not None:
+        found = report.diffusion
+        shift = "the token after it" if found.token_shift else "its own token"
+        out.wrapped(
+            f"block diffusion: blocks of {found.block_size} tokens, mask token {found.mask_token_id}, each "
+            f"position predicts {shift}",
+            indent=2,
+        )
     out.table(("key", "value"), [(key, _short(value)) for key, value in report.metadata.items()])
     rows = [
         (

@@ -236,6 +236,8 @@ def _show(out: Output, report: ParityReport) -> None:
         )
     if report.layers is not None:
         show_layers(out, report.layers)
+    if report.blocks is not None:
+        out.wrapped(f"blocks: {report.blocks.describe()}", indent=2)
     out.wrapped(f"{'PASS' if report.passed else 'FAIL'} ({report.tier} kernels): {verdict(report)}", indent=2)
 
 

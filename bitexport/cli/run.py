@@ -15,6 +15,7 @@ from bitexport.cli.output import Output, counted, until_reader_leaves
 from bitexport.errors import UsageError
 
 if TYPE_CHECKING:
+    from bitexport.blocks import BlockRule
     from bitexport.runtime.completion import Completion
     from bitexport.runtime.generation import ChosenToken, TokenProbability
 
@@ -68,18 +69,48 @@ def run(
     draft_tokens: options.DraftTokens = 15,
     workers: options.Workers = "",
     layers: options.Layers = "",
+    decode: Annotated[
+        str,
+        typer.Option(
+            "--decode",
+            metavar="HOW",
+            help="plain: token by token; block: with a model of block diffusion; "
+            "auto: what the file is made for.",
+        ),
+    ] = "auto",
+    rule: Annotated[
+        str | None,
+        typer.Option(
+            "--rule",
+            metavar="RULE",
+            help="Tokens of a block to settle in one pass: greedy (one), confidence (all above the "
+            "threshold; the default), adaptive (the same, with a threshold that falls).",
+            show_default=False,
+        ),
+    ] = None,
+    threshold: Annotated[
+        float | None,
+        typer.Option(
+            "--threshold",
+            min=0,
+            max=1,
+            help="Probability above which a token of a block is settled; 0.9 by default.",
+            show_default=False,
+        ),
+    ] = None,
     echo: Annotated[bool, typer.Option("--echo", help="Print the prompt before the continuation.")] = False,
     revision: Revision = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Generate text: continue a prompt, token by token."""
+    """Generate text: continue a prompt, token by token or in blocks."""
     text = _prompt(prompt, file)
     from bitexport.runtime.completion import Completion
 
     out = Output(json=json, quiet=quiet)
     # before a download, so that a mistake in an option is found first
     sampling = options.sampling(temperature, top_k, top_p, min_p, repeat_penalty, seed, json_schema, grammar)
+    block_rule = _rule(rule, threshold)
     gguf = local_path(out, gguf, "gguf", revision)
     completion = Completion(
         gguf,
@@ -94,6 +125,8 @@ def run(
         draft=options.draft(out, draft),
         draft_tokens=draft_tokens,
         logprobs=logprobs,
+        decode=decode,
+        rule=block_rule,
     )
     if completion.max_tokens < max_tokens:
         out.warn(f"the context has room for {completion.max_tokens} tokens instead of {max_tokens}")
@@ -108,6 +141,17 @@ def run(
         finally:
             out.stream("\n")  # also after Ctrl-C
         _report(out, gguf, text, "".join(pieces), completion, logprobs, draft)
+
+
+def _rule(name: str | None, threshold: float | None) -> BlockRule | None:
+    if name is None and threshold is None:
+        return None
+    from bitexport.blocks.rules import DEFAULT_RULE, BlockRule
+
+    return BlockRule(
+        DEFAULT_RULE.name if name is None else name,
+        DEFAULT_RULE.threshold if threshold is None else threshold,
+    )
 
 
 def _prompt(prompt: str | None, file: Path | None) -> str:
@@ -145,6 +189,7 @@ def _report(
         "load_seconds": completion.load_seconds,
         "seconds": completion.seconds,
         "tokens_per_second": rate,
+        "passes": completion.passes,
     }
     if draft is not None:
         document["draft"] = {"source": draft, **asdict(completion.drafts)}
@@ -156,6 +201,7 @@ def _report(
         f"{completion.seconds:.2f} s ({rate:.1f} t/s); loaded in {completion.load_seconds:.2f} s"
         + (f"; {_drafted(completion)}" if draft is not None else "")
         + (f", over {len(completion.layers)} machines" if completion.layers else "")
+        + _passes(completion)
     )
 
 
@@ -163,6 +209,12 @@ def _drafted(completion: Completion) -> str:
     found = completion.drafts
     per_pass = completion.tokens / max(found.passes, 1)
     return f"{per_pass:.2f} tokens per pass, {found.accepted} of {found.drafted} drafted ones accepted"
+
+
+def _passes(completion: Completion) -> str:
+    if not completion.passes:
+        return ""
+    return f"; {completion.tokens / completion.passes:.2f} tokens per pass in {completion.passes} passes"
 
 
 def _token_json(found: ChosenToken) -> dict[str, Any]:

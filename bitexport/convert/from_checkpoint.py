@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bitexport.checkpoint import Checkpoint
+from bitexport.checkpoint.block_diffusion import diffusion_settings
 from bitexport.checkpoint.packings import keeps_float
 from bitexport.checkpoint.packings.master import MasterWeights
 from bitexport.checkpoint.sentence_transformers import EmbeddingSettings
@@ -22,6 +23,7 @@ from bitexport.convert.tokenizer_check import check_tokenizer
 from bitexport.errors import OutputError, UnsupportedError
 from bitexport.families import Claim, Role
 from bitexport.gguf.dequantize import rows_per_chunk
+from bitexport.gguf.diffusion_settings import diffusion_metadata
 from bitexport.gguf.embedding_settings import settings_metadata
 from bitexport.gguf.writer import MetadataValue
 from bitexport.health import Health, check_trainer_state, check_vocabulary
@@ -251,4 +253,7 @@ def _metadata(plan: Plan, vocabulary: Vocabulary) -> dict[str, MetadataValue]:
     found.update(own_keys(plan.packing_name, plan.ternary_type, plan.embed_type, kept))
     found.update(plan.family.metadata(plan.numbers))
     found.update(vocabulary.metadata())
+    diffusion = diffusion_settings(plan.checkpoint.config)
+    if diffusion is not None:
+        found.update(diffusion_metadata(diffusion))
     return found

@@ -13,6 +13,7 @@ from bitexport.doctor.agreement import logit_difference, tokenizer_difference
 from bitexport.doctor.examination import examine
 from bitexport.doctor.free_sampling import sample_freely
 from bitexport.doctor.fresh import compare_with_fresh
+from bitexport.doctor.metadata import decoding_difference
 from bitexport.doctor.report import DoctorReport
 from bitexport.doctor.samples import make_samples
 from bitexport.doctor.stages import (
@@ -82,6 +83,8 @@ def doctor(
     with tempfile.TemporaryDirectory() as folder:
         path = Path(gguf) if gguf is not None else _convert(source.path, Path(folder), facts, step)
         _examine(source, path, gguf is not None, facts, step)
+        if path is not None:
+            facts.decoding_difference = decoding_difference(source.config, read_gguf(path))
         step("loading")
         reference = load_reference(source.path, _architecture(path))
         facts.samples = make_samples(reference.tokenize, reference.n_vocab, reference.n_ctx, text, prompt)

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
+from bitexport.checkpoint.block_diffusion import diffusion_settings
 from bitexport.convert.plan import Plan
+from bitexport.gguf.diffusion_settings import BLOCK_SIZE, diffusion_of
 from bitexport.gguf.reader import Array, GGUFFile
 
 #: Two names for one graph: the second one is Microsoft's old spelling.
@@ -56,6 +60,28 @@ def metadata_differences(plan: Plan, file: GGUFFile) -> list[str]:
         ):
             found.append(f"{key} is {value!r}, and the checkpoint has no such setting")
     return found
+
+
+def decoding_difference(config: Mapping[str, Any], file: GGUFFile) -> str | None:
+    """A clause on how the file would be decoded differently from what the model was trained for, or None.
+
+    Raises:
+        CheckpointError, GGUFError: a setting of block diffusion is invalid.
+    """
+    trained, written = diffusion_settings(config), diffusion_of(file)
+    if trained == written:
+        return None
+    if written is None:
+        return (
+            f"the checkpoint is a model of block diffusion (blocks of {trained.block_size if trained else 0} "
+            f"tokens), but the file has no {BLOCK_SIZE}, so it is decoded as a plain model, token by token"
+        )
+    if trained is None:
+        return (
+            f"the checkpoint is a plain model, but the file has {BLOCK_SIZE} {written.block_size}, so it is "
+            "decoded in blocks, which the model was not trained for"
+        )
+    return f"the checkpoint has the block diffusion settings {trained}, the file {written}"
 
 
 def _same(found: object, expected: float | str | list[int]) -> bool:

@@ -58,6 +58,7 @@ class DoctorReport:
             "metadata_differences": examination.metadata,
             "tokenizer_difference": self.facts.tokenizer_difference,
             "logit_difference": self.facts.logit_difference,
+            "decoding_difference": self.facts.decoding_difference,
             "own_words": asdict(self.facts.free_sampling) if self.facts.free_sampling else None,
             "health": [asdict(finding) for finding in self.facts.findings],
         }

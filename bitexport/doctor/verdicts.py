@@ -110,6 +110,8 @@ class Facts:
         tokenizer_difference: how the file tokenizes differently from the checkpoint, as a clause.
         logit_difference: how C++ differs from PyTorch by more than rounding explains, as a clause.
         conversion_error: why convert refuses the checkpoint, as a clause.
+        decoding_difference: how the file would be decoded in another way than the model was trained for, as a
+            clause.
         free_sampling: what free sampling showed; only measured when it can decide the verdict.
     """
 
@@ -120,6 +122,7 @@ class Facts:
     tokenizer_difference: str | None = None
     logit_difference: str | None = None
     conversion_error: str | None = None
+    decoding_difference: str | None = None
     free_sampling: FreeSampling | None = None
 
     def skill(self, stage: str, kind: str | None = None) -> float:
@@ -186,6 +189,13 @@ def decide(facts: Facts) -> Verdict:
             "conversion",
             "The model is sound, but cannot be converted.",
             [facts.conversion_error, *others],
+        )
+    if facts.decoding_difference is not None and facts.logit_difference is None:
+        return _verdict(
+            facts,
+            "conversion",
+            "The model is sound, but the file would be decoded in another way than it was trained for.",
+            [f"{facts.decoding_difference}: convert the checkpoint again", *others],
         )
     if facts.logit_difference is None:
         return _verdict(

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from bitexport.checkpoint import Checkpoint, open_checkpoint
+from bitexport.checkpoint.block_diffusion import BlockDiffusion, diffusion_settings
 from bitexport.checkpoint.packings import keeps_float, packing_of
 from bitexport.convert.plan import absent
-from bitexport.errors import BitexportError, GGUFError
+from bitexport.errors import BitexportError, CheckpointError, GGUFError
 from bitexport.families import Role, family_of
 from bitexport.gguf.checks import foreign_notes
+from bitexport.gguf.diffusion_settings import diffusion_of
 from bitexport.gguf.packers import i2_s
 from bitexport.gguf.reader import Array, GGUFFile, GGUFTensor, is_gguf_path, read_gguf
 from bitexport.gguf.types import I2_S, file_type_name
@@ -62,6 +64,7 @@ def _inspect_gguf(path: Path, health: bool, progress: Progress) -> InspectReport
         total_bytes=sum(row.bytes for row in rows),
         types=dict(Counter(row.type for row in rows).most_common()),
         notes=foreign_notes(file),
+        diffusion=diffusion_of(file),
         health=findings,
     )
 
@@ -120,6 +123,14 @@ def _packing_and_problems(checkpoint: Checkpoint) -> tuple[str, list[str]]:
     return name, problems
 
 
+def _diffusion(checkpoint: Checkpoint, problems: list[str]) -> BlockDiffusion | None:
+    try:
+        return diffusion_settings(checkpoint.config)
+    except CheckpointError as error:
+        problems.append(str(error))
+        return None
+
+
 def _inspect_checkpoint(path: Path, health: bool, progress: Progress) -> InspectReport:
     checkpoint = open_checkpoint(path)
     rows = [
@@ -140,5 +151,6 @@ def _inspect_checkpoint(path: Path, health: bool, progress: Progress) -> Inspect
         total_bytes=checkpoint.nbytes,
         types=dict(Counter(row.type for row in rows).most_common()),
         problems=problems,
+        diffusion=_diffusion(checkpoint, problems),
         health=scan_checkpoint(checkpoint, progress) if health else None,
     )

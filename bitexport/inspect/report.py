@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from bitexport.checkpoint.block_diffusion import BlockDiffusion
 from bitexport.health import Finding
 
 
@@ -34,6 +35,7 @@ class InspectReport:
         types: number of tensors of each type.
         problems: why a checkpoint cannot be converted, as far as its headers show.
         notes: why a file of another project does not run as it is, and what to do.
+        diffusion: how a model of block diffusion is decoded; None for any other.
         health: signs of a bad checkpoint; None if they were not requested.
     """
 
@@ -47,6 +49,7 @@ class InspectReport:
     types: dict[str, int] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    diffusion: BlockDiffusion | None = None
     health: list[Finding] | None = None
 
     def to_json(self) -> dict[str, Any]:

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from bitexport.blocks import BlockRule
 from bitexport.errors import GGUFError, UsageError
+from bitexport.gguf.diffusion_settings import diffusion_of
 from bitexport.gguf.embeddings import Embeddings, read_embeddings
 from bitexport.gguf.fingerprint import fingerprint
 from bitexport.gguf.reader import read_gguf
@@ -17,6 +19,7 @@ from bitexport.metrics.likelihood import WINDOW, Perplexities, perplexities
 from bitexport.metrics.logits import LogitComparison, compare_logits, join, summarize
 from bitexport.parity.activations import activation_grids
 from bitexport.parity.aligned import Alignment, compare_aligned, noise_floor, stored_weights
+from bitexport.parity.blocks import BlockParity, compare_blocks
 from bitexport.parity.details import Details, LogitDetails, OnLogits
 from bitexport.parity.greedy import Continuation, continue_both
 from bitexport.parity.layers.compare import compare_layers
@@ -26,6 +29,7 @@ from bitexport.progress import Progress, ProgressEvent, ignore
 from bitexport.reference import Reference, load_reference
 from bitexport.reference.alignment import aligned_rounding
 from bitexport.reference.embeddings import replaced_embeddings
+from bitexport.runtime.block_session import BlockSession
 from bitexport.runtime.limits import check_text
 from bitexport.runtime.session import Session
 from bitexport.runtime.trace import Tracer
@@ -119,6 +123,22 @@ def parity(
             details=Details(judged_details, plain_details) if details else None,
             activations=activation_grids(reference, gguf),
             fingerprint=fingerprint(gguf),
+            blocks=_blocks(run, gguf, tokens, threads),
+        )
+
+
+def _blocks(run: _Run, gguf: str | os.PathLike[str], tokens: int, threads: int) -> BlockParity | None:
+    """Decode in blocks, too, if the file is made for it: ``tokens`` of each prompt, at least a block."""
+    settings = diffusion_of(read_gguf(os.fspath(gguf)))
+    if settings is None:
+        return None
+    size = settings.block_size
+    tokens = max(tokens, size)
+    whole_blocks = -(-(max(map(len, run.ids_of)) + tokens) // size) * size
+    n_ctx = min(whole_blocks, run.reference.n_ctx)
+    with BlockSession(gguf, n_ctx=n_ctx, n_threads=threads) as session:
+        return compare_blocks(
+            run.reference, session, run.embeddings, run.ids_of, tokens, BlockRule("greedy"), run.progress
         )
 
 

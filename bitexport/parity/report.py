@@ -9,6 +9,7 @@ from bitexport.metrics.likelihood import Perplexities
 from bitexport.metrics.logits import Agreement
 from bitexport.parity.activations import ActivationGrids
 from bitexport.parity.aligned import Alignment
+from bitexport.parity.blocks import BlockParity
 from bitexport.parity.details import Details
 from bitexport.parity.greedy import Continuation
 from bitexport.parity.layers.result import LayersReport
@@ -56,6 +57,7 @@ class ParityReport:
         layers: every step of every block; None if not requested.
         details: what the report page shows in addition; None if not requested.
         activations: how each side rounds the activations of ternary layers.
+        blocks: decoding in blocks, if the file is made for it.
         fingerprint: of the file, see :func:`bitexport.gguf.fingerprint.fingerprint`.
     """
 
@@ -72,6 +74,7 @@ class ParityReport:
     details: Details | None = None
     activations: ActivationGrids | None = None
     fingerprint: str = ""
+    blocks: BlockParity | None = None
 
     @property
     def judged(self) -> Agreement:
@@ -86,7 +89,8 @@ class ParityReport:
         )
         same_steps = self.layers is None or self.layers.first is None
         enough = self.judged.cosine_min >= self.min_cosine and self.mistake is None
-        return same_perplexity and same_steps and enough
+        same_blocks = self.blocks is None or self.blocks.passed(self.min_cosine)
+        return same_perplexity and same_steps and enough and same_blocks
 
     @property
     def mistake(self) -> str | None:
@@ -134,6 +138,7 @@ class ParityReport:
             "tier": self.tier,
             "activations": asdict(self.activations) if self.activations else None,
             "layers": self.layers.to_json() if self.layers else None,
+            "blocks": self.blocks.to_json() if self.blocks else None,
             "verdict": verdict(self),
             "fingerprint": self.fingerprint,
             "rows": [_row_json(result) for result in self.prompts],
@@ -142,6 +147,9 @@ class ParityReport:
 
 def verdict(report: ParityReport) -> str:
     """An interpretation of the numbers, in a sentence or two."""
+    blocks = report.blocks
+    if blocks is not None and not blocks.passed(report.min_cosine):
+        return f"C++ and PyTorch disagree when they decode in blocks. {blocks.describe()}"
     if report.layers is None or report.layers.first is None:
         return _logits_verdict(report)
     found = report.layers.describe()

@@ -90,7 +90,7 @@ class Reference:
         Raises:
             UsageError: T is 0.
         """
-        return self._run(ids).logits[0].numpy()  # type: ignore[no-any-return]
+        return self.run(ids).logits[0].numpy()  # type: ignore[no-any-return]
 
     def clear(self) -> None:
         """Empty the key-value cache that :meth:`feed` fills."""
@@ -98,7 +98,7 @@ class Reference:
 
     def feed(self, ids: Sequence[int]) -> npt.NDArray[np.float32]:
         """Continue with ``ids`` and return the logits after the last of them, float32 ``[V]``."""
-        output = self._run(ids, past_key_values=self._cache, use_cache=True, logits_to_keep=1)
+        output = self.run(ids, past_key_values=self._cache, use_cache=True, logits_to_keep=1)
         self._cache = output.past_key_values
         return output.logits[0, -1].numpy()  # type: ignore[no-any-return]
 
@@ -187,7 +187,12 @@ class Reference:
         """Within the block, PyTorch uses one thread for a small model, otherwise its default."""
         return torch_threads(self._threads)
 
-    def _run(self, ids: Sequence[int], **options: Any) -> Any:
+    def run(self, ids: Sequence[int], **options: Any) -> Any:
+        """The model's output for ``ids``, with ``options`` of its forward method.
+
+        Raises:
+            UsageError: there are no ids.
+        """
         if not ids:
             raise UsageError("there are no tokens to run; give a text that is not empty")
         options.setdefault("use_cache", False)

@@ -6,18 +6,30 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bitexport.errors import UsageError
 from bitexport.runtime.drafts import DEFAULT_DRAFT_TOKENS, DraftSource, DraftStatistics, check_draft_tokens
-from bitexport.runtime.facts import facts_of
+from bitexport.runtime.facts import Facts, facts_of
 from bitexport.runtime.generation import ChosenToken, Generation
-from bitexport.runtime.limits import check_text, check_threads, context_within, warn_beyond
+from bitexport.runtime.limits import (
+    check_text,
+    check_threads,
+    context_within,
+    warn_beyond,
+    warn_of_plain_decoding,
+)
 from bitexport.runtime.sampling import DEFAULT_SAMPLING, Sampling
 from bitexport.runtime.text_model import TextModel
 from bitexport.runtime.threads import default_threads
 
+if TYPE_CHECKING:
+    from bitexport.blocks import BlockRule
+    from bitexport.runtime.block_generation import BlockGeneration
+
 __all__ = ["Completion", "Sampling"]
+
+DECODINGS = ("auto", "plain", "block")
 
 
 class Completion:
@@ -34,6 +46,7 @@ class Completion:
         max_tokens: the limit: as requested, or fewer if the context ends before.
         load_seconds: the time to load the model.
         layers: that this machine and each worker compute; empty without workers.
+        passes: the evaluations of a block, if the text is decoded in blocks; otherwise None.
         seconds: the time from the start of the iteration to its end.
         drafts: what drafts did.
     """
@@ -53,6 +66,8 @@ class Completion:
         layers: Sequence[int] = (),
         draft: str | os.PathLike[str] | None = None,
         draft_tokens: int = DEFAULT_DRAFT_TOKENS,
+        decode: str = "auto",
+        rule: BlockRule | None = None,
     ) -> None:
         """Load the model and check that the prompt fits.
 
@@ -69,46 +84,59 @@ class Completion:
             workers, layers: see :func:`bitexport.load`.
             draft: ``"lookup"`` to draft from what stands in the text already, or the file of a smaller model
                 with the same tokens; the text stays as it is without drafts, and comes faster where they are
-                right.
+                right. Not for blocks.
             draft_tokens: the most drafted tokens of a pass, 1 to 31; as many are drafted as seem worth it.
+            decode: ``plain`` or ``block``; ``auto`` for what the file is made for.
+            rule: which tokens of a block are settled in a pass; None for the default.
 
         Raises:
             UsageError: the prompt is empty or does not fit, a number is out of range, the grammar has a
-                mistake, the file is for embeddings, or the draft model has other tokens.
+                mistake, the file is for embeddings, the draft model has other tokens, or the file or an
+                option does not suit ``decode``.
             GGUFError, NativeLibraryError: the model cannot be loaded.
             WorkerError: a worker cannot be used. Also raised while iterating, when one is lost.
         """
-        if max_tokens < 1:
-            raise UsageError(f"max tokens is {max_tokens}; expected 1 or more")
         start = time.perf_counter()
         threads = threads or default_threads()
-        check_text("the prompt", prompt)
-        for text in stop:
-            check_text("a stop text", text)
-        check_text("the grammar", sampling.grammar)
         check_threads(threads)
         check_draft_tokens(draft_tokens)
-        self._llama: Any
+        _check_options(max_tokens, decode)
+        _check_texts(prompt, stop, sampling)
+        self.layers: tuple[int, ...] = ()
         self._drafts: DraftSource | None = None
+        self._blocks: BlockGeneration | None = None
+        if draft is not None and decode != "block":
+            _check_drafts(path, draft, draft_tokens, workers)
+        facts = _facts(path, workers, layers)
+        context = context_within(facts.context_length, n_ctx)
+        warn_beyond(facts.context_length, n_ctx)
+        if decode == "block" or (decode == "auto" and facts.block_size):
+            _check_suits_blocks(draft, logprobs)
+            session = {"n_ctx": context, "n_threads": threads, "workers": workers, "layers": layers}
+            limits = {"max_tokens": max_tokens, "stop": stop}
+            self._blocks = _open_blocks(path, prompt, sampling=sampling, rule=rule, **limits, **session)
+            self.load_seconds = time.perf_counter() - start
+            self.layers = self._blocks.layers
+            self.prompt_tokens = len(self._blocks.prompt)
+            self.max_tokens = self._blocks.max_tokens
+            return
+        if rule is not None:
+            raise UsageError(
+                f"the rule {rule.name} settles tokens of blocks, and {path} is decoded token by token; leave "
+                "--rule and --threshold out"
+            )
+        self._llama: Any
         if draft is None:
-            self._llama = _open(path, n_ctx, threads, workers, layers)
+            self._llama = _open(path, facts, context, threads, workers, layers)
         else:
-            self._llama, self._drafts = _open_with_drafts(path, n_ctx, threads, draft, draft_tokens, workers)
+            self._llama, self._drafts = _open_with_drafts(path, context, threads, draft)
         self.load_seconds = time.perf_counter() - start
         placement = self._llama.placement
-        self.layers: tuple[int, ...] = () if placement is None else placement.layers
+        self.layers = () if placement is None else placement.layers
         tokens = self._llama.tokenize(prompt.encode("utf-8"), special=True)
         self.prompt_tokens = len(tokens)
-        room = self._llama.n_ctx() - self.prompt_tokens
-        if self.prompt_tokens == 0:
-            raise UsageError("the prompt has no tokens; give a non-empty text")
-        if room < 1:
-            raise UsageError(
-                f"the prompt has {self.prompt_tokens} tokens, but the context only {self._llama.n_ctx()}; "
-                "shorten the prompt or set a larger --ctx"
-            )
-        self.max_tokens = min(max_tokens, room)
-        self._generation = Generation(
+        self.max_tokens = min(max_tokens, _room(self.prompt_tokens, self._llama.n_ctx()))
+        self._plain = Generation(
             self._llama,
             tokens,
             sampling=sampling,
@@ -118,6 +146,14 @@ class Completion:
             drafts=self._drafts,
             draft_tokens=draft_tokens,
         )
+
+    @property
+    def _generation(self) -> Generation | BlockGeneration:
+        return self._plain if self._blocks is None else self._blocks
+
+    @property
+    def passes(self) -> int | None:
+        return None if self._blocks is None else self._blocks.passes
 
     @property
     def tokens(self) -> int:
@@ -133,7 +169,7 @@ class Completion:
 
     @property
     def drafts(self) -> DraftStatistics:
-        return self._generation.drafts
+        return DraftStatistics() if self._blocks is not None else self._plain.drafts
 
     @property
     def seconds(self) -> float:
@@ -145,60 +181,89 @@ class Completion:
         finally:
             if self._drafts is not None:
                 self._drafts.close()
-            self._llama.close()
+            (self._llama if self._blocks is None else self._blocks).close()
+
+
+def _check_options(max_tokens: int, decode: str) -> None:
+    if max_tokens < 1:
+        raise UsageError(f"max tokens is {max_tokens}; expected 1 or more")
+    if decode not in DECODINGS:
+        raise UsageError(f"decode is {decode!r}; expected one of {', '.join(DECODINGS)}")
+
+
+def _check_texts(prompt: str, stop: Sequence[str], sampling: Sampling) -> None:
+    check_text("the prompt", prompt)
+    for text in stop:
+        check_text("a stop text", text)
+    check_text("the grammar", sampling.grammar)
+
+
+def _facts(path: str | os.PathLike[str], workers: str | Sequence[str], layers: Sequence[int]) -> Facts:
+    if layers and not workers:
+        raise UsageError("layers says how to divide a model among workers, and there are none; give workers")
+    if not workers:
+        return facts_of(path, warn=False)
+    from bitexport.runtime.loading import can_try
+
+    return facts_of(path, trial=can_try(path), warn=False)
+
+
+def _check_drafts(
+    path: str | os.PathLike[str],
+    draft: str | os.PathLike[str],
+    draft_tokens: int,
+    workers: str | Sequence[str],
+) -> None:
+    from bitexport.runtime.drafts.opening import check_drafts
+
+    check_drafts(path, draft, draft_tokens, workers)
+
+
+def _check_suits_blocks(draft: str | os.PathLike[str] | None, logprobs: int | None) -> None:
+    if draft is not None:
+        raise UsageError("drafts continue a text in order; leave --draft out, or use --decode plain")
+    if logprobs is not None:
+        raise UsageError("log-probabilities are of text in order; use --decode plain with --logprobs")
+
+
+def _open_blocks(
+    path: str | os.PathLike[str], prompt: str, *, rule: BlockRule | None, **options: Any
+) -> BlockGeneration:
+    from bitexport.blocks.rules import DEFAULT_RULE
+    from bitexport.runtime.block_generation import BlockGeneration
+
+    return BlockGeneration(path, prompt, rule=rule or DEFAULT_RULE, **options)
+
+
+def _room(prompt_tokens: int, context: int) -> int:
+    """The tokens that fit behind a prompt."""
+    if prompt_tokens == 0:
+        raise UsageError("the prompt has no tokens; give a non-empty text")
+    if prompt_tokens >= context:
+        raise UsageError(
+            f"the prompt has {prompt_tokens} tokens, but the context only {context}; "
+            "shorten the prompt or set a larger --ctx"
+        )
+    return context - prompt_tokens
 
 
 def _open(
     path: str | os.PathLike[str],
-    n_ctx: int,
+    facts: Facts,
+    context: int,
     threads: int,
     workers: str | Sequence[str],
     layers: Sequence[int],
 ) -> TextModel:
-    if layers and not workers:
-        raise UsageError("layers says how to divide a model among workers, and there are none; give workers")
-    if workers:
-        return _open_with_workers(path, n_ctx, threads, workers, layers)
-    facts = facts_of(path)
-    context = context_within(facts.context_length, n_ctx)
-    warn_beyond(facts.context_length, n_ctx)
-    return TextModel(Path(path), facts.overrides, n_ctx=context, n_threads=threads)
-
-
-def _open_with_drafts(
-    path: str | os.PathLike[str],
-    n_ctx: int,
-    threads: int,
-    draft: str | os.PathLike[str],
-    draft_tokens: int,
-    workers: str | Sequence[str],
-) -> tuple[Any, DraftSource | None]:
-    from bitexport.runtime.drafts.opening import check_drafts, open_drafts
-    from bitexport.runtime.loading import load
-
-    check_drafts(path, draft, draft_tokens, workers)
-    facts = facts_of(path)
-    context = context_within(facts.context_length, n_ctx)
-    warn_beyond(facts.context_length, n_ctx)
-    model = load(path, n_ctx=context, n_threads=threads, n_threads_batch=threads)
-    return model, open_drafts(model, draft, threads=threads)
-
-
-def _open_with_workers(
-    path: str | os.PathLike[str],
-    n_ctx: int,
-    threads: int,
-    workers: str | Sequence[str],
-    layers: Sequence[int],
-) -> TextModel:
-    from bitexport.runtime.loading import can_try
+    facts.warn()
+    if facts.block_size:
+        warn_of_plain_decoding(path)
+    if not workers:
+        return TextModel(Path(path), facts.overrides, n_ctx=context, n_threads=threads)
     from bitexport.runtime.remote import Workers
 
     connected = Workers(workers)
     try:
-        facts = facts_of(path, trial=can_try(path))
-        context = context_within(facts.context_length, n_ctx)
-        warn_beyond(facts.context_length, n_ctx)
         return TextModel(
             Path(path),
             facts.overrides,
@@ -210,3 +275,13 @@ def _open_with_workers(
     except BaseException:
         connected.close()
         raise
+
+
+def _open_with_drafts(
+    path: str | os.PathLike[str], context: int, threads: int, draft: str | os.PathLike[str]
+) -> tuple[Any, DraftSource | None]:
+    from bitexport.runtime.drafts.opening import open_drafts
+    from bitexport.runtime.loading import load
+
+    model = load(path, n_ctx=context, n_threads=threads, n_threads_batch=threads)
+    return model, open_drafts(model, draft, threads=threads)

@@ -25,31 +25,38 @@ class Facts:
 
     Attributes:
         context_length: the context that the model was trained with; 0 if unknown.
+        block_size: the tokens of a block that the model fills in at once; 0 for a plain model.
         overrides: metadata that the header lacks.
         warnings: what has been assumed, and what cannot be used, for the user.
     """
 
     context_length: int
+    block_size: int = 0
     overrides: Mapping[str, str] = field(default_factory=dict)
     warnings: Sequence[str] = ()
 
+    def warn(self) -> None:
+        """Give all warnings."""
+        for message in self.warnings:
+            warnings.warn(message, BitexportWarning, stacklevel=4)
 
-def facts_of(path: str | os.PathLike[str], *, trial: bool = True) -> Facts:
+
+def facts_of(path: str | os.PathLike[str], *, trial: bool = True, warn: bool = True) -> Facts:
     """Check that a file generates text and that libllama can open it, or remember that it was checked.
-
-    Warns about everything that is assumed.
 
     Args:
         path: the GGUF file.
         trial: try a file that is not proven in a child process.
+        warn: warn about everything that is assumed; otherwise the caller does, or opens the file by a
+            function that does.
 
     Raises:
         UsageError: the file is for embeddings.
         GGUFError, UnsupportedError, TokenizerError: see :func:`bitexport.runtime.loading.checked_file`.
     """
     facts = _remembered(Path(path)) or _found(Path(path), trial=trial)
-    for message in facts.warnings:
-        warnings.warn(message, BitexportWarning, stacklevel=3)
+    if warn:
+        facts.warn()
     return facts
 
 
@@ -64,16 +71,19 @@ def _remembered(path: Path) -> Facts | None:
 def _from_json(document: Any) -> Facts | None:
     """None for a note of another version, which may find other facts."""
     with contextlib.suppress(KeyError, TypeError, AttributeError):
-        length, overrides, notes = (document[key] for key in ("context_length", "overrides", "warnings"))
+        length, block = document["context_length"], document["block_size"]
+        overrides, notes = document["overrides"], document["warnings"]
         if document["version"] != __version__:
             return None
         texts = [*overrides, *overrides.values(), *notes]
-        if isinstance(length, int) and all(isinstance(text, str) for text in texts):
-            return Facts(length, overrides, notes)
+        numbers_are_whole = isinstance(length, int) and isinstance(block, int)
+        if numbers_are_whole and all(isinstance(text, str) for text in texts):
+            return Facts(length, block, overrides, notes)
     return None
 
 
 def _found(path: Path, *, trial: bool) -> Facts:
+    from bitexport.gguf.diffusion_settings import diffusion_of
     from bitexport.gguf.embedding_settings import check_generates
     from bitexport.gguf.reader import read_gguf
     from bitexport.runtime.chat import template_warning
@@ -82,12 +92,14 @@ def _found(path: Path, *, trial: bool) -> Facts:
     from bitexport.tokenizer.chat import DEFAULT_KEY, TemplateError, check_template
 
     check_generates(read_gguf(path))
+    diffusion = diffusion_of(read_gguf(path))
     _, overrides, messages = examined_file(path, trial=trial)
     try:
         check_template(read_gguf(path).metadata.get(DEFAULT_KEY, ""))
     except TemplateError as error:
         messages.append(template_warning(str(path), str(error)))
-    facts = Facts(trained_context(path), overrides, messages)
+    block_size = 0 if diffusion is None else diffusion.block_size
+    facts = Facts(trained_context(path), block_size, overrides, messages)
     parts = read_gguf(path).parts
     name = proofs.identity(parts)
     if len(parts) == 1 and proofs.is_proven(name):

@@ -108,6 +108,16 @@ def warn_of_long_context(path: str | os.PathLike[str], tokens: int) -> None:
     warn_beyond(trained_context(path), tokens)
 
 
+def warn_of_plain_decoding(path: str | os.PathLike[str]) -> None:
+    """Warn that a model of block diffusion is decoded token by token."""
+    warnings.warn(
+        f"{path} is a model of block diffusion, decoded here as a plain one, token by token; "
+        "`bitexport run` and bitexport.runtime.block_llama.decode_blocks decode it in blocks",
+        BitexportWarning,
+        stacklevel=4,
+    )
+
+
 def warn_beyond(trained: int, tokens: int) -> None:
     """Like :func:`warn_of_long_context`, for a model that was trained with this context; 0 if unknown."""
     if 0 < trained < tokens:

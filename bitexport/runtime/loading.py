@@ -15,12 +15,18 @@ from typing import TYPE_CHECKING, Any
 
 from bitexport.errors import BitexportWarning, GGUFError, UsageError
 from bitexport.gguf.checks import check_foreign
+from bitexport.gguf.diffusion_settings import diffusion_of
 from bitexport.gguf.reader import MAGIC, read_gguf, refuse_folder
 from bitexport.runtime import ggml, log
 from bitexport.runtime.arguments import check_arguments
 from bitexport.runtime.assumptions import assumptions
 from bitexport.runtime.library import api, bind
-from bitexport.runtime.limits import check_own_context, check_threads, trained_context
+from bitexport.runtime.limits import (
+    check_own_context,
+    check_threads,
+    trained_context,
+    warn_of_plain_decoding,
+)
 from bitexport.runtime.model import PathText, model_class
 from bitexport.runtime.processes import lock_across_forks
 from bitexport.runtime.remote import Workers, error_of
@@ -83,6 +89,8 @@ def load(
         with _one_at_a_time:
             model = _open(file, kwargs, remote)
         on_failure.pop_all()
+    if not kwargs.get("vocab_only") and diffusion_of(read_gguf(file)) is not None:
+        warn_of_plain_decoding(path)
     for message in model.template_warnings:
         warnings.warn(message, BitexportWarning, stacklevel=3)
     pool = ThreadPool(model.ctx, max(kwargs["n_threads"], kwargs["n_threads_batch"]))

@@ -8,7 +8,8 @@ import pytest
 from rich.console import Console
 
 from bitexport.bench import BenchReport, BenchRow, CompareReport, CompareRow
-from bitexport.cli.bench import _show, _show_comparison
+from bitexport.cli.bench import _show
+from bitexport.cli.bench_compare import _show as _show_comparison
 from bitexport.cli.output import Output
 
 

@@ -16,11 +16,13 @@ import numpy as np
 import pytest
 import torch
 
+from bitexport.convert import convert
 from bitexport.doctor import VERDICTS, DoctorReport, doctor
 from bitexport.doctor.verdicts import decide
 from bitexport.system.native_files import library_file
 from tests.support import trained
 from tests.support.damaged_checkpoints import resaved
+from tests.support.diffusion import as_block_diffusion
 from tests.support.gguf_files import changed, double_scale, flip_one_trit, halve_gain
 from tests.support.repository import REPOSITORY, TINY_PYTHON
 
@@ -304,3 +306,21 @@ def test_weights_are_the_same_after_every_stage(good: Path) -> None:
             seen.append(reference.logits(ids))
     assert np.array_equal(reference.logits(ids), before)
     assert all(not np.array_equal(seen[i], seen[j]) for i in range(3) for j in range(i))
+
+
+def test_a_file_that_would_be_decoded_in_another_way(
+    good: Path, good_gguf: Path, text: Path, tmp_path: Path
+) -> None:
+    """A checkpoint of block diffusion whose file says nothing of it, and the reverse."""
+    in_blocks = as_block_diffusion(good, tmp_path / "c", mask_token_id=3)
+    report = diagnose(in_blocks, text, good_gguf)
+    assert report.verdict.name == "conversion"
+    assert "so it is decoded as a plain model, token by token: convert the checkpoint again" in evidence(
+        report
+    )
+    made = tmp_path / "c.gguf"
+    convert(in_blocks, made, embed_type="f16")
+    report = diagnose(good, text, made)
+    assert report.verdict.name == "conversion"
+    assert "decoded in blocks, which the model was not trained for" in evidence(report)
+    assert diagnose(in_blocks, text, made).verdict.name == "healthy"

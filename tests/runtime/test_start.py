@@ -111,8 +111,9 @@ def test_a_warning_is_given_every_time(model: Path, monkeypatch: pytest.MonkeyPa
         "",
         "no JSON",
         "[]",
-        '{"version": "0.1.0", "context_length": "256", "overrides": {}, "warnings": []}',
-        '{"version": "0.0.1", "context_length": 512, "overrides": {}, "warnings": []}',
+        '{"version": "0.1.0", "context_length": "256", "block_size": 0, "overrides": {}, "warnings": []}',
+        '{"version": "0.1.0", "context_length": 512, "overrides": {}, "warnings": []}',
+        '{"version": "0.0.1", "context_length": 512, "block_size": 0, "overrides": {}, "warnings": []}',
     ],
 )
 def test_a_note_that_is_not_ours_is_ignored(model: Path, cache: Path, note: str) -> None:

@@ -28,8 +28,10 @@ from bitexport.train.data.examples import ListedExamples
 from bitexport.train.data.packing import padding
 from bitexport.train.loss_curve import read_log
 from bitexport.train.models import StageModels
+from bitexport.train.objective.diffusion import noise_of
 from bitexport.train.stages import train
 from bitexport.train.student.checkpoint import load_causal_lm
+from bitexport.train.student.diffusion import prepare_diffusion
 from bitexport.train.student.surgery import make_student
 from bitexport.train.trainer import StudentTrainer
 from tests.train.conftest import student_config, tiny_config
@@ -135,11 +137,13 @@ def make(tmp_path: Path) -> Callable[..., StudentTrainer]:
     def build(*, width: int = 0, **changes: Any) -> StudentTrainer:
         config = tiny_config(tmp_path, **changes)
         models = StageModels(make_student(tiny_llama()), tiny_llama(), train_tokenizer(["a b"], 258, 64))
+        prepare_diffusion(models.student, models.tokenizer, config)
         for model in (models.student, models.teacher):
             model.set_attn_implementation("eager" if config.attention_weight else CAUSAL)
             if compiling.compiles(config):
                 compiling.compile_layers(model)
-        plan = BatchPlan(examples(), micro_tokens=192, per_step=2, budget=2500, seed=1, pad_id=0, width=width)
+        sizes = {"micro_tokens": 192, "per_step": 2, "budget": 2500, "width": width}
+        plan = BatchPlan(examples(), seed=1, pad_id=0, noise=noise_of(config, models.student), **sizes)
         held_out = sample_batches(examples(40), 192, 40, 0, width)
         return StudentTrainer(config, tmp_path / "stage", models, plan, held_out, 1e-3)
 
@@ -158,6 +162,8 @@ ALL_TERMS: dict[str, Any] = {"feature_weight": 0.5, "contrastive_weight": 0.2, "
         {"width": 48},
         {"attention_weight": 1.0, "packing": "off"},
         {"activation_checkpointing": True},
+        {"diffusion_weight": 0.5, "diffusion_block_size": 4},
+        {"diffusion_weight": 0.5, "diffusion_block_size": 4, "logits_top_k": 16, "chunk_tokens": 16},
     ],
 )
 def test_a_step_waits_for_nothing(

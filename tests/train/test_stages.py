@@ -81,6 +81,8 @@ def test_a_resumed_run_repeats_an_uninterrupted_one_to_the_bit(
         "curriculum": True,
         "feature_weight": 0.1,
         "router": True,
+        "diffusion_weight": 0.5,
+        "diffusion_warmup_ratio": 0.3,
         "log_every": 3,
         "stage3_tokens": 2800,
     }

@@ -13,6 +13,7 @@ from bitexport.train.batch import UNITS, Batch
 from bitexport.train.data.batches import BatchPlan, collate
 from bitexport.train.data.examples import ListedExamples
 from bitexport.train.models import StageModels, load_models
+from bitexport.train.objective.diffusion import noise_of
 from bitexport.train.objective.objective import TEACHER_TERMS, UNIT_OF_TERM
 from bitexport.train.trainer import StudentTrainer
 from tests.train.conftest import student_config
@@ -52,7 +53,7 @@ def gradients(trainer: StudentTrainer, batches: list[Batch]) -> dict[str, torch.
 
 
 def test_every_term_has_a_unit() -> None:
-    assert UNIT_OF_TERM.keys() == {"next_token", *TEACHER_TERMS}
+    assert UNIT_OF_TERM.keys() == {"next_token", "diffusion", *TEACHER_TERMS}
     assert set(UNIT_OF_TERM.values()) <= {*UNITS}
 
 
@@ -95,3 +96,28 @@ def test_a_step_in_one_or_several_micro_batches(trainer: StudentTrainer) -> None
 def test_a_step_without_any_target_is_zero_and_finite() -> None:
     examples = ListedExamples([([1, 2, 3], [-100] * 3)] * 8)
     assert all(torch.isfinite(plan_of(examples, 2)[i]["shares"]).all() for i in range(2))
+
+
+def test_block_diffusion_is_weighed_by_the_tokens_that_it_predicts(
+    teacher: Path, student_run: Path, tmp_path: Path
+) -> None:
+    """A random number of them, since only one copy of a text is masked."""
+    student = str(student_run / "stage1" / "model")
+    settings = {"diffusion_weight": 1.0, "diffusion_block_size": 4, "diffusion_complementary": False}
+    config = student_config(tmp_path, teacher, student=student, **settings)
+    models: StageModels = load_models(config, "3")
+    torch.nn.init.normal_(models.student.lm_head.weight, std=0.3)
+    noise = noise_of(config, models.student)
+    plan = BatchPlan(answers(), micro_tokens=64, per_step=4, budget=10, seed=1, pad_id=0, noise=noise)
+    trainer = StudentTrainer(config, tmp_path, models, plan, [], 1e-3)
+    batches = [plan[i] for i in range(4)]
+    counts = np.array([len(batch["noisy_targets"]) for batch in batches])
+    shares = [float(batch["shares"][UNITS.index("masked")]) for batch in batches]
+    assert shares == pytest.approx(counts / counts.mean())
+
+    gradients(trainer, batches)
+    logged = trainer.term_sums.take_means()["diffusion"]
+    losses = [trainer.objective.diffusion_loss(trainer.model, batch, trainer.model) for batch in batches]
+    means = np.array([float(loss.detach()) for loss in losses])
+    assert logged == pytest.approx(float(means @ counts / counts.sum()), rel=1e-4)
+    assert logged != pytest.approx(float(means.mean()), rel=1e-3)

@@ -13,6 +13,7 @@ from bitexport.errors import UsageError
 from bitexport.train.batch import NOT_COUNTED, Batch
 from bitexport.train.data.examples import Examples, Ids, MixedExamples
 from bitexport.train.data.packing import pack
+from bitexport.train.objective.diffusion import Noise
 
 # The number of micro-batches whose examples are sorted by length together: little padding, and still a new
 # mixture in every pass.
@@ -32,6 +33,7 @@ class BatchPlan(Dataset[Batch]):
             need be with rows of padding; 0: one example per row, and as many rows as fit.
         per_step: micro-batches per optimizer step, over all processes.
         budget: tokens to train on, padding not counted.
+        noise: of block diffusion; it is part of the micro-batches, and so are shares in what it masks.
 
     Raises:
         UsageError: there is no example.
@@ -47,8 +49,12 @@ class BatchPlan(Dataset[Batch]):
         seed: int,
         pad_id: int,
         width: int = 0,
+        noise: Noise | None = None,
     ) -> None:
         self.examples = examples
+        self.noise = noise
+        self.per_step = per_step
+        self._predicted: tuple[int, Ids] = (-1, np.zeros(0, dtype=np.int64))  # a step, see _predicted_in_step
         self.pad_id = pad_id
         self.width = width
         self.rows = micro_tokens // width if width else 0
@@ -85,15 +91,32 @@ class BatchPlan(Dataset[Batch]):
         return len(self.batches)
 
     def __getitem__(self, index: int) -> Batch:
+        batch, shares = self._without_noise(index), self._shares[index]
+        if self.noise is not None:
+            batch = self.noise.add(batch, index)
+            predicted = self._predicted_in_step(index // self.per_step)
+            share = self.noise.predicted(batch) / max(predicted.mean(), 1 / self.per_step)
+            shares = np.append(shares, np.float32(share))
+        return {**batch, "shares": torch.from_numpy(shares)}
+
+    def _without_noise(self, index: int) -> Batch:
         pass_number, indices, counts = self.batches[index]
         examples = [self.examples.get(pass_number, int(i)) for i in indices]
         if counts is None:
-            batch = collate(examples, self.pad_id)
-        else:
-            ends = np.cumsum(counts)
-            rows = [examples[end - count : end] for count, end in zip(counts, ends, strict=True)]
-            batch = collate_rows([*rows, *[[]] * (self.rows - len(rows))], self.width, self.pad_id)
-        return {**batch, "shares": torch.from_numpy(self._shares[index])}
+            return collate(examples, self.pad_id)
+        ends = np.cumsum(counts)
+        rows = [examples[end - count : end] for count, end in zip(counts, ends, strict=True)]
+        return collate_rows([*rows, *[[]] * (self.rows - len(rows))], self.width, self.pad_id)
+
+    def _predicted_in_step(self, step: int) -> Ids:
+        """How many tokens block diffusion predicts in each micro-batch of a step, also of other processes."""
+        assert self.noise is not None
+        if self._predicted[0] != step:
+            begin = step * self.per_step
+            numbers = range(begin, begin + self.per_step)
+            counts = [self.noise.predicted(self.noise.add(self._without_noise(i), i)) for i in numbers]
+            self._predicted = step, np.array(counts, dtype=np.int64)
+        return self._predicted[1]
 
 
 def sample_batches(

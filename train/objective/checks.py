@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from bitexport.checkpoint.block_diffusion import KEY
 from bitexport.errors import UsageError
 from bitexport.train.config import TrainConfig
 
@@ -11,9 +12,18 @@ from bitexport.train.config import TrainConfig
 def check_settings(config: TrainConfig, student: Any, teacher: Any) -> None:
     """Raise UsageError if ``config`` asks for a term that cannot compare ``student`` and ``teacher``."""
     if config.logits_weight:
-        check_vocabularies(student.config.vocab_size, teacher.config.vocab_size, config.logit_projector)
+        student_size = shared_vocabulary(student.config, teacher.config)
+        check_vocabularies(student_size, teacher.config.vocab_size, config.logit_projector)
     _check_hidden_sizes(config, student.config.hidden_size, teacher.config.hidden_size)
     _check_combinations(config, teacher.config.vocab_size)
+
+
+def shared_vocabulary(student: Any, teacher: Any) -> int:
+    """How many of the student's tokens the teacher may have: all, or all but a mask token that was added."""
+    size = int(student.vocab_size)
+    diffusion = getattr(student, KEY, None) or {}
+    is_added = diffusion.get("mask_token_id") == size - 1 == teacher.vocab_size
+    return size - 1 if is_added else size
 
 
 def check_vocabularies(student_size: int, teacher_size: int, projector: bool) -> None:

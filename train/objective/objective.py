@@ -1,4 +1,4 @@
-"""The loss of a stage: next tokens, and agreement with a teacher at the same positions."""
+"""The loss of a stage: next tokens, masked tokens of blocks, and agreement with a teacher."""
 
 from __future__ import annotations
 
@@ -13,8 +13,14 @@ from bitexport.train.attention import attention_options
 from bitexport.train.batch import Batch
 from bitexport.train.config import TrainConfig
 from bitexport.train.objective import losses
-from bitexport.train.objective.checks import check_relation_heads, check_relation_layer, check_settings
+from bitexport.train.objective.checks import (
+    check_relation_heads,
+    check_relation_layer,
+    check_settings,
+    shared_vocabulary,
+)
 from bitexport.train.objective.chunked import chunked_next_token, chunked_top_k, chunked_top_k_distillation
+from bitexport.train.objective.diffusion import noise_of
 from bitexport.train.objective.projector import LogitProjector
 from bitexport.train.objective.router import StudentAwareRouter
 from bitexport.train.objective.schedules import curriculum_factor
@@ -30,6 +36,7 @@ UNIT_OF_TERM = {
     "feature": "tokens",
     "attention": "tokens",
     "contrastive": "examples",
+    "diffusion": "masked",
 }
 
 
@@ -41,7 +48,7 @@ def needs_teacher(config: TrainConfig) -> bool:
 class Objective(nn.Module):
     """The loss of a stage, with the parameters trained in addition to the student's: projector, router.
 
-    Without a ``teacher`` it is the next-token loss only.
+    Without a ``teacher`` it is the next-token loss, and the one of block diffusion.
 
     Raises:
         UsageError: settings do not fit the two models.
@@ -55,11 +62,16 @@ class Objective(nn.Module):
         self.projector: LogitProjector | None = None
         self.router: StudentAwareRouter | None = None
         self.usage: Tensor | None = None  # the router's, at the last line of the log
+        self.noise = noise_of(config, student)  # None without block diffusion
+        self.shared_vocabulary: int | None = None  # of student and teacher, if the student's is larger
         if teacher is not None:
             teacher.eval().requires_grad_(False)
             check_settings(config, student, teacher)
             self._add_trained_parts(student.config, teacher.config, teacher.dtype)
             self._choose_layers(student, teacher)
+            shared = shared_vocabulary(student.config, teacher.config)
+            if shared < student.config.vocab_size:
+                self.shared_vocabulary = shared
 
     def _add_trained_parts(self, student: Any, teacher: Any, teacher_dtype: torch.dtype) -> None:
         """Make projector and router from the ``config`` of both models."""
@@ -95,14 +107,26 @@ class Objective(nn.Module):
             return {"next_token": 1.0}
         has_teacher = self._teacher[0] is not None
         weights = {}
-        for term in ("next_token", *(TEACHER_TERMS if has_teacher else ())):
+        terms = ["next_token"]
+        if self.noise is not None:
+            terms.append("diffusion")
+        if has_teacher:
+            terms += TEACHER_TERMS
+        for term in terms:
             weight = _configured_weight(self.config, term)
-            if self.config.curriculum:
+            if term == "diffusion":
+                weight *= self._diffusion_factor()
+            elif self.config.curriculum:
                 weight *= curriculum_factor(term, self.progress)
             # The next-token loss is always computed, so that every log shows it.
             if weight or term == "next_token":
                 weights[term] = weight
         return weights
+
+    def _diffusion_factor(self) -> float:
+        """The factor, 0 to 1, on the weight of block diffusion, which has a warm-up of its own."""
+        ratio = self.config.diffusion_warmup_ratio
+        return min(1.0, self.progress / ratio) if ratio else 1.0
 
     def forward(self, model: Any, inputs: Batch, student: Any) -> dict[str, Tensor]:
         """The terms of one micro-batch, by the names of :meth:`weights`: scalars, not yet weighted.
@@ -123,7 +147,9 @@ class Objective(nn.Module):
         with _capture_qkv(student, self.student_layer if "relation" in weights else None) as student_qkv:
             student_output = model(**options)
         terms = {"next_token": self._next_token(student_output, labels, student)}
-        if len(weights) == 1:
+        if "diffusion" in weights:
+            terms["diffusion"] = self.diffusion_loss(model, inputs, student)
+        if not any(term in weights for term in TEACHER_TERMS):
             return terms
 
         teacher = self._teacher[0]
@@ -140,6 +166,18 @@ class Objective(nn.Module):
         if "contrastive" in weights:
             terms["contrastive"] = self._contrastive(student_output, teacher_output, mask)
         return terms
+
+    def diffusion_loss(self, model: Any, inputs: Batch, student: Any) -> Tensor:
+        """Mean cross-entropy in nats of the masked tokens, see :mod:`bitexport.train.objective.diffusion`.
+
+        ``inputs`` is a micro-batch of a plan with noise, or one that :meth:`Noise.add` has prepared.
+        """
+        assert self.noise is not None
+        options, targets = self.noise.forward_options(inputs)
+        chunked = self.config.chunk_tokens > 0
+        rest = {"logits_to_keep": 1} if chunked else {}
+        output = model(**options, output_hidden_states=chunked, use_cache=False, **rest)
+        return self._next_token(output, targets, student)
 
     def _forward_options(self, inputs: Batch, weights: dict[str, float]) -> dict[str, Any]:
         """Arguments of both models' forward pass: the inputs, and the outputs that the terms need."""
@@ -170,7 +208,7 @@ class Objective(nn.Module):
         if config.chunk_tokens:
             return self._chunked_logits(student_output, teacher_output, labels, student)
         if self.projector is None:
-            logits = student_output.logits  # [B, T, V]
+            logits = student_output.logits[..., : self.shared_vocabulary]  # [B, T, V]
         else:
             logits = self.projector(student_output.hidden_states[-1])
         if not config.logits_top_k:
@@ -192,7 +230,7 @@ class Objective(nn.Module):
         config = self.config
         teacher_head = self._teacher[0].get_output_embeddings().weight  # [V, D_t]
         if self.projector is None:
-            student_head = student.get_output_embeddings().weight  # [V, D_s]
+            student_head = student.get_output_embeddings().weight[: self.shared_vocabulary]  # [V, D_s]
         else:
             student_head = self.projector.master
         values, indices = chunked_top_k(

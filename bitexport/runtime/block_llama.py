@@ -1,0 +1,137 @@
+"""Decoding in blocks on a model of :func:`bitexport.load`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bitexport.blocks import BlockDecoding, BlockRule, TokenChoice
+from bitexport.blocks.rules import DEFAULT_RULE
+from bitexport.errors import GGUFError, UsageError
+from bitexport.gguf.diffusion_settings import BLOCK_SIZE, diffusion_of
+from bitexport.gguf.reader import read_gguf
+from bitexport.runtime.library import bind
+from bitexport.runtime.sampling import DEFAULT_SAMPLING, Sampling
+
+if TYPE_CHECKING:
+    from llama_cpp import Llama
+
+
+def decode_blocks(
+    llama: Llama,
+    prompt: Sequence[int],
+    *,
+    sampling: Sampling = DEFAULT_SAMPLING,
+    rule: BlockRule = DEFAULT_RULE,
+    max_tokens: int = 256,
+) -> Iterator[int]:
+    """The tokens that continue a prompt, in order, as they are settled; ends before an end of text.
+
+    What the model evaluated before is forgotten, and so are the blocks at the end.
+
+    Args:
+        llama: a model of :func:`bitexport.load`.
+        prompt: at least one token, and fewer than the context.
+        sampling: how to choose tokens; a grammar and a repeat penalty are refused.
+        rule: which tokens to settle in a pass.
+        max_tokens: the most tokens; fewer if the context ends before.
+
+    Raises:
+        UsageError: the file is a plain model, the prompt does not fit, a block does not fit ``n_ubatch``, or
+            an option needs the text in order.
+        GGUFError: libllama fails.
+    """
+    settings = diffusion_of(read_gguf(llama.model_path))
+    if settings is None:
+        raise UsageError(
+            f"{llama.model_path} is a plain model: it has no {BLOCK_SIZE}, and was not trained to fill in "
+            "blocks; use create_completion"
+        )
+    if sampling.grammar or sampling.repeat_penalty != 1:
+        raise UsageError("a grammar and a repeat penalty need the tokens in order; leave them out for blocks")
+    if not 0 < len(prompt) < llama.n_ctx() or max_tokens < 1:
+        raise UsageError(
+            f"a prompt of {len(prompt)} tokens, max_tokens {max_tokens}; expected 1 to {llama.n_ctx() - 1} "
+            "tokens, fewer than the context, and max_tokens of 1 or more"
+        )
+    most = min(int(llama.context_params.n_ubatch), int(llama.context_params.n_batch))
+    if settings.block_size > most:
+        raise UsageError(
+            f"{llama.model_path} has blocks of {settings.block_size} tokens, and this context evaluates "
+            f"{most} at once; load it with n_batch and n_ubatch of {settings.block_size} or more"
+        )
+    return _decode(llama, list(prompt), settings, sampling, rule, max_tokens)
+
+
+def _decode(
+    llama: Llama, prompt: list[int], settings: Any, sampling: Sampling, rule: BlockRule, max_tokens: int
+) -> Iterator[int]:
+    api = bind().llama_cpp
+    vocabulary = api.llama_model_get_vocab(llama.model)
+    count = api.llama_vocab_n_tokens(vocabulary)
+    ends = [token for token in range(count) if api.llama_vocab_is_eog(vocabulary, token)]
+    choose = TokenChoice(sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p, sampling.seed)
+    evaluator = _LlamaBlocks(llama)
+    try:
+        yield from BlockDecoding(
+            evaluator,
+            prompt,
+            settings,
+            rule=rule,
+            choose=choose,
+            ends=ends,
+            max_tokens=max_tokens,
+            n_ctx=llama.n_ctx(),
+        )
+    finally:
+        evaluator.close()
+
+
+class _LlamaBlocks:
+    """An evaluator of :class:`bitexport.blocks.Evaluator`; attention is causal again when it is closed."""
+
+    def __init__(self, llama: Any) -> None:
+        self._llama = llama
+        self._api = bind().llama_cpp
+        self._used = 0
+        self._forget()
+        self._api.llama_set_causal_attn(llama.ctx, False)
+
+    def evaluate(self, ids: Sequence[int], rows: Sequence[int], *, keep: bool) -> npt.NDArray[np.float32]:
+        llama, api = self._llama, self._api
+        batch = api.llama_batch_init(len(ids), 0, 1)
+        try:
+            batch.n_tokens = len(ids)
+            for index, token in enumerate(ids):
+                batch.token[index] = token
+                batch.pos[index] = self._used + index
+                batch.n_seq_id[index] = 1
+                batch.seq_id[index][0] = 0
+                batch.logits[index] = index in rows
+            llama._owner.check()
+            with llama._computing():
+                code = api.llama_decode(llama.ctx, batch)
+                if code != 0:
+                    raise RuntimeError(f"llama_decode returned {code}")
+        finally:
+            api.llama_batch_free(batch)
+        size = llama.n_vocab()
+        flat = np.ctypeslib.as_array(api.llama_get_logits(llama.ctx), shape=(len(rows) * size,)).copy()
+        if keep:
+            self._used += len(ids)
+        elif not api.llama_memory_seq_rm(api.llama_get_memory(llama.ctx), 0, self._used, -1):
+            raise GGUFError(
+                f"{llama.model_path} keeps a state that cannot forget a part, so it has no blocks"
+            )
+        return flat.reshape(len(rows), size)
+
+    def _forget(self) -> None:
+        self._llama.reset()
+        self._api.llama_memory_clear(self._api.llama_get_memory(self._llama.ctx), True)
+
+    def close(self) -> None:
+        self._forget()
+        self._api.llama_set_causal_attn(self._llama.ctx, True)

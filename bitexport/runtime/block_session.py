@@ -1,0 +1,88 @@
+"""A session that evaluates blocks, with attention in both directions inside them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bitexport.errors import UsageError
+from bitexport.gguf.diffusion_settings import BLOCK_SIZE, diffusion_of
+from bitexport.gguf.reader import read_gguf
+from bitexport.runtime.session import Session
+
+
+class BlockSession(Session):
+    """A :class:`Session` of a model of block diffusion; an evaluator of :class:`bitexport.blocks.Evaluator`.
+
+    Its methods with causal attention, such as :meth:`Session.logits`, are not for use here.
+
+    Attributes:
+        diffusion: the file's settings.
+
+    Raises:
+        UsageError: the file is not a model of block diffusion, its block does not fit the context, or it has
+            sliding windows.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], **options: Any) -> None:
+        file = read_gguf(os.fspath(path))
+        found = diffusion_of(file)
+        if found is None:
+            raise UsageError(
+                f"{path} is a plain model: it has no {BLOCK_SIZE}, and was not trained to fill in blocks; "
+                "decode it token by token, with --decode plain"
+            )
+        window = f"{file.metadata.get('general.architecture')}.attention.sliding_window"
+        if file.metadata.get(window):
+            raise UsageError(
+                f"{path}: {window} is {file.metadata[window]}; blocks are decoded only with attention to the "
+                "whole text: use --decode plain"
+            )
+        self.diffusion = found
+        super().__init__(path, **options)
+        if found.block_size > self.n_ctx:
+            size, context = found.block_size, self.n_ctx
+            self.close()
+            raise UsageError(
+                f"{path} is decoded in blocks of {size} tokens, and the context has only {context}; set a "
+                "larger --ctx"
+            )
+        self._api.llama_set_causal_attn(self._context, False)
+
+    def evaluate(self, ids: Sequence[int], rows: Sequence[int], *, keep: bool) -> npt.NDArray[np.float32]:
+        """See :meth:`bitexport.blocks.Evaluator.evaluate`.
+
+        Raises:
+            UsageError: the tokens do not fit the context, or are not in the vocabulary.
+        """
+        self._check_room(ids)
+        count = len(ids)
+        batch = self._api.llama_batch_init(count, 0, 1)
+        try:
+            batch.n_tokens = count
+            for index, token in enumerate(ids):
+                batch.token[index] = token
+                batch.pos[index] = self._used + index
+                batch.n_seq_id[index] = 1
+                batch.seq_id[index][0] = 0
+                batch.logits[index] = index in rows
+            self._decode_batch(batch)
+        finally:
+            self._api.llama_batch_free(batch)
+        # only the rows that were asked for have logits, one behind the other
+        flat = self._api.llama_get_logits(self._context)
+        logits = np.ctypeslib.as_array(flat, shape=(len(rows) * self.n_vocab,)).copy()
+        if keep:
+            self._used += count
+        else:
+            memory = self._api.llama_get_memory(self._context)
+            if not self._api.llama_memory_seq_rm(memory, 0, self._used, -1):
+                raise UsageError(
+                    f"{self.path} keeps a state that cannot forget a part, so it has no blocks; "
+                    "use --decode plain"
+                )
+        return logits.reshape(len(rows), self.n_vocab)
