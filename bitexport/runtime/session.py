@@ -285,7 +285,7 @@ class Session:
         """Continue the context with ``ids`` and return the logits after the last of them, float32 ``[V]``."""
         self.advance(ids)
         last = self._api.llama_get_logits_ith(self._context, -1)
-        return self._view.of(last, 1, self.n_vocab)[0].copy()
+        return self._view.of(last, 1, self.n_vocab).copy().reshape(self.n_vocab)
 
     def advance(self, ids: Sequence[int]) -> None:
         """Continue the context with ``ids`` and wait until they are computed."""

@@ -120,10 +120,10 @@ def _checked_draft(
         raise UsageError(f"{file.name} is served for embeddings, which have no drafts; leave out --draft")
     check_drafts(file, draft, draft_tokens, workers)
     if slots * (1 + draft_tokens) > BATCH:
-        found = slots * (1 + draft_tokens)
+        together = slots * (1 + draft_tokens)
         raise UsageError(
-            f"{slots} slots with {draft_tokens} draft tokens each are {found} tokens per pass; expected at "
-            f"most {BATCH}: set fewer --slots or fewer --draft-tokens"
+            f"{slots} slots with {draft_tokens} draft tokens each are {together} tokens per pass; expected "
+            f"at most {BATCH}: set fewer --slots or fewer --draft-tokens"
         )
     if draft == LOOKUP:
         return LOOKUP

@@ -76,11 +76,12 @@ def _with_scale(values: Tensor, scale: Tensor) -> Tensor:
     It depends on the order of the sum which of them can.
     """
     signs = values.sign()
+    target = float(scale)
     nominal = scale.double() * values.numel() / values.count_nonzero()
     bits = int(nominal.float().view(torch.int32))  # as an integer, the next float is one more
 
     def scale_of(master: Tensor) -> float:
-        return float(quantize_weight(master).max())
+        return float(quantize_weight(master).abs().max())
 
     def with_steps(steps: int) -> Tensor:
         return signs * _float_of(bits + steps)
@@ -90,13 +91,17 @@ def _with_scale(values: Tensor, scale: Tensor) -> Tensor:
         changed.view(-1)[place] = _float_of(bits_of_one) * signs.view(-1)[place]
         return changed
 
-    steps = _last(-_MOST_STEPS, _MOST_STEPS, lambda count: scale_of(with_steps(count)) <= scale)
+    steps = _last(-_MOST_STEPS, _MOST_STEPS, lambda count: scale_of(with_steps(count)) <= target)
     master = with_steps(steps)
     largest = int((_float_of(bits) * _LARGEST_ONE).view(torch.int32))
+    completed = master
     for place in signs.flatten().nonzero()[:_TRIED, 0].tolist():
-        fits = _last(bits + steps, largest, lambda found, at=place: scale_of(with_one(at, found)) <= scale)
-        completed = with_one(place, fits)
-        if scale_of(completed) == scale:
+
+        def fits(bits_of_one: int, place: int = place) -> bool:
+            return scale_of(with_one(place, bits_of_one)) <= target
+
+        completed = with_one(place, _last(bits + steps, largest, fits))
+        if scale_of(completed) == target:
             break
     return completed
 
