@@ -110,7 +110,7 @@ train-tiny: $(VENV)/.installed ## Train the shipped checkpoint again (an hour or
 en-fr: setup ## Distil English to French, three ways and two seeds, and measure it (two hours on 2 cores)
 	$(BIN)/python examples/en-fr/reproduce.py $(ARGS)
 
-en-fr-blocks: setup ## After `make en-fr`: train block diffusion from one of its students, and measure every rule
+en-fr-blocks: setup ## Train block diffusion from the shipped English-French student, and measure every rule
 	$(BIN)/python examples/en-fr/blocks.py $(ARGS)
 
 wheel: $(VENV)/.installed ## Build a wheel that carries the native libraries

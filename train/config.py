@@ -58,7 +58,7 @@ class TrainConfig(Settings):
 
     # Models: folders of checkpoints.
     teacher: str = ""  # the full-precision model; stages 1 and 3
-    student: str = ""  # starts stage 2 or 3 from this model instead of the result of the stage before
+    student: str = ""  # starts stage 2 or 3 from this model, also a packed one, not from the stage before
 
     # Data. A source is `stdlib` or `kind:place`, where kind is text, jsonl, parquet, parallel, gettext or
     # hub; `kind:place @ 0.7` gives it a weight; see [training.md](training.md#text).

@@ -5,6 +5,9 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+# Logits whose powers fit a processor's caches.
+_CACHED = 65536
+
 
 class TokenChoice:
     """Chooses tokens with the options of :class:`bitexport.runtime.sampling.Sampling`, in the same order.
@@ -26,12 +29,18 @@ class TokenChoice:
         self._top_k = top_k
         self._top_p = top_p
         self._min_p = min_p
-        self._random = np.random.default_rng(seed)
+        self._random = np.random.default_rng(seed) if temperature else None  # takes as long as a small pass
+
+    @property
+    def most_likely(self) -> bool:
+        """Whether the most likely token is always chosen."""
+        return self._temperature == 0
 
     def __call__(self, logits: npt.NDArray[np.float32]) -> int:
         """A token from ``logits`` ``[V]``; -inf excludes a token."""
         if self._temperature == 0:
             return int(logits.argmax())
+        assert self._random is not None
         order = np.arange(len(logits))
         if 0 < self._top_k < len(logits):
             order = np.argpartition(-logits, self._top_k)[: self._top_k]
@@ -48,12 +57,19 @@ class TokenChoice:
         return int(order[min(place, len(order) - 1)])
 
 
-def confidence(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-    """The probability of the most likely token of each row of ``logits`` ``[N, V]``, float64 ``[N]``."""
+def confidence(
+    logits: npt.NDArray[np.float32],
+) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.float64]]:
+    """The most likely token of each row of ``logits`` ``[N, V]``, and its probability: both ``[N]``."""
+    likely = logits.argmax(axis=1)
     found = np.empty(len(logits))
-    for index, row in enumerate(logits):  # a row fits the caches, all rows of a large vocabulary do not
-        found[index] = 1 / np.exp(row - row.max()).sum()
-    return found
+    rows = max(1, _CACHED // logits.shape[1])
+    for begin in range(0, len(logits), rows):
+        part = logits[begin : begin + rows]
+        powers = part - part[np.arange(len(part)), likely[begin : begin + rows], None]
+        np.exp(powers, out=powers)
+        found[begin : begin + rows] = 1 / powers.sum(axis=1)
+    return likely, found
 
 
 def _softmax(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

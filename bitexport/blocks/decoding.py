@@ -36,7 +36,8 @@ class Evaluator(Protocol):
             keep: whether ``ids`` become a part of the cache.
 
         Returns:
-            float32, shape ``[len(rows), V]``; the caller may change it.
+            float32, shape ``[len(rows), V]``; the caller may change it, and uses it
+            before the next evaluation.
         """
         ...
 
@@ -131,10 +132,10 @@ class BlockDecoding:
         masked = block.ids(self._settings.mask_token_id)
         logits = self._without_mask(self._model.evaluate(masked, rows, keep=False))
         self.passes += 1
-        after_settled = np.array([block.is_settled(position - 1) for position in positions])
+        likely, sure = confidence(logits)
         settled = 0
-        for index in self._chosen(logits, after_settled, step):
-            token = self._choose(logits[index])
+        for index in self._chosen(block, positions, likely, sure, step):
+            token = int(likely[index]) if self._choose.most_likely else self._choose(logits[index])
             is_end = token in self._ends
             if is_end and positions[index] != block.first_open():
                 continue
@@ -146,14 +147,21 @@ class BlockDecoding:
             block.settle(positions[0], self._choose(logits[0]))
 
     def _chosen(
-        self, logits: npt.NDArray[np.float32], after_settled: npt.NDArray[np.bool_], step: int
+        self,
+        block: _Block,
+        positions: list[int],
+        likely: npt.NDArray[np.intp],
+        sure: npt.NDArray[np.float64],
+        step: int,
     ) -> list[int]:
         """The rows whose positions the rule settles, in order."""
-        sure = confidence(logits)
+        after_settled = np.array([block.is_settled(position - 1) for position in positions])
         chosen = self._rule.above(sure, after_settled, step)
-        too_early = [token in self._ends for token in logits.argmax(axis=-1).tolist()]
-        too_early[0] = False  # nothing in front of the first is unknown
-        chosen[int(np.where(too_early, -1.0, sure).argmax())] = True
+        best = 0  # nothing in front of the first is unknown, so it may be an end
+        for index, (token, value) in enumerate(zip(likely.tolist(), sure.tolist(), strict=True)):
+            if value > sure[best] and token not in self._ends:
+                best = index
+        chosen[best] = True
         return np.flatnonzero(chosen).tolist()
 
     def _without_mask(self, logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

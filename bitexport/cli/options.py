@@ -52,7 +52,7 @@ Layers = Annotated[
     ),
 ]
 
-# Of the commands that generate text: run and chat.
+# Of the commands that generate text: run, chat and serve.
 Draft = Annotated[
     str | None,
     typer.Option(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -64,6 +65,8 @@ def serve(
     ] = 0,
     workers: options.Workers = "",
     layers: options.Layers = "",
+    draft: options.Draft = None,
+    draft_tokens: options.DraftTokens = 15,
     cache: Annotated[
         int,
         typer.Option("--cache", metavar="MIB", min=0, help="Memory for prompts of earlier requests, in MiB."),
@@ -130,6 +133,8 @@ def serve(
         threads=threads,
         workers=workers,
         layers=options.layers(layers),
+        draft=options.draft(out, draft),
+        draft_tokens=draft_tokens,
         cache_mib=cache,
         embeddings=embeddings,
         pooling=pooling,
@@ -173,6 +178,7 @@ def _show_ready(out: Output, server: Server) -> None:
         "threads": plan.threads,
         "workers": plan.workers,
         "layers": plan.layers,
+        "draft": None if plan.draft is None else str(plan.draft),
         "embeddings": plan.pooling is not None,
         "chat_template": plan.chats,
         "api_key": plan.api_key is not None,
@@ -184,6 +190,9 @@ def _show_ready(out: Output, server: Server) -> None:
     )
     if plan.workers:
         out.info(f"over {len(plan.layers)} machines, layers {','.join(map(str, plan.layers))}")
+    if plan.draft is not None:
+        source = "the text itself" if plan.draft == "lookup" else Path(plan.draft).name
+        out.info(f"drafts of up to {plan.draft_tokens} tokens from {source}")
     if plan.pooling is not None:
         out.info(f"embeddings with pooling {plan.pooling} at {server.url}/v1/embeddings")
     elif not plan.chats:

@@ -168,7 +168,7 @@ def settled_tokens(logits: npt.NDArray[np.float32], mask_token: int, rule: Block
     """The rows of ``logits`` ``[N, V]`` that a rule settles in its first pass, with the tokens."""
     known = logits.copy()
     known[:, mask_token] = -np.inf
-    sure = confidence(known)
+    _, sure = confidence(known)
     settled = rule.above(sure, np.zeros(len(known), dtype=np.bool_), 0)
     settled[sure.argmax()] = True
     choose = TokenChoice()

@@ -16,8 +16,13 @@ from bitexport.errors import CheckpointError
 _NOT_LOADED = ("quantization_config", "auto_map", "model_type")
 
 
-def load_exactly(model_class: Any, folder: Path) -> Any:
+def load_exactly(model_class: Any, folder: Path, state: Mapping[str, torch.Tensor] | None = None) -> Any:
     """Load a checkpoint as ``model_class`` of transformers: float32, on the CPU, without quantized layers.
+
+    Args:
+        model_class: one of transformers' classes, or a subclass.
+        folder: of the checkpoint.
+        state: the tensors by name, if they are not those of the folder; only the configuration is read then.
 
     Raises:
         CheckpointError: transformers cannot load it, or its tensors are not exactly those of the model.
@@ -28,8 +33,9 @@ def load_exactly(model_class: Any, folder: Path) -> Any:
             values.pop(key, None)
         config = model_class.config_class.from_dict(values)
         model, info = model_class.from_pretrained(
-            folder,
+            folder if state is None else None,
             config=config,
+            state_dict=state,
             dtype=torch.float32,
             local_files_only=True,
             use_safetensors=stored_as_safetensors(folder),

@@ -15,6 +15,7 @@ from bitexport.gguf.diffusion_settings import BLOCK_SIZE, diffusion_of
 from bitexport.gguf.reader import read_gguf
 from bitexport.runtime.library import bind
 from bitexport.runtime.sampling import DEFAULT_SAMPLING, Sampling
+from bitexport.runtime.token_batch import LogitsView, TokenBatch
 
 if TYPE_CHECKING:
     from llama_cpp import Llama
@@ -74,7 +75,7 @@ def _decode(
     count = api.llama_vocab_n_tokens(vocabulary)
     ends = [token for token in range(count) if api.llama_vocab_is_eog(vocabulary, token)]
     choose = TokenChoice(sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p, sampling.seed)
-    evaluator = _LlamaBlocks(llama)
+    evaluator = _LlamaBlocks(llama, settings.block_size)
     try:
         yield from BlockDecoding(
             evaluator,
@@ -93,40 +94,31 @@ def _decode(
 class _LlamaBlocks:
     """An evaluator of :class:`bitexport.blocks.Evaluator`; attention is causal again when it is closed."""
 
-    def __init__(self, llama: Any) -> None:
+    def __init__(self, llama: Any, block_size: int) -> None:
         self._llama = llama
         self._api = bind().llama_cpp
+        self._batch = TokenBatch(self._api, block_size)
+        self._view = LogitsView()
         self._used = 0
         self._forget()
         self._api.llama_set_causal_attn(llama.ctx, False)
 
     def evaluate(self, ids: Sequence[int], rows: Sequence[int], *, keep: bool) -> npt.NDArray[np.float32]:
         llama, api = self._llama, self._api
-        batch = api.llama_batch_init(len(ids), 0, 1)
-        try:
-            batch.n_tokens = len(ids)
-            for index, token in enumerate(ids):
-                batch.token[index] = token
-                batch.pos[index] = self._used + index
-                batch.n_seq_id[index] = 1
-                batch.seq_id[index][0] = 0
-                batch.logits[index] = index in rows
-            llama._owner.check()
-            with llama._computing():
-                code = api.llama_decode(llama.ctx, batch)
-                if code != 0:
-                    raise RuntimeError(f"llama_decode returned {code}")
-        finally:
-            api.llama_batch_free(batch)
-        size = llama.n_vocab()
-        flat = np.ctypeslib.as_array(api.llama_get_logits(llama.ctx), shape=(len(rows) * size,)).copy()
+        batch = self._batch.fill(ids, self._used, rows)
+        llama._owner.check()
+        with llama._computing():
+            code = api.llama_decode(llama.ctx, batch)
+            if code != 0:
+                raise RuntimeError(f"llama_decode returned {code}")
+        logits = self._view.of(api.llama_get_logits(llama.ctx), len(rows), llama.n_vocab())
         if keep:
             self._used += len(ids)
         elif not api.llama_memory_seq_rm(api.llama_get_memory(llama.ctx), 0, self._used, -1):
             raise GGUFError(
                 f"{llama.model_path} keeps a state that cannot forget a part, so it has no blocks"
             )
-        return flat.reshape(len(rows), size)
+        return logits
 
     def _forget(self) -> None:
         self._llama.reset()
@@ -135,3 +127,4 @@ class _LlamaBlocks:
     def close(self) -> None:
         self._forget()
         self._api.llama_set_causal_attn(self._llama.ctx, True)
+        self._batch.free()

@@ -52,37 +52,24 @@ class BlockSession(Session):
                 "larger --ctx"
             )
         self._api.llama_set_causal_attn(self._context, False)
+        self._memory = self._api.llama_get_memory(self._context)
 
     def evaluate(self, ids: Sequence[int], rows: Sequence[int], *, keep: bool) -> npt.NDArray[np.float32]:
-        """See :meth:`bitexport.blocks.Evaluator.evaluate`.
+        """See :meth:`bitexport.blocks.Evaluator.evaluate`; the result is valid until the next evaluation.
 
         Raises:
             UsageError: the tokens do not fit the context, or are not in the vocabulary.
         """
         self._check_room(ids)
-        count = len(ids)
-        batch = self._api.llama_batch_init(count, 0, 1)
-        try:
-            batch.n_tokens = count
-            for index, token in enumerate(ids):
-                batch.token[index] = token
-                batch.pos[index] = self._used + index
-                batch.n_seq_id[index] = 1
-                batch.seq_id[index][0] = 0
-                batch.logits[index] = index in rows
-            self._decode_batch(batch)
-        finally:
-            self._api.llama_batch_free(batch)
+        assert self._batch is not None
+        self._decode_batch(self._batch.fill(ids, self._used, rows))
         # only the rows that were asked for have logits, one behind the other
-        flat = self._api.llama_get_logits(self._context)
-        logits = np.ctypeslib.as_array(flat, shape=(len(rows) * self.n_vocab,)).copy()
+        logits = self._view.of(self._api.llama_get_logits(self._context), len(rows), self.n_vocab)
         if keep:
-            self._used += count
-        else:
-            memory = self._api.llama_get_memory(self._context)
-            if not self._api.llama_memory_seq_rm(memory, 0, self._used, -1):
-                raise UsageError(
-                    f"{self.path} keeps a state that cannot forget a part, so it has no blocks; "
-                    "use --decode plain"
-                )
-        return logits.reshape(len(rows), self.n_vocab)
+            self._used += len(ids)
+        elif not self._api.llama_memory_seq_rm(self._memory, 0, self._used, -1):
+            raise UsageError(
+                f"{self.path} keeps a state that cannot forget a part, so it has no blocks; "
+                "use --decode plain"
+            )
+        return logits

@@ -21,6 +21,7 @@ from bitexport.runtime.pieces import piece
 from bitexport.runtime.processes import Owner
 from bitexport.runtime.remote import Workers, error_of, offload
 from bitexport.runtime.threads import ThreadPool, default_threads
+from bitexport.runtime.token_batch import LogitsView, TokenBatch
 from bitexport.runtime.trace import Tracer
 
 #: The class of a session, for subclasses.
@@ -65,6 +66,7 @@ class Session:
     ) -> None:
         self._model: Any = None
         self._context: Any = None
+        self._batch: TokenBatch | None = None
         self.workers: Workers | None = None
         self._pools: list[ThreadPool] = []  # the last one is in use
         self._tracer = tracer
@@ -86,6 +88,7 @@ class Session:
         self._vocab = self._api.llama_model_get_vocab(self._model)
         self.n_vocab: int = self._api.llama_vocab_n_tokens(self._vocab)
         self.n_ctx: int = self._api.llama_n_ctx(self._context)
+        self._view = LogitsView()
         self._used = 0  # positions in the cache
 
     def _load_model(self, memory_map: bool, overrides: Mapping[str, str]) -> None:
@@ -124,6 +127,7 @@ class Session:
             self.close()
             raise error
         self.sequences = sequences
+        self._batch = TokenBatch(self._api, _MAX_BATCH)
         self._start_threads(n_threads)
 
     def reopen(self, n_ctx: int, n_threads: int, sequences: int) -> None:
@@ -173,6 +177,9 @@ class Session:
         for pool in self._pools:
             pool.close()
         self._pools.clear()
+        if self._batch is not None:
+            self._batch.free()
+        self._batch = None
         if self._context:
             self._api.llama_free(self._context)
         self._context = None
@@ -278,7 +285,7 @@ class Session:
         """Continue the context with ``ids`` and return the logits after the last of them, float32 ``[V]``."""
         self.advance(ids)
         last = self._api.llama_get_logits_ith(self._context, -1)
-        return np.ctypeslib.as_array(last, shape=(self.n_vocab,)).copy()
+        return self._view.of(last, 1, self.n_vocab).copy().reshape(self.n_vocab)
 
     def advance(self, ids: Sequence[int]) -> None:
         """Continue the context with ``ids`` and wait until they are computed."""
@@ -319,20 +326,13 @@ class Session:
 
     def _decode(self, ids: Sequence[int], *, every_position: bool, together: bool = False) -> None:
         """Evaluate ``ids``: as consecutive tokens, or ``together`` as the next token of one sequence each."""
-        count = len(ids)
-        batch = self._api.llama_batch_init(count, 0, 1)
-        try:
-            batch.n_tokens = count
-            for index, token in enumerate(ids):
-                batch.token[index] = token
-                batch.pos[index] = self._used + (0 if together else index)
-                batch.n_seq_id[index] = 1
-                batch.seq_id[index][0] = index if together else 0
-                batch.logits[index] = every_position or index == count - 1
-            self._decode_batch(batch)
-        finally:
-            self._api.llama_batch_free(batch)
-        self._used += 1 if together else count
+        assert self._batch is not None
+        if together:
+            self._decode_batch(self._batch.fill_together(ids, self._used))
+        else:
+            rows = slice(None) if every_position else slice(-1, None)
+            self._decode_batch(self._batch.fill(ids, self._used, rows))
+        self._used += 1 if together else len(ids)
 
     def _decode_batch(self, batch: Any) -> None:
         self._owner.check()

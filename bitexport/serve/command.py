@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bitexport.runtime.drafts.limits import DEFAULT_DRAFT_TOKENS, LOOKUP
 from bitexport.runtime.levels import cpu_library_file
 from bitexport.runtime.placement import Placement
 from bitexport.serve.address import is_loopback
@@ -21,7 +22,10 @@ _FOREIGN_PREFIXES = ("LLAMA_", "AIP_", "HF_", "BITEXPORT_API_KEY", "BITEXPORT_SE
 PAGE = Path(__file__).resolve().parent / "page"
 
 #: Tokens of a prompt in one evaluation; as in runtime.session, so that both compute the same.
-_BATCH = 512
+BATCH = 512
+
+#: Tokens that have to stand somewhere before for what followed them to be drafted.
+_MATCHING = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +46,9 @@ class Plan:
         limits: see :class:`Limits`.
         workers: addresses of the machines that compute some of the layers.
         placement: which ones; None without workers.
+        draft: where drafts come from: :data:`bitexport.runtime.drafts.limits.LOOKUP`, or a checked GGUF file;
+            None for no drafts.
+        draft_tokens: the most drafted tokens of a pass.
     """
 
     file: Path
@@ -59,6 +66,8 @@ class Plan:
     limits: Limits
     workers: tuple[str, ...] = ()
     placement: Placement | None = None
+    draft: str | Path | None = None
+    draft_tokens: int = DEFAULT_DRAFT_TOKENS
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -83,7 +92,7 @@ def arguments(plan: Plan) -> list[str]:
         *("--verbosity", "2", "--log-colors", "off", "--no-log-prefix", "--no-log-timestamps"),
     ]
     if plan.pooling is None:
-        found += ["--no-kv-unified", "--batch-size", str(_BATCH), "--ubatch-size", str(_BATCH)]
+        found += ["--no-kv-unified", "--batch-size", str(BATCH), "--ubatch-size", str(BATCH)]
     else:
         # A text is evaluated at once, and texts together in one part of the context: if libllama divides
         # them, the mean is that of the last part.
@@ -96,9 +105,25 @@ def arguments(plan: Plan) -> list[str]:
         found += ["--rpc", ",".join(plan.workers), "--split-mode", "layer"]
         found += ["--n-gpu-layers", str(plan.placement.n_gpu_layers)]
         found += ["--tensor-split", ",".join(map(str, plan.placement.tensor_split))]
+    found += _draft_arguments(plan)
     for key, value in plan.overrides.items():
         found += ["--override-kv", f"{key}=str:{value}"]
     return found
+
+
+def _draft_arguments(plan: Plan) -> list[str]:
+    """llama-server's options for drafts; with them, too, each token is chosen by the model itself."""
+    if plan.draft is None:
+        return []
+    most = plan.draft_tokens
+    if plan.draft == LOOKUP:
+        # it drafts at least as many tokens as have to match
+        matching = str(min(_MATCHING, most))
+        found = ["--spec-type", "ngram-simple", "--spec-ngram-simple-size-n", matching]
+        return [*found, "--spec-ngram-simple-size-m", str(most)]
+    found = ["--spec-type", "draft-simple", "--spec-draft-model", str(plan.draft)]
+    # below this probability the draft model's tokens are wrong more often than not
+    return [*found, "--spec-draft-n-max", str(most), "--spec-draft-p-min", "0.5"]
 
 
 def environment(plan: Plan, inherited: Mapping[str, str] = os.environ) -> dict[str, str]:

@@ -10,13 +10,15 @@ from pathlib import Path
 from bitexport.errors import BitexportWarning, UsageError
 from bitexport.gguf.embedding_settings import POOLING_TYPES, settings_of
 from bitexport.gguf.reader import GGUFFile, read_gguf
+from bitexport.runtime.drafts.limits import DEFAULT_DRAFT_TOKENS, LOOKUP
+from bitexport.runtime.drafts.opening import check_drafts
 from bitexport.runtime.limits import SHORT_CONTEXT, check_threads, checked_context
 from bitexport.runtime.loading import can_try, checked_file
 from bitexport.runtime.placement import Placement
 from bitexport.runtime.remote import Workers
 from bitexport.runtime.threads import default_threads
 from bitexport.serve.address import check_address, check_key
-from bitexport.serve.command import Plan
+from bitexport.serve.command import BATCH, Plan
 from bitexport.serve.limits import Limits
 from bitexport.serve.template import check_chat_templates
 
@@ -39,6 +41,8 @@ def plan(
     limits: Limits,
     workers: str | Sequence[str] = (),
     layers: Sequence[int] = (),
+    draft: str | os.PathLike[str] | None = None,
+    draft_tokens: int = DEFAULT_DRAFT_TOKENS,
 ) -> Plan:
     """Check everything that can be checked before the process starts. See :class:`bitexport.serve.Server`.
 
@@ -65,6 +69,8 @@ def plan(
     if ctx > trained:
         raise UsageError(f"a context of {ctx} tokens was requested; the model was trained with {trained}")
     chosen, normalize = _pooling(header, embeddings, pooling)
+    if draft is not None:
+        draft = _checked_draft(file, draft, draft_tokens, workers, slots, chosen)
     check_chat_templates(header)
     addresses, placement = _placement(file, workers, layers, context * slots)
     return Plan(
@@ -83,6 +89,8 @@ def plan(
         limits=limits,
         workers=addresses,
         placement=placement,
+        draft=draft,
+        draft_tokens=draft_tokens,
     )
 
 
@@ -97,6 +105,35 @@ def _placement(
         return tuple(remote.addresses), remote.place(file, layers, n_ctx)
     finally:
         remote.close()  # the server makes connections of its own
+
+
+def _checked_draft(
+    file: Path,
+    draft: str | os.PathLike[str],
+    draft_tokens: int,
+    workers: str | Sequence[str],
+    slots: int,
+    pooling: str | None,
+) -> str | Path:
+    """``"lookup"``, or the checked file of the draft model."""
+    if pooling is not None:
+        raise UsageError(f"{file.name} is served for embeddings, which have no drafts; leave out --draft")
+    check_drafts(file, draft, draft_tokens, workers)
+    if slots * (1 + draft_tokens) > BATCH:
+        together = slots * (1 + draft_tokens)
+        raise UsageError(
+            f"{slots} slots with {draft_tokens} draft tokens each are {together} tokens per pass; expected "
+            f"at most {BATCH}: set fewer --slots or fewer --draft-tokens"
+        )
+    if draft == LOOKUP:
+        return LOOKUP
+    found, overrides = checked_file(draft)
+    if overrides:
+        raise UsageError(
+            f"the draft model {found.name} lacks {', '.join(overrides)}, which llama-server cannot complete; "
+            "convert it again"
+        )
+    return found
 
 
 def _pooling(header: GGUFFile, embeddings: bool, pooling: str | None) -> tuple[str | None, bool]:

@@ -16,6 +16,7 @@ from typing import IO, Any
 
 from bitexport.errors import BitexportError, NativeLibraryError, UsageError, WorkerError
 from bitexport.runtime import ggml
+from bitexport.runtime.drafts.limits import DEFAULT_DRAFT_TOKENS
 from bitexport.runtime.loading import damage
 from bitexport.serve.address import url_of, why_not_bound
 from bitexport.serve.command import arguments, environment
@@ -72,6 +73,9 @@ class Server:
         pooling: ``mean``, ``cls`` or ``last``: embed with this pooling instead of the file's.
         limits: see :class:`Limits`.
         workers, layers: see :func:`bitexport.load`.
+        draft: ``"lookup"``, or the file of a smaller model with the same tokens: llama-server evaluates
+            several tokens in one pass where they can be foreseen. None: one by one.
+        draft_tokens: the most drafted tokens of a pass.
         on_request: called after each request, in a thread of its own; no more after it raised an exception.
 
     Raises:
@@ -97,6 +101,8 @@ class Server:
         limits: Limits = _NO_LIMITS_GIVEN,
         workers: str | Sequence[str] = (),
         layers: Sequence[int] = (),
+        draft: str | os.PathLike[str] | None = None,
+        draft_tokens: int = DEFAULT_DRAFT_TOKENS,
         on_request: Callable[[RequestRecord], None] | None = None,
     ) -> None:
         self.plan = plan(
@@ -113,6 +119,8 @@ class Server:
             limits=limits,
             workers=workers,
             layers=layers,
+            draft=draft,
+            draft_tokens=draft_tokens,
         )
         self.tier = ggml.cpu_tier()
         self.port = port

@@ -16,32 +16,36 @@ from bitexport.reference.norms import connect_norms, with_sub_norms
 from bitexport.train.student.pack import tokenizer_config, write_json
 from bitexport.train.student.saved_form import STUDENTS, write_saved_form
 from bitexport.train.student.surgery import replace_projections
+from bitexport.train.student.unpack import unpacked_state
 
-# The quantization that can be trained.
+# The quantizations that can be trained.
 _MASTER_WEIGHTS = {"linear_class": "autobitlinear", "quantization_mode": "online", "use_rms_norm": False}
+_PACKED = {**_MASTER_WEIGHTS, "quantization_mode": "offline"}
 
 
 def load_causal_lm(folder: str | Path) -> Any:
     """Load a checkpoint folder for training: float32, on the CPU, in evaluation mode.
 
     A checkpoint with master weights (``quantization_config`` online) gets its BitLinear layers and its SubLN
-    again.
+    again. One with packed weights (offline) does, too, with master weights that quantize to the packed ones.
 
     Raises:
         CheckpointError: transformers cannot load it, or its tensors are not exactly those of the model.
-        UnsupportedError: transformers lacks its class, or it is packed, or it uses norms of use_rms_norm.
+        UnsupportedError: transformers lacks its class, or it uses norms of use_rms_norm, or it is packed in
+            another way.
     """
     checkpoint = open_checkpoint(folder)
     quantization = quantization_config(checkpoint.config)
     model_class = _class_of(checkpoint)
     if quantization is None:
         return load_exactly(model_class, checkpoint.path)
-    _check_master_weights(folder, quantization)
+    is_packed = _check_trainable(folder, quantization)
     if model_class.__name__ in STUDENTS and Part.SUB_NORMS in find_parts(
         checkpoint.config, checkpoint.tensors
     ):
         model_class = with_sub_norms(model_class)
-    model = load_exactly(model_class, checkpoint.path)
+    state = unpacked_state(checkpoint) if is_packed else None
+    model = load_exactly(model_class, checkpoint.path, state)
     replace_projections(model)
     connect_norms(model)
     return model
@@ -74,11 +78,17 @@ def _class_of(checkpoint: Checkpoint) -> type[Any]:
     return found
 
 
-def _check_master_weights(folder: str | Path, quantization: Any) -> None:
-    found = [quantization.get(key) or False for key in _MASTER_WEIGHTS]
-    expected = list(_MASTER_WEIGHTS.values())
-    if found != expected:
-        raise UnsupportedError(
-            f"{folder}: {', '.join(_MASTER_WEIGHTS)} are {found}; expected master weights, {expected}: give "
-            "the folder that was trained, not the packed one"
-        )
+def _check_trainable(folder: str | Path, quantization: Any) -> bool:
+    """Whether the weights are packed, and have to be unpacked; False for master weights.
+
+    Raises:
+        UnsupportedError: they are neither.
+    """
+    found = {key: quantization.get(key) or False for key in _MASTER_WEIGHTS}
+    if found in (_MASTER_WEIGHTS, _PACKED):
+        return found == _PACKED
+    raise UnsupportedError(
+        f"{folder}: {', '.join(found)} are {list(found.values())}; expected {list(_MASTER_WEIGHTS.values())} "
+        f"(master weights) or {list(_PACKED.values())} (packed): give a folder that `bitexport train` or "
+        "scripts/pack_checkpoint.py has written"
+    )

@@ -78,7 +78,7 @@ class LookupDrafts:
         ids = self._ids
         end = len(ids)
         best = length = 0
-        places = self._places.get((ids[-2], ids[-1]), []) if end >= _SHORTEST else []
+        places = self._places.get((ids[-2], ids[-1]), ()) if end >= _SHORTEST else ()
         for place in reversed(places[-_PLACES - 1 : -1]):
             same = _SHORTEST
             while same < min(place, _LONGEST) and ids[place - 1 - same] == ids[end - 1 - same]:

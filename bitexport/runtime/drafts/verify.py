@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from bitexport.runtime.drafts.pace import Pace
 
 
+# Of the passes without a draft that follow one another, one in so many is timed, because it takes time.
+_TIMED_EVERY = 8
+
+
 class DraftSource(Protocol):
     """Where drafts come from.
 
@@ -82,12 +86,14 @@ class Passes:
         self._api = api()
         self._source = source
         self._most = most
+        self._n_ctx = llama.n_ctx()
         self.statistics = DraftStatistics(exact=getattr(llama, "drafts_are_exact", None))
         self._following: list[int] = []  # tokens of the text that are not evaluated yet
         self._draft: list[int] = []
         self._trusts: list[int] = []
         self._right = 0  # of the draft
         self._seconds = 0.0
+        self._plain = 0  # passes without a draft, one after the other
         self._rows: list[npt.NDArray[np.float32]] = []  # logits of the pass, to check that they are exact
 
     def begin(self, prompt: Sequence[int], following: Sequence[int]) -> None:
@@ -111,8 +117,9 @@ class Passes:
         self._draft, self._trusts, self._right = [], [], 0
         # the first pass is the prompt's
         if self._source is not None and self.statistics.passes:
-            room = min(room, self._llama.n_ctx() - self._llama.n_tokens - len(self._following))
-            if (most := min(room, self._most - len(self._following) + 1)) > 0:
+            count = len(self._following)
+            most = min(room, self._n_ctx - self._llama.n_tokens - count, self._most - count + 1)
+            if most > 0:
                 self._draft, self._trusts = self._source.propose(most, sampler)
         start = time.perf_counter()
         if self._draft:
@@ -140,10 +147,18 @@ class Passes:
 
     def _end_pass(self, token: int) -> None:
         assert self._source is not None
+        if not self._draft:
+            self._plain += 1
+            if self._plain % _TIMED_EVERY and self._plain > _TIMED_EVERY:
+                self._following = [token]
+                return
         timed = len(self._following) == 1 and self.statistics.passes > 1
         size = 1 + len(self._draft)
-        self._source.pace.add_pass(size if timed else 0, self._seconds, self._trusts, self._right)
-        self._llama.n_tokens -= len(self._draft) - self._right  # the next evaluation removes the others
+        passes = _TIMED_EVERY if self._plain > _TIMED_EVERY and not self._draft else 1
+        self._source.pace.add_pass(size if timed else 0, self._seconds, self._trusts, self._right, passes)
+        if self._draft:
+            self._llama.n_tokens -= len(self._draft) - self._right  # the next evaluation removes the others
+            self._plain = 0
         evaluated, self._following = self._following, [token]
         if self._rows and self._right:
             self._following = [*self._check(evaluated[0]), token]

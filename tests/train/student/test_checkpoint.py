@@ -176,9 +176,8 @@ def test_tensors_are_exactly_those_of_the_model(saved: Path, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"quantization_mode": "offline"}, r"\['autobitlinear', 'offline', False\]; expected master"),
-        ({"linear_class": "bitlinear"}, r"\['bitlinear', 'online', False\]; expected master"),
-        ({"use_rms_norm": True}, r"\['autobitlinear', 'online', True\]; expected master"),
+        ({"linear_class": "bitlinear"}, r"\['bitlinear', 'online', False\]; expected \['autobitlinear'"),
+        ({"use_rms_norm": True}, r"\['autobitlinear', 'online', True\]; expected \['autobitlinear'"),
     ],
 )
 def test_other_quantizations(saved: Path, tmp_path: Path, changes: dict[str, Any], message: str) -> None:
