@@ -42,15 +42,16 @@ inline bool available() {
 }
 
 #if defined(__x86_64__)
-// All eight tiles of this thread have 16 rows of 64 bytes while it lives. Another library in the thread may have had them in
+// All eight tiles of this thread have 16 rows of 64 bytes while it lives, or the first six, for sums and left operands, `rows` of
+// them: a product takes as long as these have rows. Another library in the thread may have had them in
 // another shape, so it is made anew for every product and not kept.
 class Tiles {
   public:
-    Tiles() {
+    explicit Tiles(int rows = 16) {
         alignas(64) uint8_t shape[64] = {1};  // palette; then 16 bytes a row, 16 rows
         for (int i = 0; i < 8; ++i) {
             shape[16 + 2 * i] = 64;
-            shape[48 + i] = 16;
+            shape[48 + i] = static_cast<uint8_t>(i < 6 ? rows : 16);
         }
         // Not the intrinsic, which GCC before 11.5, 12.4 and 13.3 believes to read eight bytes alone (GCC bug 114098).
         __asm__ volatile("ldtilecfg %0" : : "m"(shape));

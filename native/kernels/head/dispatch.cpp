@@ -11,6 +11,7 @@ extern const Kernels scalar_kernels;
 extern const Kernels avx2_kernels;
 extern const Kernels avx512vnni_kernels;
 extern const Kernels avx512gfni_kernels;
+extern const Kernels avx512amx_kernels;
 #elif defined(__aarch64__) && !defined(TERNARY_SCALAR_ONLY)
 extern const Kernels neon_kernels;
 extern const Kernels dotprod_kernels;
@@ -30,7 +31,7 @@ const Kernels * kernels_for(const char * ternary_tier) {
         {"avx512vnni", &avx512vnni_kernels},
         {"avx512vbmi", &avx512vnni_kernels},
         {"avx512gfni", &avx512gfni_kernels},
-        {"avx512amx", &avx512gfni_kernels},
+        {"avx512amx", &avx512amx_kernels},
 #elif defined(__aarch64__) && !defined(TERNARY_SCALAR_ONLY)
         {"neon", &neon_kernels},
         {"dotprod", &dotprod_kernels},

@@ -51,9 +51,10 @@ void panel_sums(const uint8_t * panel, int64_t blocks, const Activations * activ
     }
 }
 
-template <class Isa, class F>
-void matmul_of(const void * packed, int64_t rows, int64_t cols, const Batch & batch, float * y, int64_t y_stride,
-               int64_t panel_begin, int64_t panel_end) {
+// Calls sums_of(panel, blocks, activations, stride, tokens, sums) for each stretch and panel, and writes its sums to y.
+template <class F, class SumsOf>
+void for_stretches(const void * packed, int64_t rows, int64_t cols, const Batch & batch, float * y, int64_t y_stride,
+                   int64_t panel_begin, int64_t panel_end, const SumsOf & sums_of) {
     alignas(64) float sums[stretch_tokens * panel_rows];
     const int64_t blocks = blocks_of(cols);
     const int64_t stride = token_blocks(cols);
@@ -62,8 +63,8 @@ void matmul_of(const void * packed, int64_t rows, int64_t cols, const Batch & ba
         const int64_t begin = stretch * batch.tokens / stretches;
         const int64_t end = (stretch + 1) * batch.tokens / stretches;
         for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
-            panel_sums<Isa, F>(static_cast<const uint8_t *>(packed) + panel * blocks * F::block_bytes, blocks,
-                               batch.blocks + begin * stride, stride, end - begin, sums);
+            sums_of(static_cast<const uint8_t *>(packed) + panel * blocks * F::block_bytes, blocks, batch.blocks + begin * stride,
+                    stride, end - begin, sums);
             const int64_t row = panel * panel_rows;
             const int64_t rows_here = rows - row < panel_rows ? rows - row : panel_rows;
             for (int64_t token = begin; token < end; ++token) {
@@ -73,6 +74,12 @@ void matmul_of(const void * packed, int64_t rows, int64_t cols, const Batch & ba
             }
         }
     }
+}
+
+template <class Isa, class F>
+void matmul_of(const void * packed, int64_t rows, int64_t cols, const Batch & batch, float * y, int64_t y_stride,
+               int64_t panel_begin, int64_t panel_end) {
+    for_stretches<F>(packed, rows, cols, batch, y, y_stride, panel_begin, panel_end, panel_sums<Isa, F>);
 }
 
 template <class Isa>

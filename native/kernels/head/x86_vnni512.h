@@ -12,6 +12,7 @@ namespace {
 
 // Always inline: GCC takes the function for one without effect and drops its calls otherwise.
 HEAD_INLINE void prefetch(const void * p) { _mm_prefetch(static_cast<const char *>(p), _MM_HINT_T0); }
+HEAD_INLINE void prefetch_to_l2(const void * p) { _mm_prefetch(static_cast<const char *>(p), _MM_HINT_T1); }
 HEAD_INLINE __m512i load512(const void * p) { return _mm512_loadu_si512(p); }
 HEAD_INLINE __m512i bytes_to_i32(const void * p) {
     return _mm512_cvtepi8_epi32(_mm_loadu_si128(static_cast<const __m128i *>(p)));

@@ -36,9 +36,13 @@ TERNARY_INLINE void unpack_field(__m512i half_chunk, uint8_t * codes) {
     _mm512_store_si512(codes + 64 * Field, _mm512_gf2p8affine_epi64_epi8(half_chunk, to_low_bits, 0));
 }
 
-// The codes of the next panel are fetched while those of this one are unpacked.
+// The codes of the next panel are fetched into the second-level cache while those of this one are unpacked, and into the first
+// shortly before their turn.
+constexpr int64_t ahead_bytes = 2048;
+
 TERNARY_INLINE void unpack_half_chunk(const uint8_t * packed, int64_t to_next_panel, uint8_t * codes) {
     prefetch_to_l2(packed + to_next_panel);
+    prefetch(packed + ahead_bytes);
     const __m512i half_chunk = load512(packed);
     unpack_field<0>(half_chunk, codes);
     unpack_field<1>(half_chunk, codes);
@@ -53,8 +57,8 @@ struct Strip {
     uint8_t * codes;  // [steps][step_code_bytes]
 
     // Behind the last chunk, where the activations are zero, the last chunk's codes do as well as any.
-    TERNARY_INLINE void unpack(int64_t step) const {
-        uint8_t * to = codes + step * step_code_bytes;
+    TERNARY_INLINE void unpack(int64_t step) const { unpack(step, codes + step * step_code_bytes); }
+    TERNARY_INLINE void unpack(int64_t step, uint8_t * to) const {
         TERNARY_UNROLL
         for (int64_t i = 0; i < step_chunks; ++i, to += half_chunk_code_bytes) {
             const uint8_t * from = packed + min64(step * step_chunks + i, chunks - 1) * chunk_bytes;
@@ -90,7 +94,8 @@ struct OutputLines {
     }
 };
 
-constexpr int64_t unpacked_ahead = 2;  // steps: the stores have reached the cache when a tile is loaded
+constexpr int64_t unpacked_ahead = 3;  // steps: the stores have reached the cache when a tile is loaded
+constexpr int64_t ring_steps = 8;
 
 // Two tiles of tokens by a strip, for the first two of a block also unpacking it.
 template <bool unpack>
@@ -115,6 +120,38 @@ TERNARY_NOINLINE void multiply_strip(const Strip & strip, const int8_t * q0, con
         }
     }
     store_sums(sums0, sums1);
+}
+
+// A whole panel by the only two tiles of tokens: sums stay in their registers, and codes pass through a ring of `ring_steps`.
+TERNARY_NOINLINE void multiply_once(const Strip & panel, const int8_t * q0, const int8_t * q1, int64_t stride, int32_t * sums0,
+                                    int32_t * sums1, OutputLines lines) {
+    const auto slot = [&](int64_t step) { return panel.codes + step % ring_steps * step_code_bytes; };
+    for (int64_t step = 0; step < min64(unpacked_ahead, panel.steps); ++step) {
+        panel.unpack(step, slot(step));
+    }
+    clear_sums();
+    for (int64_t step = 0; step < panel.steps; ++step) {
+        lines.fetch(4);
+        add_step(q0 + step * step_bytes, q1 + step * step_bytes, stride, slot(step));
+        if (step + unpacked_ahead < panel.steps) {
+            panel.unpack(step + unpacked_ahead, slot(step + unpacked_ahead));
+        }
+    }
+    store_sums(sums0, sums1);
+}
+
+template <class Output>
+void multiply_panel_once(const uint8_t * panel, int64_t row, int64_t rows, int64_t cols, const QuantizedTokens & in,
+                         const TokenBlock & block, const Output & out) {
+    alignas(64) uint8_t codes[ring_steps * step_code_bytes];
+    alignas(64) int32_t sums[pair_tokens * panel_rows];
+    const int64_t tile_tokens = block.tile_tokens();
+    const int64_t token0 = block.tile_begin(0), token1 = block.tile_begin(1);
+    const Strip whole{panel, chunks_of(cols), ceil_div(cols, step_bytes), panel_bytes(cols), codes};
+    const OutputLines lines{reinterpret_cast<const char *>(out.y + token0 * out.stride + row), out.stride * 4, block.tokens()};
+    multiply_once(whole, in.q + token0 * in.stride, in.q + token1 * in.stride, in.stride, sums, sums + tile_tokens * panel_rows, lines);
+    store_panel(sums, row, rows, in, token0, token0 + tile_tokens, out);
+    store_panel(sums + tile_tokens * panel_rows, row, rows, in, token1, token1 + tile_tokens, out);
 }
 
 template <class Output>
@@ -161,7 +198,8 @@ void matmul_by_tiles(const void * packed, int64_t rows, int64_t cols, const Quan
         const TokenBlock block{begin, min64(begin + block_tokens_here, in.tokens)};
         const Tiles tiles(block.tile_tokens());
         for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
-            multiply_panel(panels + panel * panel_bytes(cols), panel * panel_rows, rows, cols, in, block, out);
+            const auto multiply = block.pairs() == 1 ? multiply_panel_once<Output> : multiply_panel<Output>;
+            multiply(panels + panel * panel_bytes(cols), panel * panel_rows, rows, cols, in, block, out);
         }
     }
 }

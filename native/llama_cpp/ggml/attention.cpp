@@ -8,6 +8,7 @@
 #include "attention.h"
 
 #include "attention/attention.h"
+#include "attention/self_test.h"
 #include "ggml-cpu-impl.h"
 #include "ggml-impl.h"
 #include "stock_switch.h"
@@ -16,6 +17,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <string>
 
 namespace {
 
@@ -27,7 +29,13 @@ const StockSwitch & wanted() {
 const attention::Kernels * kernels() {
     static const attention::Kernels * const chosen = [] {
         const char * tier = wanted().ours() ? bitexport_tier_name() : nullptr;
-        return tier == nullptr ? nullptr : attention::kernels_for(tier);
+        const attention::Kernels * best = tier == nullptr ? nullptr : attention::kernels_for(tier);
+        const std::string          failure = best == nullptr ? "" : attention::self_test(*best);
+        if (!failure.empty()) {
+            GGML_LOG_WARN("bitexport: the attention kernels %s are skipped: they %s; using llama.cpp's own\n", best->name, failure.c_str());
+            best = nullptr;
+        }
+        return best;
     }();
     return chosen;
 }

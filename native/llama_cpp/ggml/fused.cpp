@@ -10,8 +10,8 @@
 // as an evaluation callback or an adapter, is not the inner part of a step, and the stock path computes it. Nodes are matched
 // again each time, which takes less than a microsecond.
 //
-// Every thread norms and quantizes the token for itself, which takes less time than a barrier, and multiplies its share of the
-// panels; what is done element by element follows on the same rows. The sums of squares are added in another order than ggml's,
+// Every thread norms and quantizes the token for itself, which takes less time than a barrier, and takes panels from a
+// queue; what is done element by element follows on the same rows. The sums of squares are added in another order than ggml's,
 // in double precision; all else is computed as in the stock graph, to the bit.
 
 #include "fused.h"
@@ -96,29 +96,35 @@ void compute_tail(const Step & step, int64_t begin, int64_t end) {
     }
 }
 
-void multiply(const Step & step, const ternary::QuantizedBuffer & batch, const ggml_compute_params * params) {
-    if (step.tail != Tail::none) {
-        const Share own(bitexport_panels(step.products[0]), params->ith, params->nth);
-        for (int p = 0; p < step.count; ++p) {
-            bitexport_multiply_token(step.products[p], batch, own.begin, own.end);
+// Panels [begin, end) of the products' matrices, counted through all of them.
+void multiply_in_turn(const Step & step, const ternary::QuantizedBuffer & batch, int64_t begin, int64_t end) {
+    for (int p = 0; p < step.count && begin < end; ++p) {
+        const int64_t here = bitexport_panels(step.products[p]);
+        if (begin < here) {
+            bitexport_multiply_token(step.products[p], batch, begin, std::min(end, here));
         }
-        compute_tail(step, own.begin * ternary::panel_rows, std::min(own.end * ternary::panel_rows, step.result->ne[0]));
-        return;
+        begin = std::max<int64_t>(begin - here, 0);
+        end -= here;
     }
-    int64_t panels = 0;
+}
+
+// The same panels [begin, end) of each product, and the rows of the tail that follow from them.
+void multiply_side_by_side(const Step & step, const ternary::QuantizedBuffer & batch, int64_t begin, int64_t end) {
     for (int p = 0; p < step.count; ++p) {
+        bitexport_multiply_token(step.products[p], batch, begin, end);
+    }
+    compute_tail(step, begin * ternary::panel_rows, std::min(end * ternary::panel_rows, step.result->ne[0]));
+}
+
+void multiply(const Step & step, const ternary::QuantizedBuffer & batch, const ggml_compute_params * params) {
+    const bool side_by_side = step.tail != Tail::none;
+    int64_t    panels       = 0;
+    for (int p = 0; p < (side_by_side ? 1 : step.count); ++p) {
         panels += bitexport_panels(step.products[p]);
     }
-    const Share own(panels, params->ith, params->nth);
-    int64_t     before = 0;
-    for (int p = 0; p < step.count; ++p) {
-        const int64_t here  = bitexport_panels(step.products[p]);
-        const int64_t begin = std::max<int64_t>(own.begin - before, 0);
-        const int64_t end   = std::min(own.end - before, here);
-        if (begin < end) {
-            bitexport_multiply_token(step.products[p], batch, begin, end);
-        }
-        before += here;
+    WorkQueue queue(params, panels, panels_at_once);
+    for (int64_t begin, end; queue.next(begin, end);) {
+        (side_by_side ? multiply_side_by_side : multiply_in_turn)(step, batch, begin, end);
     }
 }
 

@@ -9,6 +9,7 @@
 
 #include "ggml-impl.h"
 #include "head/head.h"
+#include "head/self_test.h"
 #include "repacked_buffer.h"
 #include "sharing.h"
 #include "stock_switch.h"
@@ -17,6 +18,7 @@
 
 #include <cstring>
 #include <stdexcept>
+#include <string>
 
 namespace {
 
@@ -28,7 +30,13 @@ const StockSwitch & wanted() {
 const head::Kernels * kernels() {
     static const head::Kernels * const chosen = [] {
         const char * tier = bitexport_tier_name();
-        return tier == nullptr ? nullptr : head::kernels_for(tier);
+        const head::Kernels * best = tier == nullptr ? nullptr : head::kernels_for(tier);
+        const std::string     failure = best == nullptr ? "" : head::self_test(*best);
+        if (!failure.empty()) {
+            GGML_LOG_WARN("bitexport: the head's kernels %s are skipped: they %s; using llama.cpp's own\n", best->name, failure.c_str());
+            best = nullptr;
+        }
+        return best;
     }();
     return chosen;
 }

@@ -12,11 +12,13 @@
 
 class WorkQueue {
   public:
-    // The range [0, total), in pieces of at least `smallest`: one for a single thread, for several threads some for each, so
-    // that they end at about the same time.
+    // The range [0, total), in pieces of a multiple of `smallest`, which kernels may take at once: one piece for a single
+    // thread, for several threads some for each, so that they end at about the same time.
     WorkQueue(const ggml_compute_params * params, int64_t total, int64_t smallest = 1)
         : team_(params->nth > 1 ? bitexport_team_of(params->threadpool) : nullptr), total_(total),
-          piece_(params->nth > 1 ? std::max(smallest, total / (pieces_per_thread * params->nth)) : total) {}
+          piece_(params->nth > 1
+                     ? std::max<int64_t>(1, total / (pieces_per_thread * params->nth * smallest)) * smallest
+                     : total) {}
 
     // The next piece in [begin, end); false if there are no more.
     bool next(int64_t & begin, int64_t & end) {

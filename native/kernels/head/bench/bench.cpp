@@ -37,7 +37,7 @@ struct TypeBench {
 };
 constexpr TypeBench types[] = {{"q6_k", head::Type::q6_k}, {"q5_k", head::Type::q5_k}, {"q4_k", head::Type::q4_k}};
 
-constexpr const char * tiers[] = {"avx2", "avx512vnni", "avx512gfni"};
+constexpr const char * tiers[] = {"avx2", "avx512vnni", "avx512gfni", "avx512amx"};
 
 // Random rows as a GGUF file would hold them; the halves among the bytes are made finite.
 void fill(uint8_t * rows, size_t bytes, const TypeBench & type) {
