@@ -17,7 +17,7 @@ import bitexport
 from bitexport.cli import errors
 from bitexport.cli.help import Command, Group
 from bitexport.cli.interrupt import terminable
-from bitexport.cli.output import show_warning
+from bitexport.cli.output import discard, show_warning, until_reader_leaves
 from bitexport.errors import BitexportWarning
 from bitexport.system.early_interrupt import raise_interrupts
 
@@ -69,7 +69,8 @@ def _help(command: Callable[..., None]) -> str:
 
 def _version(wanted: bool) -> None:
     if wanted:
-        print(f"bitexport {bitexport.__version__}")
+        with until_reader_leaves():
+            print(f"bitexport {bitexport.__version__}", flush=True)
         raise typer.Exit
 
 
@@ -116,8 +117,7 @@ def main(arguments: list[str] | None = None) -> None:
             app = program([given[0]] if given and given[0] in COMMANDS else COMMANDS)
             code = app(given, prog_name="bitexport", standalone_mode=False)
     except BrokenPipeError:
-        # the reader of our output is gone; setting stdout to None keeps Python's flush at exit silent
-        sys.stdout = None
+        discard(sys.stdout)
         sys.exit(1)
     except (Exception, KeyboardInterrupt) as error:
         sys.exit(errors.report(error))

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import typer
 
-from bitexport.cli.output import printable, shortened, wrapped_for_stderr
+from bitexport.cli.output import discard, printable, shortened, wrapped_for_stderr
 from bitexport.errors import BitexportError, CheckFailed, UsageError
 
 DEBUG_VARIABLE = "BITEXPORT_DEBUG"
@@ -104,5 +104,8 @@ def report(error: BaseException) -> int:
     # messages of libraries may have several lines
     text = shortened(printable(" ".join(row.message(error).split())))
     if not (isinstance(error, CheckFailed) and error.shown and sys.stdout.isatty() and sys.stderr.isatty()):
-        print(wrapped_for_stderr(f"{row.prefix}: {text}" if row.prefix else text), file=sys.stderr)
+        try:
+            print(wrapped_for_stderr(f"{row.prefix}: {text}" if row.prefix else text), file=sys.stderr)
+        except BrokenPipeError:  # ``2>&1 | head``; the exit code stays
+            discard(sys.stderr)
     return row.exit_code

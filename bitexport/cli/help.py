@@ -23,6 +23,8 @@ class _Look:
         self._helping = True
         try:
             super().format_help(ctx, formatter)  # type: ignore[misc]
+        except SystemExit:  # rich's, because the reader has left: ``bitexport --help | head``
+            raise SystemExit(0) from None
         finally:
             self._helping = False
 

@@ -9,7 +9,7 @@ import typer
 
 from bitexport.cli import options
 from bitexport.cli.hub import OR_FILE_NAME, Revision, local_path, path_or_name
-from bitexport.cli.output import Output, counted, format_bytes, until_reader_leaves
+from bitexport.cli.output import Output, counted, format_bytes
 
 if TYPE_CHECKING:
     from bitexport.inspect import InspectReport
@@ -44,10 +44,7 @@ def inspect(
         report = run(path, health=health, progress=progress)
     for problem in (*report.problems, *report.notes):
         out.warn(problem)
-    with until_reader_leaves():
-        out.result(
-            report.to_json(), human=lambda: _show_health(out, report) if health else _show(out, report)
-        )
+    out.result(report.to_json(), human=lambda: _show_health(out, report) if health else _show(out, report))
 
 
 def _show(out: Output, report: InspectReport) -> None:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from bitexport.errors import BitexportWarning, CheckFailed
 from bitexport.progress import Progress, ProgressEvent, ignore
@@ -49,17 +50,34 @@ class Output:
         self.json = json
         self.quiet = quiet
 
-    def result(self, document: Mapping[str, Any], human: Callable[[], None] | None = None) -> None:
+    def result(
+        self, document: Mapping[str, Any], human: Callable[[], None] | None = None, *, awaited: bool = False
+    ) -> None:
         """Print a command's result: ``document`` with --json, otherwise what ``human`` prints.
 
         The key ``schema`` precedes those of the document. NaN and infinity, which JSON lacks, become null.
+        If the reader of stdout leaves, as in ``bitexport bench ... | head``, the rest is not printed, and the
+        command goes on to the exit code that it would have had: a verdict does not depend on its reader.
+
+        Args:
+            document: the keys and values of the result.
+            human: prints the result for a person.
+            awaited: the command is useless without a reader.
+
+        Raises:
+            BrokenPipeError: the reader has left, and the result is ``awaited``.
         """
-        if self.json:
-            text = json.dumps({"schema": SCHEMA, **_jsonable(document)}, ensure_ascii=False, indent=2)
-            sys.stdout.write(text + "\n")
+        try:
+            if self.json:
+                text = json.dumps({"schema": SCHEMA, **_jsonable(document)}, ensure_ascii=False, indent=2)
+                sys.stdout.write(text + "\n")
+            elif human is not None:
+                human()
             sys.stdout.flush()
-        elif human is not None:
-            human()
+        except BrokenPipeError:
+            if awaited:
+                raise
+            discard(sys.stdout)
 
     def failed(self, message: str) -> CheckFailed:
         """The exception for a check whose result was printed and is below the threshold."""
@@ -206,13 +224,20 @@ class Output:
 def until_reader_leaves() -> Iterator[None]:
     """End the command with success if the reader of stdout leaves, as in ``bitexport run ... | head``.
 
-    Only around the output of a command that judges nothing: a verdict must not depend on its reader.
+    Only around output that comes bit by bit and judges nothing; :meth:`Output.result` handles the rest.
     """
     try:
         yield
     except BrokenPipeError:
-        sys.stdout = None  # Python would try again at exit
+        discard(sys.stdout)
         sys.exit(0)
+
+
+def discard(stream: TextIO) -> None:
+    """Let all further output to stdout or stderr disappear, and what Python has not written yet."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, stream.fileno())
+    os.close(null)
 
 
 def show_warning(message: Warning | str, category: type[Warning], *rest: Any, **named: Any) -> None:
@@ -294,7 +319,11 @@ _bars_console: Console | None = None
 def _stderr() -> Console:
     from rich.console import Console
 
-    return _bars_console or Console(stderr=True)
+    class StderrConsole(Console):
+        def on_broken_pipe(self) -> None:
+            discard(sys.stderr)  # ``2>&1 | head``: nobody reads this, but the command can do its work
+
+    return _bars_console or StderrConsole(stderr=True)
 
 
 def _jsonable(value: Any) -> Any:

@@ -198,7 +198,7 @@ def _show_ready(out: Output, server: Server) -> None:
     elif not plan.chats:
         out.info("the file has no chat template: only /v1/completions, which continues a text")
     # last, because a program may send requests as soon as it has read this
-    out.result(document, human=lambda: print(server.url, flush=True))
+    out.result(document, human=lambda: print(server.url, flush=True), awaited=True)
 
 
 def _show_request(out: Output, request: RequestRecord) -> None:

@@ -74,7 +74,7 @@ def _show_ready(out: Output, worker: Worker) -> None:
         f"{worker.tier} kernels; Ctrl-C stops"
     )
     # last, because a program may connect as soon as it has read this
-    out.result(document, human=lambda: print(worker.address, flush=True))
+    out.result(document, human=lambda: print(worker.address, flush=True), awaited=True)
 
 
 def _show_event(out: Output, event: Event) -> None:

@@ -20,6 +20,7 @@ from tests.support.repository import REPOSITORY
 
 Cli = Callable[..., "CompletedProcess[str]"]
 Maker = Callable[..., Path]
+Words = Callable[[str], "list[str]"]
 
 # Takes the place of a library that bitexport imports, and presses Ctrl-C during that import.
 INTERRUPTING = "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(60)\n"
@@ -41,6 +42,21 @@ def embedding_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("embedding")
     convert(embedding_checkpoint(folder / "checkpoint", "Qwen3Model"), folder / "m.gguf", embed_type="f16")
     return folder / "m.gguf"
+
+
+@pytest.fixture(scope="module")
+def words(checkpoint_of: Maker, gguf_of: Maker, tmp_path_factory: pytest.TempPathFactory) -> Words:
+    """A command's words, with paths for those in capital letters."""
+    folder = tmp_path_factory.mktemp("unread")
+    (folder / "text.txt").write_text("def add(left, right):\n    return left + right\n" * 8)
+    paths = {
+        "CKPT": checkpoint_of("packed-multiply"),
+        "GGUF": gguf_of("packed-multiply"),
+        "OTHER": gguf_of("packed-multiply", seed=1),
+        "OUT": folder / "out.gguf",
+        "TEXT": folder / "text.txt",
+    }
+    return lambda command: [str(paths.get(word, word)) for word in command.split()]
 
 
 @posix
@@ -74,21 +90,22 @@ def test_ctrl_c_while_python_ends() -> None:
     assert (done.returncode, done.stderr) == (130, "interrupted\n")
 
 
-def without_a_reader(*arguments: str | Path) -> tuple[int, str]:
-    """The exit code and stderr of a command whose output nobody reads."""
+def without_a_reader(*arguments: str | Path, stderr: bool = False) -> tuple[int, str]:
+    """The exit code and stderr of a command whose output nobody reads; with ``stderr``, neither of them."""
     reading, writing = os.pipe()
     os.close(reading)
     done = subprocess.run(
         [sys.executable, "-m", "bitexport", *map(str, arguments)],
         cwd=REPOSITORY,
+        env={name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"},
         stdout=writing,
-        stderr=subprocess.PIPE,
+        stderr=writing if stderr else subprocess.PIPE,
         text=True,
         timeout=120,
         check=False,
     )
     os.close(writing)
-    return done.returncode, done.stderr
+    return done.returncode, done.stderr or ""
 
 
 @posix
@@ -99,10 +116,44 @@ def test_run_for_a_reader_that_leaves(gguf_of: Maker, options: tuple[str, ...]) 
     assert without_a_reader(*arguments) == (0, "")
 
 
+#: Commands that print a result when their work is done, and their exit codes.
+UNREAD = [
+    ("--help", 0),
+    ("--version", 0),
+    ("bench --help", 0),
+    ("inspect GGUF", 0),
+    ("inspect GGUF --json", 0),
+    ("convert CKPT OUT --force -q", 0),
+    ("convert CKPT OUT --force -q --json", 0),
+    ("bench GGUF -t 1 -r 1 --prompt-tokens 8 -n 2 -q", 0),
+    ("bench GGUF -t 1 -r 1 --prompt-tokens 8 -n 0 --compare q4_0 -q", 0),
+    ("eval CKPT --student-gguf GGUF --text TEXT -q", 0),
+    ("parity CKPT GGUF --prompt def -q", 0),
+    ("parity CKPT OTHER --prompt def -q", 3),
+    ("parity CKPT OTHER --prompt def -q --json", 3),
+]
+
+
 @posix
-@pytest.mark.parametrize("options", [(), ("--json",)])
-def test_inspect_for_a_reader_that_leaves(gguf_of: Maker, options: tuple[str, ...]) -> None:
-    assert without_a_reader("inspect", gguf_of("packed-multiply"), *options) == (0, "")
+@pytest.mark.parametrize(("command", "code"), UNREAD, ids=[command for command, _ in UNREAD])
+def test_a_result_that_nobody_reads(words: Words, command: str, code: int) -> None:
+    """``bitexport bench ... | head`` ends as it would have without ``head``; so does a verdict."""
+    found, errors = without_a_reader(*words(command))
+    assert found == code, errors
+    assert errors.startswith("failed: " if code == 3 else ""), errors
+    assert (errors.count("\n") == 1) == (code == 3), errors
+
+
+@posix
+@pytest.mark.parametrize(
+    ("command", "code"), [("convert CKPT OUT --force", 0), ("parity CKPT OTHER --prompt def", 3)]
+)
+def test_messages_that_nobody_reads(words: Words, command: str, code: int) -> None:
+    """``bitexport convert ... 2>&1 | head``: the work is done."""
+    output = Path(words("OUT")[0])
+    output.unlink(missing_ok=True)
+    assert without_a_reader(*words(command), stderr=True)[0] == code
+    assert output.exists() == ("OUT" in command)
 
 
 @posix

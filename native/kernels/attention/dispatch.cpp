@@ -4,19 +4,31 @@
 #include <algorithm>
 #include <cstring>
 
+#if defined(ATTENTION_X86)
+#include <cpuid.h>
+#endif
+
 namespace attention {
 
 #if defined(ATTENTION_X86)
 extern const Kernels avx2_kernels;
 extern const Kernels avx512_kernels;
 extern const Kernels amx_kernels;
+
+// A tier says that there is AVX2 and that the system saves its registers, but nothing of these two. Not asked of
+// __builtin_cpu_supports: Zig's runtime, which is in our wheels, knows no CPU.
+static bool has_fma_and_f16c() {
+    constexpr unsigned fma = 1u << 12, f16c = 1u << 29;
+    unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+    return __get_cpuid(1, &eax, &ebx, &ecx, &edx) != 0 && (ecx & (fma | f16c)) == (fma | f16c);
+}
 #elif defined(ATTENTION_ARM)
 extern const Kernels neon_kernels;
 #endif
 
 const Kernels * kernels_for(const char * tier) {
 #if defined(ATTENTION_X86)
-    if (std::strcmp(tier, "scalar") == 0 || !__builtin_cpu_supports("fma") || !__builtin_cpu_supports("f16c")) {
+    if (std::strcmp(tier, "scalar") == 0 || !has_fma_and_f16c()) {
         return nullptr;
     }
     if (std::strcmp(tier, "avx512amx") == 0 && amx::available()) {

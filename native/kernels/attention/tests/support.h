@@ -2,6 +2,7 @@
 #pragma once
 
 #include "attention/attention.h"
+#include "ternary/ternary.h"
 #include "test_support.h"
 
 #include <cmath>
@@ -31,9 +32,8 @@ constexpr uint16_t hidden = 0xfc00, not_a_number = 0x7e00, minus_two = 0xc000;
 inline std::vector<const attention::Kernels *> available() {
     std::vector<const attention::Kernels *> found;
 #if defined(__x86_64__)
-    const std::pair<const char *, bool> tiers[] = {{"avx2", __builtin_cpu_supports("avx2") != 0},
-                                                   {"avx512vnni", __builtin_cpu_supports("avx512f") != 0},
-                                                   {"avx512amx", true}};
+    const ternary::CpuFeatures cpu = ternary::cpu_features();
+    const std::pair<const char *, bool> tiers[] = {{"avx2", cpu.avx2}, {"avx512vnni", cpu.avx512f}, {"avx512amx", true}};
 #else
     const std::pair<const char *, bool> tiers[] = {{"neon", true}};
 #endif
@@ -44,6 +44,9 @@ inline std::vector<const attention::Kernels *> available() {
             found.push_back(kernels);
         }
     }
+#if defined(__x86_64__)
+    kernel_test::check(!found.empty() || !cpu.avx2, "a CPU with AVX2 has kernels: Intel's and AMD's all have FMA and F16C, too");
+#endif
     return found;
 }
 
