@@ -13,7 +13,7 @@ TEST_JOBS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$((n < 4 ? n : 4))
 export CCACHE_BASEDIR := $(CURDIR)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup native stock tools test test-native test-python check demo wheel wheels sanitize test-arm torture bench-native train-tiny en-fr en-fr-blocks docs pictures clean
+.PHONY: help setup native stock tools test test-native test-python check demo wheel wheels sanitize test-arm torture bench-native train-tiny en-fr en-fr-blocks study docs pictures clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | expand -t 16
@@ -112,6 +112,10 @@ en-fr: setup ## Distil English to French, three ways and two seeds, and measure 
 
 en-fr-blocks: setup ## Train block diffusion from the shipped English-French student, and measure every rule
 	$(BIN)/python examples/en-fr/blocks.py $(ARGS)
+
+# Continues where it stopped; --table-only writes the tables of what there is, --minutes 60 ends after an hour.
+study: setup ## Compare students with a teacher that has seen ten times as much (some hours on 2 cores)
+	$(BIN)/python examples/study/study.py $(ARGS)
 
 wheel: $(VENV)/.installed ## Build a wheel that carries the native libraries
 	$(BIN)/pip wheel --no-deps --wheel-dir dist .

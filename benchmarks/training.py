@@ -25,8 +25,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import HunYuanDenseV1Config, HunYuanDenseV1ForCausalLM, Qwen3Config, Qwen3ForCausalLM
+from transformers import Qwen3Config, Qwen3ForCausalLM
 
+from benchmarks.published_shapes import PUBLISHED_SHAPES, Shape
 from bitexport.train.attention import CAUSAL
 from bitexport.train.batch import Batch
 from bitexport.train.compiling import compile_layers, compiles, packs
@@ -39,37 +40,10 @@ from bitexport.train.student.bitlinear import hold_quantized, release_quantized
 from bitexport.train.student.surgery import make_student
 
 _TINY = {"head_dim": 32, "num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": True}
-_LARGE = {"head_dim": 128, "num_attention_heads": 16, "tie_word_embeddings": True}
-SHAPES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
-    "tiny": (
-        Qwen3ForCausalLM,
-        Qwen3Config,
-        {**_TINY, "hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4, "vocab_size": 4096},
-    ),
-    "qwen3-0.6b": (
-        Qwen3ForCausalLM,
-        Qwen3Config,
-        {
-            **_LARGE,
-            "hidden_size": 1024,
-            "intermediate_size": 3072,
-            "num_hidden_layers": 28,
-            "num_key_value_heads": 8,
-            "vocab_size": 151_936,
-        },
-    ),
-    "hy-mt1.5-1.8b": (
-        HunYuanDenseV1ForCausalLM,
-        HunYuanDenseV1Config,
-        {
-            **_LARGE,
-            "hidden_size": 2048,
-            "intermediate_size": 6144,
-            "num_hidden_layers": 32,
-            "num_key_value_heads": 4,
-            "vocab_size": 120_818,
-        },
-    ),
+_SIZES = {**_TINY, "hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4, "vocab_size": 4096}
+SHAPES: dict[str, Shape] = {
+    "tiny": (Qwen3ForCausalLM, Qwen3Config, _SIZES),
+    **{name.lower(): shape for name, shape in PUBLISHED_SHAPES.items()},
 }
 PHASES = ("data", "forward", "teacher", "backward", "optimizer")
 

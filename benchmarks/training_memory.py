@@ -1,6 +1,6 @@
 """Memory of distillation at a published shape: parameters, and bytes kept for the backward pass.
 
-Usage: training_memory.py [--tokens 128]
+Usage: python -m benchmarks.training_memory [--tokens 128]
 
 Parameters are counted on models without memory. The bytes that a micro-batch keeps for the backward pass are
 measured: every tensor that autograd saves in the objective of stage 3 (except parameters), on models of the
@@ -17,41 +17,13 @@ from typing import Any
 import torch
 from accelerate.utils import convert_outputs_to_fp32
 from torch.autograd.graph import saved_tensors_hooks
-from transformers import HunYuanDenseV1Config, HunYuanDenseV1ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
+from benchmarks.published_shapes import PUBLISHED_SHAPES as SHAPES
 from bitexport.train.config import TrainConfig
 from bitexport.train.objective.objective import Objective
 from bitexport.train.student.bitlinear import BitLinear
 from bitexport.train.student.surgery import make_student
 
-HEADS = {"num_attention_heads": 16, "head_dim": 128, "tie_word_embeddings": True}
-# Sizes from the checkpoints' config.json.
-SHAPES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
-    "Qwen3-0.6B": (
-        Qwen3ForCausalLM,
-        Qwen3Config,
-        {
-            **HEADS,
-            "hidden_size": 1024,
-            "intermediate_size": 3072,
-            "num_hidden_layers": 28,
-            "num_key_value_heads": 8,
-            "vocab_size": 151_936,
-        },
-    ),
-    "HY-MT1.5-1.8B": (
-        HunYuanDenseV1ForCausalLM,
-        HunYuanDenseV1Config,
-        {
-            **HEADS,
-            "hidden_size": 2048,
-            "intermediate_size": 6144,
-            "num_hidden_layers": 32,
-            "num_key_value_heads": 4,
-            "vocab_size": 120_818,
-        },
-    ),
-}
 FORMS: dict[str, dict[str, Any]] = {
     "stage 2": {"logits_weight": 0.0, "relation_weight": 0.0},
     "stage 2, chunked": {"logits_weight": 0.0, "relation_weight": 0.0, "chunk_tokens": 64},

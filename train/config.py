@@ -66,6 +66,7 @@ class TrainConfig(Settings):
     corpus: list[str] = field(default_factory=list)  # sources of stage 2; pairs are read as documents
     data_cache: str = ""  # the folder of the tokens, for several runs with the same data; "": run_dir/data
     held_out_percent: int = 5  # percentage of the records, chosen by a hash of their text
+    answers_are_labels: bool = False  # answers recur: only prompts decide what is held out
     template: str = "plain"  # turns a pair into prompt and answer
     source_language: str = "en"  # for the templates tags and hy-mt1.5
     target_language: str = "fr"  # for the templates tags and hy-mt1.5

@@ -87,8 +87,8 @@ def _pretraining_tokenizer(config: TrainConfig) -> Any:
         is_new = last_checkpoint(stage_folder(config.run_dir, "pretrain")) is None
         if state.is_main_process and is_new:
             specs = parse_mixture(config.data).specs
-            records = split(read_sources(specs), config.held_out_percent).train
+            sides = split(read_sources(specs), config.held_out_percent, config.answers_are_labels)
             special_tokens = special_tokens_of(template_of(config))
             max_length = config.max_position_embeddings
-            save_tokenizer(folder, records, config.vocab_size, max_length, special_tokens)
+            save_tokenizer(folder, sides.train, config.vocab_size, max_length, special_tokens)
     return load_tokenizer(folder)

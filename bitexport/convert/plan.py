@@ -21,7 +21,7 @@ from bitexport.checkpoint.reader import FLOAT_DTYPES, Checkpoint
 from bitexport.checkpoint.safetensors import TensorInfo
 from bitexport.convert.choices import check_fits, straddling_warnings, ternary_kind
 from bitexport.convert.embeddings import embedding_type
-from bitexport.convert.source import PlannedTensor, main_type, rounded_warnings
+from bitexport.convert.source import FLOAT_PACKING, PlannedTensor, main_type, rounded_warnings
 from bitexport.errors import CheckpointError, UnsupportedError
 from bitexport.families import BITNET, Claim, Family, Hyperparameters, Part, Role, family_of
 from bitexport.gguf.dequantize import rows_per_chunk
@@ -75,7 +75,7 @@ class Plan:
     @property
     def packing_name(self) -> str:
         """The packing of the weights as reports name it."""
-        return "float" if self.all_float else self.packing.name
+        return FLOAT_PACKING if self.all_float else self.packing.name
 
 
 def make_plan(

@@ -27,6 +27,10 @@ KEPT_FLOAT_KEY = "bitexport.kept_float"
 REPOSITORY_KEY = "general.source.huggingface.repository"
 COMMIT_KEY = "bitexport.source_commit"
 
+#: The metadata key that names the packing of the weights, and its value where none is ternary.
+PACKING_KEY = "bitexport.packing"
+FLOAT_PACKING = "float"
+
 Origin = TypeVar("Origin")
 
 
@@ -86,7 +90,7 @@ def own_keys(
     found: dict[str, MetadataValue] = {
         "general.file_type": FILE_TYPES[ternary_type.name],
         "general.quantization_version": 2,
-        "bitexport.packing": packing,
+        PACKING_KEY: packing,
         "bitexport.ternary_type": ternary_type.name,
         "bitexport.embedding_type": embed_type.name,
     }

@@ -28,7 +28,7 @@ from bitexport.checkpoint.packings.pre_dequantized import PreDequantized
 from bitexport.convert.choices import check_fits, straddling_warnings, ternary_kind
 from bitexport.convert.embeddings import embedding_type
 from bitexport.convert.plan import check_float, float_type
-from bitexport.convert.source import PlannedTensor, main_type, rounded_warnings
+from bitexport.convert.source import FLOAT_PACKING, PlannedTensor, main_type, rounded_warnings
 from bitexport.convert.upstream_checks import (
     check_graph,
     check_nothing_dropped,
@@ -76,7 +76,7 @@ class UpstreamPlan:
     @property
     def packing_name(self) -> str:
         """The packing of the weights as reports name it."""
-        return "float" if self.all_float else self.packing.name
+        return FLOAT_PACKING if self.all_float else self.packing.name
 
 
 def make_upstream_plan(

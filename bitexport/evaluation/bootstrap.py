@@ -55,7 +55,11 @@ class Uncertainty:
 
 
 def bootstrap(
-    answers: Mapping[str, Sequence[str]], references: Sequence[str], teacher: str | None = None, seed: int = 0
+    answers: Mapping[str, Sequence[str]],
+    references: Sequence[str],
+    teacher: str | None = None,
+    seed: int = 0,
+    means: Mapping[str, Sequence[str]] | None = None,
 ) -> dict[str, Uncertainty]:
     """Intervals for every side.
 
@@ -64,6 +68,8 @@ def bootstrap(
         references: the true answers.
         teacher: the side that the others are compared with.
         seed: of the resamples, which are the same in every call with as many pairs.
+        means: further entries of the result by name, each the mean score of several sides, for example of
+            one model trained with several seeds. The interval is that of the choice of pairs only.
     """
     references = [reference.strip() for reference in references]
     counts = {name: _counts([text.strip() for text in texts], references) for name, texts in answers.items()}
@@ -76,6 +82,8 @@ def bootstrap(
         for name, values_of_pairs in counts.items():
             sums[name].append(draws @ values_of_pairs)
     values = {name: _scores(np.concatenate(found), size) for name, found in sums.items()}
+    for name, sides in (means or {}).items():
+        values[name] = {score: np.mean([values[side][score] for side in sides], axis=0) for score in SCORES}
     return {
         name: Uncertainty(
             {score: _interval(found[score]) for score in SCORES},

@@ -10,11 +10,14 @@ from functools import cached_property
 from pathlib import Path
 
 from bitexport.blocks import BlockRule
+from bitexport.checkpoint import open_checkpoint
+from bitexport.checkpoint.packings import quantization_config
+from bitexport.convert.source import FLOAT_PACKING, PACKING_KEY
 from bitexport.errors import GGUFError, UsageError
 from bitexport.gguf.diffusion_settings import diffusion_of
 from bitexport.gguf.embeddings import Embeddings, read_embeddings
 from bitexport.gguf.fingerprint import fingerprint
-from bitexport.gguf.reader import read_gguf
+from bitexport.gguf.reader import GGUFFile, read_gguf
 from bitexport.metrics.likelihood import WINDOW, Perplexities, perplexities
 from bitexport.metrics.logits import LogitComparison, compare_logits, join, summarize
 from bitexport.parity.activations import activation_grids
@@ -74,7 +77,8 @@ def parity(
     Raises:
         TokenizerError: the two sides tokenize a prompt differently.
         UsageError: a prompt is empty, or with ``tokens`` exceeds the model's context; or
-            ``min_cosine`` is not a number from -1 to 1.
+            ``min_cosine`` is not a number from -1 to 1; or the file is a float model and the checkpoint
+            ternary.
         CheckpointError, GGUFError, NativeLibraryError: a side cannot be loaded.
     """
     if not -1 <= min_cosine <= 1:  # NaN is not
@@ -82,7 +86,7 @@ def parity(
     texts = _texts(prompts)
     file = read_gguf(Path(gguf))  # a missing or damaged file fails before PyTorch loads gigabytes
     progress(ProgressEvent(0, len(texts), "prompts", "loading"))
-    reference = load_reference(checkpoint, str(file.metadata.get("general.architecture")))
+    reference = _load(checkpoint, file)
     ids_of = [_prompt_ids(reference, number, prompt, tokens) for number, prompt in enumerate(texts, start=1)]
     window = min(WINDOW, reference.n_ctx)
     n_ctx = max(max(map(len, ids_of)) + tokens, window if text is not None else 0)
@@ -125,6 +129,21 @@ def parity(
             fingerprint=fingerprint(gguf),
             blocks=_blocks(run, gguf, tokens, threads),
         )
+
+
+def _load(checkpoint: str | os.PathLike[str], file: GGUFFile) -> Reference:
+    """PyTorch's side: as a float model if the file is one, otherwise as a ternary one.
+
+    The checkpoint does not say which: master weights need not have a quantization_config.
+    """
+    architecture = str(file.metadata.get("general.architecture"))
+    all_float = file.metadata.get(PACKING_KEY) == FLOAT_PACKING
+    if all_float and quantization_config(open_checkpoint(Path(checkpoint)).config) is not None:
+        raise UsageError(
+            f"{file.path} is a float model, as convert --float makes it, and {checkpoint} is ternary; "
+            "expected two forms of one model: convert that checkpoint, or give the float one"
+        )
+    return load_reference(checkpoint, architecture, all_float=all_float)
 
 
 def _blocks(run: _Run, gguf: str | os.PathLike[str], tokens: int, threads: int) -> BlockParity | None:

@@ -31,13 +31,17 @@ from bitexport.reference.weight_only import keep_ternary_weights
 from bitexport.upstream import is_upstream
 
 
-def load_reference(path: str | os.PathLike[str], architecture: str | None = None) -> Reference:
+def load_reference(
+    path: str | os.PathLike[str], architecture: str | None = None, *, all_float: bool = False
+) -> Reference:
     """Load a checkpoint folder as transformers does: float32, eager attention, on the CPU.
 
     Args:
         path: the folder.
         architecture: the GGUF architecture of the file made from it, if it has no family; None to derive it
             from config.json.
+        all_float: the model is not ternary, for example a teacher: nothing is quantized. Otherwise float
+            weights that are not ternary yet are master weights.
 
     Raises:
         CheckpointError: transformers cannot load it, or would leave weights uninitialized.
@@ -50,7 +54,7 @@ def load_reference(path: str | os.PathLike[str], architecture: str | None = None
         if isinstance(family, UnsupportedError):
             model, names = _load_upstream(checkpoint, architecture, family)
         elif transformers_reads(checkpoint):
-            model, names = _load_by_family(checkpoint, family), family.gguf_name
+            model, names = _load_by_family(checkpoint, family, all_float), family.gguf_name
         else:
             model, names = _load_unpacked(checkpoint, family), family.gguf_name
         tokenizer = load_tokenizer(checkpoint.path)
@@ -127,19 +131,20 @@ def _load_unpacked(checkpoint: Checkpoint, family: Family) -> Any:
     return model
 
 
-def _load_by_family(checkpoint: Checkpoint, family: Family) -> Any:
-    model = _load_model(checkpoint, family)
+def _load_by_family(checkpoint: Checkpoint, family: Family, all_float: bool) -> Any:
+    model = _load_model(checkpoint, family, all_float)
     # transformers keeps the bfloat16 tensors of a pre-quantized checkpoint whatever dtype is requested, and
     # its own float() rejects quantized models. nn.Module.float() leaves packed weights uint8.
     nn.Module.float(model)
-    keep_ternary_weights(model, checkpoint)
+    if not all_float:
+        keep_ternary_weights(model, checkpoint)
     connect_norms(model)
     if family.qk_norm_after_rope or family.model_class == "Gemma3ForCausalLM":
         mark_heads_first(model)
     return model
 
 
-def _load_model(checkpoint: Checkpoint, family: Family) -> Any:
+def _load_model(checkpoint: Checkpoint, family: Family, all_float: bool) -> Any:
     parts = family.parts(checkpoint.config, checkpoint.tensors)
     model_class = getattr(transformers, family.model_class)
     if Part.SUB_NORMS in parts and model_class is not transformers.BitNetForCausalLM:
@@ -147,7 +152,7 @@ def _load_model(checkpoint: Checkpoint, family: Family) -> Any:
     if Part.SUB_NORMS not in parts and model_class is transformers.BitNetForCausalLM:
         model_class = without_sub_norms(model_class)
     try:
-        config = _model_config(checkpoint, family)
+        config = _model_config(checkpoint, family, all_float)
         model, info = model_class.from_pretrained(
             checkpoint.path,
             config=config,
@@ -168,19 +173,21 @@ def _load_model(checkpoint: Checkpoint, family: Family) -> Any:
     return model
 
 
-def _model_config(checkpoint: Checkpoint, family: Family) -> Any:
+def _model_config(checkpoint: Checkpoint, family: Family, all_float: bool) -> Any:
     """The configuration for transformers, completed from the tensors and the family."""
     config = getattr(transformers, family.model_class).config_class.from_pretrained(
         checkpoint.path, local_files_only=True
     )
+    numbers = family.hyperparameters(checkpoint.config, checkpoint.tensors)
+    config.tie_word_embeddings = numbers.tied  # a model without a head has none to load
+    if all_float:
+        return config
     quantization = dict(quantization_config(checkpoint.config) or ONLINE)
     if not any(name.endswith(".weight_scale") for name in checkpoint.tensors):
         quantization |= ONLINE  # nothing is packed, whatever config.json says: see convert --master
-    numbers = family.hyperparameters(checkpoint.config, checkpoint.tensors)
     if Part.INPUT_NORMS in numbers.parts:
         quantization |= {"use_rms_norm": True, "rms_norm_eps": numbers.input_norm_eps}
     config.quantization_config = quantization
-    config.tie_word_embeddings = numbers.tied  # a model without a head has none to load
     return config
 
 

@@ -14,6 +14,7 @@ from bitexport.checkpoint.float_model import is_full_precision
 from bitexport.convert import convert
 from bitexport.doctor import doctor
 from bitexport.errors import UsageError
+from bitexport.parity import parity
 from bitexport.train.data.bpe import train_tokenizer
 from bitexport.train.student.checkpoint import save_checkpoint
 from bitexport.train.student.surgery import make_student
@@ -56,6 +57,19 @@ def test_float_weights_that_are_ternary_are_not_full_precision(
                 weight.copy_(torch.from_numpy(trits * np.float32(0.5)))
     model.save_pretrained(tmp_path)
     assert not is_full_precision(open_checkpoint(tmp_path))
+
+
+def test_parity_with_its_float_file(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    """No side quantizes anything; before, PyTorch took the weights for master weights."""
+    teacher, student = folders
+    file = tmp_path / "teacher.gguf"
+    convert(teacher, file, all_float=True)
+    for align in (False, True):
+        report = parity(teacher, file, ["red house", "house red house"], tokens=4, align=align, layers=align)
+        assert report.passed
+        assert report.plain.cosine_min > 0.9999
+    with pytest.raises(UsageError, match=r"teacher.gguf is a float model.*student is ternary; expected two"):
+        parity(student, file, ["red house"])
 
 
 def test_doctor_refuses_it(folders: tuple[Path, Path], tmp_path: Path) -> None:

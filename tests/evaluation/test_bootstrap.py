@@ -66,6 +66,24 @@ def test_it_equals_resamples_of_the_texts(monkeypatch: pytest.MonkeyPatch) -> No
         assert differences[score].low == pytest.approx(np.percentile(gaps, 2.5))
 
 
+def test_the_mean_of_several_sides(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "RESAMPLES", 40)
+    references = texts(12, 1)
+    answers = {"teacher": spoiled(references, 0.3, 2), "0": spoiled(references, 0.7, 3)}
+    answers["1"] = spoiled(references, 0.7, 4)
+    expected = slowly(answers, references)
+    found = bootstrap(answers, references, "teacher", means={"students": ["0", "1"]})
+    assert found["0"] == bootstrap(answers, references, "teacher")["0"]
+    assert found["students"].differences is not None
+    for score in SCORES:
+        mean = np.add(expected["0"][score], expected["1"][score]) / 2
+        low, high = np.percentile(mean, [2.5, 97.5])
+        assert found["students"].scores[score].low == pytest.approx(low)
+        assert found["students"].scores[score].high == pytest.approx(high)
+        gaps = mean - expected["teacher"][score]
+        assert found["students"].differences[score].low == pytest.approx(np.percentile(gaps, 2.5))
+
+
 def test_a_difference_is_known_better_than_the_scores() -> None:
     """Both sides fail on the same pairs; one of them, on a few more."""
     references = texts(200, 5)

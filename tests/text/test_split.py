@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from bitexport.errors import UsageError
 from bitexport.text import stdlib as corpus
-from bitexport.text.sources import Chat, Document, Pair, Record, read_source
+from bitexport.text.sources import Chat, Document, Pair, Record, read_source, texts_of
 from bitexport.text.split import key_of, keys_of, side_of, split
 
 # Few words with much decoration, so that records often share a key without being equal.
@@ -115,6 +115,31 @@ def test_the_standard_library_is_split_as_in_held_out_text() -> None:
     assert isinstance(sample, Document)
     assert corpus.is_held_out(Path(sample.name), 5)
     assert side_of(sample, 5) == "held_out"
+
+
+def classified(count: int = 400) -> list[Record]:
+    """Prompts with one of three answers, which therefore recur on both sides."""
+    answers = ("yes", "no", "maybe")
+    return [Pair(f"{word(i)} is it", answers[i % 3]) for i in range(count)]
+
+
+def test_labels_may_be_on_both_sides() -> None:
+    every = classified()
+    with pytest.raises(UsageError, match=r"0 held out.*because they are labels, set answers_are_labels"):
+        split(every, 10)
+    sides = split(every, 10, labels=True)
+    assert len(sides.train) + len(sides.held_out) == len(every)
+    assert {texts_of(record)[1] for record in sides.held_out} == {"yes", "no", "maybe"}
+    prompts = [{keys_of(record)[0] for record in side} for side in (sides.train, sides.held_out)]
+    assert not prompts[0] & prompts[1]
+    for side, name in ((sides.train, "train"), (sides.held_out, "held_out")):
+        assert all(side_of(record, 10, labels=True) == name for record in side)
+
+
+def test_the_advice_about_labels_is_given_only_where_it_helps() -> None:
+    with pytest.raises(UsageError) as caught:
+        split(many_pairs(), 0)
+    assert "labels" not in str(caught.value)
 
 
 def test_an_empty_side_is_an_error_with_both_counts() -> None:

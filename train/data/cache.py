@@ -21,9 +21,9 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from bitexport.errors import UsageError
 from bitexport.progress import Progress, ProgressEvent, ignore
 from bitexport.text import Template, read_source
+from bitexport.text.split import empty_side
 from bitexport.train.data.cache_key import cache_key
 from bitexport.train.data.encoding import EncodedChunk, Encoder, chunks_of, encode_chunks
 from bitexport.train.data.mixture import Mixture
@@ -79,6 +79,7 @@ def open_cache(
     tokenizer: Any,
     folder: Path,
     *,
+    labels: bool = False,
     limit: int = 0,
     workers: int = 0,
     progress: Progress = ignore,
@@ -88,6 +89,7 @@ def open_cache(
     Without a limit the split is that of :func:`bitexport.text.split`, and each side is in its order.
 
     Args:
+        labels: as for the split.
         limit: reads no more than this many training tokens, of a mixture in parts as large as the weights.
             The side of each record is then that of :func:`bitexport.text.side_of`, and the order that in
             which they were read. 0 reads everything.
@@ -97,7 +99,7 @@ def open_cache(
         UsageError: one side is empty, or what reading a source raises.
         OSError: the disk is full; nothing incomplete is left.
     """
-    key = cache_key(mixture, template, held_out_percent, tokenizer, limit)
+    key = cache_key(mixture, template, held_out_percent, tokenizer, limit, labels)
     complete = folder / key
     folder.mkdir(parents=True, exist_ok=True)
     if not complete.is_dir():
@@ -105,7 +107,7 @@ def open_cache(
             if not complete.is_dir():  # another process may have finished it meanwhile
                 _build(
                     mixture,
-                    Encoder(tokenizer, template, held_out_percent),
+                    Encoder(tokenizer, template, held_out_percent, labels),
                     complete,
                     limit,
                     workers,
@@ -272,8 +274,7 @@ def split_by_hash(
     candidates = ordered[chosen[ordered]]
     held_out = candidates[~np.isin(keys[candidates], keys[train].ravel()).any(axis=1)]
     if not len(train) or not len(held_out):
-        found = f"{len(train):,} records for training, {len(held_out):,} held out ({percent} percent)"
-        raise UsageError(f"data: {found}; expected some on both sides; give more data or another percentage")
+        raise empty_side(len(train), len(held_out), percent, len(candidates) > len(held_out))
     return train, held_out, (len(order) - len(ordered), len(candidates) - len(held_out))
 
 

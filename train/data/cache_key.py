@@ -17,13 +17,20 @@ from bitexport.train.data.mixture import Mixture
 FORMAT = 1
 
 
-def cache_key(mixture: Mixture, template: Template, held_out_percent: int, tokenizer: Any, limit: int) -> str:
+def cache_key(
+    mixture: Mixture,
+    template: Template,
+    held_out_percent: int,
+    tokenizer: Any,
+    limit: int,
+    labels: bool = False,
+) -> str:
     """A name for the tokens that these arguments give; other content of a file gives another name.
 
     Of a dataset on the hub, only the name counts: to read a newer version of it, remove the cache.
 
     Args:
-        limit: see :func:`bitexport.train.data.cache.open_cache`.
+        limit, labels: see :func:`bitexport.train.data.cache.open_cache`.
     """
     inputs = {
         "format": FORMAT,
@@ -35,6 +42,8 @@ def cache_key(mixture: Mixture, template: Template, held_out_percent: int, token
         "tokenizer": _describe_tokenizer(tokenizer),
         "versions": {name: version(name) for name in ("tokenizers", "transformers", "jinja2")},
     }
+    if labels:  # left out otherwise, so that caches of earlier versions keep their names
+        inputs["labels"] = True
     return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:24]
 
 

@@ -59,11 +59,12 @@ class EncodedChunk:
 
 @dataclass(frozen=True)
 class Encoder:
-    """How records become token ids, and which of them may be held out."""
+    """How records become token ids, and which of them may be held out; see :func:`bitexport.text.split`."""
 
     tokenizer: Any
     template: Template
     held_out_percent: int
+    labels: bool = False
 
     def encode(self, source: int, records: Sequence[Record]) -> EncodedChunk:
         """Raises UsageError if the template does not take a record."""
@@ -77,7 +78,7 @@ class Encoder:
         prompt_lengths = np.array([len(ids) for ids in prompts], dtype=np.uint32)
         answer_lengths = np.array([len(ids) + 1 for ids in answers], dtype=np.uint32)
         digests = b"".join(hashlib.sha256(repr(record).encode()).digest()[:16] for record in records)
-        keys = np.array([_two_hashes(record) for record in records], dtype=np.uint64)
+        keys = np.array([_two_hashes(record, self.labels) for record in records], dtype=np.uint64)
         chosen = would_hold_out(keys, self.held_out_percent)
         for number, record in enumerate(records):
             if isinstance(record, Document) and record.name:
@@ -206,6 +207,6 @@ def _encode(chunk: tuple[int, list[Record]]) -> EncodedChunk:
     return _encoder.encode(*chunk)
 
 
-def _two_hashes(record: Record) -> tuple[int, int]:
-    hashes = [hash_of(key) for key in keys_of(record)]
+def _two_hashes(record: Record, labels: bool) -> tuple[int, int]:
+    hashes = [hash_of(key) for key in keys_of(record, labels)]
     return hashes[0], hashes[-1]

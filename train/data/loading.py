@@ -87,6 +87,7 @@ def load_data(
         config.held_out_percent,
         tokenizer,
         cache_folder(config),
+        labels=config.answers_are_labels,
         limit=budget if streamed else 0,
         progress=progress,
     )
@@ -166,7 +167,8 @@ def calibration_examples(config: TrainConfig, template: Template, tokenizer: Any
     specs = parse_mixture(config.data).specs
     characters = _CALIBRATION_FACTOR * _CHARACTERS_PER_TOKEN * tokens // len(specs)
     records = [record for spec in specs for record in _beginning(spec, characters)]
-    train = [record for record in records if side_of(record, config.held_out_percent) == "train"]
+    sides = [side_of(record, config.held_out_percent, config.answers_are_labels) for record in records]
+    train = [record for record, side in zip(records, sides, strict=True) if side == "train"]
     if template.name == "plain":
         return WindowedExamples(tokens_of(train, template, tokenizer), config.sequence_length, config.seed)
     wanted = max(1, tokens // config.sequence_length) * _CALIBRATION_FACTOR

@@ -73,6 +73,19 @@ def test_the_split_is_that_of_memory(
     assert found.held_out_pairs() == pairs
 
 
+def test_labels_are_split_as_in_memory(tmp_path: Path, tokenizer: Any) -> None:
+    source = write_pairs(tmp_path / "pairs")
+    (tmp_path / "pairs" / "a.fr").write_text("rouge\npetit\n" * 120)
+    with pytest.raises(UsageError, match=r"0 held out.*set answers_are_labels"):
+        build(tmp_path / "cache", [source], tokenizer)
+    found = build(tmp_path / "cache", [source], tokenizer, labels=True)
+    expected = split(read_source(source), 15, labels=True)
+    pairs = [(f"<|en|>{pair.source}<|fr|>", pair.target, pair.source) for pair in expected.held_out]  # type: ignore[union-attr]
+    assert found.held_out_pairs() == pairs
+    assert len(found.train) == len(expected.train)
+    assert {pair[1] for pair in pairs} == {"rouge", "petit"}
+
+
 def test_packed_documents_are_one_run(tmp_path: Path, tokenizer: Any) -> None:
     source = with_duplicates(tmp_path / "pairs")
     found = build(tmp_path / "cache", [source], tokenizer, template=Template("plain"))
@@ -115,6 +128,7 @@ def test_whatever_decides_the_tokens_decides_the_folder(tmp_path: Path, tokenize
         key(template=Template("tags", "fr", "en")),
         key(held_out_percent=16),
         key(limit=100),
+        key(labels=True),
         key(tokenizer=other),
         key(tokenizer=with_template),
         key(sources=(source, "stdlib")),
