@@ -33,9 +33,7 @@ def test_the_table_compares_with_the_first_way(script: dict[str, Any]) -> None:
 def test_held_out_texts_are_not_those_of_training(
     script: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pairs = [
-        Pair(f"{word} the file", f"{word} le fichier") for word in map(str, "abcdefghijklmnopqrstuvwxyz")
-    ]
+    pairs = [Pair(f"{word} the file", f"{word} le fichier") for word in string.ascii_lowercase]
     pairs += [Pair(f"{a}{b} is missing", f"{a}{b} manque") for a in "abcdefgh" for b in "klmnopqr"]
     monkeypatch.setitem(script["held_out"].__globals__, "read_sources", lambda _specs: pairs)
     found = script["held_out"](2)
