@@ -36,8 +36,7 @@ class Evaluator(Protocol):
             keep: whether ``ids`` become a part of the cache.
 
         Returns:
-            float32, shape ``[len(rows), V]``; the caller may change it, and uses it
-            before the next evaluation.
+            float32, shape ``[len(rows), V]``; the caller may change it.
         """
         ...
 

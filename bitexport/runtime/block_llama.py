@@ -111,7 +111,7 @@ class _LlamaBlocks:
             code = api.llama_decode(llama.ctx, batch)
             if code != 0:
                 raise RuntimeError(f"llama_decode returned {code}")
-        logits = self._view.of(api.llama_get_logits(llama.ctx), len(rows), llama.n_vocab())
+        logits = self._view.of(api.llama_get_logits(llama.ctx), len(rows), llama.n_vocab()).copy()
         if keep:
             self._used += len(ids)
         elif not api.llama_memory_seq_rm(api.llama_get_memory(llama.ctx), 0, self._used, -1):

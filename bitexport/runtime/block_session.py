@@ -55,7 +55,7 @@ class BlockSession(Session):
         self._memory = self._api.llama_get_memory(self._context)
 
     def evaluate(self, ids: Sequence[int], rows: Sequence[int], *, keep: bool) -> npt.NDArray[np.float32]:
-        """See :meth:`bitexport.blocks.Evaluator.evaluate`; the result is valid until the next evaluation.
+        """See :meth:`bitexport.blocks.Evaluator.evaluate`.
 
         Raises:
             UsageError: the tokens do not fit the context, or are not in the vocabulary.
@@ -64,7 +64,7 @@ class BlockSession(Session):
         assert self._batch is not None
         self._decode_batch(self._batch.fill(ids, self._used, rows))
         # only the rows that were asked for have logits, one behind the other
-        logits = self._view.of(self._api.llama_get_logits(self._context), len(rows), self.n_vocab)
+        logits = self._view.of(self._api.llama_get_logits(self._context), len(rows), self.n_vocab).copy()
         if keep:
             self._used += len(ids)
         elif not self._api.llama_memory_seq_rm(self._memory, 0, self._used, -1):

@@ -15,6 +15,8 @@ _GAIN = 1.03
 _CREDIT = 1.0
 _CREDIT_PER_PASS = 0.01
 _MOST_CREDIT = 2.0
+# What drafts have lost, they have to promise so many times.
+_AGAIN = 2.0
 # A pass that took twice as long as usual, and this much more, was disturbed.
 _HICCUP = 0.5
 
@@ -166,7 +168,7 @@ class Pace:
             return 0
         costs = self._costs.multiples()
         best, best_rate = 0, _GAIN
-        lost = max(-self._balance, 0.0)  # what drafts have cost so far has to be promised, too
+        lost = max(-_AGAIN * self._balance, 0.0)
         expected = likely = 1.0
         for count, trust in enumerate(trusts, start=1):
             likely *= self._acceptance.rate(trust)
