@@ -13,9 +13,9 @@
 class WorkQueue {
   public:
     // The range [0, total), in one piece for a single thread; for several, in some pieces for each, so that they end at about
-    // the same time. Of panels, which lie one behind the other in memory and of which kernels take some `at_once`, every thread
-    // first gets half of its fair share in one piece, because a new piece interrupts the reading; all pieces are multiples.
-    WorkQueue(const ggml_compute_params * params, int64_t total, int64_t at_once = 1)
+    // the same time. All pieces are multiples of `at_once`, which kernels may take together. With `share_first`, every thread
+    // first gets half of its fair share in one piece: where memory is what limits, because a new piece interrupts the reading.
+    WorkQueue(const ggml_compute_params * params, int64_t total, int64_t at_once = 1, bool share_first = false)
         : team_(params->nth > 1 ? bitexport_team_of(params->threadpool) : nullptr), total_(total) {
         const int64_t threads = params->nth;
         if (team_ == nullptr) {
@@ -23,7 +23,7 @@ class WorkQueue {
             share_  = total;
             return;
         }
-        share_  = at_once == 1 ? 0 : total / (2 * threads * at_once) * at_once;
+        share_  = share_first ? total / (2 * threads * at_once) * at_once : 0;
         shares_ = share_ == 0 ? 0 : threads;
         piece_  = std::max<int64_t>(1, total / (pieces_per_thread * threads * at_once)) * at_once;
     }
