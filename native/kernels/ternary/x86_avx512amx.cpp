@@ -36,13 +36,9 @@ TERNARY_INLINE void unpack_field(__m512i half_chunk, uint8_t * codes) {
     _mm512_store_si512(codes + 64 * Field, _mm512_gf2p8affine_epi64_epi8(half_chunk, to_low_bits, 0));
 }
 
-// The codes of the next panel are fetched into the second-level cache while those of this one are unpacked, and into the first
-// shortly before their turn.
-constexpr int64_t ahead_bytes = 2048;
-
+// The codes of the next panel are fetched while those of this one are unpacked.
 TERNARY_INLINE void unpack_half_chunk(const uint8_t * packed, int64_t to_next_panel, uint8_t * codes) {
     prefetch_to_l2(packed + to_next_panel);
-    prefetch(packed + ahead_bytes);
     const __m512i half_chunk = load512(packed);
     unpack_field<0>(half_chunk, codes);
     unpack_field<1>(half_chunk, codes);
@@ -94,8 +90,7 @@ struct OutputLines {
     }
 };
 
-constexpr int64_t unpacked_ahead = 3;  // steps: the stores have reached the cache when a tile is loaded
-constexpr int64_t ring_steps = 8;
+constexpr int64_t unpacked_ahead = 2;  // steps: the stores have reached the cache when a tile is loaded
 
 // Two tiles of tokens by a strip, for the first two of a block also unpacking it.
 template <bool unpack>
@@ -122,19 +117,29 @@ TERNARY_NOINLINE void multiply_strip(const Strip & strip, const int8_t * q0, con
     store_sums(sums0, sums1);
 }
 
-// A whole panel by the only two tiles of tokens: sums stay in their registers, and codes pass through a ring of `ring_steps`.
+// A whole panel by the only two tiles of tokens: sums stay in their registers, and codes pass through a ring of `ring_steps`. They
+// are fetched into the first-level cache shortly before their turn.
+constexpr int64_t ring_steps = 8;
+constexpr int64_t ring_ahead = 3;  // steps
+constexpr int64_t ring_ahead_bytes = 2048;
+
 TERNARY_NOINLINE void multiply_once(const Strip & panel, const int8_t * q0, const int8_t * q1, int64_t stride, int32_t * sums0,
                                     int32_t * sums1, OutputLines lines) {
     const auto slot = [&](int64_t step) { return panel.codes + step % ring_steps * step_code_bytes; };
-    for (int64_t step = 0; step < min64(unpacked_ahead, panel.steps); ++step) {
+    for (int64_t step = 0; step < min64(ring_ahead, panel.steps); ++step) {
         panel.unpack(step, slot(step));
     }
     clear_sums();
     for (int64_t step = 0; step < panel.steps; ++step) {
         lines.fetch(4);
         add_step(q0 + step * step_bytes, q1 + step * step_bytes, stride, slot(step));
-        if (step + unpacked_ahead < panel.steps) {
-            panel.unpack(step + unpacked_ahead, slot(step + unpacked_ahead));
+        if (const int64_t next = step + ring_ahead; next < panel.steps) {
+            const uint8_t * fetched = panel.packed + next * step_chunks * chunk_bytes + ring_ahead_bytes;
+            TERNARY_UNROLL
+            for (int64_t line = 0; line < step_chunks * chunk_bytes; line += 64) {
+                prefetch(fetched + line);
+            }
+            panel.unpack(next, slot(next));
         }
     }
     store_sums(sums0, sums1);

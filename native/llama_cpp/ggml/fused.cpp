@@ -122,7 +122,7 @@ void multiply(const Step & step, const ternary::QuantizedBuffer & batch, const g
     for (int p = 0; p < (side_by_side ? 1 : step.count); ++p) {
         panels += bitexport_panels(step.products[p]);
     }
-    WorkQueue queue(params, panels, panels_at_once);
+    WorkQueue queue(params, panels, panels_at_once, true);
     for (int64_t begin, end; queue.next(begin, end);) {
         (side_by_side ? multiply_side_by_side : multiply_in_turn)(step, batch, begin, end);
     }

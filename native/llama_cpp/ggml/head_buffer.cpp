@@ -89,7 +89,7 @@ class HeadTraits : public ggml::cpu::tensor_traits {
         quantize_tokens(tokens, params, [&](int64_t token) {
             head::quantize(activation_row(x, token), weights.cols(), blocks + token * stride);
         });
-        WorkQueue panels(params, head::panel_count(weights.rows()), panels_at_once);
+        WorkQueue panels(params, head::panel_count(weights.rows()), panels_at_once, tokens == 1);
         for (int64_t begin, end; panels.next(begin, end);) {
             kernels()->matmul(weights.type(), weights.packed(), weights.rows(), weights.cols(), {blocks, tokens},
                               static_cast<float *>(op->data), weights.rows(), begin, end);

@@ -167,7 +167,7 @@ class TernaryTraits : public ggml::cpu::tensor_traits {
         }
 
         const ternary::Products & products = kernels.products(selection().layout);
-        WorkQueue                 panels(params, ternary::panel_count(weights.rows()), panels_at_once);
+        WorkQueue                 panels(params, ternary::panel_count(weights.rows()), panels_at_once, tokens == 1);
         for (int64_t begin, end; panels.next(begin, end);) {
             products.matmul(weights.packed(), weights.rows(), weights.cols(), weights.scale(), batch,
                             static_cast<float *>(op->data), weights.rows(), begin, end);

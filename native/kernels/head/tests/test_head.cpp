@@ -217,14 +217,16 @@ void test_extremes() {
                 }
             }
             for (const float sign : {1.0f, -1.0f}) {
-                const std::vector<float> x(4 * 512, sign);
-                const Tokens quantized(x, 512, 4);
+                constexpr int64_t tokens = 13;  // tiles, where a tier has them
+                const std::vector<float> x(tokens * 512, sign);
+                const Tokens quantized(x, 512, tokens);
                 check(quantized.batch.blocks[0].q[5] == -127, "equal values become -127");
                 const Aligned packed = repacked(m, 1);
                 for (const head::Kernels * kernels : kernels_here()) {
                     const std::vector<float> y = product(*kernels, m, packed.data, quantized.batch, 1);
                     for (int64_t row = 0; row < 33; ++row) {
-                        check(y[row] == expected(m, row, quantized.batch.blocks),
+                        const float want = expected(m, row, quantized.batch.blocks);
+                        check(y[row] == want && y[(tokens - 1) * 33 + row] == want,
                               std::string(kernels->name) + " " + name_of(type) + " extreme, row " + str(row));
                     }
                 }
