@@ -195,7 +195,7 @@ def test_bytes(count: int, text: str) -> None:
 def test_a_narrow_terminal_does_not_truncate_numbers(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Output, "_stdout", staticmethod(lambda: Console(width=40)))
+    monkeypatch.setattr(Output, "_stdout", staticmethod(lambda width=40: Console(width=width)))
     rows = [["a prompt of many words, more than fit", "0.99985088", "5.2e-03"]]
     Output().table(["prompt", "cosine", "KL"], rows, right=["cosine", "KL"])
     shown = capsys.readouterr().out
