@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from bitexport.bench.measure import in_progress
 from bitexport.blocks import BlockDecoding, BlockRule
 from bitexport.errors import UsageError
 from bitexport.gguf.fingerprint import fingerprint
@@ -116,7 +117,7 @@ def bench_blocks(
             plain.set_threads(count)
             for index, rule in enumerate(rules):
                 step = done * len(rules) + index
-                label = f"{rule.name}, {count} threads"
+                label = in_progress(rule.name, count)
                 progress(ProgressEvent(step, len(counts) * len(rules), "rules", label))
                 rows.append(_measure(blocks, plain, ids_of, rule, count, max_tokens, rounds))
         return BlockBenchReport(

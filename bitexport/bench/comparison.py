@@ -18,7 +18,7 @@ from pathlib import Path
 from bitexport.bench.company import Company
 from bitexport.bench.intervals import median_interval
 from bitexport.bench.limits import MAX_CHANGE, LimitMeter
-from bitexport.bench.measure import BenchTest, check_numbers, make_tests
+from bitexport.bench.measure import BenchTest, check_numbers, in_progress, make_tests
 from bitexport.bench.peer import Peer
 from bitexport.bench.report import CompareReport, CompareRow, PeerReport
 from bitexport.bench.twins import (
@@ -167,7 +167,7 @@ def _measure(
             seconds: list[dict[str, float]] = []
             changes: list[float] = []
             for number in range(rounds + 1):
-                progress(ProgressEvent(done, total, "rounds", f"{test.name}, {count} threads"))
+                progress(ProgressEvent(done, total, "rounds", in_progress(test.name, count)))
                 with company.away():
                     before = meter.measure(count)
                 found = {name: worker.seconds(test, count) for name, worker in workers.items()}

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from bitexport.bench.measure import in_progress
 from bitexport.bench.texts import NOT_REPEATING, REPEATING
 from bitexport.errors import UsageError
 from bitexport.progress import Progress, ProgressEvent, ignore
@@ -128,7 +129,7 @@ def bench_drafts(
         assert source is not None
         try:
             for name, prompt in texts.items():
-                progress(ProgressEvent(done, len(counts), "thread counts", f"{name}, {count} threads"))
+                progress(ProgressEvent(done, len(counts), "thread counts", in_progress(name, count)))
                 ids = model.tokenize(prompt.encode("utf-8"), special=True)
                 if not 8 <= len(ids) <= context:
                     raise UsageError(

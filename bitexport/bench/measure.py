@@ -101,7 +101,7 @@ def bench(
         runs = sorted(((count, test) for count in counts for test in tests), key=lambda run: run[1].batch > 1)
         for done, (count, test) in enumerate(runs):
             label = test.name if test.batch == 1 else f"{test.name} x {test.batch}"
-            progress(ProgressEvent(done, len(runs), "tests", f"{label}, {count} threads"))
+            progress(ProgressEvent(done, len(runs), "tests", in_progress(label, count)))
             if test.batch > 1:
                 session.reopen(length, count, test.batch)
             else:
@@ -125,6 +125,11 @@ def bench(
             machines=_machines(session, counts),
             load=load,
         )
+
+
+def in_progress(what: str, threads: int) -> str:
+    """The label of a measurement in the progress bar: ``pp512, 2 threads``."""
+    return f"{what}, {threads} {'thread' if threads == 1 else 'threads'}"
 
 
 def make_tests(

@@ -17,7 +17,7 @@ import bitexport
 from bitexport.cli import errors
 from bitexport.cli.help import Command, Group
 from bitexport.cli.interrupt import terminable
-from bitexport.cli.output import discard, show_warning, until_reader_leaves
+from bitexport.cli.output import discard, until_reader_leaves, warning_printer
 from bitexport.errors import BitexportWarning
 from bitexport.system.early_interrupt import raise_interrupts
 
@@ -106,7 +106,7 @@ def main(arguments: list[str] | None = None) -> None:
         arguments: without the program's name; ``sys.argv[1:]`` if None.
     """
     _open_closed_streams()
-    warnings.showwarning = show_warning
+    warnings.showwarning = warning_printer()
     warnings.simplefilter("always", BitexportWarning)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # the terminal's encoding may lack a model's characters

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bitexport.cli.bench_text import short_rate, short_ratio
 from bitexport.cli.output import Output, counted
 from bitexport.errors import UsageError
 
@@ -59,34 +60,25 @@ def _rules(text: str) -> list[BlockRule]:
 
 
 def _show(out: Output, report: BlockBenchReport) -> None:
-    columns = [
-        "rule",
-        "threshold",
-        "threads",
-        "tokens",
-        "tokens/pass",
-        "t/s",
-        "plain t/s",
-        "speed-up",
-        "range",
-    ]
+    columns = ["rule", "threads", "per pass", "plain", "blocks", "ratio", "range"]
     rows = [
         (
-            row.rule,
-            "" if row.rule == "greedy" else f"{row.threshold:g}",
+            row.rule if row.rule == "greedy" else f"{row.rule}:{row.threshold:g}",
             row.threads,
-            row.tokens,
             f"{row.tokens_per_pass:.2f}",
-            f"{row.tokens_per_second:.1f}",
-            f"{row.plain_tokens_per_second:.1f}",
-            f"{row.ratio:.2f}x",
-            f"{row.ratio_min:.2f} .. {row.ratio_max:.2f}",
+            short_rate(row.plain_tokens_per_second),
+            short_rate(row.tokens_per_second),
+            f"{short_ratio(row.ratio)}x",
+            f"{short_ratio(row.ratio_min)} .. {short_ratio(row.ratio_max)}",
         )
         for row in report.rows
     ]
     out.wrapped(f"{Path(report.path).name}, {report.model.replace(' ?B', '')}: blocks of {report.block_size}")
     out.table(columns, rows, right=columns[1:], markdown=True)
+    fewest, most = (end(row.tokens for row in report.rows) for end in (min, max))
+    tokens = counted(most, "token") if fewest == most else f"{fewest:,} to {most:,} tokens"
     out.wrapped(
-        f"{counted(report.prompts, 'prompt')}, from prompt to end; medians and range over "
-        f"{counted(report.rounds, 'alternating round')}; {report.tier} kernels"
+        f"per pass: tokens per evaluation; plain, blocks: tokens per second from prompt to end, of "
+        f"{counted(report.prompts, 'prompt')} and {tokens}; ratio: blocks divided by plain, median and range "
+        f"over {counted(report.rounds, 'alternating round')}; {report.tier} kernels"
     )

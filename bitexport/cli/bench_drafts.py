@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bitexport.cli.output import Output, counted
+from bitexport.cli.bench_text import short_rate, short_ratio
+from bitexport.cli.output import Output, counted, excerpt
 
 if TYPE_CHECKING:
     from bitexport.bench import DraftReport
@@ -43,13 +44,13 @@ def _show(out: Output, report: DraftReport) -> None:
     columns = ["text", "threads", "per pass", "plain", "drafted", "ratio", "range"]
     rows = [
         (
-            row.text[:16],
+            excerpt(row.text, 14),
             row.threads,
             f"{row.tokens_per_pass:.2f}",
-            f"{row.plain:.1f}",
-            f"{row.drafted:.1f}",
-            f"{row.ratio:.2f}x",
-            f"{row.ratio_min:.2f} .. {row.ratio_max:.2f}",
+            short_rate(row.plain),
+            short_rate(row.drafted),
+            f"{short_ratio(row.ratio)}x",
+            f"{short_ratio(row.ratio_min)} .. {short_ratio(row.ratio_max)}",
         )
         for row in report.rows
     ]

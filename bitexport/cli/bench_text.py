@@ -17,6 +17,16 @@ def threads_text(count: int) -> str:
     return counted(count, "thread")
 
 
+def short_rate(tokens_per_second: float) -> str:
+    """One decimal, and none from a thousand on, for tables with many columns."""
+    return f"{tokens_per_second:.1f}" if tokens_per_second < 999.95 else f"{tokens_per_second:.0f}"
+
+
+def short_ratio(ratio: float) -> str:
+    """Three digits, at most two of them decimals."""
+    return f"{ratio:.{2 if ratio < 9.995 else 1 if ratio < 99.95 else 0}f}"
+
+
 def show_load(out: Output, load: int, shares: Iterable[tuple[int, float]]) -> None:
     """The busy processes, and what is fair for the threads beside them."""
     if load == 0:

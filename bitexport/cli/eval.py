@@ -310,9 +310,17 @@ def _differences(label: str, score: str, report: EvaluationReport) -> list[str]:
 def _predictions(what: str, scores: list[PredictionScore | None]) -> list[list[str]]:
     return [
         _row(f"{what}: tokens", scores, lambda s: s.tokens, "{:,}"),
-        _row(f"{what}: perplexity", scores, lambda s: s.perplexity, "{:,.3f}"),
+        [
+            f"{what}: perplexity",
+            *("" if score is None else _perplexity(score.perplexity) for score in scores),
+        ],
         _row(f"{what}: next token right", scores, lambda s: 100 * s.accuracy, "{:.1f}%"),
     ]
+
+
+def _perplexity(value: float) -> str:
+    """Four digits of one that is off the scale, as an untrained model's can be."""
+    return f"{value:,.3f}" if value < 1e6 else f"{value:.3e}"
 
 
 def _row(label: str, items: Iterable[T | None], value: Callable[[T], float | None], shape: str) -> list[str]:

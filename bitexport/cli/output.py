@@ -151,7 +151,8 @@ class Output:
         for row in cells:
             table.add_row(*(Text(broken(cell, width)) for cell, width in zip(row, widths, strict=True)))
         # if the numbers alone need more, the terminal breaks the lines: nothing is left out
-        console.print(table, width=max(console.width, table_width(widths)), soft_wrap=False, crop=False)
+        wide = self._stdout(max(console.width, table_width(widths)))
+        wide.print(table, soft_wrap=False, crop=False)
 
     def info(self, text: str) -> None:
         """Print a line of information on stderr, wrapped on a terminal; nothing with --quiet."""
@@ -210,14 +211,17 @@ class Output:
                 _bars_console = None
 
     @staticmethod
-    def _stdout() -> Console:
+    def _stdout(width: int | None = None) -> Console:
+        """The console of stdout, as wide as the terminal if no width is given."""
         from rich.console import Console
 
         class StdoutConsole(Console):
             def on_broken_pipe(self) -> None:
                 raise  # the BrokenPipeError, which rich would turn into SystemExit
 
-        return StdoutConsole(width=None if sys.stdout.isatty() else _UNLIMITED_WIDTH)
+        if width is None and not sys.stdout.isatty():
+            width = _UNLIMITED_WIDTH
+        return StdoutConsole(width=width)
 
 
 @contextmanager
@@ -240,12 +244,21 @@ def discard(stream: TextIO) -> None:
     os.close(null)
 
 
-def show_warning(message: Warning | str, category: type[Warning], *rest: Any, **named: Any) -> None:
-    """A ``warnings.showwarning`` that prints our own warnings like those of a command."""
-    if issubclass(category, BitexportWarning):
-        Output().warn(str(message))
-    else:
-        _show_other_warning(message, category, *rest, **named)
+def warning_printer() -> Callable[..., None]:
+    """A ``warnings.showwarning`` that prints our own warnings like those of a command, each text once.
+
+    A command that opens a model several times would otherwise repeat what there is to say about it.
+    """
+    shown: set[str] = set()
+
+    def show(message: Warning | str, category: type[Warning], *rest: Any, **named: Any) -> None:
+        if not issubclass(category, BitexportWarning):
+            _show_other_warning(message, category, *rest, **named)
+        elif (text := str(message)) not in shown:
+            shown.add(text)
+            Output().warn(text)
+
+    return show
 
 
 def printable(text: str) -> str:

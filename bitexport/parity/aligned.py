@@ -75,6 +75,11 @@ class Alignment:
                 f"cosine is at least {self.agreement.cosine_min:.8f} once PyTorch uses the file's embeddings "
                 f"and rounds activations as the file's types do{self._unaligned()}"
             )
+        if not self.adopted:
+            return (
+                f"cosine is at least {self.agreement.cosine_min:.8f} once PyTorch uses the file's "
+                f"embeddings; none of {self.compared:,} activations is on a rounding edge{self._unaligned()}"
+            )
         return (
             f"cosine is at least {self.agreement.cosine_min:.8f} once PyTorch uses the file's embeddings and "
             f"rounds as C++ did at the {self.adopted:,} of {self.compared:,} activations that are on a "

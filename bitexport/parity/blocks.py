@@ -70,7 +70,7 @@ class BlockParity:
             f"{self.rule.name} decoding in blocks: {self.tokens} tokens in {self.passes} passes, cosine at "
             f"least {self.agreement.cosine_min:.8f} at {self.agreement.positions:,} positions, the same "
             f"tokens settled in {self.same_decisions:.1%} of the passes; PyTorch alone writes the same text "
-            f"for {self.identical:.1%} of the prompts."
+            f"for {self.identical:.1%} of the prompts"
         )
 
 

@@ -38,7 +38,8 @@ def test_rules_are_compared_with_plain_decoding(
     assert free["passes"] < greedy["passes"]
     assert all(row["ratio_min"] <= row["ratio"] <= row["ratio_max"] for row in found["rows"])
     shown = run_cli("bench", model, *options)
-    assert "tokens/pass" in shown.stdout
+    assert "| confidence:0.9 |" in shown.stdout
+    assert "2 prompts and 16 tokens" in shown.stdout
     wrong = run_cli("bench", model, *options, "--rules", "confidence:x")
     assert wrong.returncode == 2
     assert "--rules has 'confidence:x'" in wrong.stderr

@@ -13,6 +13,7 @@ from bitexport.cli import app
 from bitexport.cli.fitting import NARROWEST, broken, column_widths, table_width
 from bitexport.convert import convert
 from tests.cli.test_main import COMMANDS
+from tests.support.diffusion import as_block_diffusion
 from tests.support.embedding_models import embedding_checkpoint
 from tests.support.terminal import Terminal
 
@@ -30,6 +31,10 @@ def place(
     embedding = embedding_checkpoint(folder / "embedding")
     convert(embedding, folder / "embedding.gguf", embed_type="f16")
     (folder / "text.txt").write_text("def add(left, right):\n    return left + right\n" * 8)
+    (folder / "prompts.txt").write_text("def add(left, right):\nThe quick brown\n")
+    (folder / "pairs.jsonl").write_text('{"prompt": "def f", "answer": "(x): return x"}\n' * 3)
+    blocks = as_block_diffusion(checkpoint_of("packed-multiply"), folder / "blocks")
+    convert(blocks, folder / "blocks.gguf", embed_type="f16")
     paths = {
         "CKPT": checkpoint_of("packed-multiply"),
         "GGUF": gguf_of("packed-multiply"),
@@ -37,6 +42,10 @@ def place(
         "EMBED_CKPT": embedding,
         "EMBED": folder / "embedding.gguf",
         "TEXT": folder / "text.txt",
+        "BLOCKS": folder / "blocks.gguf",
+        "PROMPTS": folder / "prompts.txt",
+        "PAIRS": folder / "pairs.jsonl",
+        "TEACHER": checkpoint_of("packed-multiply", seed=1),
     }
     return lambda word: str(paths.get(word, word))
 
@@ -64,6 +73,14 @@ TABLES = [
         "bench GGUF -t 1 -r 1 --prompt-tokens 8 -n 0 --compare q4_0",
         ["| test | threads | type | size | t/s | speed-up | interval |"],
     ),
+    (
+        "bench GGUF -t 1 -r 1 -n 8 --draft lookup",
+        ["| text | threads | per pass | plain | drafted | ratio | range |"],
+    ),
+    (
+        "bench BLOCKS -t 1 -r 2 -n 8 --decode block --rules greedy,confidence:0.95 --prompts PROMPTS",
+        ["| rule | threads | per pass | plain | blocks | ratio | range |"],
+    ),
     ("run GGUF -p def -n 3 --logprobs 3", ["token log p most likely, with log p"]),
     ("embed EMBED --text def", ["text tokens vector [128]"]),
     (
@@ -75,6 +92,10 @@ TABLES = [
         ],
     ),
     ("eval CKPT --student-gguf GGUF --text TEXT", ["student-python student-c++"]),
+    (
+        "eval CKPT --student-gguf GGUF --teacher TEACHER --text TEXT --pairs PAIRS --max-tokens 4",
+        ["teacher-python student-python student-c++"],
+    ),
 ]
 
 
@@ -83,7 +104,8 @@ def test_no_column_is_lost(place: Callable[[str], str], command: str, headings: 
     with Terminal(*map(place, command.split()), columns=WIDTH) as terminal:
         terminal.finish()
         # without the progress bar, which moves the cursor
-        lines = [line.rstrip() for line in terminal.shown.split("\n") if "━" not in line]
+        lines = [line.rstrip() for line in terminal.shown.split("\n")]
+        lines = [line for line in lines if "━" not in line and "-:--:--" not in line]
     shown = [" ".join(line.split()) for line in lines]
     for heading in headings:
         assert heading in shown, "\n".join(lines)

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from bitexport.cli.output import Output, format_bytes
+from bitexport.cli.output import Output, format_bytes, warning_printer
+from bitexport.errors import BitexportWarning
 from bitexport.progress import ProgressEvent
 from tests.support.repository import REPOSITORY
 
@@ -62,6 +63,25 @@ def test_tables_are_not_truncated(capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     assert long in text
     assert "[red]y[/red]" in text
+
+
+def test_numbers_wider_than_the_terminal_stay_whole(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "40")
+    numbers = [str(index) * 12 for index in range(1, 5)]
+    for markdown in (True, False):
+        Output().table(("what", *"abcd"), [("words", *numbers)], right=tuple("abcd"), markdown=markdown)
+        row = next(line for line in capsys.readouterr().out.splitlines() if "words" in line)
+        assert row.replace("|", " ").split() == ["words", *numbers]
+
+
+def test_a_warning_is_shown_once(capsys: pytest.CaptureFixture[str]) -> None:
+    show = warning_printer()
+    for text in ("odd", "other", "odd"):
+        show(BitexportWarning(text), BitexportWarning, "file.py", 1)
+    assert capsys.readouterr().err == "warning: odd\nwarning: other\n"
 
 
 def test_control_characters_of_a_file_do_not_reach_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
@@ -175,7 +195,7 @@ def test_bytes(count: int, text: str) -> None:
 def test_a_narrow_terminal_does_not_truncate_numbers(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Output, "_stdout", staticmethod(lambda: Console(width=40)))
+    monkeypatch.setattr(Output, "_stdout", staticmethod(lambda width=40: Console(width=width)))
     rows = [["a prompt of many words, more than fit", "0.99985088", "5.2e-03"]]
     Output().table(["prompt", "cosine", "KL"], rows, right=["cosine", "KL"])
     shown = capsys.readouterr().out
