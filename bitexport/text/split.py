@@ -58,7 +58,10 @@ def empty_side(train: int, held_out: int, percent: int, shared: bool) -> UsageEr
     found = f"{train:,} records for training, {held_out:,} held out ({percent} percent)"
     advice = "give more data or another percentage"
     if shared and not held_out:
-        advice += "; if answers recur because they are labels, set answers_are_labels"
+        advice += (
+            "; if answers recur because they are labels, set answers_are_labels, and give `eval` the run's "
+            "held_out.jsonl with --pairs"
+        )
     return UsageError(f"data: {found}; expected some on both sides; {advice}")
 
 

@@ -140,14 +140,19 @@ def in_turn(plans: list[Iterator[Any]]) -> Iterator[Any]:
 def plan(study: Study, seeds: list[int]) -> Iterator[tuple[Study, str, dict[str, Any]]]:
     """The runs of a task in order; later ones depend on how earlier ones were measured."""
     yield study, "teacher", {}
-    for kind in SEARCH:
-        for number, _ in enumerate(SEARCH[kind]):
-            yield study, run_name(kind, number, seeds[0]), settings_of(study, kind, number, seeds[0])
+    for kind, number in search_order():
+        yield study, run_name(kind, number, seeds[0]), settings_of(study, kind, number, seeds[0])
     for seed in seeds[1:]:
         for kind in SEARCH:
             best = best_setting(study, kind, seeds[0])
             assert best is not None
             yield study, run_name(kind, best, seed), settings_of(study, kind, best, seeds[0])
+
+
+def search_order() -> list[tuple[str, int]]:
+    """The first setting of every kind, the second one, and so on; then the kinds that need another's best."""
+    every = [(kind, number) for kind in SEARCH for number, _ in enumerate(SEARCH[kind])]
+    return sorted(every, key=lambda each: ("from" in SEARCH[each[0]][each[1]], each[1]))
 
 
 def run_name(kind: str, number: int, seed: int) -> str:

@@ -143,6 +143,15 @@ def test_what_is_made_from_the_best(script: dict[str, Any], tmp_path: Path) -> N
     assert "from" not in settings
 
 
+def test_the_search_ends_before_its_result_is_used(script: dict[str, Any]) -> None:
+    order = script["search_order"]()
+    assert sorted(order) == sorted(
+        (kind, n) for kind, each in script["SEARCH"].items() for n in range(len(each))
+    )
+    assert [kind for kind, _ in order[:2]] == ["a", "b"]
+    assert [kind for kind, _ in order[-2:]] == ["c", "d"]
+
+
 def test_tasks_take_turns(script: dict[str, Any]) -> None:
     assert [*script["in_turn"]([iter("abc"), iter("x")])] == ["a", "x", "b", "c"]
 
