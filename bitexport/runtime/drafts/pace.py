@@ -11,15 +11,6 @@ from bitexport.runtime.drafts.limits import MAX_DRAFT_TOKENS
 #: A pass over drafts has to promise this much more speed than a plain one.
 _GAIN = 1.03
 
-# What drafts may cost, in plain passes: at first, and for every pass. What they gained counts up to a limit.
-_CREDIT = 1.0
-_CREDIT_PER_PASS = 0.01
-_MOST_CREDIT = 2.0
-# What drafts have lost, they have to promise so many times.
-_AGAIN = 2.0
-# A pass that took twice as long as usual, and this much more, was disturbed.
-_HICCUP = 0.5
-
 # A token that is right less often than this is not worth looking at.
 _UNLIKELY = 0.02
 
@@ -54,20 +45,17 @@ class PassCosts:
         """Whether a plain pass was timed."""
         return self._plain_count > 0
 
-    def add(self, tokens: int, seconds: float) -> float:
-        """A pass of so many tokens took so long; returns how much more than a plain one, in plain passes."""
+    def add(self, tokens: int, seconds: float) -> None:
+        """A pass of so many tokens took so long."""
         self._passes += 1
         if tokens == 1:
-            self._add_plain(seconds)  # often: nothing slow here
-            return 0.0
-        if not self._plain_count:
-            return 0.0
-        self._weigh()
-        excess = max(seconds / self._plain - 1, 0.0)
-        self._slopes[tokens - 2] += min(excess / (tokens - 1), 2.0)
-        self._weights[tokens - 2] += 1
-        self._multiples = []
-        return excess
+            self._add_plain(seconds)  # after every token of a text that does not repeat: nothing slow here
+        elif self._plain_count:
+            self._weigh()
+            slope = (seconds / self._plain - 1) / (tokens - 1)
+            self._slopes[tokens - 2] += min(max(slope, 0.0), 2.0)
+            self._weights[tokens - 2] += 1
+            self._multiples = []
 
     def _weigh(self) -> None:
         """Let what was measured count less, for the passes since."""
@@ -151,7 +139,6 @@ class Pace:
         self._usual = usual
         self._costs = PassCosts()
         self._draft_cost = 0.0  # of one drafted token, in plain passes
-        self._balance = _CREDIT  # what drafts have gained, in plain passes
 
     @property
     def ready(self) -> bool:
@@ -168,14 +155,13 @@ class Pace:
             return 0
         costs = self._costs.multiples()
         best, best_rate = 0, _GAIN
-        lost = max(-_AGAIN * self._balance, 0.0)
         expected = likely = 1.0
         for count, trust in enumerate(trusts, start=1):
             likely *= self._acceptance.rate(trust)
             if likely < _UNLIKELY:
                 break
             expected += likely
-            if expected / costs[count] > best_rate and expected - costs[count] > lost:
+            if expected / costs[count] > best_rate:
                 best, best_rate = count, expected / costs[count]
         return best
 
@@ -224,9 +210,7 @@ class Pace:
         """
         self._acceptance.pass_over(passes)
         if tokens:
-            most = 2 * (self._costs.multiples()[tokens - 1] - 1) + _HICCUP if tokens > 1 else 0.0
-            gained = right - min(self._costs.add(tokens, seconds), most)
-            self._balance = min(self._balance + gained + passes * _CREDIT_PER_PASS, _MOST_CREDIT)
+            self._costs.add(tokens, seconds)
         for index, trust in enumerate(trusts[: right + 1]):
             self._acceptance.add(trust, index < right)
             if self._usual is not None:
