@@ -13,7 +13,7 @@ TEST_JOBS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$((n < 4 ? n : 4))
 export CCACHE_BASEDIR := $(CURDIR)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup native stock tools test test-native test-python check demo wheel wheels sanitize test-arm torture bench-native train-tiny en-fr en-fr-blocks study docs pictures clean
+.PHONY: help setup native stock tools test test-native test-python check demo wheel wheels sanitize test-arm test-wheel-kernels torture bench-native train-tiny en-fr en-fr-blocks study docs pictures clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | expand -t 16
@@ -87,6 +87,10 @@ test-arm: ## Run the kernel tests as 64-bit ARM, cross-compiled and emulated
 		"-DTERNARY_EMULATED_CPUS=cortex-a53=neon;cortex-a76=dotprod;max=i8mm"
 	cmake --build build/arm --parallel $(JOBS)
 	cd build/arm && ctest --output-on-failure --parallel $(JOBS)
+
+# The compiler is installed by pip, into build/wheels. ARM's tests need what `make test-arm` needs.
+test-wheel-kernels: $(VENV)/.installed ## Run the kernel tests as the wheels' compiler, Zig's clang, builds them
+	$(BIN)/python scripts/wheel_kernels.py $(ARCHITECTURES)
 
 # The first build takes some minutes: libllama with sanitizers. KINDS and WITHOUT choose among the modules of
 # tests/torture/kinds; CASES=1 START=N does one case again; RESUME=1 continues where the last run with a seed stopped.

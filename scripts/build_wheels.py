@@ -146,10 +146,15 @@ def check(python: Path, wheel: Path) -> None:
     print(f"dist/{wheel.name}: {wheel.stat().st_size / 1e6:.1f} MB; auditwheel: {found}")
 
 
-def main(architectures: list[str]) -> None:
+def check_names(architectures: list[str]) -> None:
+    """End the script if an architecture is not one of ours."""
     unknown = set(architectures) - set(LEVELS)
     if unknown:
         sys.exit(f"unknown architecture {', '.join(sorted(unknown))}; expected {' or '.join(LEVELS)}")
+
+
+def main(architectures: list[str]) -> None:
+    check_names(architectures)
     python = tools()
     for architecture in architectures or list(LEVELS):
         stage = WORK / architecture / "stage"
