@@ -112,7 +112,8 @@ HEAD_INLINE void multiply_tile(const Unpacked & codes, int64_t tile, const int8_
         "tdpbssd %%tmm6, %%tmm5, %%tmm2\n\t"
         "tdpbssd %%tmm7, %%tmm5, %%tmm3"
         :
-        : "r"(q0 + tile * tile_cols), "r"(q1 + tile * tile_cols), "r"(codes.tiles[tile].high), "r"(codes.tiles[tile].low), "r"(q_stride), "r"(line)
+        : "r"(q0 + tile * tile_cols), "r"(q1 + tile * tile_cols), "r"(codes.tiles[tile].high), "r"(codes.tiles[tile].low),
+          "r"(q_stride), "r"(line)
         : "memory");
 }
 
