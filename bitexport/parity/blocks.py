@@ -72,9 +72,9 @@ class BlockParity:
         prompts = "1 prompt" if self.prompts == 1 else f"{self.prompts} prompts"
         return (
             f"{self.rule.name} decoding in blocks: {self.tokens} tokens behind {prompts} in {self.passes} "
-            f"passes, cosine at least {self.agreement.cosine_min:.8f} at {self.agreement.positions:,} positions, the same "
-            f"tokens settled in {self.same_decisions:.1%} of the passes; PyTorch alone writes the same text "
-            f"for {self.identical:.1%} of the prompts"
+            f"passes, cosine at least {self.agreement.cosine_min:.8f} at {self.agreement.positions:,} "
+            f"positions, the same tokens settled in {self.same_decisions:.1%} of the passes; PyTorch "
+            f"alone writes the same text for {self.identical:.1%} of the prompts"
         )
 
 
