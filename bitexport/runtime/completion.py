@@ -188,6 +188,11 @@ class Completion:
 def _check_options(max_tokens: int, decode: str) -> None:
     if max_tokens < 1:
         raise UsageError(f"max tokens is {max_tokens}; expected 1 or more")
+    check_decode(decode)
+
+
+def check_decode(decode: str) -> None:
+    """Raise UsageError unless ``decode`` is one of :data:`DECODINGS`."""
     if decode not in DECODINGS:
         raise UsageError(f"decode is {decode!r}; expected one of {', '.join(DECODINGS)}")
 

@@ -12,6 +12,7 @@ import pytest
 
 import bitexport
 from bitexport.blocks import BlockDecoding, BlockRule
+from bitexport.cli import app, run
 from bitexport.convert import convert
 from bitexport.errors import BitexportWarning, UsageError
 from bitexport.runtime import facts
@@ -202,6 +203,24 @@ def test_the_command(model: Path, run_cli: Cli) -> None:
     assert "the rule 'best' is unknown; expected one of greedy, confidence, adaptive" in refused.stderr
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--decode", "blok"), "decode is 'blok'; expected one of auto, plain, block"),
+        (("--rule", "greedy", "--threshold", "0.5"), "the rule greedy has no threshold, and 0.5 was given"),
+    ],
+)
+def test_wrong_options_are_refused_before_a_download(
+    options: tuple[str, ...], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def download(*_: object) -> Path:
+        raise AssertionError("nothing is to be downloaded")
+
+    monkeypatch.setattr(run, "local_path", download)
+    with pytest.raises(UsageError, match=message):
+        app(["run", "owner/repo", "-p", "a", *options], standalone_mode=False)
+
+
 @pytest.mark.filterwarnings("ignore:.*decoded here as a plain one")
 def test_a_loaded_model_decodes_blocks_and_then_plain_text_again(model: Path) -> None:
     completion = Completion(model, PROMPT, sampling=GREEDY, max_tokens=11)
@@ -258,10 +277,13 @@ def test_a_call_between_two_tokens_is_right_and_noticed(model: Path) -> None:
     with pytest.raises(UsageError, match="load the model twice"):
         list(first)
     assert list(second) == tokens[1:]
-    left = blocks()
+    left, used = blocks(), blocks()
     next(left)
+    next(used)
     llama.close()
     left.close()
+    with pytest.raises(UsageError, match="was closed while decode_blocks was in use"):
+        list(used)
 
 
 def test_a_loaded_plain_model_is_refused(gguf_of: Maker) -> None:
