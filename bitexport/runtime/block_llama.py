@@ -98,6 +98,8 @@ class _LlamaBlocks:
     def evaluate(self, ids: Sequence[int], rows: Sequence[int], *, keep: bool) -> npt.NDArray[np.float32]:
         llama, api = self._llama, self._api
         llama._owner.check()
+        if not llama.ctx:
+            raise UsageError(f"{llama.model_path} was closed while decode_blocks was in use; load it again")
         with llama._computing(self._key):
             if not self._has_cache():
                 raise UsageError(
@@ -130,7 +132,7 @@ class _LlamaBlocks:
         self._api.llama_memory_clear(self._api.llama_get_memory(self._llama.ctx), True)
 
     def close(self) -> None:
-        if self._has_cache():  # otherwise it is another's
+        if self._llama.ctx and self._has_cache():  # otherwise it is another's
             self._llama.blocks_of = None
             self._forget()
         self._batch.free()
