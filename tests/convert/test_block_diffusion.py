@@ -139,6 +139,7 @@ def test_inspect_shows_a_bad_file(
     assert shown.returncode == 0
     assert "block_size is 1; expected 2 to 512" in " ".join(shown.stderr.split())
     assert "blk.0.attn_q.weight" in shown.stdout
+    assert "not checked" not in run_cli("inspect", bad, "--health").stdout  # all tensors were
 
 
 def test_a_bad_file_is_refused_before_it_is_open(
