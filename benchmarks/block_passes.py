@@ -17,7 +17,7 @@ from pathlib import Path
 from unittest import mock
 
 from bitexport.checkpoint.block_diffusion import BlockDiffusion
-from bitexport.runtime import block_session
+from bitexport.runtime import block_checks
 from bitexport.runtime.block_session import BlockSession
 
 CONTEXT = 64
@@ -34,7 +34,7 @@ def main() -> None:
     options = parser.parse_args()
     sizes = [int(size) for size in options.sizes.split(",")]
     planted = BlockDiffusion(max(sizes), 0)
-    with mock.patch.object(block_session, "diffusion_of", return_value=planted):
+    with mock.patch.object(block_checks, "diffusion_of", return_value=planted):
         session = BlockSession(options.gguf, n_ctx=256, exact=False)
     print("| threads | tokens of a pass | ms per pass | ms per single token | ratio | speed-up | range |")
     print("| --- | --- | --- | --- | --- | --- | --- |")

@@ -120,7 +120,7 @@ class TrainConfig(Settings):
     # Block diffusion, in every stage that trains: a term in addition to those above, with which the student
     # learns to fill in a block of tokens at once; see [block-diffusion.md](block-diffusion.md).
     diffusion_weight: float = 0.0  # weight of the term; 0 trains an ordinary model
-    diffusion_block_size: int = 8  # tokens
+    diffusion_block_size: int = 0  # tokens; 0: those of the model if it has been trained so, otherwise 8
     diffusion_mask_token: str = ""  # text of the mask token; "": the tokenizer's own, or a new <|mask|>
     diffusion_complementary: bool = True  # two noisy copies of a text, so that every token is masked in one
     diffusion_min_masked: float = 0.001  # smallest fraction of a block's tokens that are masked
@@ -223,7 +223,8 @@ class TrainConfig(Settings):
 
     def _check_diffusion(self) -> None:
         size = self.diffusion_block_size
-        self.require(2 <= size <= MAX_BLOCK, "diffusion_block_size", f"2 to {MAX_BLOCK}")
+        is_size = size == 0 or 2 <= size <= MAX_BLOCK
+        self.require(is_size, "diffusion_block_size", f"2 to {MAX_BLOCK}, or 0 for the model's own")
         in_order = 0 <= self.diffusion_min_masked <= self.diffusion_max_masked <= 1
         self.require(in_order, "diffusion_max_masked", "at least diffusion_min_masked and at most 1")
         fits = not self.diffusion_weight or size < self.sequence_length

@@ -16,6 +16,7 @@ from bitexport.train.config import TrainConfig
 from bitexport.train.data.bpe import save_tokenizer
 from bitexport.train.data.loading import template_of
 from bitexport.train.data.mixture import parse_mixture
+from bitexport.train.log import Say
 from bitexport.train.objective.objective import needs_teacher
 from bitexport.train.run_folder import last_checkpoint, stage_folder
 from bitexport.train.stage_settings import starting_model
@@ -34,8 +35,8 @@ class StageModels:
     tokenizer: Any
 
 
-def load_models(config: TrainConfig, stage: str) -> StageModels:
-    """The models of stage "pretrain", "2" or "3".
+def load_models(config: TrainConfig, stage: str, say: Say = lambda _: None) -> StageModels:
+    """The models of stage "pretrain", "2" or "3"; ``say`` is told of settings of a model that change.
 
     Raises:
         UsageError: the model that the stage starts from is missing, or the text is too short for a tokenizer.
@@ -50,7 +51,7 @@ def load_models(config: TrainConfig, stage: str) -> StageModels:
     start = starting_model(config, stage)
     student = load_causal_lm(start)
     tokenizer = load_tokenizer(start)
-    prepare_diffusion(student, tokenizer, config)
+    prepare_diffusion(student, tokenizer, config, say)
     teacher = None
     if stage == "3" and needs_teacher(config):
         teacher = load_causal_lm(config.teacher)

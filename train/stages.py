@@ -113,7 +113,7 @@ def _calibrate(config: TrainConfig, student: Any, tokenizer: Any) -> None:
 def _fit(config: TrainConfig, stage: str, folder: Path, say: Say, progress: Progress) -> None:
     """Every stage but the first: models, data, training, result."""
     settings = stage_settings(config, stage)
-    models = load_models(config, stage)
+    models = load_models(config, stage, say)
     data = _load_stage_data(config, stage, models.tokenizer, progress)
     say(f"{data.summary}\n{describe_parameters(models.student)}")
     pad_id = models.tokenizer.eos_token_id

@@ -52,7 +52,7 @@ class BlockDecoding:
         choose: how to choose them; the most likely by default.
         ends: tokens that end the text.
         max_tokens: the most tokens of the text. A longer text begins with the same tokens.
-        n_ctx: the context in tokens.
+        n_ctx: the context in tokens; a prompt that fills it gets no text.
 
     Attributes:
         ids: the tokens, without one that ended the text.
@@ -87,6 +87,9 @@ class BlockDecoding:
         self.passes = 0
 
     def __iter__(self) -> Iterator[int]:
+        if len(self._prompt) >= self._limit:
+            self.finish_reason = "length"
+            return
         size = self._settings.block_size
         begin = len(self._prompt) // size * size
         following: npt.NDArray[np.float32] | None = None  # logits for the first token of the next block

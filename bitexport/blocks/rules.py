@@ -64,3 +64,20 @@ class BlockRule:
 
 
 DEFAULT_RULE = BlockRule()
+
+
+def rule_of(name: str | None, threshold: float | None) -> BlockRule:
+    """The rule with a name and a threshold as a user gave them; None for the default.
+
+    Raises:
+        UsageError: see :class:`BlockRule`; or the rule has no threshold.
+    """
+    if name == "greedy" and threshold is not None:
+        raise UsageError(
+            f"the rule greedy has no threshold, and {threshold:g} was given: it settles one token a pass; "
+            "leave the threshold out, or choose confidence or adaptive"
+        )
+    return BlockRule(
+        DEFAULT_RULE.name if name is None else name,
+        DEFAULT_RULE.threshold if threshold is None else threshold,
+    )

@@ -61,7 +61,7 @@ def diffusion_settings(config: Mapping[str, Any]) -> BlockDiffusion | None:
             "config.json describes a model of block diffusion, but names no mask token; add mask_token_id to "
             f"{KEY}"
         )
-    mask, vocabulary = _integer(found), _integer(config.get("vocab_size"))
+    mask, vocabulary = _integer(found), _size(config, "vocab_size")
     if mask is None or mask < 0 or (vocabulary is not None and mask >= vocabulary):
         raise CheckpointError(
             f"config.json: the mask token of block diffusion is {found!r}, but the vocabulary has "
@@ -70,13 +70,20 @@ def diffusion_settings(config: Mapping[str, Any]) -> BlockDiffusion | None:
     shift = own.get("token_shift", True)
     if not isinstance(shift, bool):
         raise CheckpointError(f"config.json: token_shift of {KEY} is {shift!r}; expected true or false")
-    context = _integer(config.get("max_position_embeddings"))
+    context = _size(config, "max_position_embeddings")
     if context is not None and context <= size:
         raise CheckpointError(
             f"config.json: a block of block diffusion has {size} tokens, and the context only {context}; "
             "expected a longer context"
         )
     return BlockDiffusion(size, mask, shift)
+
+
+def _size(config: Mapping[str, Any], key: str) -> int | None:
+    """A number of the language model, which a model of several kinds of input has in ``text_config``."""
+    text = config.get("text_config")
+    nested = text.get(key) if isinstance(text, Mapping) else None
+    return _integer(config.get(key, nested))
 
 
 def _integer(value: Any) -> int | None:

@@ -44,13 +44,13 @@ def run_blocks(
 
 def _rules(text: str) -> list[BlockRule]:
     """``"greedy,confidence:0.8"`` -> two rules."""
-    from bitexport.blocks.rules import DEFAULT_RULE, BlockRule
+    from bitexport.blocks.rules import rule_of
 
     found = []
     for part in text.split(","):
         name, _, threshold = part.strip().partition(":")
         try:
-            found.append(BlockRule(name, float(threshold) if threshold else DEFAULT_RULE.threshold))
+            found.append(rule_of(name, float(threshold) if threshold else None))
         except ValueError as error:
             raise UsageError(
                 f"--rules has {part.strip()!r}; expected a rule, or a rule and its threshold such as "

@@ -85,7 +85,7 @@ def _show_health(out: Output, report: InspectReport) -> None:
         out.wrapped(f"{finding.level}: {finding.message}", indent=2)
     if any(finding.level == "warning" for finding in findings):
         return
-    if report.problems:
+    if report.problems and report.kind == "checkpoint":
         out.line("unknown: it was not checked as a ternary model, see the warning")
     else:
         out.line("healthy: no sign of a bad checkpoint")

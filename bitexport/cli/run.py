@@ -105,11 +105,12 @@ def run(
 ) -> None:
     """Generate text: continue a prompt, token by token or in blocks."""
     text = _prompt(prompt, file)
-    from bitexport.runtime.completion import Completion
+    from bitexport.runtime.completion import Completion, check_decode
 
     out = Output(json=json, quiet=quiet)
     # before a download, so that a mistake in an option is found first
     sampling = options.sampling(temperature, top_k, top_p, min_p, repeat_penalty, seed, json_schema, grammar)
+    check_decode(decode)
     block_rule = _rule(rule, threshold)
     gguf = local_path(out, gguf, "gguf", revision)
     completion = Completion(
@@ -146,12 +147,9 @@ def run(
 def _rule(name: str | None, threshold: float | None) -> BlockRule | None:
     if name is None and threshold is None:
         return None
-    from bitexport.blocks.rules import DEFAULT_RULE, BlockRule
+    from bitexport.blocks.rules import rule_of
 
-    return BlockRule(
-        DEFAULT_RULE.name if name is None else name,
-        DEFAULT_RULE.threshold if threshold is None else threshold,
-    )
+    return rule_of(name, threshold)
 
 
 def _prompt(prompt: str | None, file: Path | None) -> str:

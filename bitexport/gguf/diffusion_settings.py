@@ -32,7 +32,7 @@ def diffusion_of(file: GGUFFile) -> BlockDiffusion | None:
     """A file's settings; None if its model is not one of block diffusion.
 
     Raises:
-        GGUFError: a key is missing or invalid, or a block does not fit the context.
+        GGUFError: a key is missing or invalid.
     """
     size = file.metadata.get(BLOCK_SIZE)
     if size is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,8 @@ def _inspect_gguf(path: Path, health: bool, progress: Progress) -> InspectReport
         TensorRow(t.name, t.type.name, list(t.shape), t.nbytes, _scale(file, t, strict=not health))
         for t in file.tensors
     ]
+    problems: list[str] = []
+    diffusion = _diffusion(lambda: diffusion_of(file), problems)
     number = file.metadata.get("general.file_type")
     return InspectReport(
         path=str(path),
@@ -63,8 +66,9 @@ def _inspect_gguf(path: Path, health: bool, progress: Progress) -> InspectReport
         metadata={key: _preview(file, key) for key in file.metadata},
         total_bytes=sum(row.bytes for row in rows),
         types=dict(Counter(row.type for row in rows).most_common()),
+        problems=problems,
         notes=foreign_notes(file),
-        diffusion=diffusion_of(file),
+        diffusion=diffusion,
         health=findings,
     )
 
@@ -123,10 +127,10 @@ def _packing_and_problems(checkpoint: Checkpoint) -> tuple[str, list[str]]:
     return name, problems
 
 
-def _diffusion(checkpoint: Checkpoint, problems: list[str]) -> BlockDiffusion | None:
+def _diffusion(read: Callable[[], BlockDiffusion | None], problems: list[str]) -> BlockDiffusion | None:
     try:
-        return diffusion_settings(checkpoint.config)
-    except CheckpointError as error:
+        return read()
+    except (CheckpointError, GGUFError) as error:
         problems.append(str(error))
         return None
 
@@ -138,6 +142,7 @@ def _inspect_checkpoint(path: Path, health: bool, progress: Progress) -> Inspect
         for info in checkpoint.tensors.values()
     ]
     packing, problems = _packing_and_problems(checkpoint)
+    diffusion = _diffusion(lambda: diffusion_settings(checkpoint.config), problems)
     architectures = checkpoint.config.get("architectures")
     return InspectReport(
         path=str(path),
@@ -151,6 +156,6 @@ def _inspect_checkpoint(path: Path, health: bool, progress: Progress) -> Inspect
         total_bytes=checkpoint.nbytes,
         types=dict(Counter(row.type for row in rows).most_common()),
         problems=problems,
-        diffusion=_diffusion(checkpoint, problems),
+        diffusion=diffusion,
         health=scan_checkpoint(checkpoint, progress) if health else None,
     )

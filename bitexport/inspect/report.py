@@ -33,7 +33,7 @@ class InspectReport:
         metadata: GGUF keys, with long arrays shortened; for a checkpoint, config.json.
         total_bytes: of all tensors.
         types: number of tensors of each type.
-        problems: why a checkpoint cannot be converted, as far as its headers show.
+        problems: why a checkpoint cannot be converted, or a file not be run, as far as the headers show.
         notes: why a file of another project does not run as it is, and what to do.
         diffusion: how a model of block diffusion is decoded; None for any other.
         health: signs of a bad checkpoint; None if they were not requested.

@@ -38,15 +38,18 @@ class BlockParity:
 
     Attributes:
         rule: the rule of decoding.
+        prompts: how many were continued; those that fill the context are not.
         tokens: how many C++ generated for all prompts.
         passes: how many evaluations were compared, those of the prompts' full blocks included.
         agreement: of the aligned logits that were used: those of every masked position in every pass.
         unexplained: activations that differ by more than rounding explains.
-        same_decisions: the fraction of passes after which aligned PyTorch would have settled the same tokens.
+        same_decisions: the fraction of passes after which aligned PyTorch would have settled the same tokens;
+            one that keeps a block settles the first token of the next, if the model shifts.
         identical: the fraction of prompts for which PyTorch alone, unaligned, writes the same text.
     """
 
     rule: BlockRule
+    prompts: int
     tokens: int
     passes: int
     agreement: Agreement
@@ -66,11 +69,12 @@ class BlockParity:
 
     def describe(self) -> str:
         """The finding as a sentence."""
+        prompts = "1 prompt" if self.prompts == 1 else f"{self.prompts} prompts"
         return (
-            f"{self.rule.name} decoding in blocks: {self.tokens} tokens in {self.passes} passes, cosine at "
-            f"least {self.agreement.cosine_min:.8f} at {self.agreement.positions:,} positions, the same "
-            f"tokens settled in {self.same_decisions:.1%} of the passes; PyTorch alone writes the same text "
-            f"for {self.identical:.1%} of the prompts"
+            f"{self.rule.name} decoding in blocks: {self.tokens} tokens behind {prompts} in {self.passes} "
+            f"passes, cosine at least {self.agreement.cosine_min:.8f} at {self.agreement.positions:,} "
+            f"positions, the same tokens settled in {self.same_decisions:.1%} of the passes; PyTorch "
+            f"alone writes the same text for {self.identical:.1%} of the prompts"
         )
 
 
@@ -108,6 +112,7 @@ def compare_blocks(
             alone.append(_decode(BlockReference(reference), session, ids, tokens, rule))
     return BlockParity(
         rule=rule,
+        prompts=len(ids_of),
         tokens=sum(map(len, texts)),
         passes=both.passes,
         agreement=summarize(join(both.comparisons)),
@@ -139,9 +144,11 @@ class _Lockstep:
         self.decisions: list[Decisions] = []
         self.decided = 0
         self.same = 0
+        self._step = 0  # the passes over this block
 
     def clear(self) -> None:
         """Empty both caches."""
+        self._step = 0
         self._python.clear()
         self._session.clear()
 
@@ -155,21 +162,51 @@ class _Lockstep:
         self.decisions.append(decisions)
         self.comparisons.append(compare_logits(python, cpp))
         if not keep:
-            self.decided += 1
-            self.same += self._settled(python) == self._settled(cpp)
+            self._decide(python, cpp, self._after_settled(ids, rows))
+            self._step += 1
+        else:
+            self._step = 0
+            if self._session.diffusion.token_shift:  # settles the first token of the next block
+                self._decide(python, cpp, np.ones(len(rows), dtype=np.bool_))
         return cpp
 
-    def _settled(self, logits: npt.NDArray[np.float32]) -> dict[int, int]:
-        """What the rule settles; to compare two sides, it does not matter where the rows are in the block."""
-        return settled_tokens(logits, self._session.diffusion.mask_token_id, self._rule)
+    def _after_settled(self, ids: Sequence[int], rows: Sequence[int]) -> npt.NDArray[np.bool_]:
+        """Whether the token before the position that each row predicts is known."""
+        settings = self._session.diffusion
+        shift = 1 if settings.token_shift else 0
+        before = [row + shift - 1 for row in rows]
+        return np.array([at < 0 or ids[at] != settings.mask_token_id for at in before])
+
+    def _decide(
+        self,
+        python: npt.NDArray[np.float32],
+        cpp: npt.NDArray[np.float32],
+        after_settled: npt.NDArray[np.bool_],
+    ) -> None:
+        mask = self._session.diffusion.mask_token_id
+        ours, theirs = (
+            settled_tokens(logits, mask, self._rule, after_settled, self._step) for logits in (cpp, python)
+        )
+        self.decided += 1
+        self.same += ours == theirs
 
 
-def settled_tokens(logits: npt.NDArray[np.float32], mask_token: int, rule: BlockRule) -> dict[int, int]:
-    """The rows of ``logits`` ``[N, V]`` that a rule settles in its first pass, with the tokens."""
+def settled_tokens(
+    logits: npt.NDArray[np.float32],
+    mask_token: int,
+    rule: BlockRule,
+    after_settled: npt.NDArray[np.bool_],
+    step: int,
+) -> dict[int, int]:
+    """The rows of ``logits`` ``[N, V]`` that a rule settles in a pass, with the tokens.
+
+    Args:
+        after_settled, step: see :meth:`bitexport.blocks.BlockRule.above`.
+    """
     known = logits.copy()
     known[:, mask_token] = -np.inf
     _, sure = confidence(known)
-    settled = rule.above(sure, np.zeros(len(known), dtype=np.bool_), 0)
+    settled = rule.above(sure, after_settled, step)
     settled[sure.argmax()] = True
     choose = TokenChoice()
     return {index: choose(known[index]) for index in np.flatnonzero(settled).tolist()}

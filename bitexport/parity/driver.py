@@ -76,9 +76,9 @@ def parity(
 
     Raises:
         TokenizerError: the two sides tokenize a prompt differently.
-        UsageError: a prompt is empty, or with ``tokens`` exceeds the model's context; or
-            ``min_cosine`` is not a number from -1 to 1; or the file is a float model and the checkpoint
-            ternary.
+        UsageError: a prompt is empty, or with ``tokens`` exceeds the model's context; or all fill it, and the
+            model decodes in blocks; or ``min_cosine`` is not a number from -1 to 1; or the file is a float
+            model and the checkpoint ternary.
         CheckpointError, GGUFError, NativeLibraryError: a side cannot be loaded.
     """
     if not -1 <= min_cosine <= 1:  # NaN is not
@@ -88,6 +88,7 @@ def parity(
     progress(ProgressEvent(0, len(texts), "prompts", "loading"))
     reference = _load(checkpoint, file)
     ids_of = [_prompt_ids(reference, number, prompt, tokens) for number, prompt in enumerate(texts, start=1)]
+    _check_room_for_blocks(file, reference, ids_of)
     window = min(WINDOW, reference.n_ctx)
     n_ctx = max(max(map(len, ids_of)) + tokens, window if text is not None else 0)
     tracer = Tracer() if layers else None
@@ -147,17 +148,21 @@ def _load(checkpoint: str | os.PathLike[str], file: GGUFFile) -> Reference:
 
 
 def _blocks(run: _Run, gguf: str | os.PathLike[str], tokens: int, threads: int) -> BlockParity | None:
-    """Decode in blocks, too, if the file is made for it: ``tokens`` of each prompt, at least a block."""
+    """Decode in blocks, too, if the file is made for it: ``tokens`` of each prompt, at least a block.
+
+    Prompts that fill the context are left out.
+    """
     settings = diffusion_of(read_gguf(os.fspath(gguf)))
     if settings is None:
         return None
     size = settings.block_size
     tokens = max(tokens, size)
-    whole_blocks = -(-(max(map(len, run.ids_of)) + tokens) // size) * size
+    ids_of = [ids for ids in run.ids_of if len(ids) < run.reference.n_ctx]
+    whole_blocks = -(-(max(map(len, ids_of)) + tokens) // size) * size
     n_ctx = min(whole_blocks, run.reference.n_ctx)
     with BlockSession(gguf, n_ctx=n_ctx, n_threads=threads) as session:
         return compare_blocks(
-            run.reference, session, run.embeddings, run.ids_of, tokens, BlockRule("greedy"), run.progress
+            run.reference, session, run.embeddings, ids_of, tokens, BlockRule("greedy"), run.progress
         )
 
 
@@ -228,6 +233,14 @@ def _prompt_ids(reference: Reference, number: int, prompt: str, tokens: int) -> 
             f"of {reference.n_ctx}; shorten it or give a smaller --tokens"
         )
     return ids
+
+
+def _check_room_for_blocks(file: GGUFFile, reference: Reference, ids_of: Sequence[Sequence[int]]) -> None:
+    if diffusion_of(file) is not None and min(map(len, ids_of)) >= reference.n_ctx:
+        raise UsageError(
+            f"every prompt fills the model's context of {reference.n_ctx} tokens, so that none can be "
+            "continued in blocks; add a shorter one"
+        )
 
 
 def _check_same_inputs(

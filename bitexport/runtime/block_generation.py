@@ -8,11 +8,13 @@ import time
 from collections.abc import Generator, Iterator, Sequence
 from typing import Any
 
-from bitexport.blocks import BlockDecoding, BlockRule, TokenChoice
+from bitexport.blocks import BlockDecoding, BlockRule
 from bitexport.blocks.rules import DEFAULT_RULE
 from bitexport.errors import UsageError
+from bitexport.runtime.block_checks import check_blocks, token_choice
 from bitexport.runtime.block_session import BlockSession
 from bitexport.runtime.generation import ChosenToken, StopTexts
+from bitexport.runtime.limits import room_behind
 from bitexport.runtime.sampling import DEFAULT_SAMPLING, Sampling
 
 
@@ -56,39 +58,21 @@ class BlockGeneration:
     ) -> None:
         if any(not text for text in stop):
             raise UsageError("a stop text is empty; give at least one character")
-        for option, given in (
-            ("a grammar", bool(sampling.grammar)),
-            ("a repeat penalty", sampling.repeat_penalty != 1),
-        ):
-            if given:
-                raise UsageError(
-                    f"{option} needs the tokens in order, and a block is not filled in order; leave it out, "
-                    "or use --decode plain"
-                )
+        check_blocks(path, sampling, instead="--decode plain")
         self._session = BlockSession(path, exact=False, **session)
         try:
             self.prompt = self._session.tokenize(prompt)
-            room = self._session.n_ctx - len(self.prompt)
-            if not self.prompt:
-                raise UsageError("the prompt has no tokens; give a non-empty text")
-            if room < 1:
-                raise UsageError(
-                    f"the prompt has {len(self.prompt)} tokens, but the context only {self._session.n_ctx}; "
-                    "shorten the prompt or set a larger --ctx"
-                )
+            room = room_behind(len(self.prompt), self._session.n_ctx)
         except BaseException:
             self._session.close()
             raise
         self.max_tokens = min(max_tokens, room)
-        choose = TokenChoice(
-            sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p, sampling.seed
-        )
         self._decoding = BlockDecoding(
             self._session,
             self.prompt,
             self._session.diffusion,
             rule=rule,
-            choose=choose,
+            choose=token_choice(sampling),
             ends=self._session.end_tokens(),
             max_tokens=self.max_tokens,
             n_ctx=self._session.n_ctx,

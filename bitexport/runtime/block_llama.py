@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from bitexport.blocks import BlockDecoding, BlockRule, TokenChoice
+from bitexport.blocks import BlockDecoding, BlockRule
 from bitexport.blocks.rules import DEFAULT_RULE
 from bitexport.errors import GGUFError, UsageError
-from bitexport.gguf.diffusion_settings import BLOCK_SIZE, diffusion_of
-from bitexport.gguf.reader import read_gguf
+from bitexport.runtime.block_checks import check_blocks, token_choice
 from bitexport.runtime.library import bind
+from bitexport.runtime.limits import room_behind
 from bitexport.runtime.sampling import DEFAULT_SAMPLING, Sampling
 from bitexport.runtime.token_batch import LogitsView, TokenBatch
 
@@ -31,7 +31,8 @@ def decode_blocks(
 ) -> Iterator[int]:
     """The tokens that continue a prompt, in order, as they are settled; ends before an end of text.
 
-    What the model evaluated before is forgotten, and so are the blocks at the end.
+    What the model evaluated before is forgotten, and so are the blocks at the end. Between two tokens the
+    model is an ordinary one, but anything else that it evaluates takes the blocks' place: do not continue.
 
     Args:
         llama: a model of :func:`bitexport.load`.
@@ -41,28 +42,20 @@ def decode_blocks(
         max_tokens: the most tokens; fewer if the context ends before.
 
     Raises:
-        UsageError: the file is a plain model, the prompt does not fit, a block does not fit ``n_ubatch``, or
-            an option needs the text in order.
+        UsageError: the file is a plain model or has sliding windows, the prompt does not fit, a block does
+            not fit ``n_ubatch``, or an option needs the text in order; while iterating, the model has
+            evaluated something else since the token before.
         GGUFError: libllama fails.
     """
-    settings = diffusion_of(read_gguf(llama.model_path))
-    if settings is None:
-        raise UsageError(
-            f"{llama.model_path} is a plain model: it has no {BLOCK_SIZE}, and was not trained to fill in "
-            "blocks; use create_completion"
-        )
-    if sampling.grammar or sampling.repeat_penalty != 1:
-        raise UsageError("a grammar and a repeat penalty need the tokens in order; leave them out for blocks")
-    if not 0 < len(prompt) < llama.n_ctx() or max_tokens < 1:
-        raise UsageError(
-            f"a prompt of {len(prompt)} tokens, max_tokens {max_tokens}; expected 1 to {llama.n_ctx() - 1} "
-            "tokens, fewer than the context, and max_tokens of 1 or more"
-        )
+    settings = check_blocks(llama.model_path, sampling, instead="create_completion")
+    room_behind(len(prompt), llama.n_ctx(), "n_ctx")
+    if max_tokens < 1:
+        raise UsageError(f"max_tokens is {max_tokens}; expected 1 or more")
     most = min(int(llama.context_params.n_ubatch), int(llama.context_params.n_batch))
     if settings.block_size > most:
         raise UsageError(
             f"{llama.model_path} has blocks of {settings.block_size} tokens, and this context evaluates "
-            f"{most} at once; load it with n_batch and n_ubatch of {settings.block_size} or more"
+            f"{most} at once; load it with n_ctx, n_batch and n_ubatch of more than {settings.block_size}"
         )
     return _decode(llama, list(prompt), settings, sampling, rule, max_tokens)
 
@@ -74,7 +67,6 @@ def _decode(
     vocabulary = api.llama_model_get_vocab(llama.model)
     count = api.llama_vocab_n_tokens(vocabulary)
     ends = [token for token in range(count) if api.llama_vocab_is_eog(vocabulary, token)]
-    choose = TokenChoice(sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p, sampling.seed)
     evaluator = _LlamaBlocks(llama, settings.block_size)
     try:
         yield from BlockDecoding(
@@ -82,7 +74,7 @@ def _decode(
             prompt,
             settings,
             rule=rule,
-            choose=choose,
+            choose=token_choice(sampling),
             ends=ends,
             max_tokens=max_tokens,
             n_ctx=llama.n_ctx(),
@@ -92,7 +84,7 @@ def _decode(
 
 
 class _LlamaBlocks:
-    """An evaluator of :class:`bitexport.blocks.Evaluator`; attention is causal again when it is closed."""
+    """An evaluator of :class:`bitexport.blocks.Evaluator`; attention is causal outside its evaluations."""
 
     def __init__(self, llama: Any, block_size: int) -> None:
         self._llama = llama
@@ -101,30 +93,46 @@ class _LlamaBlocks:
         self._view = LogitsView()
         self._used = 0
         self._forget()
-        self._api.llama_set_causal_attn(llama.ctx, False)
+        llama.blocks_of = self._key = object()
 
     def evaluate(self, ids: Sequence[int], rows: Sequence[int], *, keep: bool) -> npt.NDArray[np.float32]:
         llama, api = self._llama, self._api
-        batch = self._batch.fill(ids, self._used, rows)
         llama._owner.check()
-        with llama._computing():
-            code = api.llama_decode(llama.ctx, batch)
+        if not llama.ctx:
+            raise UsageError(f"{llama.model_path} was closed while decode_blocks was in use; load it again")
+        with llama._computing(self._key):
+            if not self._has_cache():
+                raise UsageError(
+                    f"{llama.model_path} has evaluated something else since the last token of decode_blocks, "
+                    "which took the place of its blocks; take all tokens first, with "
+                    "list(decode_blocks(...)), or load the model twice"
+                )
+            api.llama_set_causal_attn(llama.ctx, False)
+            try:
+                code = api.llama_decode(llama.ctx, self._batch.fill(ids, self._used, rows))
+            finally:
+                api.llama_set_causal_attn(llama.ctx, True)
             if code != 0:
                 raise RuntimeError(f"llama_decode returned {code}")
-        logits = self._view.of(api.llama_get_logits(llama.ctx), len(rows), llama.n_vocab()).copy()
-        if keep:
-            self._used += len(ids)
-        elif not api.llama_memory_seq_rm(api.llama_get_memory(llama.ctx), 0, self._used, -1):
-            raise GGUFError(
-                f"{llama.model_path} keeps a state that cannot forget a part, so it has no blocks"
-            )
+            logits = self._view.of(api.llama_get_logits(llama.ctx), len(rows), llama.n_vocab()).copy()
+            if keep:
+                self._used += len(ids)
+            elif not api.llama_memory_seq_rm(api.llama_get_memory(llama.ctx), 0, self._used, -1):
+                raise GGUFError(
+                    f"{llama.model_path} keeps a state that cannot forget a part, so it has no blocks"
+                )
         return logits
+
+    def _has_cache(self) -> bool:
+        """Whether our blocks are still in the cache; a state that was loaded has plain tokens."""
+        return self._llama.blocks_of is self._key and self._llama.n_tokens == 0
 
     def _forget(self) -> None:
         self._llama.reset()
         self._api.llama_memory_clear(self._api.llama_get_memory(self._llama.ctx), True)
 
     def close(self) -> None:
-        self._forget()
-        self._api.llama_set_causal_attn(self._llama.ctx, True)
+        if self._llama.ctx and self._has_cache():  # otherwise it is another's
+            self._llama.blocks_of = None
+            self._forget()
         self._batch.free()

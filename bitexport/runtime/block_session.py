@@ -10,8 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bitexport.errors import UsageError
-from bitexport.gguf.diffusion_settings import BLOCK_SIZE, diffusion_of
-from bitexport.gguf.reader import read_gguf
+from bitexport.runtime.block_checks import check_blocks
 from bitexport.runtime.session import Session
 
 
@@ -29,20 +28,7 @@ class BlockSession(Session):
     """
 
     def __init__(self, path: str | os.PathLike[str], **options: Any) -> None:
-        file = read_gguf(os.fspath(path))
-        found = diffusion_of(file)
-        if found is None:
-            raise UsageError(
-                f"{path} is a plain model: it has no {BLOCK_SIZE}, and was not trained to fill in blocks; "
-                "decode it token by token, with --decode plain"
-            )
-        window = f"{file.metadata.get('general.architecture')}.attention.sliding_window"
-        if file.metadata.get(window):
-            raise UsageError(
-                f"{path}: {window} is {file.metadata[window]}; blocks are decoded only with attention to the "
-                "whole text: use --decode plain"
-            )
-        self.diffusion = found
+        self.diffusion = found = check_blocks(path, instead="--decode plain")
         super().__init__(path, **options)
         if found.block_size > self.n_ctx:
             size, context = found.block_size, self.n_ctx

@@ -16,6 +16,7 @@ from bitexport.runtime.limits import (
     check_text,
     check_threads,
     context_within,
+    room_behind,
     warn_beyond,
     warn_of_plain_decoding,
 )
@@ -135,7 +136,7 @@ class Completion:
         self.layers = () if placement is None else placement.layers
         tokens = self._llama.tokenize(prompt.encode("utf-8"), special=True)
         self.prompt_tokens = len(tokens)
-        self.max_tokens = min(max_tokens, _room(self.prompt_tokens, self._llama.n_ctx()))
+        self.max_tokens = min(max_tokens, room_behind(self.prompt_tokens, self._llama.n_ctx()))
         self._plain = Generation(
             self._llama,
             tokens,
@@ -187,6 +188,11 @@ class Completion:
 def _check_options(max_tokens: int, decode: str) -> None:
     if max_tokens < 1:
         raise UsageError(f"max tokens is {max_tokens}; expected 1 or more")
+    check_decode(decode)
+
+
+def check_decode(decode: str) -> None:
+    """Raise UsageError unless ``decode`` is one of :data:`DECODINGS`."""
     if decode not in DECODINGS:
         raise UsageError(f"decode is {decode!r}; expected one of {', '.join(DECODINGS)}")
 
@@ -233,18 +239,6 @@ def _open_blocks(
     from bitexport.runtime.block_generation import BlockGeneration
 
     return BlockGeneration(path, prompt, rule=rule or DEFAULT_RULE, **options)
-
-
-def _room(prompt_tokens: int, context: int) -> int:
-    """The tokens that fit behind a prompt."""
-    if prompt_tokens == 0:
-        raise UsageError("the prompt has no tokens; give a non-empty text")
-    if prompt_tokens >= context:
-        raise UsageError(
-            f"the prompt has {prompt_tokens} tokens, but the context only {context}; "
-            "shorten the prompt or set a larger --ctx"
-        )
-    return context - prompt_tokens
 
 
 def _open(

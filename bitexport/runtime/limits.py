@@ -59,6 +59,27 @@ def context_within(trained: int, tokens: int) -> int:
     return tokens or min(own, SHORT_CONTEXT)
 
 
+def room_behind(prompt_tokens: int, context: int, option: str = "--ctx") -> int:
+    """The tokens that fit behind a prompt.
+
+    Args:
+        prompt_tokens: how many the prompt has.
+        context: the context in tokens.
+        option: what sets it, for the message.
+
+    Raises:
+        UsageError: the prompt is empty, or fills the context.
+    """
+    if prompt_tokens == 0:
+        raise UsageError("the prompt has no tokens; give a non-empty text")
+    if prompt_tokens >= context:
+        raise UsageError(
+            f"the prompt has {prompt_tokens} tokens, but the context only {context}; shorten the prompt or "
+            f"set a larger {option}"
+        )
+    return context - prompt_tokens
+
+
 def check_own_context(path: str | os.PathLike[str]) -> None:
     """Check that there is memory for a cache of the context that the model was trained with.
 

@@ -79,6 +79,7 @@ def load(
             on_failure.callback(remote.close)
         trial = trial and (remote is None or can_try(path))
         file, overrides = checked_file(path, given, vocab_only=bool(kwargs.get("vocab_only")), trial=trial)
+        is_for_blocks = not kwargs.get("vocab_only") and diffusion_of(read_gguf(file)) is not None
         if overrides:
             kwargs["kv_overrides"] = overrides
         _complete_arguments(file, kwargs)
@@ -89,7 +90,7 @@ def load(
         with _one_at_a_time:
             model = _open(file, kwargs, remote)
         on_failure.pop_all()
-    if not kwargs.get("vocab_only") and diffusion_of(read_gguf(file)) is not None:
+    if is_for_blocks:
         warn_of_plain_decoding(path)
     for message in model.template_warnings:
         warnings.warn(message, BitexportWarning, stacklevel=3)

@@ -70,6 +70,8 @@ def model_class() -> type[Llama]:
     class Model(bind().Llama):  # type: ignore[misc]
         # whether a pass of a few tokens computes what single tokens do; see bitexport.runtime.drafts
         drafts_are_exact: bool | None = None
+        # whose blocks are in the cache; see bitexport.runtime.block_llama
+        blocks_of: object | None = None
 
         def __init__(
             self,
@@ -154,12 +156,17 @@ def model_class() -> type[Llama]:
                 )
 
         @contextlib.contextmanager
-        def _computing(self) -> Iterator[None]:
-            """Hold the threads; raise llama-cpp-python's error as ours, with llama.cpp's reason."""
+        def _computing(self, blocks_of: object | None = None) -> Iterator[None]:
+            """Hold the threads; raise llama-cpp-python's error as ours, with llama.cpp's reason.
+
+            Blocks in the cache are lost unless it is their owner who computes.
+            """
             assert self._pool is not None
             log.clear()
             try:
                 with self._pool.in_use:
+                    if blocks_of is None:
+                        self.blocks_of = None
                     yield
             except RuntimeError as error:
                 if not str(error).startswith("llama_"):  # a wrong use, not the name of a function that failed

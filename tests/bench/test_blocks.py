@@ -43,6 +43,8 @@ def test_rules_are_compared_with_plain_decoding(
     wrong = run_cli("bench", model, *options, "--rules", "confidence:x")
     assert wrong.returncode == 2
     assert "--rules has 'confidence:x'" in wrong.stderr
+    with pytest.raises(UsageError, match=r"the rule greedy has no threshold, and 0.5 was given"):
+        app(["bench", str(model), "--decode", "block", "--rules", "greedy:0.5"], standalone_mode=False)
 
 
 def test_what_cannot_be_measured_is_refused(model: Path, gguf_of: Maker) -> None:

@@ -152,6 +152,14 @@ def test_greedy_settles_one_token_a_pass() -> None:
     assert decoding.passes == 3 * 3 + 2
 
 
+@pytest.mark.parametrize(("length", "most", "context"), [(8, 5, 8), (9, 5, 8), (6, 5, 6), (6, 0, 64)])
+def test_a_prompt_without_room_gets_no_text(length: int, most: int, context: int) -> None:
+    settings = BlockDiffusion(BLOCK, MASK)
+    decoding = BlockDecoding(Table(), [1] * length, settings, max_tokens=most, n_ctx=context)
+    assert not list(decoding)
+    assert (decoding.finish_reason, decoding.passes) == ("length", 0)
+
+
 def test_a_shorter_limit_gives_the_beginning_of_the_same_text() -> None:
     def text(most: int) -> list[int]:
         settings = BlockDiffusion(BLOCK, MASK)

@@ -9,12 +9,14 @@ from subprocess import CompletedProcess
 
 import pytest
 
+import bitexport
 from bitexport.checkpoint.block_diffusion import BlockDiffusion, diffusion_settings
 from bitexport.convert import convert
 from bitexport.errors import CheckpointError, GGUFError
 from bitexport.gguf.diffusion_settings import diffusion_of
 from bitexport.gguf.reader import read_gguf
 from bitexport.inspect import inspect
+from bitexport.runtime import loading
 from bitexport.runtime.completion import Completion
 from tests.support.diffusion import MASK, as_block_diffusion
 from tests.support.gguf_files import rewritten
@@ -67,6 +69,20 @@ def test_the_keys_of_fast_dllm_are_read() -> None:
         diffusion_settings({"bd_size": 32, "vocab_size": 151936})
 
 
+def test_numbers_of_the_language_model_may_be_nested() -> None:
+    text = {"vocab_size": 512, "max_position_embeddings": 256}
+
+    def found(size: int, mask: int) -> BlockDiffusion | None:
+        own = {"block_size": size, "mask_token_id": mask}
+        return diffusion_settings({"block_diffusion": own, "text_config": text})
+
+    assert found(8, 511) == BlockDiffusion(8, 511)
+    with pytest.raises(CheckpointError, match="the mask token of block diffusion is 512"):
+        found(8, 512)
+    with pytest.raises(CheckpointError, match="has 256 tokens, and the context only 256"):
+        found(256, 2)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -109,3 +125,32 @@ def test_a_bad_file_is_refused(
     bad = rewritten(gguf, tmp_path / "bad.gguf", metadata=keys, drop=[*drop, *keys])  # type: ignore[arg-type]
     with pytest.raises(GGUFError, match=message):
         Completion(bad, "def add")
+    report = inspect(bad)
+    assert any(message in problem for problem in report.problems)
+    assert report.tensors
+    assert report.diffusion is None
+
+
+def test_inspect_shows_a_bad_file(
+    gguf: Path, tmp_path: Path, run_cli: Callable[..., CompletedProcess[str]]
+) -> None:
+    bad = rewritten(gguf, tmp_path / "bad.gguf", metadata={BLOCK_SIZE: 1}, drop=[BLOCK_SIZE])
+    shown = run_cli("inspect", bad)
+    assert shown.returncode == 0
+    assert "block_size is 1; expected 2 to 512" in " ".join(shown.stderr.split())
+    assert "blk.0.attn_q.weight" in shown.stdout
+    assert "not checked" not in run_cli("inspect", bad, "--health").stdout  # all tensors were
+
+
+def test_a_bad_file_is_refused_before_it_is_open(
+    gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad = rewritten(gguf, tmp_path / "bad.gguf", metadata={BLOCK_SIZE: 1}, drop=[BLOCK_SIZE])
+    opened: list[object] = []
+    opening = loading._open
+    monkeypatch.setattr(loading, "_open", lambda *given: opened.append(given) or opening(*given))
+    with pytest.raises(GGUFError, match="block_size is 1"):
+        bitexport.load(bad, n_ctx=64)
+    assert not opened
+    bitexport.load(bad, n_ctx=64, vocab_only=True).close()  # does not decode
+    assert opened

@@ -11,14 +11,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bitexport.blocks import BlockRule
+from bitexport.blocks import BlockDecoding, BlockRule
 from bitexport.convert import convert
+from bitexport.errors import UsageError
 from bitexport.gguf.embeddings import read_embeddings
 from bitexport.parity import parity
-from bitexport.parity.blocks import compare_blocks
+from bitexport.parity.aligned import stored_weights
+from bitexport.parity.blocks import _Lockstep, compare_blocks
 from bitexport.reference import load_reference
 from bitexport.runtime.block_session import BlockSession
-from tests.support.diffusion import as_block_diffusion
+from tests.support.diffusion import MASK, as_block_diffusion
 from tests.support.tiny_models import Shape
 
 Maker = Callable[..., Path]
@@ -79,10 +81,81 @@ def test_the_command_compares_blocks_by_itself(
     folder, gguf = model_of(checkpoint_of(), tmp_path)
     shown = run_cli("parity", folder, gguf, "--prompt", PROMPTS[1], "--tokens", "4")
     assert shown.returncode == 0, shown.stderr
-    assert "greedy decoding in blocks: 4 tokens" in " ".join(shown.stdout.split())
+    assert "greedy decoding in blocks: 4 tokens behind 1 prompt" in " ".join(shown.stdout.split())
     found = json.loads(run_cli("parity", folder, gguf, "--prompt", PROMPTS[1], "--json").stdout)
     assert found["blocks"]["same_decisions"] == 1
     assert found["blocks"]["agreement"]["cosine_min"] > 0.9999
+
+
+def test_the_rule_sees_what_decoding_sees(
+    checkpoint_of: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both sides of the lockstep get the pass and the settled tokens that the loop of decoding has."""
+    folder, gguf = model_of(checkpoint_of(), tmp_path)
+    reference = load_reference(folder)
+    seen: list[tuple[list[bool], int]] = []
+    above = BlockRule.above
+
+    def recorded(self: BlockRule, sure: np.ndarray, after_settled: np.ndarray, step: int) -> np.ndarray:
+        seen.append((after_settled.tolist(), step))
+        return above(self, sure, after_settled, step)
+
+    monkeypatch.setattr(BlockRule, "above", recorded)
+    rule = BlockRule("adaptive", 0.999)
+    ids = reference.tokenize(PROMPTS[1])
+    ids = ids[: len(ids) // 4 * 4 + 1]  # no whole block is kept but the prompt's
+    with BlockSession(gguf, n_ctx=64) as session:
+        both = _Lockstep(reference, session, stored_weights(reference, gguf), rule)
+        settings = session.diffusion
+        assert len(list(BlockDecoding(both, ids, settings, rule=rule, max_tokens=3, n_ctx=64))) == 3
+    passes = seen[2 * (len(ids) // 4) :]
+    assert len(passes) == 9  # two sides, then the loop
+    assert {step for _, step in passes} == {0, 1, 2}
+    for at in range(0, len(passes), 3):
+        assert passes[at] == passes[at + 1] == passes[at + 2]
+
+
+def test_the_first_token_of_a_block_is_compared(
+    checkpoint_of: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It comes from the pass that keeps the block before it: here its two likeliest tokens change places."""
+    folder, gguf = model_of(checkpoint_of(), tmp_path)
+    evaluate = BlockSession.evaluate
+
+    def swapped(self: BlockSession, ids: Any, rows: Any, *, keep: bool) -> np.ndarray:
+        logits = evaluate(self, ids, rows, keep=keep)
+        if keep:
+            without = logits[-1].copy()
+            without[MASK] = -np.inf
+            second, first = np.argsort(without)[-2:]
+            logits[-1, [first, second]] = logits[-1, [second, first]]
+        return logits
+
+    reference = load_reference(folder)
+    ids_of = [reference.tokenize(PROMPTS[1])]
+    rule = BlockRule("greedy")
+    shares = []
+    for change in (False, True):
+        if change:
+            monkeypatch.setattr(BlockSession, "evaluate", swapped)
+        with BlockSession(gguf, n_ctx=64) as session:
+            found = compare_blocks(reference, session, read_embeddings(gguf), ids_of, 10, rule)
+        shares.append(found.same_decisions)
+    assert shares[0] == 1
+    assert shares[1] < 1
+
+
+def test_prompts_that_fill_the_context_are_left_out(checkpoint_of: Maker, tmp_path: Path) -> None:
+    folder, gguf = model_of(checkpoint_of(), tmp_path)
+    reference = load_reference(folder)
+    text = "x y " * 600
+    full = next(text[:n] for n in range(1, len(text)) if len(reference.tokenize(text[:n])) == reference.n_ctx)
+    report = parity(folder, gguf, [full, PROMPTS[0]])
+    assert report.passed
+    assert report.blocks is not None
+    assert (report.blocks.prompts, report.blocks.tokens) == (1, 4)
+    with pytest.raises(UsageError, match="every prompt fills the model's context of 256 tokens"):
+        parity(folder, gguf, [full])
 
 
 def test_a_causal_mask_does_not_pass(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from subprocess import CompletedProcess
 
@@ -12,6 +12,7 @@ import pytest
 
 import bitexport
 from bitexport.blocks import BlockDecoding, BlockRule
+from bitexport.cli import app, run
 from bitexport.convert import convert
 from bitexport.errors import BitexportWarning, UsageError
 from bitexport.runtime import facts
@@ -20,6 +21,7 @@ from bitexport.runtime.block_session import BlockSession
 from bitexport.runtime.completion import Completion, Sampling
 from tests.support.diffusion import as_block_diffusion
 from tests.support.gguf_files import rewritten
+from tests.support.tiny_models import Shape
 
 Maker = Callable[..., Path]
 Cli = Callable[..., "CompletedProcess[str]"]
@@ -85,6 +87,11 @@ def test_sliding_windows_are_refused(model: Path, tmp_path: Path) -> None:
     other = rewritten(model, tmp_path / "window.gguf", metadata=window)
     with pytest.raises(UsageError, match=r"sliding_window is 128; blocks are decoded only with attention to"):
         BlockSession(other)
+    with pytest.warns(BitexportWarning, match="decoded here as a plain one"):
+        llama = bitexport.load(other, n_ctx=64)
+    with pytest.raises(UsageError, match=r"sliding_window is 128; .* use create_completion"):
+        decode_blocks(llama, [5])
+    llama.close()
 
 
 def test_options_that_need_the_text_in_order_are_refused(model: Path) -> None:
@@ -155,12 +162,24 @@ def _tokenizer(model: Path):  # type: ignore[no-untyped-def]
     return _opened[model]
 
 
-def test_a_block_longer_than_the_context_is_refused(checkpoint_of: Maker, tmp_path: Path) -> None:
+def test_a_block_may_fill_the_context_but_for_a_token(checkpoint_of: Maker, tmp_path: Path) -> None:
     folder = as_block_diffusion(checkpoint_of(), tmp_path / "c", block_size=255)
     convert(folder, tmp_path / "c.gguf", embed_type="f16")
     completion = Completion(tmp_path / "c.gguf", PROMPT, sampling=GREEDY, max_tokens=3)
     assert "".join(completion)
     assert completion.tokens == 3
+
+
+@pytest.mark.filterwarnings("ignore:.*decoded here as a plain one")
+def test_a_block_longer_than_the_context_is_refused(checkpoint_of: Maker, tmp_path: Path) -> None:
+    folder = as_block_diffusion(checkpoint_of(shape=Shape(context=1024)), tmp_path / "c", block_size=300)
+    convert(folder, tmp_path / "c.gguf", embed_type="f16")
+    with pytest.raises(UsageError, match=r"blocks of 300 tokens, .* only 256; set a larger --ctx"):
+        Completion(tmp_path / "c.gguf", PROMPT, n_ctx=256)
+    llama = bitexport.load(tmp_path / "c.gguf", n_ctx=100)
+    with pytest.raises(UsageError, match="load it with n_ctx, n_batch and n_ubatch of more than 300"):
+        decode_blocks(llama, [5])
+    llama.close()
 
 
 def test_a_text_ends_before_a_stop_text(model: Path) -> None:
@@ -184,6 +203,24 @@ def test_the_command(model: Path, run_cli: Cli) -> None:
     assert "the rule 'best' is unknown; expected one of greedy, confidence, adaptive" in refused.stderr
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--decode", "blok"), "decode is 'blok'; expected one of auto, plain, block"),
+        (("--rule", "greedy", "--threshold", "0.5"), "the rule greedy has no threshold, and 0.5 was given"),
+    ],
+)
+def test_wrong_options_are_refused_before_a_download(
+    options: tuple[str, ...], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def download(*_: object) -> Path:
+        raise AssertionError("nothing is to be downloaded")
+
+    monkeypatch.setattr(run, "local_path", download)
+    with pytest.raises(UsageError, match=message):
+        app(["run", "owner/repo", "-p", "a", *options], standalone_mode=False)
+
+
 @pytest.mark.filterwarnings("ignore:.*decoded here as a plain one")
 def test_a_loaded_model_decodes_blocks_and_then_plain_text_again(model: Path) -> None:
     completion = Completion(model, PROMPT, sampling=GREEDY, max_tokens=11)
@@ -195,13 +232,58 @@ def test_a_loaded_model_decodes_blocks_and_then_plain_text_again(model: Path) ->
     assert llama.detokenize(tokens, prev_tokens=ids).decode("utf-8", errors="ignore") == expected
     next(decode_blocks(llama, ids, max_tokens=11))  # left early
     assert llama.create_completion(ids, max_tokens=8, temperature=0)["choices"][0]["text"] == plain
-    with pytest.raises(UsageError, match="a prompt of 0 tokens"):
+    with pytest.raises(UsageError, match="the prompt has no tokens"):
         decode_blocks(llama, [])
+    with pytest.raises(UsageError, match=r"the context only 256; shorten the prompt or set a larger n_ctx"):
+        decode_blocks(llama, [5] * 256)
+    with pytest.raises(UsageError, match="max_tokens is 0; expected 1 or more"):
+        decode_blocks(llama, ids, max_tokens=0)
+    with pytest.raises(UsageError, match=r"a repeat penalty needs .* use create_completion"):
+        decode_blocks(llama, ids, sampling=Sampling(repeat_penalty=1.1))
     llama.close()
     small = bitexport.load(model, n_ctx=64, n_batch=2, n_ubatch=2)
     with pytest.raises(UsageError, match="has blocks of 4 tokens, and this context evaluates 2 at once"):
         decode_blocks(small, ids)
     small.close()
+
+
+@pytest.mark.filterwarnings("ignore:.*decoded here as a plain one")
+def test_a_call_between_two_tokens_is_right_and_noticed(model: Path) -> None:
+    llama = bitexport.load(model, n_ctx=64)
+    ids = llama.tokenize(PROMPT.encode(), special=True)
+
+    def plain() -> str:
+        return str(llama.create_completion(ids, max_tokens=8, temperature=0)["choices"][0]["text"])
+
+    def blocks() -> Iterator[int]:
+        return decode_blocks(llama, ids, sampling=GREEDY, max_tokens=20)
+
+    text, tokens = plain(), list(blocks())
+    between = blocks()
+    assert next(between) == tokens[0]
+    assert plain() == text
+    with pytest.raises(
+        UsageError, match="has evaluated something else since the last token of decode_blocks"
+    ):
+        list(between)
+    assert plain() == text
+    first, second = blocks(), blocks()
+    assert (next(first), next(second)) == (tokens[0], tokens[0])
+    first.close()  # the cache is the second's
+    assert list(second) == tokens[1:]
+    first, second = blocks(), blocks()
+    next(first)
+    next(second)
+    with pytest.raises(UsageError, match="load the model twice"):
+        list(first)
+    assert list(second) == tokens[1:]
+    left, used = blocks(), blocks()
+    next(left)
+    next(used)
+    llama.close()
+    left.close()
+    with pytest.raises(UsageError, match="was closed while decode_blocks was in use"):
+        list(used)
 
 
 def test_a_loaded_plain_model_is_refused(gguf_of: Maker) -> None:
