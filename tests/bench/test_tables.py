@@ -17,7 +17,7 @@ from bitexport.cli.output import Output
 def screen(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
     """What a terminal of 80 columns shows."""
     text = io.StringIO()
-    monkeypatch.setattr(Output, "_stdout", staticmethod(lambda: Console(file=text, width=80)))
+    monkeypatch.setattr(Output, "_stdout", staticmethod(lambda width=80: Console(file=text, width=width)))
     return text
 
 

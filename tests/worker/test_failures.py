@@ -160,15 +160,34 @@ def test_a_batch_that_takes_a_worker_long_is_waited_for(gguf_of: Callable[..., P
     with worker_process() as started:
         model = bitexport.load(large, n_ctx=4096, n_threads=1, workers=started.address)
         tokens = model.tokenize(b"def a(b): return b\n" * 2000)[:4000]
-        paused = threading.Timer(0.5, started.process.send_signal, [signal.SIGSTOP])
-        resumed = threading.Timer(35.5, started.process.send_signal, [signal.SIGCONT])
+        pauses = threading.Thread(target=pause_while_it_computes, args=(started, 35))
         start = time.monotonic()
-        paused.start()
-        resumed.start()
+        pauses.start()
         model.eval(tokens)
-        assert time.monotonic() - start > 35
+        seconds = time.monotonic() - start
+        pauses.join()
+        assert seconds > 35
         assert model.n_tokens == len(tokens)
         model.close()
+
+
+def pause_while_it_computes(worker: WorkerProcess, seconds: float) -> None:
+    """Stops a worker that has read all that was sent: one stopped while it reads counts as lost."""
+    while True:
+        time.sleep(0.1)
+        worker.process.send_signal(signal.SIGSTOP)
+        time.sleep(0.3)
+        if not bytes_on_the_way(int(worker.address.rpartition(":")[2])):
+            break
+        worker.process.send_signal(signal.SIGCONT)
+    time.sleep(seconds)
+    worker.process.send_signal(signal.SIGCONT)
+
+
+def bytes_on_the_way(port: int) -> int:
+    """How many bytes were sent to a port of this machine, and not yet taken by its side of the connection."""
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    return sum(int(row[4].partition(":")[0], 16) for row in rows if row[2].endswith(f":{port:04X}"))
 
 
 def generate_for_long(model: Path, worker: WorkerProcess) -> subprocess.Popen[str]:
