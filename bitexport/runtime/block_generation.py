@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import os
 import time
 from collections.abc import Generator, Iterator, Sequence
@@ -109,17 +108,9 @@ class BlockGeneration:
             self.seconds = time.perf_counter() - start
 
     def _pieces(self) -> Iterator[str]:
-        # a token may be a part of a character; bytes that never become one are dropped
-        decoder = codecs.getincrementaldecoder("utf-8")(errors="ignore")
-        for token in self._decoding:
-            text = self._stop.add(decoder.decode(self._session.piece(token, special=False)))
-            if text:
-                yield text
-            if self._stop.found:
-                self.finish_reason = "stop"
-                return
-        if rest := self._stop.rest():
-            yield rest
+        yield from self._stop.cut(self._session.piece(token, special=False) for token in self._decoding)
+        if self._stop.found:
+            self.finish_reason = "stop"
 
     def close(self) -> None:
         """Free the model. Closing twice does nothing."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import codecs
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -67,6 +67,18 @@ class StopTexts:
         """What was held back, when no more text comes."""
         held, self._held = self._held, ""
         return held
+
+    def cut(self, pieces: Iterable[bytes]) -> Iterator[str]:
+        """The text of the tokens of these pieces, in whole characters, up to a stop text."""
+        # a token may be a part of a character; bytes that never become one are dropped
+        decoder = codecs.getincrementaldecoder("utf-8")(errors="ignore")
+        for each in pieces:
+            if text := self.add(decoder.decode(each)):
+                yield text
+            if self.found:
+                return
+        if rest := self.rest():
+            yield rest
 
 
 def _overlap(text: str, stop: str) -> int:
@@ -159,17 +171,11 @@ class Generation:
             self._sampler.close()
 
     def _pieces(self) -> Iterator[str]:
-        # a token may be a part of a character; bytes that never become one are dropped
-        decoder = codecs.getincrementaldecoder("utf-8")(errors="ignore")
-        for token in self._tokens():
-            text = self._stop.add(decoder.decode(self._llama.detokenize([token], prev_tokens=self.prompt)))
-            if text:
-                yield text
-            if self._stop.found:
-                self.finish_reason = "stop"
-                return
-        if rest := self._stop.rest():
-            yield rest
+        yield from self._stop.cut(
+            self._llama.detokenize([token], prev_tokens=self.prompt) for token in self._tokens()
+        )
+        if self._stop.found:
+            self.finish_reason = "stop"
 
     def _tokens(self) -> Iterator[int]:
         """The tokens up to an end of text, or up to the limit."""
